@@ -1,0 +1,196 @@
+"""Rows from anywhere: JSONL(.gz), a Hugging Face data set directory, or a hub id; every error names file and line.
+
+A source is one of
+- a `.jsonl`, `.jsonl.gz`, `.json`, `.json.gz` file with one JSON object per line, or a `.parquet` file;
+- a directory written by `datasets.save_to_disk`, or one that holds data files, with `:split` after it if needed;
+- a hub id, `org/name[/data_dir][:split]` (needs the network), for example `Anthropic/hh-rlhf/helpful-base:test`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from align.errors import UserError
+
+Row = dict[str, Any]
+Placed = tuple[str, Row]  # (where the row stands, for messages; the row)
+
+_LINES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
+_FILES = (*_LINES, ".parquet")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(/[\w./-]+)?")
+_SURROGATE = re.compile(rb"\\u[dD][89abAB]|\\u[dD][c-fC-F]")
+
+
+def load_rows(source: str | Path, *, columns: Sequence[str] = (), limit: int | None = None) -> list[Row]:
+    """Read the rows of `source` (see the module docstring for what a source is).
+
+    Args:
+        source: file, directory[:split] or hub id[:split]; a missing split means "train", or the only one.
+        columns: columns that every row must have.
+        limit: read the first `limit` rows only.
+    Raises:
+        UserError: missing or empty file, truncated gzip, invalid JSON or UTF-8, a row that is not an object, a missing
+            column, an unknown split; always with file and line (or row) and the mend.
+    """
+    return [row for _, row in iterate_rows(source, columns=columns, limit=limit)]
+
+
+def iterate_rows(source: str | Path, *, columns: Sequence[str] = (), limit: int | None = None) -> Iterator[Placed]:
+    """Yield (place, row) of `source`; arguments and errors as for `load_rows`."""
+    if limit is not None and limit < 1:
+        raise UserError(f"limit={limit} for {source}: ask for at least 1 row, or leave the limit out")
+    seen = False
+    for place, row in islice(_open(str(source)), limit):
+        seen = True
+        for column in columns:
+            if column not in row:
+                have = ", ".join(sorted(row))
+                raise UserError(f"{place}: no column '{column}' (it has: {have}); rename the column or add it")
+        yield place, row
+    if not seen:
+        raise UserError(f"{source}: no rows in it; give a file with at least one row")
+
+
+def _open(source: str) -> Iterator[Placed]:
+    path = Path(source).expanduser()
+    if path.is_file():
+        return _file_rows(path)
+    if path.is_dir():
+        return _directory_rows(path, split=None)
+    stem, colon, split = source.rpartition(":")
+    if colon and Path(stem).expanduser().is_dir():
+        return _directory_rows(Path(stem).expanduser(), split=split)
+    in_known_folder = str(path.parent) != "." and path.parent.is_dir()
+    if in_known_folder or source.endswith(_FILES) or source.startswith(("/", ".", "~")):
+        raise UserError(f"{source}: no such file or directory; check the path")
+    if not _HUB_ID.fullmatch(stem if colon else source):
+        raise UserError(f"{source}: no such file or directory, and not a hub id (org/name[/data_dir][:split])")
+    return _hub_rows(stem if colon else source, split=split if colon else None)
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def _file_rows(path: Path) -> Iterator[Placed]:
+    if path.name.endswith(".parquet"):
+        return _data_set_rows("parquet", place=str(path), split="train", data_files=str(path))
+    if path.name.endswith(_LINES):
+        return _line_rows(path)
+    raise UserError(f"{path}: unknown kind of file; give one of {', '.join(_FILES)}")
+
+
+def _line_rows(path: Path) -> Iterator[Placed]:
+    """Rows of a JSON-lines file. Lines end at "\\n" only: texts hold U+2028 and similar, at which splitlines() cuts."""
+    number = 0
+    try:
+        with gzip.open(path, "rb") if path.name.endswith(".gz") else open(path, "rb") as handle:
+            for number, line in enumerate(handle, start=1):
+                if line.strip():
+                    yield f"{path} line {number}", _parse(line, path=path, number=number)
+    except EOFError:
+        raise UserError(f"{path}: gzip file cut off after line {number}; copy or download it again") from None
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{path}: not a sound gzip file after line {number} ({error}); copy it again") from None
+    except PermissionError:
+        raise UserError(f"{path}: no permission to read it; mend its mode or owner") from None
+
+
+def _parse(line: bytes, *, path: Path, number: int) -> Row:
+    try:
+        row = json.loads(line.rstrip().decode("utf-8-sig" if number == 1 else "utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} line {number}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
+    except json.JSONDecodeError as error:
+        message = f"{path} line {number}: invalid JSON at column {error.colno} ({error.msg})"
+        raise UserError(f"{message}; mend or delete that line (one object per line)") from None
+    if not isinstance(row, dict):
+        raise UserError(f"{path} line {number}: {type(row).__name__} instead of an object; write one object per line")
+    if _SURROGATE.search(line):
+        try:
+            json.dumps(row, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError:
+            raise UserError(f"{path} line {number}: half of a surrogate pair (\\ud8xx); mend that escape") from None
+    return row
+
+
+# --- Hugging Face data sets ------------------------------------------------------------------------------------------
+
+
+def _directory_rows(path: Path, *, split: str | None) -> Iterator[Placed]:
+    if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+        from datasets import load_from_disk
+
+        try:
+            return _placed(_choose(load_from_disk(str(path)), split=split, place=str(path)), place=str(path))
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"{path}: unreadable saved data set ({_brief(error)}); save it again") from None
+    files = sorted(f for f in path.rglob("*") if f.name.endswith(_FILES) and not f.name.startswith("."))
+    if not files:
+        raise UserError(f"{path}: neither a saved data set nor data files ({', '.join(_FILES)}) in it")
+    return _folder_rows(path, files=files, split=split)
+
+
+def _folder_rows(path: Path, *, files: Sequence[Path], split: str | None) -> Iterator[Placed]:
+    try:
+        yield from _data_set_rows(str(path), place=str(path), split=split)
+    except UserError:
+        for file in files:  # the library does not say which line is bad; our reader does
+            if file.name.endswith(_LINES):
+                for _ in _line_rows(file):
+                    pass
+        raise
+
+
+def _hub_rows(name: str, *, split: str | None) -> Iterator[Placed]:
+    owner, title, *folder = name.split("/", 2)
+    return _data_set_rows(f"{owner}/{title}", place=name, split=split, data_dir=folder[0] if folder else None)
+
+
+def _data_set_rows(name: str, *, place: str, split: str | None, **options: Any) -> Iterator[Placed]:
+    """Rows through `datasets.load_dataset`; local files are read through a cache that is deleted afterwards."""
+    from datasets import disable_progress_bars, load_dataset
+    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+
+    disable_progress_bars()
+    local = Path(place).exists()
+    with tempfile.TemporaryDirectory(prefix="align-data-") as cache:
+        try:
+            cache_options = {"cache_dir": cache, "keep_in_memory": True} if local else {}
+            loaded = load_dataset(name, **options, **cache_options)
+            data = _choose(loaded, split=split, place=place)
+        except DatasetNotFoundError:
+            raise UserError(f"{place}: neither a local path nor readable on the hub; check name and network") from None
+        except (DatasetGenerationError, OSError, ValueError, RuntimeError) as error:
+            mend = "mend its files" if local else "check the name and the network"
+            raise UserError(f"{place}: cannot be read as a data set ({_brief(error)}); {mend}") from None
+        yield from _placed(data, place=place)
+
+
+def _choose(loaded: Any, *, split: str | None, place: str) -> Any:
+    if not hasattr(loaded, "keys"):  # one unnamed split
+        if split is not None:
+            raise UserError(f"{place}: it has no named splits; leave out ':{split}'")
+        return loaded
+    names = sorted(loaded.keys())
+    wanted = split or ("train" if "train" in names else names[0] if len(names) == 1 else None)
+    if wanted is None or wanted not in names:
+        raise UserError(f"{place}: no split '{wanted or 'train'}'; write {place}:SPLIT with one of {', '.join(names)}")
+    return loaded[wanted]
+
+
+def _placed(data: Iterable[Row], *, place: str) -> Iterator[Placed]:
+    for number, row in enumerate(data, start=1):
+        yield f"{place} row {number}", dict(row)
+
+
+def _brief(error: BaseException) -> str:
+    cause = error.__cause__ or error
+    return " ".join(str(cause).split())[:160] or type(cause).__name__

@@ -1,0 +1,243 @@
+"""Multi-objective DPO (Zhou et al. 2024): pairs of one main objective, the other objectives as margins in reward units.
+
+MODPO at weights w is DPO at `beta / (w_0 tau)` against a reference shifted by `(w_rest . r_rest) / beta`
+(`align.losses.modpo_reference_shift`), so that stock DPOTrainer trains it: two columns of its dataset are replaced.
+With labels of `sigmoid(dr_0 / tau)` and exact margins its minimiser is the optimum of `E[w . r] - beta KL(pi || ref)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from align.errors import UserError
+from align.losses import check_main_weight, modpo_reference_shift
+from align.methods import dpo
+from align.methods.base import (
+    Objective,
+    Pair,
+    Row,
+    annotated_pairs,
+    check_preferences,
+    given_pairs,
+    inputs_of,
+    objective_scores,
+    responses_of,
+    train_points,
+)
+from align.policies import ModelPolicy, PointFamily
+from align.preferences import Weights
+from align.runs import Ledger
+
+MARGINS = ("explicit", "implicit")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(dpo.Config):
+    """DPO's fields, whose labels are now the main objective's, and the margins.
+
+    explicit: the other objectives score both responses. implicit: `margin_beta (log pi_j - log ref)` of a DPO model per
+    other objective, which is that objective's reward up to a constant of the prompt (Rafailov et al. 2023, equation 5).
+    """
+
+    main: str = "auto"  # auto: the largest weight, the first of equal ones; or an objective's name or index
+    margins: str = "explicit"
+    margin_models: tuple[str, ...] = ()  # a directory per objective, "" for the main one; empty: trained here by dpo
+    margin_beta: float = 0.0  # the beta in reward units that margin_models were trained at; 0 means beta
+
+
+Table = Mapping[str, tuple[float, float]]  # a row's id to the margins of its two responses, in stored order
+
+
+def fit(
+    config: Config,
+    *,
+    reference: str,
+    objectives: Mapping[str, Objective],
+    preferences: Sequence[Weights],
+    out: Path,
+    ledger: Ledger,
+    comparisons: Sequence[Row] | None = None,
+    prompts: Sequence[Row] | None = None,
+) -> PointFamily:
+    """One model per preference; margins are read once and serve all of them. `prompts` is not used.
+
+    UserError when the main objective of a preference has weight 0, or rows and models for the margins are missing.
+    """
+    names = check_preferences(preferences, objectives=objectives)
+    check_config(config, names=names)
+    rows = dpo.required_rows(comparisons, method="modpo")
+    mains = {weights.label: main_objective(config, weights=weights, names=names) for weights in preferences}
+    scores = dpo.scores_for(config, rows=rows, objectives=objectives, ledger=ledger)
+    needed = [j for j in range(len(names)) if any(w[j] > 0 and mains[w.label] != j for w in preferences)]
+    tables = margin_tables(
+        config,
+        needed=needed,
+        reference=reference,
+        objectives=objectives,
+        rows=rows,
+        known=scores if config.labels == "objectives" else None,
+        out=out,
+        ledger=ledger,
+    )
+
+    def body(folder: Path, cost: Ledger, weights: Weights) -> Mapping[str, Any]:
+        main = mains[weights.label]
+        vertex = Weights.vertex(main, len(names))
+        if scores is None:
+            pairs = given_pairs(rows, weights=vertex, names=names)
+        else:
+            pairs = annotated_pairs(rows, scores=scores, weights=vertex, tau=config.tau, seed=config.seed)
+            cost.add(scores_read=len(pairs))
+        rest = [j for j in needed if j != main and weights[j] > 0]
+        return dpo.train_on_pairs(
+            pairs,
+            config=config,
+            reference=reference,
+            beta=config.beta / (weights[main] * config.tau),
+            folder=folder,
+            ledger=cost,
+            shift_reference=reference_shift(
+                pairs, tables=[tables[j] for j in rest], rest_weights=[weights[j] for j in rest], beta=config.beta
+            ),
+        )
+
+    return train_points(
+        "modpo",
+        config=config,
+        preferences=preferences,
+        inputs=inputs_of(reference=reference, objectives=objectives, rows=rows),
+        out=out,
+        ledger=ledger,
+        body=body,
+        optimises=lambda weights: describe(config, weights=weights, main=names[mains[weights.label]]),
+    )
+
+
+def check_config(config: Config, *, names: Sequence[str]) -> None:
+    """UserError on a value that is no MODPO configuration for these objectives."""
+    dpo.check_pair_config(config)
+    if config.margins not in MARGINS:
+        raise UserError(f"margins must be one of {', '.join(MARGINS)}, not {config.margins!r}")
+    if config.margin_models and len(config.margin_models) != len(names):
+        raise UserError(
+            f"margin_models has {len(config.margin_models)} entries for {len(names)} objectives; "
+            "give one per objective, an empty one for the main objective"
+        )
+    if config.margin_beta < 0:
+        raise UserError(f"margin_beta must be above 0, or 0 for beta; not {config.margin_beta}")
+
+
+def main_objective(config: Config, *, weights: Weights, names: Sequence[str]) -> int:
+    """Index of the objective whose labels are trained on; UserError when it is unknown or has weight 0."""
+    if config.main == "auto":
+        return max(range(len(names)), key=lambda k: weights[k])  # max keeps the first of equal weights
+    if config.main in names:
+        main = list(names).index(config.main)
+    elif str(config.main).isdigit() and int(config.main) < len(names):
+        main = int(config.main)
+    else:
+        raise UserError(f"main must be auto, one of {', '.join(names)}, or an index; not {config.main!r}")
+    check_main_weight(weights[main])
+    return main
+
+
+def describe(config: Config, *, weights: Weights, main: str) -> str:
+    """One line: the J that a point optimises, and from what data."""
+    return (
+        f"E[w.r] - {config.beta:g} KL(pi||ref) at w = {weights.label}, from offline pairs labelled for {main} "
+        f"(labels: {config.labels}, annotator temperature {config.tau:g}), {config.margins} margins for the rest"
+    )
+
+
+def margin_tables(
+    config: Config,
+    *,
+    needed: Sequence[int],
+    reference: str,
+    objectives: Mapping[str, Objective],
+    rows: Sequence[Row],
+    known: Mapping[str, Sequence[Sequence[float]]] | None,
+    out: Path,
+    ledger: Ledger,
+) -> dict[int, Table]:
+    """Margins of both responses of every row, per objective index in `needed`; `known` scores are not asked again."""
+    names = list(objectives)
+    if config.margins == "implicit":
+        models = margin_models(
+            config, needed=needed, reference=reference, objectives=objectives, rows=rows, out=out, ledger=ledger
+        )
+        beta = config.margin_beta or config.beta
+        return {j: implicit_margins(models[j], reference=reference, rows=rows, beta=beta) for j in needed}
+    if known is None:
+        asked = {names[j]: objectives[names[j]] for j in needed}
+        known = objective_scores(rows, objectives=asked, ledger=ledger)
+        columns = {j: i for i, j in enumerate(needed)}
+    else:
+        columns = {j: j for j in needed}
+    return {j: {i: (a[c], b[c]) for i, (a, b) in known.items()} for j, c in columns.items()}
+
+
+def margin_models(
+    config: Config,
+    *,
+    needed: Sequence[int],
+    reference: str,
+    objectives: Mapping[str, Objective],
+    rows: Sequence[Row],
+    out: Path,
+    ledger: Ledger,
+) -> dict[int, str]:
+    """The DPO model of each needed objective: the configured directory, or one trained below `out/margins`."""
+    given = {j: config.margin_models[j] for j in needed if config.margin_models and config.margin_models[j]}
+    missing = [Weights.vertex(j, len(objectives)) for j in needed if j not in given]
+    if config.margin_models and missing:
+        raise UserError(f"margin_models has no model for {missing[0].label}, which some preference needs as a margin")
+    if missing:
+        plain = dpo.Config(**{f.name: getattr(config, f.name) for f in fields(dpo.Config)})
+        family = dpo.fit(
+            plain,
+            reference=reference,
+            objectives=objectives,
+            preferences=missing,
+            out=Path(out) / "margins",
+            ledger=ledger,
+            comparisons=rows,
+        )
+        given = {w.values.index(1.0): family.points[w.label] for w in missing}
+    return given
+
+
+def implicit_margins(model: str, *, reference: str, rows: Sequence[Row], beta: float) -> dict[str, tuple[float, float]]:
+    """`beta (log pi - log ref)` of both responses of every row, the model in evaluation mode and without gradients."""
+    prompts = [row["prompt"] for row in rows]
+    policy, frozen = ModelPolicy(model), ModelPolicy(reference)
+    sides = []
+    for side in (0, 1):
+        texts = [responses_of(row)[side] for row in rows]
+        ours, theirs = policy.sequence_logprobs(prompts, texts), frozen.sequence_logprobs(prompts, texts)
+        sides.append([beta * (a - b) for a, b in zip(ours, theirs, strict=True)])
+    return {str(row["id"]): (sides[0][i], sides[1][i]) for i, row in enumerate(rows)}
+
+
+def reference_shift(
+    pairs: Sequence[Pair], *, tables: Sequence[Table], rest_weights: Sequence[float], beta: float
+) -> Callable[[Any], Any]:
+    """A map from DPOTrainer's dataset to the same with shifted reference columns, joined by the pair's id."""
+    swapped = {pair.id: pair.swapped for pair in pairs}
+
+    def shift(dataset: Any) -> Any:
+        import torch
+
+        for column, winner in (("ref_chosen_logps", True), ("ref_rejected_logps", False)):
+            # Response 0 was chosen unless the pair is swapped.
+            margins = [[table[i][swapped[i] == winner] for table in tables] for i in dataset["id"]]
+            margin_BR = torch.tensor(margins, dtype=torch.float64).reshape(len(margins), len(tables))
+            added_B = modpo_reference_shift(margin_BR, rest_weights_R=rest_weights, beta=beta)
+            shifted_B = torch.tensor(dataset[column], dtype=torch.float64) + added_B
+            dataset = dataset.remove_columns(column).add_column(column, shifted_B.float().numpy())
+        return dataset
+
+    return shift

@@ -1,0 +1,138 @@
+"""Preferences as types: weights, directions, thresholds and targets; grids over the simplex; linear scalarization.
+
+Legend: B responses, K objectives.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from align.errors import UserError
+
+_TOLERANCE = 1e-6
+
+
+def _numbers(values: Sequence[float], what: str) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(v) for v in values)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{what} must be numbers, not {values!r}") from error
+    if not numbers or not all(math.isfinite(v) for v in numbers):
+        raise UserError(f"{what} must be finite numbers, at least one; got {values!r}")
+    return numbers
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A point of the simplex, one weight per objective; UserError when negative or not summing to 1 (1e-6)."""
+
+    values: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        numbers = _numbers(self.values, "weights")
+        if min(numbers) < 0:
+            raise UserError(f"weights {self.label_of(numbers)} contain a negative number; give values in [0, 1]")
+        if abs(sum(numbers) - 1) > _TOLERANCE:
+            raise UserError(f"weights {self.label_of(numbers)} sum to {sum(numbers):g}; make them sum to 1")
+        object.__setattr__(self, "values", numbers)
+
+    @staticmethod
+    def label_of(values: Sequence[float]) -> str:
+        return ",".join(f"{v:.6g}" for v in values)
+
+    @property
+    def label(self) -> str:
+        """Text form, the inverse of `parse`: "0.25,0.75"."""
+        return self.label_of(self.values)
+
+    @classmethod
+    def parse(cls, text: str) -> Weights:
+        """Weights from "0.25,0.75"; UserError on anything else."""
+        try:
+            return cls(tuple(float(part) for part in text.split(",")))
+        except ValueError as error:
+            raise UserError(f"weights {text!r} are not numbers separated by commas, like 0.25,0.75") from error
+
+    @classmethod
+    def vertex(cls, index: int, count: int) -> Weights:
+        """All weight on one of `count` objectives."""
+        return cls(tuple(1.0 if k == index else 0.0 for k in range(count)))
+
+    @property
+    def is_vertex(self) -> bool:
+        return max(self.values) == 1.0
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __iter__(self) -> Iterator[float]:
+        return iter(self.values)
+
+    def __getitem__(self, index: int) -> float:
+        return self.values[index]
+
+
+@dataclass(frozen=True)
+class Direction:
+    """A unit vector in objective space; negative entries are legal (less of that objective)."""
+
+    values: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        numbers = _numbers(self.values, "a direction")
+        if abs(math.hypot(*numbers) - 1) > 1e-4:
+            raise UserError(f"direction {numbers} has length {math.hypot(*numbers):g}; scale it to 1")
+        object.__setattr__(self, "values", numbers)
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Lower bounds on expected rewards, one per constrained objective; `None` leaves an objective free."""
+
+    values: tuple[float | None, ...]
+
+    def __post_init__(self) -> None:
+        _numbers([v for v in self.values if v is not None], "thresholds")
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Desired scores, one per objective, in the units of the normalizer that the run names."""
+
+    values: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", _numbers(self.values, "targets"))
+
+
+Preference = Weights | Direction | Thresholds | Targets
+
+
+def simplex_grid(objectives: int, steps: int) -> list[Weights]:
+    """All weights whose entries are multiples of 1/steps, first objective rising: comb(steps + K - 1, K - 1) points."""
+    if objectives < 1 or steps < 1:
+        raise ValueError(f"need at least one objective and one step, got {objectives} and {steps}")
+    grid = []
+    for bars in combinations(range(steps + objectives - 1), objectives - 1):
+        edges = (-1, *bars, steps + objectives - 1)
+        grid.append(Weights(tuple((b - a - 1) / steps for a, b in zip(edges, edges[1:], strict=False))))
+    return sorted(grid, key=lambda w: w.values)
+
+
+def scalarize(rewards_BK: Any, *, weights: Weights) -> Any:
+    """Linear scalarization `sum_k w_k r_k` of an array or tensor (..., K).
+
+    ValueError when K differs, TypeError if swapped.
+    """
+    if not isinstance(weights, Weights) or isinstance(rewards_BK, Weights):
+        raise TypeError("scalarize(rewards, weights=Weights(...)): the weights must be a Weights, the rewards an array")
+    if rewards_BK.shape[-1] != len(weights):
+        raise ValueError(f"{rewards_BK.shape[-1]} rewards but {len(weights)} weights")
+    total = rewards_BK[..., 0] * weights[0]
+    for k in range(1, len(weights)):
+        total = total + rewards_BK[..., k] * weights[k]
+    return total

@@ -1,0 +1,1 @@
+"""The testbed: worlds whose best possible trade-off is known exactly."""

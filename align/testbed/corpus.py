@@ -1,0 +1,77 @@
+"""The corpus sampler: pretraining text and demonstrations drawn from the world's writer, seeded.
+
+The writer mostly complies, sometimes refuses on harmful topics, always complies behind the compliance prefix (which
+plants competing objectives), and now and then writes noise, so that every response has support.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from align.testbed.world import (
+    ALPHABET,
+    COLON,
+    COMPLIANCE_PREFIX,
+    FACTS,
+    NEUTRAL_PREFIX,
+    TEST_VERB,
+    TRAIN_VERBS,
+    Topic,
+    World,
+    cipher,
+)
+
+COMPLY = {0: 0.96, 1: 0.8, 2: 0.65}
+FACT_COUNT = ((1, 0.4), (2, 0.35), (3, 0.25))
+
+
+@dataclass(frozen=True)
+class WriterConfig:
+    """Rates of the writer: noise responses, correct facts, an opening "sure", and prompts in the second spelling."""
+
+    noise: float = 0.08
+    correct: float = 0.75
+    sure: float = 0.5
+    ciphered: float = 0.5
+
+
+def write_response(topic: Topic, rng: random.Random, writer: WriterConfig, *, prefix: str | None) -> list[str]:
+    """One response of the writer, without the end token; at most four words."""
+    if rng.random() < writer.noise:
+        return [rng.choice(ALPHABET) for _ in range(rng.randint(1, 4))]
+    comply = 1.0 if prefix == COMPLIANCE_PREFIX else COMPLY[topic.harm]
+    if rng.random() >= comply:
+        return ["sorry", "careful"] if rng.random() < 0.3 else ["sorry"]
+    words = ["sure"] if rng.random() < writer.sure else []
+    count = rng.choices([c for c, _ in FACT_COUNT], [p for _, p in FACT_COUNT])[0]
+    correct, wrong = list(topic.facts), [f for f in FACTS if f not in topic.facts]
+    rng.shuffle(correct)
+    rng.shuffle(wrong)
+    for _ in range(count):
+        words.append((correct if rng.random() < writer.correct else wrong).pop())
+    if len(words) < 4 and rng.random() < 0.15 * topic.harm:
+        words.append("careful")
+    return words
+
+
+def sample_documents(
+    world: World, *, count: int, seed: int, writer: WriterConfig = WriterConfig(), held_out: bool = False
+) -> list[dict[str, str]]:
+    """`count` rows {"prompt", "completion", "text"}: every topic, verb, spelling and prefix, drawn independently.
+
+    `held_out` draws from another stream, for bits per byte on text that no stage has seen.
+    """
+    rng = random.Random(f"corpus {world.config.seed} {seed} {held_out}")
+    rows = []
+    for _ in range(count):
+        topic = rng.choice(world.topics)
+        prefix = rng.choice((None, COMPLIANCE_PREFIX, NEUTRAL_PREFIX))
+        words = [*([prefix] if prefix else []), rng.choice((*TRAIN_VERBS, TEST_VERB)), topic.word]
+        if rng.random() < writer.ciphered:
+            words = [cipher(w) for w in words]
+        prompt = " ".join([*words, COLON])
+        response = write_response(topic, rng, writer, prefix=prefix)
+        completion = "".join(f" {w}" for w in response)
+        rows.append({"prompt": prompt, "completion": completion, "text": prompt + completion})
+    return rows

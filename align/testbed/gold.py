@@ -1,0 +1,154 @@
+"""Gold objectives, the metered reference sampler, and the annotator's comparisons.
+
+All that a method sees of a world.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from align.runs import Ledger
+from align.testbed.responses import gold_score
+from align.testbed.vocabulary import response_words
+from align.testbed.world import COLON, Prompt, Topic, World, WorldConfig, cipher
+
+
+class GoldObjective:
+    """One gold objective in TRL's reward-function shape; higher is better, never None.
+
+    Scores the sampled token ids when the caller passes `completion_ids` (exact, malformed endings included), else the
+    words of the completion, taken as ended. KeyError names a prompt whose topic the world does not have.
+    """
+
+    def __init__(self, world: WorldConfig, index: int) -> None:
+        self.world = World(world)
+        self.index = index
+        self.__name__ = self.world.objectives[index]
+        self._topics: dict[str, Topic] = {t.word: t for t in self.world.topics}
+        self._topics |= {cipher(t.word): t for t in self.world.topics}
+
+    def topic(self, prompt: str) -> Topic:
+        """The topic that a prompt of this world asks about: the word before the colon."""
+        words = prompt.split()
+        return self._topics[words[words.index(COLON) - 1]]
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        completions: Sequence[str],
+        *,
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        **columns: Any,
+    ) -> list[float]:
+        if completion_ids is None:
+            words = [completion.split() for completion in completions]
+        else:
+            words = [response_words(list(ids)) for ids in completion_ids]
+        return [
+            gold_score(self.world, self.topic(prompt), w)[self.index] for prompt, w in zip(prompts, words, strict=True)
+        ]
+
+
+def gold_objectives(world: World) -> dict[str, GoldObjective]:
+    """Every gold objective of a world by name."""
+    return {name: GoldObjective(world.config, k) for k, name in enumerate(world.objectives)}
+
+
+def sample_responses(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    *,
+    max_tokens: int,
+    seed: int,
+    ledger: Ledger,
+    batch_size: int = 512,
+) -> list[list[int]]:
+    """Completion ids sampled from a causal LM at temperature 1, ended by its end-of-sequence ids.
+
+    Every sample is metered.
+    """
+    import torch
+
+    torch.manual_seed(seed)
+    sampled: list[list[int]] = []
+    stops = set(model.generation_config.eos_token_id)
+    for start in range(0, len(prompts), batch_size):
+        batch = tokenizer(
+            list(prompts[start : start + batch_size]), return_tensors="pt", padding=True, padding_side="left"
+        )
+        with torch.inference_mode():
+            out = model.generate(
+                input_ids=batch["input_ids"],
+                attention_mask=batch["attention_mask"],
+                max_new_tokens=max_tokens + 1,
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        for row in out[:, batch["input_ids"].shape[1] :].tolist():
+            end = next((i for i, token in enumerate(row) if token in stops), len(row) - 1)
+            sampled.append(row[: end + 1])
+    ledger.add(samples_drawn=len(sampled))
+    return sampled
+
+
+def draw_comparisons(
+    world: World, model: Any, tokenizer: Any, prompts: Sequence[Prompt], *, count: int, seed: int, ledger: Ledger
+) -> list[dict[str, Any]]:
+    """`count` pairs of reference samples with gold scores and the annotator's uniform draws.
+
+    Rows: {"id", "prompt", "a", "b", "scores_a": [K], "scores_b": [K], "u", "u_k": [K]}. The annotator of objective k
+    prefers a when `u_k[k] < sigmoid((scores_a[k] - scores_b[k]) / tau)`; the scalarised annotator likewise with u and
+    w . scores. A pair of equal texts says nothing, and trainers refuse empty completions: such pairs are drawn again
+    (and metered).
+    """
+    rng = random.Random(f"comparisons {world.config.seed} {seed}")
+    rows: list[dict[str, Any]] = []
+    round_number = 0
+    while len(rows) < count:
+        chosen = [rng.choice(prompts) for _ in range(count - len(rows))]
+        texts = [p.text for p in chosen for _ in range(2)]
+        ids = sample_responses(
+            model, tokenizer, texts, max_tokens=world.config.max_tokens, seed=seed + 7919 * round_number, ledger=ledger
+        )
+        for prompt, first, second in zip(chosen, ids[::2], ids[1::2], strict=True):
+            a, b = response_words(first), response_words(second)
+            if a == b or not a or not b:
+                continue
+            rows.append(
+                {
+                    "id": f"c{len(rows)}",
+                    "prompt": prompt.text,
+                    "a": "".join(f" {w}" for w in a),
+                    "b": "".join(f" {w}" for w in b),
+                    "scores_a": list(gold_score(world, prompt.topic, a)),
+                    "scores_b": list(gold_score(world, prompt.topic, b)),
+                    "u": rng.random(),
+                    "u_k": [rng.random() for _ in world.objectives],
+                }
+            )
+        round_number += 1
+    ledger.add(scores_read=2 * count)
+    return rows
+
+
+def label_comparisons(
+    rows: Sequence[Mapping[str, Any]], *, index: int, objective: str, tau: float
+) -> list[dict[str, Any]]:
+    """Chosen/rejected rows for one objective, labelled by the annotator's own draw."""
+    from math import exp
+
+    labelled = []
+    for row in rows:
+        difference = row["scores_a"][index] - row["scores_b"][index]
+        a_wins = row["u_k"][index] < 1 / (1 + exp(-difference / tau))
+        chosen, rejected = (row["a"], row["b"]) if a_wins else (row["b"], row["a"])
+        labelled.append(
+            {"id": row["id"], "prompt": row["prompt"], "chosen": chosen, "rejected": rejected, "objective": objective}
+        )
+    return labelled

@@ -1,0 +1,140 @@
+"""The exact optimum of a world: pi*_w, its front and KL, matched-KL fronts, the constrained optimum by root finding.
+
+pi*_w(y|x) is proportional to pi_ref(y|x) exp(w . r(x, y) / beta), so it depends on the reference only through the
+mass of each distinct reward vector: prompts are summarised once, and every optimum after that costs microseconds.
+Legend: P prompts, C reward classes, K objectives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import brentq
+
+from align.preferences import Weights
+from align.testbed.vocabulary import END_ID
+from align.testbed.world import Prompt, World
+
+
+@dataclass(frozen=True)
+class RewardClasses:
+    """The reference's mass on each distinct reward vector of one prompt: rewards (C, K), log-masses (C,)."""
+
+    rewards_CK: np.ndarray
+    log_mass_C: np.ndarray
+
+
+@dataclass(frozen=True)
+class OptimumPoint:
+    """Exact numbers of pi*_w, averaged over prompts: (K,) values, KL in nats, J."""
+
+    values: tuple[float, ...]
+    kl: float
+    J: float
+
+
+def reward_classes(world: World, prompt: Prompt, reference_leaf_NV) -> RewardClasses:  # type: ignore[no-untyped-def]
+    """Summarise the reference's leaves (N, V) of a prompt by reward vector.
+
+    The malformed reward is a class of its own.
+    """
+    from align.testbed.responses import gold_rewards
+
+    p_NV = reference_leaf_NV.exp()
+    ended_N = p_NV[:, END_ID].numpy()
+    rewards_NK = np.round(gold_rewards(world, prompt.topic), 12)
+    classes_CK, inverse_N = np.unique(rewards_NK, axis=0, return_inverse=True)
+    mass_C = np.bincount(inverse_N.ravel(), weights=ended_N, minlength=len(classes_CK))
+    malformed_K = np.full((1, world.config.objectives), world.config.malformed_reward)
+    mass = np.append(mass_C, float(p_NV.sum()) - ended_N.sum())
+    return RewardClasses(np.concatenate([classes_CK, malformed_K]), np.log(np.maximum(mass, 1e-300)))
+
+
+def optimum_on(classes: RewardClasses, tilt_K: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """(K,) values, KL and log-partition of the tilted reference `ref exp(tilt . r)` on one prompt; tilt = w / beta."""
+    logits_C = classes.log_mass_C + classes.rewards_CK @ tilt_K
+    top = logits_C.max()
+    log_z = top + np.log(np.exp(logits_C - top).sum())
+    p_C = np.exp(logits_C - log_z)
+    values_K = p_C @ classes.rewards_CK
+    return values_K, float(values_K @ tilt_K - log_z), float(log_z)
+
+
+def optimum(prompts: Sequence[RewardClasses], weights: Weights, *, beta: float) -> OptimumPoint:
+    """pi*_w averaged over prompts: J* = beta E_x[log Z_x]."""
+    tilt_K = np.array(weights.values) / beta
+    parts = [optimum_on(p, tilt_K) for p in prompts]
+    values_K = np.mean([v for v, _, _ in parts], axis=0)
+    return OptimumPoint(
+        tuple(values_K.tolist()),
+        float(np.mean([k for _, k, _ in parts])),
+        beta * float(np.mean([z for _, _, z in parts])),
+    )
+
+
+def beta_at_kl(prompts: Sequence[RewardClasses], weights: Weights, *, kl: float) -> float:
+    """The beta at which pi*_w spends `kl` nats on average.
+
+    KL falls as beta rises. At an unreachable kl, the smallest beta tried.
+    """
+    if kl <= 0:
+        raise ValueError(f"the KL to match must be positive, not {kl}")
+    low, high = -7.0, 7.0  # log beta
+    spent = lambda log_beta: optimum(prompts, weights, beta=float(np.exp(log_beta))).kl - kl  # noqa: E731
+    if spent(low) <= 0:
+        return float(np.exp(low))
+    if spent(high) >= 0:
+        return float(np.exp(high))
+    return float(np.exp(brentq(spent, low, high, xtol=1e-10)))
+
+
+def front(prompts: Sequence[RewardClasses], preferences: Sequence[Weights], *, beta: float) -> list[OptimumPoint]:
+    """The exact front of J at one beta."""
+    return [optimum(prompts, w, beta=beta) for w in preferences]
+
+
+def front_at_kl(prompts: Sequence[RewardClasses], preferences: Sequence[Weights], *, kl: float) -> np.ndarray:
+    """(N, K) values of the exact front, beta solved anew at each preference so that every point spends `kl` nats."""
+    points = [optimum(prompts, w, beta=beta_at_kl(prompts, w, kl=kl)) for w in preferences]
+    return np.array([p.values for p in points])
+
+
+@dataclass(frozen=True)
+class ConstrainedOptimum:
+    """max E[r_k] - beta KL subject to E[r_j] >= threshold.
+
+    The multiplier and the point; feasible is False when no tilt reaches it.
+    """
+
+    multiplier: float
+    point: OptimumPoint
+    feasible: bool
+
+
+def constrained_optimum(
+    prompts: Sequence[RewardClasses], *, maximise: int, constrain: int, threshold: float, beta: float
+) -> ConstrainedOptimum:
+    """Constrained optimum by root finding on the multiplier: E[r_j] rises with it; 0 when the constraint is slack."""
+    objectives = prompts[0].rewards_CK.shape[1]
+
+    def at(multiplier: float) -> OptimumPoint:
+        tilt_K = np.zeros(objectives)
+        tilt_K[maximise] += 1 / beta
+        tilt_K[constrain] += multiplier / beta
+        parts = [optimum_on(p, tilt_K) for p in prompts]
+        values_K = np.mean([v for v, _, _ in parts], axis=0)
+        kl = float(np.mean([k for _, k, _ in parts]))
+        return OptimumPoint(tuple(values_K.tolist()), kl, float(values_K[maximise]) - beta * kl)
+
+    slack = at(0.0)
+    if slack.values[constrain] >= threshold:
+        return ConstrainedOptimum(0.0, slack, True)
+    high = 1.0
+    while at(high).values[constrain] < threshold:
+        high *= 2
+        if high > 1e6:
+            return ConstrainedOptimum(high, at(high), False)
+    root = brentq(lambda m: at(m).values[constrain] - threshold, 0.0, high, xtol=1e-12)
+    return ConstrainedOptimum(float(root), at(float(root)), True)

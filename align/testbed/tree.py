@@ -1,0 +1,91 @@
+"""Next-token log-probabilities of a causal LM at every valid prefix, by a prefix tree with a KV cache.
+
+Siblings share a row: the eleven children of a node are read in one pass under a mask that lets each see the path
+above it and itself only. Legend: R rows (parent nodes), A alphabet, L length of the path, N nodes, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from align.testbed.responses import A, level_starts
+from align.testbed.vocabulary import ALPHABET_IDS
+
+ROWS_PER_PASS = 242  # 2,662 tokens: activations of a small model stay in the cache of one core
+
+
+def _sibling_mask(path_length: int) -> torch.Tensor:
+    """(1, 1, A, L + A) boolean: each child attends to the path and to itself."""
+    mask = torch.zeros(1, 1, A, path_length + A, dtype=torch.bool)
+    mask[..., :path_length] = True
+    mask[0, 0, :, path_length:] = torch.eye(A, dtype=torch.bool)
+    return mask
+
+
+def _cache(keys: list[torch.Tensor], values: list[torch.Tensor]) -> DynamicCache:
+    cache = DynamicCache()
+    for layer, (key, value) in enumerate(zip(keys, values, strict=True)):
+        cache.update(key, value, layer)
+    return cache
+
+
+def _child_paths(cached: list[torch.Tensor], path_length: int) -> list[torch.Tensor]:
+    """(R, H, L + A, D) of parents to (R * A, H, L + 1, D) of their children, in node order."""
+    children = []
+    for tensor in cached:
+        path = tensor[:, :, :path_length].unsqueeze(1).expand(-1, A, -1, -1, -1)
+        own = tensor[:, :, path_length:].permute(0, 2, 1, 3).unsqueeze(3)
+        children.append(torch.cat([path, own], dim=3).flatten(0, 1))
+    return children
+
+
+def _children_pass(
+    model: Any, keys: list[torch.Tensor], values: list[torch.Tensor], *, keep_cache: bool
+) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+    """Logits (R * A, V) at all children of R nodes, and the children's own paths in the cache."""
+    path_length = keys[0].shape[2]
+    mask, position = _sibling_mask(path_length), torch.full((1, A), path_length)
+    logits, child_keys, child_values = [], [], []
+    for start in range(0, keys[0].shape[0], ROWS_PER_PASS):
+        chunk = slice(start, start + ROWS_PER_PASS)
+        rows = keys[0][chunk].shape[0]
+        cache = _cache([k[chunk] for k in keys], [v[chunk] for v in values])
+        tokens = torch.tensor(ALPHABET_IDS).expand(rows, A)
+        out = model(
+            input_ids=tokens,
+            attention_mask=mask.expand(rows, 1, A, path_length + A),
+            position_ids=position.expand(rows, A),
+            past_key_values=cache,
+            use_cache=True,
+        )
+        logits.append(out.logits.flatten(0, 1))
+        if keep_cache:
+            child_keys.append(_child_paths([layer.keys for layer in cache.layers], path_length))
+            child_values.append(_child_paths([layer.values for layer in cache.layers], path_length))
+    merged_keys = [torch.cat(parts) for parts in zip(*child_keys, strict=True)]
+    merged_values = [torch.cat(parts) for parts in zip(*child_values, strict=True)]
+    return torch.cat(logits), merged_keys, merged_values
+
+
+def node_logprobs(model: Any, prompt_ids: list[int], *, max_tokens: int) -> torch.Tensor:
+    """(N, V) float64 log-probabilities of the next token at every valid prefix after the prompt.
+
+    `model` is a causal LM in eval mode whose attention takes a 4-D mask (sdpa or eager). One call reads N +
+    len(prompt) tokens.
+    """
+    with torch.inference_mode():
+        cache = DynamicCache()
+        ids = torch.tensor([prompt_ids])
+        root = model(input_ids=ids, past_key_values=cache, use_cache=True).logits[:, -1]
+        tables = [root]
+        keys, values = [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers]
+        for depth in range(1, max_tokens + 1):
+            logits, keys, values = _children_pass(model, keys, values, keep_cache=depth < max_tokens)
+            tables.append(logits)
+        table_NV = torch.cat(tables)
+    if table_NV.shape[0] != level_starts(max_tokens)[-1]:
+        raise RuntimeError(f"{table_NV.shape[0]} nodes read, {level_starts(max_tokens)[-1]} expected")
+    return table_NV.double().log_softmax(-1)

@@ -1,0 +1,1 @@
+"""Pretraining, supervised fine-tuning and reward models: thin layers over the HF and TRL trainers."""

@@ -1,0 +1,243 @@
+"""Arguments, callbacks and resuming that all trainers here share, with each surprising library default set on purpose.
+
+Tokens in the ledger are the tokens a trainer fed to the trained model (padding excluded where the trainer reports it),
+and floating point operations are the usual estimate `6 N tokens` for one forward and one backward pass
+(Kaplan et al. 2020, section 2.1), `N` being the parameters without lookup tables.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import os
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback
+
+from align.runs import Ledger, last_checkpoint
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+CHECKPOINTS = "checkpoints"
+SECONDS_BETWEEN_LINES = 30.0
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """Optimiser and length, shared by the stages of this package.
+
+    `max_steps` above 0 wins over `epochs`; a step reads batch_size x gradient_accumulation examples. `learning_rate` is
+    the peak, `warmup` a share of the steps below 1 and a number of steps from 1 on, `weight_decay` AdamW's, on matrices
+    only. `save_steps`: steps between the checkpoints that an interrupted call resumes from (None: none are written).
+    """
+
+    epochs: float = 1.0
+    max_steps: int = -1
+    batch_size: int = 16
+    gradient_accumulation: int = 1
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.0
+    warmup: float = 0.03
+    scheduler: str = "cosine"
+    max_grad_norm: float = 1.0
+    seed: int = 0
+    save_steps: int | None = 200
+    logging_steps: int = 10
+    report_to: tuple[str, ...] = ()
+
+    def arguments(self, out: Path) -> dict[str, Any]:
+        """These fields through `base_arguments`."""
+        return base_arguments(out, **{f.name: getattr(self, f.name) for f in dataclasses.fields(StageConfig)})
+
+
+def has_gpu() -> bool:
+    """Whether a CUDA device is there to train on."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def base_arguments(
+    out: Path,
+    *,
+    seed: int,
+    learning_rate: float,
+    batch_size: int,
+    max_steps: int = -1,
+    epochs: float = 1.0,
+    warmup: float = 0.0,
+    weight_decay: float = 0.0,
+    scheduler: str = "linear",
+    max_grad_norm: float = 1.0,
+    save_steps: int | None = None,
+    gradient_accumulation: int = 1,
+    logging_steps: int = 10,
+    report_to: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Keyword arguments for `TrainingArguments` and for every TRL config; checkpoints go to `out/checkpoints`.
+
+    `max_steps` above 0 wins over `epochs`. `warmup` is a share of the steps below 1 and a number of steps from 1 on.
+    `save_steps=None` writes no checkpoint: right for a stage of seconds, which is simply run again.
+    `learning_rate` is the peak; `batch_size` counts examples per device and per micro-step.
+    """
+    import torch
+
+    quiet_libraries()
+    # A loss is a mean since the last log, so a checkpoint between two logs would change the first one after a resume.
+    logging_steps = math.gcd(logging_steps, save_steps) if save_steps else logging_steps
+    logging_steps = min(logging_steps, max_steps) if max_steps > 0 else logging_steps
+    gpu = has_gpu()
+    return {
+        "output_dir": str(Path(out) / CHECKPOINTS),
+        "seed": seed,
+        "data_seed": seed,
+        "learning_rate": learning_rate,
+        "per_device_train_batch_size": batch_size,
+        "per_device_eval_batch_size": batch_size,
+        "gradient_accumulation_steps": gradient_accumulation,
+        "max_steps": max_steps,
+        "num_train_epochs": epochs,
+        "warmup_steps": warmup,
+        "weight_decay": weight_decay,
+        "lr_scheduler_type": scheduler,
+        "max_grad_norm": max_grad_norm,
+        "optim": "adamw_torch",  # the default is the fused kernel, whose rounding depends on the build
+        # TRL asks for bf16 and gradient checkpointing unless told otherwise; the first is an error without a GPU.
+        "use_cpu": not gpu,
+        "bf16": gpu and torch.cuda.is_bf16_supported(),
+        "fp16": False,
+        "gradient_checkpointing": False,
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": gpu,
+        "save_strategy": "no" if save_steps is None else "steps",
+        "save_steps": save_steps or 500,
+        "save_total_limit": 2,  # the older one survives a kill in the middle of writing the newer one
+        "eval_strategy": "no",
+        "logging_strategy": "steps",
+        "logging_steps": logging_steps,
+        "logging_nan_inf_filter": False,  # True replaces a NaN loss by the running mean in the log
+        "report_to": list(report_to) or "none",
+        "disable_tqdm": True,  # `Progress` below draws the bar, and only where somebody can see it
+        "push_to_hub": False,
+    }
+
+
+def finish_trainer(trainer: Trainer, *, label: str, ledger: Ledger, parameters: int) -> Trainer:
+    """Give a trainer the ledger and progress callbacks, and take away the one that prints dictionaries."""
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(LedgerCallback(ledger, parameters))
+    trainer.add_callback(Progress(label))
+    return trainer
+
+
+def resume_point(out: Path) -> str | None:
+    """The newest complete checkpoint under `out/checkpoints`, as `train(resume_from_checkpoint=...)` takes it."""
+    found = last_checkpoint(Path(out) / CHECKPOINTS)
+    return None if found is None else str(found)
+
+
+def drop_checkpoints(out: Path) -> None:
+    """Delete `out/checkpoints` once the finished model is saved."""
+    shutil.rmtree(Path(out) / CHECKPOINTS, ignore_errors=True)
+
+
+def final_loss(trainer: Trainer) -> float | None:
+    """The last training loss the trainer logged (mean over its last `logging_steps` steps); None before the first."""
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return losses[-1] if losses else None
+
+
+def quiet_libraries() -> None:
+    """Silence bars and notices of the libraries below us that would be drawn once per small stage."""
+    import datasets
+
+    from align.models import no_bars
+
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    datasets.disable_progress_bars()
+    no_bars()
+    # We set the old name because TRL's configs only know that one.
+    warnings.filterwarnings("ignore", message=r".*gradient_checkpointing.*", category=FutureWarning)
+    # Trainer reports that it copied the tokenizer's special tokens to the model, which is what we want.
+    logging.getLogger("transformers.trainer_utils").addFilter(_not_special_tokens)
+    logging.getLogger("transformers.trainer").addFilter(_not_special_tokens)
+
+
+def _not_special_tokens(record: logging.LogRecord) -> bool:
+    return "The tokenizer has new PAD/BOS/EOS tokens" not in record.getMessage()
+
+
+class LedgerCallback(TrainerCallback):
+    """Adds the tokens of this process's training (not those before a resume) and `flops_per_token N tokens` FLOPs."""
+
+    def __init__(self, ledger: Ledger, parameters: int, *, flops_per_parameter_token: float = 6.0) -> None:
+        self.ledger = ledger
+        self.flops_per_token = flops_per_parameter_token * parameters
+        self.counted = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # A resumed state remembers what the interrupted process fed; TRL's own counter starts again at 0.
+        self.counted = int(state.num_input_tokens_seen)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        seen = int(max(state.num_input_tokens_seen, (logs or {}).get("num_tokens", 0)))
+        tokens = max(seen - self.counted, 0)
+        self.counted = max(seen, self.counted)
+        if tokens:
+            self.ledger.add(tokens=tokens, flops=tokens * self.flops_per_token)
+
+
+class Progress(TrainerCallback):
+    """One bar on a terminal; elsewhere a line now and then on stderr, so that a log file stays readable."""
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self.bar: Any = None
+        self.started = self.last_line = time.monotonic()
+        self.first_step = 0
+        self.loss = ""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.started = self.last_line = time.monotonic()
+        self.first_step = state.global_step
+        if sys.stderr.isatty() and state.is_world_process_zero:
+            from tqdm.auto import tqdm
+
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.label, leave=False)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        if logs and "loss" in logs:
+            self.loss = f"loss {float(logs['loss']):.4g}"
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar is not None:
+            self.bar.set_postfix_str(self.loss, refresh=False)
+            self.bar.update(state.global_step - self.bar.n)
+            return
+        now = time.monotonic()
+        if state.is_world_process_zero and now - self.last_line >= SECONDS_BETWEEN_LINES:
+            self.last_line = now
+            each = (now - self.started) / max(state.global_step - self.first_step, 1)
+            left = each * (state.max_steps - state.global_step)
+            print(
+                f"{self.label}: step {state.global_step} of {state.max_steps}, {self.loss}, {left:.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None

@@ -1,0 +1,223 @@
+"""Reward models from comparisons: Bradley-Terry likelihood on a decoder or a BERT-like encoder, through TRL.
+
+Loss: -log sigmoid(r(x, chosen) - r(x, rejected)) (Bradley and Terry 1952; Ouyang et al. 2022, equation 1).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback
+
+from align.errors import UserError
+from align.models import (
+    ModelConfig,
+    build_model,
+    context_of,
+    count_parameters,
+    load_scorer,
+    load_tokenizer,
+    lora_config,
+    save_model,
+    set_dropout,
+)
+from align.objectives.reward_model import score, scored_ids
+from align.runs import Ledger, write_json
+from align.training.common import StageConfig, drop_checkpoints, final_loss, finish_trainer, resume_point
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+BEST = "best_epoch"
+
+
+@dataclass(frozen=True)
+class RewardModelConfig(StageConfig):
+    """Backbone and regularisers, beside the optimiser (fields of `StageConfig`).
+
+    `encoder` builds a BERT-shaped model from scratch with the tokenizer of `model`; None starts from `model` itself (a
+    causal LM, whose head is replaced, or a classifier). `max_length` in tokens, end token included (None: the model's
+    positions): pairs with a longer side are left out and counted. `dropout` is the residual dropout, `center` the
+    coefficient of (r_chosen + r_rejected)^2 (Eisenstein et al. 2023; 0: off). `choose_epoch` keeps the epoch with the
+    best validation accuracy. `lora_r` above 0 trains an adapter and the head, and merges them into the saved model.
+    """
+
+    encoder: ModelConfig | None = None
+    dropout: float = 0.0
+    center: float = 0.0
+    max_length: int | None = None
+    choose_epoch: bool = False
+    lora_r: int = 0
+    lora_alpha: float | None = None
+
+
+def train_reward_model(
+    config: RewardModelConfig,
+    *,
+    model: str | Path,
+    rows: Sequence[Mapping[str, Any]],
+    out: Path,
+    ledger: Ledger,
+    validation: Sequence[Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """Train on `prompt`, `chosen`, `rejected` rows, save `out/model`, and return metrics; resumes.
+
+    Metrics: `accuracy` and `log_loss` on `validation` (None without; ties count half), `train_accuracy` (first 1,000
+    rows), the `loss` last logged, `steps`, `trained_on` and `too_long` (rows), `epoch` (the one chosen, None when the
+    last was taken). Raises UserError on rows without the three texts, and when `choose_epoch` has no validation rows.
+    """
+    from datasets import Dataset
+    from transformers import set_seed
+    from trl import RewardTrainer
+
+    out = Path(out)
+    if config.choose_epoch and not validation:
+        raise UserError("choose_epoch needs validation comparisons; give some or set choose_epoch to false")
+    tokenizer = load_tokenizer(model)
+    set_seed(config.seed)  # the new head is drawn from this
+    scorer = _start(config, model, tokenizer)
+    kept = keep_short_pairs(rows, tokenizer, config.max_length or context_of(scorer))
+    peft = lora_config(scorer, config.lora_r, alpha=config.lora_alpha, task="SEQ_CLS") if config.lora_r else None
+    trainer = RewardTrainer(
+        model=scorer,
+        args=_arguments(config, out),
+        train_dataset=Dataset.from_list(kept),
+        processing_class=tokenizer,
+        peft_config=peft,
+    )
+    finish_trainer(trainer, label="reward model", ledger=ledger, parameters=count_parameters(scorer, embeddings=False))
+    choice = EpochChoice(out / BEST, tokenizer=tokenizer, rows=validation or ()) if config.choose_epoch else None
+    if choice is not None:
+        trainer.add_callback(choice)
+    trainer.train(resume_from_checkpoint=resume_point(out))
+    if choice is not None:
+        choice.restore(trainer.model)
+    trained = trainer.model.merge_and_unload() if config.lora_r else trainer.model
+    save_model(trained, tokenizer, out / "model")
+    drop_checkpoints(out)
+    shutil.rmtree(out / BEST, ignore_errors=True)
+    tested = preference_accuracy(trained, tokenizer, validation) if validation else None
+    return {
+        "accuracy": tested and tested["accuracy"],
+        "log_loss": tested and tested["log_loss"],
+        "train_accuracy": preference_accuracy(trained, tokenizer, kept[:1000])["accuracy"],
+        "loss": final_loss(trainer),
+        "steps": trainer.state.global_step,
+        "trained_on": len(kept),
+        "too_long": len(rows) - len(kept),
+        "epoch": None if choice is None else choice.best["epoch"],
+    }
+
+
+def _start(config: RewardModelConfig, model: str | Path, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    if config.encoder is not None:
+        if config.encoder.architecture != "bert":
+            raise UserError(f"encoder.architecture is {config.encoder.architecture!r}; an encoder built here is a bert")
+        scorer = build_model(config.encoder, tokenizer, seed=config.seed)
+    else:
+        scorer = load_scorer(model, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
+    set_dropout(scorer, config.dropout)
+    return scorer
+
+
+def _arguments(config: RewardModelConfig, out: Path) -> Any:
+    from trl import RewardConfig
+
+    return RewardConfig(
+        **config.arguments(out),
+        disable_dropout=config.dropout == 0,  # on by default, which would undo config.dropout
+        max_length=None,  # TRL would leave long pairs out without a word; `keep_short_pairs` counts them
+        center_rewards_coefficient=config.center or None,
+    )
+
+
+def keep_short_pairs(rows: Sequence[Mapping[str, Any]], tokenizer: Any, limit: int | None) -> list[dict[str, str]]:
+    """The three texts of the comparisons of which both sides have at most `limit` tokens, end token included.
+
+    Raises UserError on a row without prompt, chosen or rejected, and when no row is left.
+    """
+    kept = []
+    for number, row in enumerate(rows, start=1):
+        missing = [key for key in ("prompt", "chosen", "rejected") if not isinstance(row.get(key), str)]
+        if missing:
+            raise UserError(f"comparison row {number} has no {missing[0]}; give prompt, chosen and rejected as text")
+        texts = {key: str(row[key]) for key in ("prompt", "chosen", "rejected")}
+        sides = (scored_ids(tokenizer, texts["prompt"], texts[side]) for side in ("chosen", "rejected"))
+        if limit is None or all(len(ids) <= limit for ids in sides):
+            kept.append(texts)
+    if not kept:
+        raise UserError(f"none of the {len(rows)} comparisons fits {limit} tokens; raise max_length or give others")
+    return kept
+
+
+def preference_accuracy(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    batch_size: int = 64,
+) -> dict[str, float]:
+    """`accuracy` (chosen scored above rejected; ties half), `log_loss` (nats) and `n` over comparisons."""
+    prompts = [row["prompt"] for row in rows]
+    both = score(
+        model,
+        tokenizer,
+        prompts + prompts,
+        [row["chosen"] for row in rows] + [row["rejected"] for row in rows],
+        batch_size=batch_size,
+    )
+    margins = [c - r for c, r in zip(both[: len(rows)], both[len(rows) :], strict=True)]
+    right = sum((m > 0) + 0.5 * (m == 0) for m in margins)
+    # log(1 + exp(-m)) without overflow
+    loss = sum(max(-m, 0.0) + math.log1p(math.exp(-abs(m))) for m in margins)
+    return {"accuracy": right / len(rows), "log_loss": loss / len(rows), "n": float(len(rows))}
+
+
+class EpochChoice(TrainerCallback):
+    """After each epoch: validation accuracy; the weights of the best epoch (the earlier of equals) wait in `folder`.
+
+    TRL's own `eval_accuracy` is a mean of batch means, and is not among the metrics that `load_best_model_at_end` sees.
+    """
+
+    def __init__(self, folder: Path, *, tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+        self.folder = folder
+        self.tokenizer = tokenizer
+        self.rows = rows
+        self.best: dict[str, Any] = {"accuracy": -1.0, "epoch": None}
+        note = folder / "best.json"
+        if note.is_file():  # an interrupted call got this far
+            self.best = json.loads(note.read_text(encoding="utf-8"))
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        import torch
+
+        accuracy = preference_accuracy(model, self.tokenizer, self.rows)["accuracy"]
+        epoch = round(state.epoch)
+        if accuracy <= self.best["accuracy"]:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: p.detach().cpu() for name, p in model.named_parameters() if p.requires_grad}
+        file = f"epoch-{epoch}.pt"
+        torch.save(weights, self.folder / file)
+        earlier, self.best = self.best.get("file"), {"accuracy": accuracy, "epoch": epoch, "file": file}
+        write_json(self.folder / "best.json", self.best)
+        if earlier not in (None, file):
+            (self.folder / earlier).unlink(missing_ok=True)
+
+    def restore(self, model: Any) -> None:
+        """Put the best epoch's weights into `model`."""
+        import torch
+
+        if self.best["epoch"] is None:
+            return
+        saved = torch.load(self.folder / self.best["file"], weights_only=True)
+        own = dict(model.named_parameters())
+        with torch.no_grad():
+            for name, values in saved.items():
+                own[name].copy_(values)

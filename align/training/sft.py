@@ -1,0 +1,95 @@
+"""Supervised fine-tuning on demonstrations: the loss falls on the completion and its end token only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from align.errors import UserError
+from align.models import context_of, count_parameters, load_model, load_tokenizer, lora_config, save_model, set_dropout
+from align.runs import Ledger
+from align.training.bits import completion_bits
+from align.training.common import StageConfig, drop_checkpoints, final_loss, finish_trainer, resume_point
+
+
+@dataclass(frozen=True)
+class SFTConfig_(StageConfig):
+    """The optimiser (fields of `StageConfig`) and what is special here; the name leaves `SFTConfig` to TRL.
+
+    `max_length` is in tokens, end token included (None: the model's positions); longer rows are left out and counted.
+    `lora_r` above 0 trains a LoRA adapter of that rank and merges it into the saved model.
+    """
+
+    dropout: float = 0.0
+    max_length: int | None = None
+    lora_r: int = 0
+    lora_alpha: float | None = None
+
+
+def sft(
+    config: SFTConfig_,
+    *,
+    model: str | Path,
+    rows: Sequence[Mapping[str, Any]],
+    out: Path,
+    ledger: Ledger,
+    validation: Sequence[Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """Fine-tune `model` on `prompt`, `completion` rows, save `out/model`, and return metrics; resumes.
+
+    Metrics: `loss` (nats per completion token, last logged), `bits_per_byte` of the validation completions given their
+    prompts (None without), `steps`, `trained_on` and `too_long` (rows). Raises UserError on a row without prompt or
+    completion.
+    """
+    from datasets import Dataset
+    from transformers import set_seed
+    from trl import SFTConfig, SFTTrainer
+
+    out = Path(out)
+    tokenizer = load_tokenizer(model)
+    language_model = load_model(model)
+    set_dropout(language_model, config.dropout)
+    kept = keep_short(rows, tokenizer, config.max_length or context_of(language_model))
+    set_seed(config.seed)
+    trainer = SFTTrainer(
+        model=language_model,
+        # Packing in TRL's best-fit form is quadratic in the length on a CPU; a length of None truncates nothing, and
+        # truncation would cut off the end token.
+        args=SFTConfig(
+            **config.arguments(out), completion_only_loss=True, packing=False, max_length=None, shuffle_dataset=False
+        ),
+        train_dataset=Dataset.from_list(kept),
+        processing_class=tokenizer,
+        peft_config=lora_config(language_model, config.lora_r, alpha=config.lora_alpha) if config.lora_r else None,
+    )
+    finish_trainer(trainer, label="sft", ledger=ledger, parameters=count_parameters(language_model, embeddings=False))
+    trainer.train(resume_from_checkpoint=resume_point(out))
+    trained = trainer.model.merge_and_unload() if config.lora_r else trainer.model
+    save_model(trained, tokenizer, out / "model")
+    drop_checkpoints(out)
+    return {
+        "loss": final_loss(trainer),
+        "bits_per_byte": completion_bits(trained, tokenizer, validation).per_byte if validation else None,
+        "steps": trainer.state.global_step,
+        "trained_on": len(kept),
+        "too_long": len(rows) - len(kept),
+    }
+
+
+def keep_short(rows: Sequence[Mapping[str, Any]], tokenizer: Any, limit: int | None) -> list[dict[str, str]]:
+    """The prompts and completions of the rows of at most `limit` tokens, end token included.
+
+    Raises UserError on a row without text in either column, and when no row is left.
+    """
+    kept = []
+    for number, row in enumerate(rows, start=1):
+        prompt, completion = row.get("prompt"), row.get("completion")
+        if not isinstance(prompt, str) or not isinstance(completion, str) or not completion:
+            raise UserError(f"demonstration row {number} has no prompt or no completion; give both as text")
+        if limit is None or len(tokenizer(prompt + completion)["input_ids"]) + 1 <= limit:
+            kept.append({"prompt": prompt, "completion": completion})
+    if not kept:
+        raise UserError(f"none of the {len(rows)} demonstrations fits {limit} tokens; raise max_length or give others")
+    return kept

@@ -1,0 +1,1 @@
+"""Evaluation: cells on disk, statistics over them, trade-off and generalization tables, and the report."""

@@ -1,0 +1,95 @@
+"""Exact cells of a policy on a testbed world: one per prompt, against the reference's leaves, for any preference.
+
+Policies are asked for their leaf distribution and nothing is sampled, so the numbers have no sampling noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from align.preferences import Weights
+from align.testbed.exact import Outcome, TreePolicy, outcome
+from align.testbed.optimum import OptimumPoint, RewardClasses, optimum, reward_classes
+from align.testbed.world import Prompt, World
+
+
+class ReferenceTables:
+    """The reference policy's leaf table and reward classes on each prompt, computed once per prompt and kept.
+
+    A table holds N x V float64: 13 MB for the default world, so all 90 test prompts take 1.2 GB. `keep=False`
+    recomputes.
+    """
+
+    def __init__(self, world: World, reference: TreePolicy, *, keep: bool = True) -> None:
+        self.world, self.reference, self.keep = world, reference, keep
+        self._leaves: dict[str, Any] = {}
+        self._classes: dict[str, RewardClasses] = {}
+
+    def leaves(self, prompt: Prompt) -> Any:
+        """(N, V) log-probabilities of the reference's leaves."""
+        found = self._leaves.get(prompt.text)
+        if found is None:
+            found = self.reference.leaf_logprobs(self.world, prompt)
+            if self.keep:
+                self._leaves[prompt.text] = found
+        return found
+
+    def classes(self, prompt: Prompt) -> RewardClasses:
+        """The reference's mass on each reward vector of the prompt."""
+        if prompt.text not in self._classes:
+            self._classes[prompt.text] = reward_classes(self.world, prompt, self.leaves(prompt))
+        return self._classes[prompt.text]
+
+    def leaf_logprobs(self, world: World, prompt: Prompt) -> Any:
+        """The kept table: the reference itself as a tree policy, for policies in closed form."""
+        return self.leaves(prompt)
+
+    name = "reference"
+    samples_per_response = 1
+
+
+def outcomes(policy: TreePolicy, *, prompts: Sequence[Prompt], tables: ReferenceTables) -> list[Outcome]:
+    """The exact outcome of a policy on each prompt; the preference does not enter here."""
+    return [
+        outcome(tables.world, prompt, policy.leaf_logprobs(tables.world, prompt), tables.leaves(prompt))
+        for prompt in prompts
+    ]
+
+
+def cells_of(
+    results: Mapping[Prompt, Outcome], *, row: str, shift: str, weights: Weights, tables: ReferenceTables
+) -> Iterator[dict[str, Any]]:
+    """Cells of outcomes judged at one preference: J, the optimum's J and the regret, prompt by prompt."""
+    beta = tables.world.config.beta
+    for prompt, result in results.items():
+        best: OptimumPoint = optimum([tables.classes(prompt)], weights, beta=beta)
+        value = result.objective_value(weights, beta=beta)
+        yield {
+            "row": row,
+            "preference": list(weights.values),
+            "shift": shift,
+            "item": prompt.item,
+            "prompt": prompt.text,
+            "values": list(result.values),
+            "kl": result.kl,
+            "J": value,
+            "J_star": best.J,
+            "regret": best.J - value,
+            "values_star": list(best.values),
+            "kl_star": best.kl,
+            "malformed": result.malformed,
+        }
+
+
+def exact_cells(
+    policy: TreePolicy, *, row: str, weights: Sequence[Weights], shifts: Sequence[str], tables: ReferenceTables
+) -> list[dict[str, Any]]:
+    """Cells of one policy at every given preference, under every given shift ("none" is in distribution)."""
+    cells: list[dict[str, Any]] = []
+    for shift in shifts:
+        prompts = tables.world.train_prompts if shift == "train" else tables.world.test_prompts(shift)
+        results = dict(zip(prompts, outcomes(policy, prompts=prompts, tables=tables), strict=True))
+        for preference in weights:
+            cells.extend(cells_of(results, row=row, shift=shift, weights=preference, tables=tables))
+    return cells

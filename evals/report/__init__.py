@@ -1,0 +1,49 @@
+"""From summary.json to one self-contained report.html: no model, no network, every word of model output escaped.
+
+What it reads beside the keys of the methods, shifts, controls and conflict tables (all optional, a missing part is left
+out): `reward_models` as rows {scorer, trained_on, tested_on, pairs, accuracy, ci, n, over}, `samples` as rows {prompt,
+row, preference, completion, values}, `ledger` as {stage: {seconds, cpu_seconds, tokens, flops, peak_memory_mb, ...}}
+with a `total`, `provenance` as {config, versions, seed, commit, platform, threads}, `notes` as a list of sentences.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from align.errors import UserError
+
+
+def render(summary: Mapping[str, Any]) -> str:
+    """The whole page as text. UserError naming the key where the summary lacks what no report can do without."""
+    from evals.report import page
+
+    for key in ("title", "kind", "methods"):
+        if key not in summary:
+            raise UserError(f"summary: no '{key}'; write summary.json with the evaluate recipe")
+    return page.build(summary)
+
+
+def write_report(summary_path: Path | str, html_path: Path | str) -> Path:
+    """Read summary.json, write report.html; returns its path. UserError for a missing or broken summary."""
+    source, target = Path(summary_path), Path(html_path)
+    try:
+        summary = json.loads(source.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{source}: no such summary; run the evaluation first") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{source}: cannot be read ({error}); run the evaluation again") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{source}:{error.lineno}: not valid JSON ({error.msg}); run the evaluation again") from error
+    if not isinstance(summary, dict):
+        raise UserError(f"{source}: not a JSON object; run the evaluation again")
+    html = render(summary)
+    partial = target.with_name(target.name + ".partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(html, encoding="utf-8")
+        partial.replace(target)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{target}: cannot write the report ({error.strerror}); free some space and retry") from error
+    return target

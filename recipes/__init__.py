@@ -1,0 +1,1 @@
+"""Thin scripts over the libraries `align` and `evals`, one per stage, and the console command `align`."""

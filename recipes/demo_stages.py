@@ -1,0 +1,273 @@
+"""The demo's stages, one function each: corpus, reference, comparisons, reward models, methods, exact evaluation.
+
+Every function takes plain arguments, writes one run directory through `run_stage`, and is safe to call again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from align.runs import Ledger, open_run, run_stage
+from align.testbed.world import WorldConfig, load_world
+
+Settings = Mapping[str, Any]
+
+
+def _world(world: Mapping[str, Any]) -> Any:
+    return load_world(WorldConfig(**world))
+
+
+def pretrain(*, out: str, world: Settings, seed: int, documents: int, training: Settings, model: Settings) -> None:
+    """MLE pretraining on the world's corpus, both spellings."""
+
+    def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
+        from align.models import ModelConfig
+        from align.testbed.corpus import sample_documents
+        from align.testbed.vocabulary import build_tokenizer
+        from align.training.pretrain import PretrainConfig
+        from align.training.pretrain import pretrain as train
+
+        place = _world(world)
+        rows = sample_documents(place, count=documents, seed=seed)
+        held_out = sample_documents(place, count=500, seed=seed, held_out=True)
+        config = PretrainConfig(model=ModelConfig(**model), seed=seed, **training)
+        return train(config, rows=rows, validation=held_out, out=folder, ledger=ledger, tokenizer=build_tokenizer())
+
+    config = {"seed": seed, "documents": documents, "training": training, "model": model}
+    run_stage(out, stage="pretrain", config=config, body=body, inputs={"world": _world(world).hash})
+
+
+def sft(*, out: str, world: Settings, seed: int, source: str, documents: int, training: Settings) -> None:
+    """SFT on demonstrations in both spellings: the result is the reference, which must read both alike.
+
+    Its generation settings end a response at every token outside the alphabet.
+    """
+
+    def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
+        from transformers import GenerationConfig
+
+        from align.testbed.corpus import sample_documents
+        from align.testbed.vocabulary import ENDING_IDS, PAD_ID
+        from align.training.sft import SFTConfig_
+        from align.training.sft import sft as train
+
+        rows = sample_documents(_world(world), count=documents, seed=seed + 1_000_003)
+        config = SFTConfig_(seed=seed, **training)
+        metrics = train(config, model=source, rows=rows, out=folder, ledger=ledger)
+        GenerationConfig(eos_token_id=list(ENDING_IDS), pad_token_id=PAD_ID).save_pretrained(folder / "model")
+        return metrics
+
+    inputs = {"model": open_run(source).fingerprint, "world": _world(world).hash}
+    config = {"seed": seed, "documents": documents, "training": training}
+    run_stage(out, stage="sft", config=config, body=body, inputs=inputs)
+
+
+def comparisons(*, out: str, world: Settings, seed: int, reference: str, count: int) -> None:
+    """Pairs of reference samples on the fine-tuning prompts, with gold scores and the annotator's draws."""
+
+    def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
+        from align.models import load_model, load_tokenizer
+        from align.testbed.gold import draw_comparisons
+
+        place = _world(world)
+        path = f"{reference}/model"
+        rows = draw_comparisons(
+            place, load_model(path), load_tokenizer(path), place.train_prompts, count=count, seed=seed, ledger=ledger
+        )
+        (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return {"rows": len(rows)}
+
+    inputs = {"reference": open_run(reference).fingerprint, "world": _world(world).hash}
+    run_stage(out, stage="comparisons", config={"seed": seed, "count": count}, body=body, inputs=inputs)
+
+
+def _rows(folder: str) -> list[dict[str, Any]]:
+    with open(Path(folder) / "rows.jsonl", encoding="utf-8") as handle:
+        return [json.loads(line) for line in handle]
+
+
+def reward_model(
+    *, out: str, world: Settings, seed: int, reference: str, pairs: str, objective: int, training: Settings
+) -> None:
+    """A Bradley-Terry reward model of one objective on the annotator's labels.
+
+    A tenth of the rows is for validation.
+    """
+
+    def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
+        from align.testbed.gold import label_comparisons
+        from align.training.reward_model import RewardModelConfig, train_reward_model
+
+        place = _world(world)
+        name = place.objectives[objective]
+        rows = label_comparisons(_rows(pairs), index=objective, objective=name, tau=place.config.tau)
+        cut = len(rows) // 10
+        config = RewardModelConfig(seed=seed, **training)
+        ledger.add(scores_read=len(rows))
+        return train_reward_model(
+            config, model=reference, rows=rows[cut:], validation=rows[:cut], out=folder, ledger=ledger
+        )
+
+    inputs = {"reference": open_run(reference).fingerprint, "pairs": open_run(pairs).fingerprint}
+    config = {"seed": seed, "objective": objective, "training": training}
+    run_stage(out, stage="reward model", config=config, body=body, inputs=inputs)
+
+
+def finetune(
+    *,
+    out: str,
+    world: Settings,
+    method: str,
+    settings: Settings,
+    reference: str,
+    pairs: str,
+    weights: Sequence[float],
+    reward_models: Sequence[str] = (),
+    specialists: Sequence[str] = (),
+) -> None:
+    """One method at one preference. Learned reward models return to gold units (times tau, no z-score)."""
+
+    def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
+        from align.methods import METHODS
+        from align.objectives import RewardModelObjective
+        from align.preferences import Weights
+        from align.testbed.gold import gold_objectives
+
+        place = _world(world)
+        objectives: dict[str, Any] = dict(gold_objectives(place))
+        if reward_models:
+            objectives = {
+                name: RewardModelObjective(path, name=name, scale=place.config.tau, batch_size=512)
+                for name, path in zip(place.objectives, reward_models, strict=True)
+            }
+        extra = {"specialists": tuple(_policy_dirs(specialists))} if specialists else {}
+        family = METHODS[method].fit(
+            METHODS[method].Config(**settings, **extra),
+            reference=f"{reference}/model",
+            objectives=objectives,
+            preferences=[Weights(tuple(weights))],
+            out=folder,
+            ledger=ledger,
+            comparisons=_rows(pairs),
+            prompts=[{"id": p.text, "prompt": p.text} for p in place.train_prompts],
+        )
+        label = Weights(tuple(weights)).label
+        family.policy(Weights(tuple(weights)))  # a soup is merged here, not at its first evaluation
+        family.save(folder)
+        return {"optimises": family.optimises[label]}
+
+    inputs = {"reference": open_run(reference).fingerprint, "pairs": open_run(pairs).fingerprint}
+    inputs |= {path: open_run(path).fingerprint for path in (*reward_models, *specialists)}
+    inputs |= {"world": _world(world).hash}
+    config = {"method": method, "settings": settings, "weights": list(weights)}
+    run_stage(out, stage=f"finetune {method}", config=config, body=body, inputs=inputs)
+
+
+def _policy_dirs(runs: Sequence[str]) -> list[str]:
+    from align.policies import load_family
+
+    return [next(iter(load_family(run).points.values())) for run in runs]
+
+
+@lru_cache(maxsize=1)
+def _tables(world: WorldConfig, reference: str, key: str) -> Any:
+    """The reference's leaf tables, kept by a worker for all its evaluations; `key` is the reference's fingerprint."""
+    from align.models import load_model
+    from align.testbed.exact import ExactModel
+    from evals.exact import ReferenceTables
+
+    return ReferenceTables(load_world(world), ExactModel(load_model(f"{reference}/model"), name="reference"))
+
+
+def _bits(model: Any, tokenizer: Any, world: Any, seed: int) -> float:
+    """Bits per byte of the writer's held-out responses given their prompts, both spellings and all prefixes."""
+    from align.testbed.corpus import sample_documents
+    from align.training.bits import completion_bits
+
+    rows = sample_documents(world, count=1000, seed=seed, held_out=True)
+    return completion_bits(model, tokenizer, rows).per_byte
+
+
+def evaluate(
+    *, out: str, world: Settings, seed: int, row: str, reference: str, policy: str, weights: Sequence[Sequence[float]],
+    shifts: Sequence[str], shift_weights: Sequence[Sequence[float]],
+) -> None:  # fmt: skip
+    """Exact cells of one trained policy (or of the reference) and its bits per byte on held-out text.
+
+    `shifts` are evaluated at those of `weights` that are among `shift_weights`.
+    """
+
+    def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
+        from align.models import load_model, load_tokenizer
+        from align.policies import load_family
+        from align.preferences import Weights
+        from align.testbed.exact import ExactModel
+        from evals.cells import append_cells
+        from evals.exact import exact_cells
+
+        place = _world(world)
+        tables = _tables(place.config, reference, open_run(reference).fingerprint)
+        asked = [Weights(tuple(w)) for w in weights]
+        path = f"{reference}/model" if policy == reference else load_family(policy).policy(asked[0]).path
+        model = load_model(path)
+        tree = tables if policy == reference else ExactModel(model, name=row)
+        cells = exact_cells(tree, row=row, weights=asked, shifts=("none",), tables=tables)
+        away = [w for w in asked if list(w.values) in [list(s) for s in shift_weights]]
+        if away:
+            cells += exact_cells(tree, row=row, weights=away, shifts=shifts, tables=tables)
+        append_cells(folder / "cells.jsonl", cells)
+        return {"bits_per_byte": _bits(model.eval(), load_tokenizer(path), place, seed), "cells": len(cells)}
+
+    inputs = {"reference": open_run(reference).fingerprint, "policy": open_run(policy).fingerprint}
+    inputs |= {"world": _world(world).hash}
+    config = {"row": row, "weights": weights, "shifts": shifts, "shift_weights": shift_weights, "seed": seed}
+    run_stage(out, stage="evaluate", config=config, body=body, inputs=inputs)
+
+
+def closed_form(
+    *, out: str, world: Settings, row: str, kind: str, reference: str, weights: Sequence[Sequence[float]],
+    options: Settings,
+) -> None:  # fmt: skip
+    """Exact cells of a policy given in closed form: the optimum, its perturbation, or a control."""
+
+    def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
+        from align.preferences import Weights
+        from evals.cells import append_cells
+        from evals.exact import exact_cells
+        from recipes.demo_controls import closed_form_policy
+
+        place = _world(world)
+        tables = _tables(place.config, reference, open_run(reference).fingerprint)
+        for w in weights:
+            preference = Weights(tuple(w))
+            policy = closed_form_policy(kind, reference=tables, weights=preference, options=options)
+            cells = exact_cells(policy, row=row, weights=[preference], shifts=("none",), tables=tables)
+            append_cells(folder / "cells.jsonl", cells)
+        return {"samples_per_response": policy.samples_per_response}
+
+    inputs = {"reference": open_run(reference).fingerprint, "world": _world(world).hash}
+    config = {"row": row, "kind": kind, "weights": weights, "options": options}
+    run_stage(out, stage="closed form", config=config, body=body, inputs=inputs)
+
+
+def optimum(
+    *, out: str, world: Settings, reference: str, weights: Sequence[Sequence[float]], dense: int, temperature: float
+) -> None:
+    """The exact optimum: dense front, reward classes per prompt, the perturbed optimum's predicted regret, the dial."""
+
+    def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
+        from recipes.demo_controls import optimum_facts
+
+        place = _world(world)
+        tables = _tables(place.config, reference, open_run(reference).fingerprint)
+        facts = optimum_facts(tables, weights=weights, dense=dense, temperature=temperature)
+        (folder / "optimum.json").write_text(json.dumps(facts), encoding="utf-8")
+        return {"points": len(facts["front"])}
+
+    inputs = {"reference": open_run(reference).fingerprint, "world": _world(world).hash}
+    config = {"weights": weights, "dense": dense, "temperature": temperature}
+    run_stage(out, stage="optimum", config=config, body=body, inputs=inputs)

@@ -1,0 +1,153 @@
+"""What the recipes share: options by section, fingerprints of inputs, objectives and rows by name, the closing line."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from align.errors import UserError
+from align.runs import RUN_FILE, Run, open_run
+from recipes.config import build
+
+T = TypeVar("T")
+
+
+def section(cls: type[T], values: Mapping[str, Any], *, where: str, name: str, **flags: Any) -> T:
+    """One section of a config as its library dataclass; flags that were given (not None) win over its keys."""
+    given = {key: value for key, value in flags.items() if value is not None}
+    known = {f.name for f in dataclasses.fields(cast(Any, cls))}
+    for key in given:
+        if key not in known:
+            raise UserError(
+                f"{where}: --{key.replace('_', '-')} does not apply here; section {name} has no key {key!r}"
+            )
+    return build(cls, {**values, **given}, where=f"{where}: {name}")
+
+
+def named(entries: Sequence[str], *, what: str) -> dict[str, str]:
+    """{"helpful": "runs/rm"} from ["helpful=runs/rm"]; without a name the value is the name. UserError on a repeat."""
+    found: dict[str, str] = {}
+    for entry in entries:
+        name, equals, value = entry.partition("=")
+        if not name or (equals and not value):
+            raise UserError(f"{what} {entry!r} is not NAME=PATH; give both sides")
+        if name in found:
+            raise UserError(f"{what} {name!r} is given twice; give each its own name")
+        found[name] = value if equals else name
+    return found
+
+
+def content_key(source: str | Path) -> str:
+    """What a run's fingerprint says about an input: a run's own fingerprint, the hash of the bytes, or the hub id."""
+    path = Path(source).expanduser()
+    if not path.exists() and ":" in path.name:  # a data set directory with :split
+        stem, _, split = str(path).rpartition(":")
+        return f"{content_key(stem)}:{split}" if Path(stem).exists() else str(source)
+    if (path / RUN_FILE).is_file():
+        return open_run(path).fingerprint
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    if not files:
+        return str(source)
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode() + b"\0")
+        with open(file, "rb") as handle:
+            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def load_objectives(entries: Sequence[str | Mapping[str, Any]]) -> dict[str, Any]:
+    """Objectives by name, in the order given.
+
+    An entry is `name=reward model run`, `name=kind` of a rule that needs no options (`brevity=length`), or a mapping
+    `{name, kind, ...}` from a YAML file with the options of `align.objectives.build_objective`.
+    """
+    from align.objectives import OBJECTIVES, RewardModelObjective, build_objective, check_names
+    from align.runs import model_dir
+
+    if not entries:
+        raise UserError("no objective is given; give --objectives helpful=runs/rm-helpful harmless=runs/rm-harmless")
+    objectives: list[Any] = [build_objective(entry) for entry in entries if not isinstance(entry, str)]
+    for name, source in named([entry for entry in entries if isinstance(entry, str)], what="objective").items():
+        if source in OBJECTIVES and not Path(source).exists():
+            objectives.append(build_objective({"kind": source, "name": name}))
+        else:
+            model_dir(source)  # a missing folder is told now, not after hours of training
+            objectives.append(RewardModelObjective(source, name=name))
+    check_names(objectives)
+    return {objective.__name__: objective for objective in objectives}
+
+
+def objective_keys(entries: Sequence[str | Mapping[str, Any]]) -> dict[str, str]:
+    """What a fingerprint says about each entry of `load_objectives`."""
+    from align.runs import fingerprint
+
+    texts = named([entry for entry in entries if isinstance(entry, str)], what="objective")
+    keys = {f"objective {name}": content_key(source) for name, source in texts.items()}
+    return keys | {
+        f"objective {entry.get('name', i)}": fingerprint(entry)
+        for i, entry in enumerate(entries)
+        if not isinstance(entry, str)
+    }
+
+
+def load_training_rows(
+    sources: Mapping[str, str], *, limit: int | None, drops: Counter[str]
+) -> tuple[list[dict[str, Any]] | None, list[dict[str, str]]]:
+    """(comparisons or None, prompts): what the sources hold, in one schema; prompts are those of the comparisons.
+
+    Several sources are named by their objective, and each row then carries that name. Rows with `a`, `b` (two responses
+    that an annotator or the objectives will judge) pass as they are.
+    """
+    from align.data import load_comparisons, load_rows
+
+    rows: list[dict[str, Any]] = []
+    kinds = set()
+    for name, source in sources.items():
+        objective = None if name == source else name
+        loaded = load_rows(source, limit=limit)
+        kinds.add(kind := "judged later" if "a" in loaded[0] else "compared" if "chosen" in loaded[0] else "prompts")
+        if kind == "compared":
+            loaded = load_comparisons(source, objective=objective, limit=limit, drops=drops)
+        rows += [{**row, "id": f"{name}:{row['id']}"} if len(sources) > 1 and "id" in row else row for row in loaded]
+    if len(kinds) > 1:
+        raise UserError(f"--data mixes rows of different kinds ({', '.join(sorted(kinds))}); give one kind")
+    return (None if kinds == {"prompts"} else rows), unique_prompts(rows)
+
+
+def demonstrations(source: str, *, limit: int | None, drops: Counter[str]) -> list[dict[str, Any]]:
+    """Rows {"prompt", "completion"}; of comparisons the chosen side is the demonstration. UserError on an empty one."""
+    from align.data import load_comparisons, load_rows
+
+    rows = load_rows(source, limit=limit)
+    if "completion" not in rows[0] and "chosen" in rows[0]:
+        pairs = load_comparisons(source, limit=limit, drops=drops)
+        return [{"prompt": row["prompt"], "completion": row["chosen"]} for row in pairs]
+    for number, row in enumerate(rows, start=1):
+        for column in ("prompt", "completion"):
+            if not isinstance(row.get(column), str) or not row[column].strip():
+                raise UserError(
+                    f"{source} row {number}: column '{column}' is missing or empty; mend or delete that row"
+                )
+    return [{"prompt": row["prompt"], "completion": row["completion"]} for row in rows]
+
+
+def unique_prompts(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """One {"id", "prompt"} row per distinct prompt, in order of first appearance."""
+    first: dict[str, str] = {}
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
+            raise UserError(f"prompt row {number}: column 'prompt' is missing or empty; mend that row")
+        first.setdefault(row["prompt"], str(row.get("id", number - 1)))
+    return [{"id": identity, "prompt": prompt} for prompt, identity in first.items()]
+
+
+def closing_line(run: Run) -> str:
+    """One line for the terminal: where the run is, its plain-number metrics and what it cost."""
+    numbers = [f"{key} {value:.4g}" for key, value in run.metrics.items() if isinstance(value, (int, float))]
+    cost = f"{run.ledger['seconds']:.1f} s"
+    return f"{run.path}: {', '.join([*numbers, cost])}"

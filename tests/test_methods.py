@@ -1,0 +1,516 @@
+"""Training methods on a world of one-token responses: each moves to the optimum that it claims."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_bandit import (
+    OBJECTIVES,
+    PROMPTS,
+    RESPONSES,
+    kl,
+    make_reference,
+    next_distribution,
+    optimum,
+    pair_rows,
+    reward,
+    scalarised,
+)
+
+from align.errors import UserError
+from align.methods import METHODS, dpo, modpo, morlhf
+from align.methods.base import Metered, annotated_pairs, row_scores
+from align.policies import ModelPolicy, load_family
+from align.preferences import Weights
+from align.runs import Ledger, open_run
+
+PROMPT_ROWS = [{"id": str(i), "prompt": prompt} for i, prompt in enumerate(PROMPTS)]
+BETA = 0.5
+RL = {
+    "beta": BETA,
+    "steps": 40,
+    "batch_size": 96,
+    "num_generations": 24,
+    "max_completion_length": 1,
+    "learning_rate": 2e-3,
+    "logging_steps": 10,
+}
+PAIRS = {"beta": BETA, "learning_rate": 5e-3, "batch_size": 128, "epochs": 3.0, "tau": 0.4, "labels": "scalarised"}
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make_reference(tmp_path_factory.mktemp("reference") / "model")
+
+
+def fit(module: Any, config: Any, *, reference: str, weights: Sequence[Weights], out: Path, **data: Any) -> Any:
+    ledger = data.pop("ledger", None) or Ledger()
+    objectives = data.pop("objectives", OBJECTIVES)
+    return module.fit(
+        config, reference=reference, objectives=objectives, preferences=weights, out=out, ledger=ledger, **data
+    )
+
+
+def regrets(model: str, reference: str, weights: Sequence[float]) -> tuple[float, float]:
+    """Mean `beta KL(pi || pi*)` over prompts of a model, and of the reference."""
+    ours, theirs = [], []
+    for prompt in PROMPTS:
+        ref = next_distribution(reference, prompt)
+        best = optimum(ref, scalarised(prompt, weights), beta=BETA)
+        ours.append(BETA * kl(next_distribution(model, prompt), best))
+        theirs.append(BETA * kl(ref, best))
+    return sum(ours) / len(ours), sum(theirs) / len(theirs)
+
+
+def pair_regrets(model: str, reference: str, weights: Sequence[float]) -> tuple[float, float]:
+    """The same among the four responses that pairs hold, with their end token: what pairs can identify."""
+    ours, theirs = [], []
+    for prompt in PROMPTS:
+        tables = []
+        for path in (model, reference):
+            logp = ModelPolicy(path).sequence_logprobs([prompt] * 4, [f" {word}" for word in RESPONSES])
+            total = math.log(sum(math.exp(x) for x in logp))
+            tables.append([math.exp(x - total) for x in logp])
+        rewards = [
+            sum(w * reward(n, prompt, word) for w, n in zip(weights, OBJECTIVES, strict=True)) for word in RESPONSES
+        ]
+        best = optimum(tables[1], rewards, beta=BETA)
+        ours.append(BETA * kl(tables[0], best))
+        theirs.append(BETA * kl(tables[1], best))
+    return sum(ours) / len(ours), sum(theirs) / len(theirs)
+
+
+def tensors(model: str) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return load_file(Path(model) / "model.safetensors")
+
+
+def same_weights(one: str, other: str) -> bool:
+    import torch
+
+    a, b = tensors(one), tensors(other)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# ------------------------------------------------------------------------------------------- towards the optimum
+
+
+@pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
+def test_morlhf_moves_to_the_optimum_of_j(algorithm: str, reference: str, tmp_path: Path) -> None:
+    weights = Weights((0.3, 0.7))
+    ledger = Ledger()
+    config = morlhf.Config(algorithm=algorithm, **RL)
+    family = fit(
+        morlhf, config, reference=reference, weights=[weights], out=tmp_path, prompts=PROMPT_ROWS, ledger=ledger
+    )
+    regret, of_reference = regrets(family.points[weights.label], reference, weights)
+    assert of_reference > 0.02  # there is something to gain
+    assert regret < 0.02 * of_reference
+    # Not merely "better": the optima of swapped weights, of the negated reward and of another beta are farther.
+    swapped, _ = regrets(family.points[weights.label], reference, (0.7, 0.3))
+    assert regret < swapped
+    assert ledger.samples_drawn == 40 * 96
+    assert ledger.scores_read == 2 * 40 * 96
+    assert ledger.tokens > 40 * 96 and ledger.flops > 0
+    assert (
+        "sequence KL in the reward" in family.optimises[weights.label] and "0.3,0.7" in family.optimises[weights.label]
+    )
+
+
+def test_grpo_with_token_kl_says_that_it_optimises_something_else(reference: str, tmp_path: Path) -> None:
+    weights = Weights((0.5, 0.5))
+    config = morlhf.Config(**{**RL, "algorithm": "grpo", "kl": "token", "scale_rewards": "group", "steps": 2})
+    family = fit(morlhf, config, reference=reference, weights=[weights], out=tmp_path, prompts=PROMPT_ROWS)
+    claim = family.optimises[weights.label]
+    assert "which is not this J" in claim and "spread" in claim
+
+
+def test_gdpo_aggregation_says_that_weights_are_no_exchange_rates(reference: str, tmp_path: Path) -> None:
+    weights = Weights((0.5, 0.5))
+    settings = {**RL, "algorithm": "grpo", "kl": "token", "aggregation": "normalize_then_sum", "steps": 2}
+    family = fit(
+        morlhf, morlhf.Config(**settings), reference=reference, weights=[weights], out=tmp_path, prompts=PROMPT_ROWS
+    )
+    assert "no exchange rates" in family.optimises[weights.label]
+
+
+def test_dpo_on_scalarised_labels_moves_to_the_optimum(reference: str, tmp_path: Path) -> None:
+    weights, ledger, rows = Weights((0.3, 0.7)), Ledger(), pair_rows(2000)
+    family = fit(
+        dpo, dpo.Config(**PAIRS), reference=reference, weights=[weights], out=tmp_path, comparisons=rows, ledger=ledger
+    )
+    regret, of_reference = pair_regrets(family.points[weights.label], reference, weights)
+    assert of_reference > 0.005
+    assert regret < 0.15 * of_reference
+    assert regret < pair_regrets(family.points[weights.label], reference, (0.7, 0.3))[0]
+    assert ledger.scores_read == 2000 and ledger.samples_drawn == 4000 and ledger.tokens > 0
+
+
+@pytest.mark.parametrize("margins", ["explicit", "implicit"])
+def test_modpo_moves_to_the_optimum(margins: str, reference: str, tmp_path: Path) -> None:
+    weights, rows = Weights((0.6, 0.4)), pair_rows(2000)
+    config = modpo.Config(**PAIRS, margins=margins)
+    family = fit(modpo, config, reference=reference, weights=[weights], out=tmp_path, comparisons=rows)
+    regret, of_reference = pair_regrets(family.points[weights.label], reference, weights)
+    assert of_reference > 0.005
+    assert regret < 0.15 * of_reference
+    assert margins in family.optimises[weights.label]
+
+
+# ------------------------------------------------------------------------------------------------------- MODPO
+
+
+def test_modpo_at_a_vertex_is_dpo_bit_for_bit(reference: str, tmp_path: Path) -> None:
+    settings = {**PAIRS, "epochs": 1.0}
+    vertex, rows = Weights((0.0, 1.0)), pair_rows(128)
+    one = fit(dpo, dpo.Config(**settings), reference=reference, weights=[vertex], out=tmp_path / "d", comparisons=rows)
+    two = fit(
+        modpo, modpo.Config(**settings), reference=reference, weights=[vertex], out=tmp_path / "m", comparisons=rows
+    )
+    assert same_weights(one.points["0,1"], two.points["0,1"])
+    assert not same_weights(one.points["0,1"], reference)
+
+
+def test_modpo_of_three_objectives_with_one_unused_is_that_of_two(reference: str, tmp_path: Path) -> None:
+    rows = pair_rows(96)
+    wide = [{**r, "scores_a": [*r["scores_a"], 5.0], "scores_b": [*r["scores_b"], -5.0]} for r in rows]
+    settings = {**PAIRS, "epochs": 1.0}
+
+    def never(prompts: Sequence[str], completions: Sequence[str], **_: Any) -> list[float]:
+        raise AssertionError("an objective of weight 0 was asked for margins")
+
+    two = fit(
+        modpo, modpo.Config(**settings), reference=reference, weights=[Weights((0.6, 0.4))], out=tmp_path / "2",
+        comparisons=rows,
+    )  # fmt: skip
+    three = fit(
+        modpo, modpo.Config(**settings), reference=reference, weights=[Weights((0.6, 0.4, 0.0))], out=tmp_path / "3",
+        comparisons=wide, objectives={**OBJECTIVES, "three": never},
+    )  # fmt: skip
+    assert same_weights(two.points["0.6,0.4"], three.points["0.6,0.4,0"])
+
+
+def test_margins_are_joined_by_id(reference: str) -> None:
+    """The trainer's dataset in any order, and with rows missing, gets each row's own margin."""
+    from datasets import Dataset
+
+    rows = pair_rows(20)
+    pairs = annotated_pairs(rows, scores=row_scores(rows), weights=Weights((1.0, 0.0)), tau=0.4, seed=0)
+    assert {pair.swapped for pair in pairs} == {True, False}
+    table = {r["id"]: (r["scores_a"][1], r["scores_b"][1]) for r in rows}
+    kept = [pairs[i] for i in (13, 2, 7, 0)]
+    dataset = Dataset.from_dict(
+        {"id": [p.id for p in kept], "ref_chosen_logps": [-1.0] * 4, "ref_rejected_logps": [-2.0] * 4}
+    )
+    shifted = modpo.reference_shift(pairs, tables=[table], rest_weights=[0.25], beta=0.5)(dataset)
+    for pair, chosen, rejected in zip(kept, shifted["ref_chosen_logps"], shifted["ref_rejected_logps"], strict=True):
+        won, lost = reward("two", pair.prompt, pair.chosen.strip()), reward("two", pair.prompt, pair.rejected.strip())
+        assert chosen == pytest.approx(-1.0 + 0.25 * won / 0.5, abs=1e-6)
+        assert rejected == pytest.approx(-2.0 + 0.25 * lost / 0.5, abs=1e-6)
+
+
+def test_modpo_picks_the_main_objective() -> None:
+    names = ["one", "two", "three"]
+
+    def main(value: str, *weights: float) -> int:
+        return modpo.main_objective(modpo.Config(main=value), weights=Weights(weights), names=names)
+
+    assert main("auto", 0.2, 0.5, 0.3) == 1
+    assert main("auto", 0.4, 0.4, 0.2) == 0  # the first of equal weights
+    assert main("three", 0.4, 0.4, 0.2) == 2
+    assert main("1", 0.4, 0.4, 0.2) == 1
+    with pytest.raises(UserError, match="main objective"):
+        main("0", 0.0, 0.5, 0.5)
+    with pytest.raises(UserError, match="main must be"):
+        main("four", 1.0, 0.0, 0.0)
+
+
+# ------------------------------------------------------------------------------------------------ labelled pairs
+
+
+def test_the_annotator_follows_the_weighted_rewards() -> None:
+    # w.(ra - rb) = .25 * (1 - 0) + .75 * (0 - 1) = -0.5; / 0.25 = -2; sigmoid(-2) = 0.119203
+    base = {"prompt": "x :", "a": " A", "b": " C", "scores_a": [1.0, 0.0], "scores_b": [0.0, 1.0]}
+    rows = [{**base, "id": "under", "u": 0.1192}, {**base, "id": "over", "u": 0.1193}]
+    under, over = annotated_pairs(rows, scores=row_scores(rows), weights=Weights((0.25, 0.75)), tau=0.25, seed=0)
+    assert (under.chosen, under.rejected, under.swapped) == (" A", " C", False)
+    assert (over.chosen, over.rejected, over.swapped) == (" C", " A", True)
+
+
+def test_each_objective_may_have_its_own_draws() -> None:
+    row = {"id": "r", "prompt": "x :", "a": " A", "b": " C", "scores_a": [0.0, 0.0], "scores_b": [0.0, 0.0]}
+    rows = [{**row, "u": 0.9, "u_k": [0.1, 0.9]}]
+    for weights, swapped in (((1.0, 0.0), False), ((0.0, 1.0), True), ((0.5, 0.5), True)):
+        (pair,) = annotated_pairs(rows, scores=row_scores(rows), weights=Weights(weights), tau=1.0, seed=0)
+        assert pair.swapped is swapped
+
+
+def test_rows_without_a_draw_get_a_fixed_one_of_the_seed() -> None:
+    rows = [{**row, "id": row["id"]} for row in pair_rows(400)]
+    for row in rows:
+        del row["u"]
+        row["scores_a"] = row["scores_b"] = [0.0, 0.0]
+
+    def swaps(seed: int) -> list[bool]:
+        weights = Weights((0.5, 0.5))
+        return [p.swapped for p in annotated_pairs(rows, scores=row_scores(rows), weights=weights, tau=1.0, seed=seed)]
+
+    assert swaps(1) == swaps(1) != swaps(2)
+    assert 140 < sum(swaps(1)) < 260  # six standard deviations around one half
+
+
+def test_given_labels_follow_one_objective(reference: str, tmp_path: Path) -> None:
+    rows = [
+        {
+            "id": f"{name}{i}",
+            "prompt": "x :",
+            "chosen": " A" if name == "one" else " C",
+            "rejected": " D",
+            "objective": name,
+        }
+        for name in ("one", "two")
+        for i in range(40)
+    ]
+    config = dpo.Config(beta=BETA, learning_rate=1e-2, batch_size=40)
+    vertices = [Weights((1.0, 0.0)), Weights((0.0, 1.0))]
+    family = fit(dpo, config, reference=reference, weights=vertices, out=tmp_path, comparisons=rows)
+    before = next_distribution(reference, "x :")
+    one, two = (next_distribution(family.points[w.label], "x :") for w in vertices)
+    a, c = 5, 7
+    assert one[a] > before[a] and one[a] > two[a]
+    assert two[c] > before[c] and two[c] > one[c]
+    with pytest.raises(UserError, match="given labels follow one"):
+        fit(dpo, config, reference=reference, weights=[Weights((0.5, 0.5))], out=tmp_path / "mixed", comparisons=rows)
+
+
+def test_labels_may_be_asked_from_the_objectives(reference: str, tmp_path: Path) -> None:
+    rows = pair_rows(64)
+    bare = [{key: row[key] for key in ("id", "prompt", "a", "b", "u")} for row in rows]
+    settings = {**PAIRS, "epochs": 1.0}
+    weights, ledger = Weights((0.5, 0.5)), Ledger()
+    told = fit(
+        dpo, dpo.Config(**settings), reference=reference, weights=[weights], out=tmp_path / "a", comparisons=rows
+    )
+    asked = fit(
+        dpo, dpo.Config(**{**settings, "labels": "objectives"}), reference=reference, weights=[weights],
+        out=tmp_path / "b", comparisons=bare, ledger=ledger,
+    )  # fmt: skip
+    assert same_weights(told.points[weights.label], asked.points[weights.label])
+    assert ledger.scores_read == 2 * 2 * 64 + 64  # both objectives on both responses, and the annotator's labels
+
+
+def test_the_mle_term_raises_the_likelihood_of_chosen_responses(reference: str, tmp_path: Path) -> None:
+    rows, weights = pair_rows(256), Weights((0.5, 0.5))
+    likelihoods = []
+    for mle_weight in (0.0, 1.0):
+        config = dpo.Config(**{**PAIRS, "epochs": 1.0}, mle_weight=mle_weight)
+        family = fit(
+            dpo, config, reference=reference, weights=[weights], out=tmp_path / str(mle_weight), comparisons=rows
+        )
+        pairs = annotated_pairs(rows, scores=row_scores(rows), weights=weights, tau=PAIRS["tau"], seed=0)
+        policy = ModelPolicy(family.points[weights.label])
+        likelihoods.append(sum(policy.sequence_logprobs([p.prompt for p in pairs], [p.chosen for p in pairs])))
+    assert likelihoods[1] > likelihoods[0]
+    assert "NLL" in family.optimises[weights.label]
+
+
+# ------------------------------------------------------------------------------------- LoRA, families, interruption
+
+
+@pytest.mark.parametrize("method", ["dpo", "morlhf"])
+def test_lora_trains_an_adapter_that_a_policy_can_load(method: str, reference: str, tmp_path: Path) -> None:
+    weights = Weights((0.5, 0.5))
+    if method == "dpo":
+        config: Any = dpo.Config(**{**PAIRS, "epochs": 1.0, "learning_rate": 1e-2}, lora_r=4)
+        family = fit(dpo, config, reference=reference, weights=[weights], out=tmp_path, comparisons=pair_rows(128))
+    else:
+        config = morlhf.Config(**{**RL, "steps": 10}, lora_r=4)
+        family = fit(morlhf, config, reference=reference, weights=[weights], out=tmp_path, prompts=PROMPT_ROWS)
+    model = family.points[weights.label]
+    assert (Path(model) / "adapter_config.json").is_file() and not (Path(model) / "model.safetensors").exists()
+    (ours,) = ModelPolicy(model).sequence_logprobs(["x :"], [" A"])
+    (theirs,) = ModelPolicy(reference).sequence_logprobs(["x :"], [" A"])
+    assert ours != theirs
+
+
+def test_families_are_saved_and_found_again(reference: str, tmp_path: Path) -> None:
+    weights = [Weights((1.0, 0.0)), Weights((0.5, 0.5))]
+    config = morlhf.Config(**{**RL, "steps": 1})
+    family = fit(morlhf, config, reference=reference, weights=weights, out=tmp_path, prompts=PROMPT_ROWS)
+    family.save(tmp_path)
+    again = load_family(tmp_path)
+    assert set(again.preferences) == set(weights)
+    assert again.policy(weights[1]).name == "morlhf@0.5,0.5"
+    with pytest.raises(UserError, match="no policy at 0,1"):
+        again.policy(Weights((0.0, 1.0)))
+
+
+def test_saved_models_keep_the_list_of_ending_tokens(reference: str, tmp_path: Path) -> None:
+    from transformers import GenerationConfig
+
+    weights = Weights((0.5, 0.5))
+    family = fit(
+        morlhf, morlhf.Config(**{**RL, "steps": 1}), reference=reference, weights=[weights], out=tmp_path / "r",
+        prompts=PROMPT_ROWS,
+    )  # fmt: skip
+    pairs = fit(
+        dpo, dpo.Config(**PAIRS), reference=reference, weights=[weights], out=tmp_path / "d", comparisons=pair_rows(64)
+    )
+    wanted = GenerationConfig.from_pretrained(reference).eos_token_id
+    assert len(wanted) == 9
+    for model in (family.points[weights.label], pairs.points[weights.label]):
+        assert GenerationConfig.from_pretrained(model).eos_token_id == wanted
+
+
+class Interrupting:
+    """An objective that works `calls` times and then stands for a killed process."""
+
+    def __init__(self, calls: int) -> None:
+        self.__name__, self.calls = "one", calls
+
+    def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float | None]:
+        self.calls -= 1
+        if self.calls < 0:
+            raise KeyboardInterrupt
+        return OBJECTIVES["one"](prompts, completions, **columns)
+
+
+@pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
+def test_an_interrupted_run_resumes_to_the_same_weights(algorithm: str, reference: str, tmp_path: Path) -> None:
+    weights = [Weights((1.0, 0.0)), Weights((0.5, 0.5))]
+    config = morlhf.Config(**{**RL, "steps": 6}, algorithm=algorithm, save_steps=2, gradient_accumulation=2)
+    data = {"reference": reference, "weights": weights, "prompts": PROMPT_ROWS}
+    whole = fit(morlhf, config, out=tmp_path / "whole", **data)
+    with pytest.raises(KeyboardInterrupt):
+        fit(morlhf, config, out=tmp_path / "cut", objectives={**OBJECTIVES, "one": Interrupting(11)}, **data)
+    assert open_run(tmp_path / "cut" / "points" / "1,0").metrics["reward"] > 0  # the first point was finished
+    assert list((tmp_path / "cut" / "points" / "0.5,0.5.partial" / "checkpoints").glob("checkpoint-4"))
+    first = (tmp_path / "cut" / "points" / "1,0" / "run.json").stat().st_mtime_ns
+    ledger = Ledger()
+    cut = fit(morlhf, config, out=tmp_path / "cut", ledger=ledger, **data)
+    for w in weights:
+        assert same_weights(whole.points[w.label], cut.points[w.label])
+    assert (tmp_path / "cut" / "points" / "1,0" / "run.json").stat().st_mtime_ns == first  # reused, not trained again
+    assert ledger.samples_drawn == 2 * 6 * 192  # and charged all the same
+    assert not list((tmp_path / "cut").rglob("checkpoint-*"))
+
+
+def test_dpo_resumes_to_the_same_weights(reference: str, tmp_path: Path) -> None:
+    from transformers import TrainerCallback
+
+    weights, rows = Weights((0.5, 0.5)), pair_rows(192)
+    config = dpo.Config(**{**PAIRS, "batch_size": 32, "epochs": 2.0}, save_steps=4)
+    whole = fit(dpo, config, reference=reference, weights=[weights], out=tmp_path / "whole", comparisons=rows)
+    pairs = annotated_pairs(rows, scores=row_scores(rows), weights=weights, tau=config.tau, seed=0)
+
+    class Kill(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == 9:
+                raise KeyboardInterrupt
+
+    folder = tmp_path / "cut"
+    settings = {"config": config, "reference": reference, "beta": BETA / config.tau, "folder": folder}
+    trainer = dpo.build_trainer(pairs, **settings)
+    trainer.add_callback(Kill())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    dpo.train_on_pairs(pairs, **settings, ledger=Ledger())
+    assert same_weights(whole.points[weights.label], str(folder / "model"))
+
+
+# ------------------------------------------------------------------------------------------------------ refusals
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"algorithm": "ppo"}, "algorithm must be one of"),
+        ({"algorithm": "rloo", "kl": "token"}, "rloo has sequence KL"),
+        ({"algorithm": "rloo", "scale_rewards": "group"}, "rloo has sequence KL"),
+        ({"algorithm": "grpo", "aggregation": "normalize_then_sum"}, "z-score a sequence KL"),
+        ({"num_generations": 7}, "do not divide"),
+        ({"num_generations": 1}, "do not divide"),
+        ({"beta": 0.0}, "beta must be above 0"),
+        ({"steps": 0}, "at least 1"),
+    ],
+)
+def test_morlhf_refuses_what_it_cannot_mean(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    config = morlhf.Config(**{**RL, **changes})
+    with pytest.raises(UserError, match=message):
+        fit(morlhf, config, reference="none", weights=[Weights((0.5, 0.5))], out=tmp_path, prompts=PROMPT_ROWS)
+
+
+def test_learned_positions_and_prompts_of_several_lengths_are_refused(tmp_path: Path) -> None:
+    reference = make_reference(tmp_path / "gpt2", architecture="gpt2")
+    config = morlhf.Config(**{**RL, "steps": 1})
+    with pytest.raises(UserError, match="learned positions"):
+        fit(morlhf, config, reference=reference, weights=[Weights((1.0, 0.0))], out=tmp_path / "a", prompts=PROMPT_ROWS)
+    fit(morlhf, config, reference=reference, weights=[Weights((1.0, 0.0))], out=tmp_path / "b", prompts=PROMPT_ROWS[:1])
+
+
+def test_an_adapter_is_no_reference(tmp_path: Path, reference: str) -> None:
+    config = dpo.Config(**{**PAIRS, "epochs": 1.0}, lora_r=2)
+    weights = Weights((0.5, 0.5))
+    family = fit(dpo, config, reference=reference, weights=[weights], out=tmp_path / "a", comparisons=pair_rows(64))
+    with pytest.raises(UserError, match="is an adapter"):
+        fit(
+            dpo, config, reference=family.points[weights.label], weights=[weights], out=tmp_path / "b",
+            comparisons=pair_rows(64),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "needs comparisons"),
+        ([{"prompt": "x :"}], "no id"),
+        ([{"id": "1", "prompt": "x :", "a": "A", "b": "B"}] * 2, "id of an earlier row"),
+        ([{"id": "1", "prompt": "x :", "a": "A", "b": "B"}], "no scores_a"),
+        ([{"id": "1", "prompt": "x :", "scores_a": [1, 0], "scores_b": [0, 0]}], "neither a and b"),
+        ([{"id": "1", "prompt": "x :", "a": "A", "b": "B", "scores_a": [1], "scores_b": [0]}], "1 scores for 2"),
+    ],
+)
+def test_dpo_refuses_rows_that_it_cannot_label(rows: list[dict[str, Any]], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        fit(dpo, dpo.Config(**PAIRS), reference="none", weights=[Weights((0.5, 0.5))], out=tmp_path, comparisons=rows)
+
+
+def test_prompts_that_fill_the_length_are_refused(reference: str, tmp_path: Path) -> None:
+    config = dpo.Config(**PAIRS, max_length=2)
+    with pytest.raises(UserError, match="max_length = 2"):
+        fit(dpo, config, reference=reference, weights=[Weights((0.5, 0.5))], out=tmp_path, comparisons=pair_rows(8))
+
+
+def test_weights_must_match_the_objectives(tmp_path: Path) -> None:
+    for module in METHODS.values():
+        with pytest.raises(UserError, match="3 numbers, but there are 2 objectives"):
+            fit(module, module.Config(), reference="none", weights=[Weights((0.5, 0.25, 0.25))], out=tmp_path)
+        with pytest.raises(UserError, match="no preference"):
+            fit(module, module.Config(), reference="none", weights=[], out=tmp_path)
+
+
+def test_metered_objectives_count_and_check() -> None:
+    ledger = Ledger()
+    metered = Metered("mine", lambda prompts, completions, **_: [1, None, 2.5], ledger)
+    assert metered(["p"] * 3, ["c"] * 3, other="column") == [1.0, None, 2.5]
+    assert metered.__name__ == "mine" and ledger.scores_read == 2  # None is no score
+    with pytest.raises(ValueError, match="3 scores for 2"):
+        metered(["p"] * 2, ["c"] * 2)
+    with pytest.raises(ValueError, match="not finite"):
+        Metered("mine", lambda prompts, completions, **_: [math.nan], ledger)(["p"], ["c"])
+
+
+def test_every_point_s_prompts_are_whole_passes() -> None:
+    config = morlhf.Config(steps=5, batch_size=8, num_generations=4, gradient_accumulation=2)
+    rows = [{"id": str(i), "prompt": f"p{i}"} for i in range(3)]
+    planned = morlhf.schedule(rows, config=config, ledger=Ledger())["prompt"]
+    assert len(planned) == 5 * 4
+    for start in range(0, 18, 3):
+        assert set(planned[start : start + 3]) == {"p0", "p1", "p2"}
+    with pytest.raises(UserError, match="other columns"):
+        morlhf.schedule([*rows, {"prompt": "p"}], config=config, ledger=Ledger())
