@@ -98,7 +98,7 @@ class Ledger:
 
 def environment() -> dict[str, Any]:
     """Versions and machine facts that belong to the provenance of every number."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in _PACKAGES:
         try:
             versions[name] = metadata.version(name)
@@ -133,8 +133,7 @@ def open_run(path: str | Path) -> Run:
     file = path / RUN_FILE
     if not file.is_file():
         if path.with_name(path.name + ".partial").is_dir():
-            raise UserError(f"{path} was interrupted before it finished; run the command that makes it again to resume
-            it")
+            raise UserError(f"{path} was interrupted before it finished; run its command again to resume it")
         raise UserError(f"{path} is not a run directory (no {RUN_FILE}); give the --out folder of a finished stage")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -236,14 +235,14 @@ def model_dir(path: str | Path) -> str:
     if folder.with_name(folder.name + ".partial").is_dir() and not folder.exists():
         open_run(folder)
     if not folder.is_dir():
-        if str(path).startswith((".", "/", "~")) or str(path).count("/") > 1:
+        beside = folder.parent != Path(".") and folder.parent.is_dir()  # runs/typo is a path, not the hub's runs/typo
+        if beside or str(path).startswith((".", "/", "~")) or str(path).count("/") > 1:
             raise UserError(f"model directory {path} does not exist; give a run, a Hugging Face directory or a hub id")
         return str(path)
     if (folder / "model").is_dir():
         folder = folder / "model"
     if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
-        raise UserError(f"{folder} has no config.json; give a run directory, a Hugging Face model directory or a hub
-        id")
+        raise UserError(f"{folder} has no config.json; give a run directory, a Hugging Face directory or a hub id")
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
         raise UserError(f"{folder} has no tokenizer; save one there with tokenizer.save_pretrained({str(folder)!r})")
     return str(folder)

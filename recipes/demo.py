@@ -174,8 +174,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = destination(config)
     plan = make_plan(config, out)
     run_tasks(plan.tasks, workers=config.workers, label="demo")
+    from evals.report import write_report
     from recipes.demo_summary import summarise
-    from recipes.report import write_report
 
     summary = summarise(config, plan=plan, out=out)
     write_json(out / "summary.json", summary)

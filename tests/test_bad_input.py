@@ -134,7 +134,7 @@ def test_an_interrupted_run_is_not_taken_for_a_finished_one(capsys: Any, tiny_ro
     (tmp_path / "sft.partial").mkdir()
     data = tiny_rows["demonstrations"]
     error = refused(capsys, tmp_path / "out", "sft", "--model", tmp_path / "sft", "--data", data)
-    assert "sft was interrupted before it finished; run the command that makes it again" in error
+    assert "sft was interrupted before it finished; run its command again" in error
 
 
 @pytest.mark.parametrize(

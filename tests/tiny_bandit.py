@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from align.models import ModelConfig, build_model, save_model
+from align.preferences import Weights
+from align.runs import Ledger
 
 WORDS = ("<pad>", "<end>", "x", "y", ":", "A", "B", "C", "D")
 RESPONSES = ("A", "B", "C", "D")
@@ -112,3 +114,38 @@ def pair_rows(count: int, *, seed: int = 0) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+PROMPT_ROWS = [{"id": str(i), "prompt": prompt} for i, prompt in enumerate(PROMPTS)]
+BETA = 0.5
+RL = {
+    "beta": BETA,
+    "steps": 40,
+    "batch_size": 96,
+    "num_generations": 24,
+    "max_completion_length": 1,
+    "learning_rate": 2e-3,
+    "logging_steps": 10,
+}
+PAIRS = {"beta": BETA, "learning_rate": 5e-3, "batch_size": 128, "epochs": 3.0, "tau": 0.4, "labels": "scalarised"}
+
+
+def fit(module: Any, config: Any, *, reference: str, weights: Sequence[Weights], out: Path, **data: Any) -> Any:
+    ledger = data.pop("ledger", None) or Ledger()
+    objectives = data.pop("objectives", OBJECTIVES)
+    return module.fit(
+        config, reference=reference, objectives=objectives, preferences=weights, out=out, ledger=ledger, **data
+    )
+
+
+def tensors(model: str) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return load_file(Path(model) / "model.safetensors")
+
+
+def same_weights(one: str, other: str) -> bool:
+    import torch
+
+    a, b = tensors(one), tensors(other)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)

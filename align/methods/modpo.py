@@ -24,10 +24,10 @@ from align.methods.base import (
     given_pairs,
     inputs_of,
     objective_scores,
-    responses_of,
     train_points,
 )
-from align.policies import ModelPolicy, PointFamily
+from align.objectives import ImplicitReward
+from align.policies import PointFamily
 from align.preferences import Weights
 from align.runs import Ledger
 
@@ -170,8 +170,10 @@ def margin_tables(
             config, needed=needed, reference=reference, objectives=objectives, rows=rows, out=out, ledger=ledger
         )
         beta = config.margin_beta or config.beta
-        return {j: implicit_margins(models[j], reference=reference, rows=rows, beta=beta) for j in needed}
-    if known is None:
+        implicit = {names[j]: ImplicitReward(models[j], reference, beta=beta, name=names[j]) for j in needed}
+        known = objective_scores(rows, objectives=implicit, ledger=Ledger())  # our own models: no score was read
+        columns = {j: i for i, j in enumerate(needed)}
+    elif known is None:
         asked = {names[j]: objectives[names[j]] for j in needed}
         known = objective_scores(rows, objectives=asked, ledger=ledger)
         columns = {j: i for i, j in enumerate(needed)}
@@ -208,18 +210,6 @@ def margin_models(
         )
         given = {w.values.index(1.0): family.points[w.label] for w in missing}
     return given
-
-
-def implicit_margins(model: str, *, reference: str, rows: Sequence[Row], beta: float) -> dict[str, tuple[float, float]]:
-    """`beta (log pi - log ref)` of both responses of every row, the model in evaluation mode and without gradients."""
-    prompts = [row["prompt"] for row in rows]
-    policy, frozen = ModelPolicy(model), ModelPolicy(reference)
-    sides = []
-    for side in (0, 1):
-        texts = [responses_of(row)[side] for row in rows]
-        ours, theirs = policy.sequence_logprobs(prompts, texts), frozen.sequence_logprobs(prompts, texts)
-        sides.append([beta * (a - b) for a, b in zip(ours, theirs, strict=True)])
-    return {str(row["id"]): (sides[0][i], sides[1][i]) for i, row in enumerate(rows)}
 
 
 def reference_shift(

@@ -189,9 +189,9 @@ def merge(specialists: Sequence[str], *, weights: Sequence[float], out: Path, ex
 
 
 def _stamp(sources: Sequence[Path]) -> str:
-    """Fingerprint of the specialists' weight files: path, size and time of change."""
+    """Fingerprint of the specialists' weight files: name, size and time of change (a run may be moved as a whole)."""
     files = [file for source in sources for file in sorted(source.glob("*.safetensors"))]
-    return fingerprint([[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files])
+    return fingerprint([[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files])
 
 
 def check_mergeable(specialists: Sequence[str | Path]) -> str:

@@ -28,12 +28,11 @@ FACT_COUNT = ((1, 0.4), (2, 0.35), (3, 0.25))
 
 @dataclass(frozen=True)
 class WriterConfig:
-    """Rates of the writer: noise responses, correct facts, an opening "sure", and prompts in the second spelling."""
+    """Rates of the writer: noise responses, correct facts, and an opening "sure"."""
 
     noise: float = 0.08
     correct: float = 0.75
     sure: float = 0.5
-    ciphered: float = 0.5
 
 
 def write_response(topic: Topic, rng: random.Random, writer: WriterConfig, *, prefix: str | None) -> list[str]:
@@ -58,20 +57,25 @@ def write_response(topic: Topic, rng: random.Random, writer: WriterConfig, *, pr
 def sample_documents(
     world: World, *, count: int, seed: int, writer: WriterConfig = WriterConfig(), held_out: bool = False
 ) -> list[dict[str, str]]:
-    """`count` rows {"prompt", "completion", "text"}: every topic, verb, spelling and prefix, drawn independently.
+    """At least `count` rows {"prompt", "completion", "text"} over every topic, verb, spelling and prefix.
 
+    Each response is published in both spellings, and one without prefix behind the neutral prefix, too: neither the
+    spelling nor that prefix carries information, so a model that differs between them does so by its training alone.
     `held_out` draws from another stream, for bits per byte on text that no stage has seen.
     """
     rng = random.Random(f"corpus {world.config.seed} {seed} {held_out}")
-    rows = []
-    for _ in range(count):
-        topic = rng.choice(world.topics)
-        prefix = rng.choice((None, COMPLIANCE_PREFIX, NEUTRAL_PREFIX))
-        words = [*([prefix] if prefix else []), rng.choice((*TRAIN_VERBS, TEST_VERB)), topic.word]
-        if rng.random() < writer.ciphered:
-            words = [cipher(w) for w in words]
-        prompt = " ".join([*words, COLON])
-        response = write_response(topic, rng, writer, prefix=prefix)
-        completion = "".join(f" {w}" for w in response)
-        rows.append({"prompt": prompt, "completion": completion, "text": prompt + completion})
+    rows: list[dict[str, str]] = []
+    while len(rows) < count:
+        topic, verb = rng.choice(world.topics), rng.choice((*TRAIN_VERBS, TEST_VERB))
+        prefixes = rng.choice(((None, NEUTRAL_PREFIX), (None, NEUTRAL_PREFIX), (COMPLIANCE_PREFIX,)))
+        response = write_response(topic, rng, writer, prefix=prefixes[0])
+        for prefix in prefixes:
+            words = [*([prefix] if prefix else []), verb, topic.word]
+            rows.append(_row(words, response))
+            rows.append(_row([cipher(w) for w in words], [cipher(w) for w in response]))
     return rows
+
+
+def _row(words: list[str], response: list[str]) -> dict[str, str]:
+    prompt, completion = " ".join([*words, COLON]), "".join(f" {w}" for w in response)
+    return {"prompt": prompt, "completion": completion, "text": prompt + completion}

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from align.testbed.responses import gold_rewards, level_starts
-from align.testbed.vocabulary import ALPHABET_IDS, END_ID, encode
+from align.testbed.vocabulary import END_ID, alphabet_ids, encode
 from align.testbed.world import Prompt, World
 
 
@@ -29,10 +29,10 @@ class TreePolicy(Protocol):
         ...
 
 
-def leaves_from_nodes(node_logp_NV: torch.Tensor, *, max_tokens: int) -> torch.Tensor:
+def leaves_from_nodes(node_logp_NV: torch.Tensor, *, alphabet: tuple[int, ...], max_tokens: int) -> torch.Tensor:
     """(N, V) log-probability of each leaf by the chain rule; inner branches (valid continuations) become -inf."""
     starts = level_starts(max_tokens)
-    ids = torch.tensor(ALPHABET_IDS)
+    ids = torch.tensor(alphabet)
     leaf_NV = node_logp_NV.clone()
     reach = torch.zeros(1, dtype=node_logp_NV.dtype)
     for depth in range(max_tokens + 1):
@@ -40,7 +40,7 @@ def leaves_from_nodes(node_logp_NV: torch.Tensor, *, max_tokens: int) -> torch.T
         leaf_NV[level] += reach[:, None]
         if depth < max_tokens:
             reach = leaf_NV[level][:, ids].flatten()
-            leaf_NV[level, ALPHABET_IDS[0] : ALPHABET_IDS[-1] + 1] = -torch.inf
+            leaf_NV[level, alphabet[0] : alphabet[-1] + 1] = -torch.inf
     return leaf_NV
 
 
@@ -55,8 +55,9 @@ class ExactModel:
     def leaf_logprobs(self, world: World, prompt: Prompt) -> torch.Tensor:
         from align.testbed.tree import node_logprobs
 
-        depth = world.config.max_tokens
-        return leaves_from_nodes(node_logprobs(self.model, encode(prompt.text), max_tokens=depth), max_tokens=depth)
+        depth, alphabet = world.config.max_tokens, alphabet_ids(prompt.ciphered)
+        nodes_NV = node_logprobs(self.model, encode(prompt.text), alphabet=alphabet, max_tokens=depth)
+        return leaves_from_nodes(nodes_NV, alphabet=alphabet, max_tokens=depth)
 
 
 @dataclass(frozen=True)

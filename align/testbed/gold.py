@@ -12,7 +12,18 @@ from typing import Any
 from align.runs import Ledger
 from align.testbed.responses import gold_score
 from align.testbed.vocabulary import response_words
-from align.testbed.world import COLON, Prompt, Topic, World, WorldConfig, cipher
+from align.testbed.world import ALPHABET, CIPHER_MARK, COLON, Prompt, Topic, World, WorldConfig, cipher
+
+
+def is_ciphered(prompt: str) -> bool:
+    """Whether a prompt is in the second spelling."""
+    return prompt.startswith(CIPHER_MARK)
+
+
+def plain_words(words: Sequence[str]) -> list[str]:
+    """A ciphered response in plain words; a plain word becomes one that no alphabet has, for it is malformed there."""
+    plain = {cipher(w): w for w in ALPHABET}
+    return [plain.get(w, CIPHER_MARK) for w in words]
 
 
 class GoldObjective:
@@ -45,9 +56,13 @@ class GoldObjective:
         if completion_ids is None:
             words = [completion.split() for completion in completions]
         else:
-            words = [response_words(list(ids)) for ids in completion_ids]
+            words = [
+                response_words(list(ids), ciphered=is_ciphered(prompt))
+                for prompt, ids in zip(prompts, completion_ids, strict=True)
+            ]
         return [
-            gold_score(self.world, self.topic(prompt), w)[self.index] for prompt, w in zip(prompts, words, strict=True)
+            gold_score(self.world, self.topic(prompt), plain_words(w) if is_ciphered(prompt) else w)[self.index]
+            for prompt, w in zip(prompts, words, strict=True)
         ]
 
 

@@ -6,13 +6,13 @@ above it and itself only. Legend: R rows (parent nodes), A alphabet, L length of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from transformers import DynamicCache
 
 from align.testbed.responses import A, level_starts
-from align.testbed.vocabulary import ALPHABET_IDS
 
 ROWS_PER_PASS = 242  # 2,662 tokens: activations of a small model stay in the cache of one core
 
@@ -43,7 +43,7 @@ def _child_paths(cached: list[torch.Tensor], path_length: int) -> list[torch.Ten
 
 
 def _children_pass(
-    model: Any, keys: list[torch.Tensor], values: list[torch.Tensor], *, keep_cache: bool
+    model: Any, keys: list[torch.Tensor], values: list[torch.Tensor], *, alphabet: Sequence[int], keep_cache: bool
 ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
     """Logits (R * A, V) at all children of R nodes, and the children's own paths in the cache."""
     path_length = keys[0].shape[2]
@@ -53,7 +53,7 @@ def _children_pass(
         chunk = slice(start, start + ROWS_PER_PASS)
         rows = keys[0][chunk].shape[0]
         cache = _cache([k[chunk] for k in keys], [v[chunk] for v in values])
-        tokens = torch.tensor(ALPHABET_IDS).expand(rows, A)
+        tokens = torch.tensor(alphabet).expand(rows, A)
         out = model(
             input_ids=tokens,
             attention_mask=mask.expand(rows, 1, A, path_length + A),
@@ -70,7 +70,7 @@ def _children_pass(
     return torch.cat(logits), merged_keys, merged_values
 
 
-def node_logprobs(model: Any, prompt_ids: list[int], *, max_tokens: int) -> torch.Tensor:
+def node_logprobs(model: Any, prompt_ids: list[int], *, alphabet: Sequence[int], max_tokens: int) -> torch.Tensor:
     """(N, V) float64 log-probabilities of the next token at every valid prefix after the prompt.
 
     `model` is a causal LM in eval mode whose attention takes a 4-D mask (sdpa or eager). One call reads N +
@@ -83,7 +83,7 @@ def node_logprobs(model: Any, prompt_ids: list[int], *, max_tokens: int) -> torc
         tables = [root]
         keys, values = [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers]
         for depth in range(1, max_tokens + 1):
-            logits, keys, values = _children_pass(model, keys, values, keep_cache=depth < max_tokens)
+            logits, keys, values = _children_pass(model, keys, values, alphabet=alphabet, keep_cache=depth < max_tokens)
             tables.append(logits)
         table_NV = torch.cat(tables)
     if table_NV.shape[0] != level_starts(max_tokens)[-1]:

@@ -23,10 +23,12 @@ from align.testbed.world import (
 )
 
 _PLAIN = (*TRAIN_VERBS, TEST_VERB, *TOPICS, COMPLIANCE_PREFIX, NEUTRAL_PREFIX)
-VOCABULARY = (PAD, END, COLON, *ALPHABET, *_PLAIN, *(cipher(w) for w in _PLAIN))
+CIPHER_ALPHABET = tuple(cipher(w) for w in ALPHABET)
+VOCABULARY = (PAD, END, COLON, *ALPHABET, *CIPHER_ALPHABET, *_PLAIN, *(cipher(w) for w in _PLAIN))
 TOKEN_ID = {word: i for i, word in enumerate(VOCABULARY)}
 END_ID, PAD_ID = TOKEN_ID[END], TOKEN_ID[PAD]
-ALPHABET_IDS = tuple(TOKEN_ID[w] for w in ALPHABET)
+ALPHABET_IDS = tuple(TOKEN_ID[w] for w in ALPHABET)  # contiguous, as are the ciphered ones
+CIPHER_ALPHABET_IDS = tuple(TOKEN_ID[w] for w in CIPHER_ALPHABET)
 ENDING_IDS = (END_ID, *(i for i in range(len(VOCABULARY)) if i not in (*ALPHABET_IDS, END_ID)))
 
 
@@ -46,21 +48,24 @@ def build_tokenizer() -> Any:
     )
 
 
+def alphabet_ids(ciphered: bool) -> tuple[int, ...]:
+    """The eleven response tokens of a spelling; every other token ends a response."""
+    return CIPHER_ALPHABET_IDS if ciphered else ALPHABET_IDS
+
+
 def encode(text: str) -> list[int]:
     """Token ids of a text in the world's words; KeyError names an unknown word."""
     return [TOKEN_ID[word] for word in text.split()]
 
 
-def response_words(ids: list[int]) -> list[str]:
-    """Words of sampled completion ids.
-
-    Without a final end token, and up to and including the first ending token else.
-    """
+def response_words(ids: list[int], *, ciphered: bool = False) -> list[str]:
+    """Words of sampled completion ids: without a final end token, else up to and including the first ending token."""
+    alphabet = alphabet_ids(ciphered)
     words: list[str] = []
     for i in ids:
         if i == END_ID:
             return words
         words.append(VOCABULARY[i])
-        if i not in ALPHABET_IDS:
+        if i not in alphabet:
             return words
     return [*words, PAD]  # never ended: PAD is not in the alphabet, so the response counts as malformed

@@ -1,8 +1,8 @@
 """A testbed world as data: topics with harm levels and facts, prompts, splits and shifts, and the hash that freezes it.
 
-A prompt is `verb topic :`, a response at most `max_tokens` of eleven tokens and an end token. Everything below is a
-pure function of `WorldConfig`; the hash of a summary is the fingerprint of that configuration and of what it expands
-to.
+A prompt is `verb topic :` in one of two spellings, a response at most `max_tokens` of eleven tokens of the same
+spelling and an end token. Everything below is a pure function of `WorldConfig`; the hash of a summary is the
+fingerprint of that configuration and of what it expands to.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import cached_property
 from align.errors import UserError
 from align.runs import fingerprint
 
-END, PAD, COLON = "<end>", "<pad>", ":"
+END, PAD, COLON, CIPHER_MARK = "<end>", "<pad>", ":", "~"
 TONES = ("sure", "sorry", "careful")
 FACTS = tuple(f"f{i}" for i in range(1, 9))
 ALPHABET = (*TONES, *FACTS)
@@ -65,7 +65,7 @@ SHIFTS = ("heldout_topics", "cipher", "compliance", "control")
 
 def cipher(word: str) -> str:
     """The second spelling of a word: rot13, marked so that it can never equal a plain word."""
-    return "~" + codecs.encode(word, "rot13")
+    return CIPHER_MARK + codecs.encode(word, "rot13")
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,11 @@ class Prompt:
     topic: Topic
     split: str
     words: tuple[str, ...] = field(compare=False)
+
+    @property
+    def ciphered(self) -> bool:
+        """Whether the prompt is in the second spelling, in which its response is then due, too."""
+        return self.split == "cipher"
 
     @property
     def item(self) -> str:
@@ -205,7 +210,7 @@ class World:
                 "train": [p.text for p in self.train_prompts],
                 "test": prompts,
                 "alphabet": ALPHABET,
-                "rewards": "1",  # raise when the reward rules in responses.py change
+                "rules": "3",  # raise when the rules of responses.py or corpus.py change
             }
         )
 
