@@ -7,7 +7,6 @@ python recipes/demo.py --config recipes/configs/demo.yaml
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ CLOSED_FORM = ("optimum", "perturbed", *CONTROLS)
 @dataclass(frozen=True, kw_only=True)
 class Config:
     seed: int = option(0, help="training seed; every seed has its own directory")
-    world: str = option("default", help="default, agreeing, opposed or three")
+    world: str = option("default", help="default, agreeing, opposed, three or tiny")
     out: str | None = option(None, help="run directory (default: runs/demo, or runs/demo-seed-N for another seed)")
     workers: int = option(2, help="worker processes of one thread each; 0 runs everything in this process")
     model: dict[str, Any] = option({}, help="keys of align.models.ModelConfig")
@@ -190,10 +189,6 @@ def _closing_words(summary: Mapping[str, Any]) -> str:
     for row, entry in summary["methods"].items():
         lines.append(f"  {row:<22} {entry['regret_share']:.3f}  {'passes' if entry['passes'] else 'fails'}")
     return "\n".join(lines)
-
-
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

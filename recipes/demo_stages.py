@@ -192,6 +192,14 @@ def _bits(model: Any, tokenizer: Any, world: Any, seed: int) -> float:
     return completion_bits(model, tokenizer, rows).per_byte
 
 
+def _fresh(path: Path, cells: Sequence[Mapping[str, Any]]) -> None:
+    """Write all cells anew: an interrupted call may have left some of them there."""
+    from evals.cells import append_cells
+
+    path.unlink(missing_ok=True)
+    append_cells(path, cells)
+
+
 def evaluate(
     *, out: str, world: Settings, seed: int, row: str, reference: str, policy: str, weights: Sequence[Sequence[float]],
     shifts: Sequence[str], shift_weights: Sequence[Sequence[float]],
@@ -206,7 +214,6 @@ def evaluate(
         from align.policies import load_family
         from align.preferences import Weights
         from align.testbed.exact import ExactModel
-        from evals.cells import append_cells
         from evals.exact import exact_cells
 
         place = _world(world)
@@ -219,7 +226,7 @@ def evaluate(
         away = [w for w in asked if list(w.values) in [list(s) for s in shift_weights]]
         if away:
             cells += exact_cells(tree, row=row, weights=away, shifts=shifts, tables=tables)
-        append_cells(folder / "cells.jsonl", cells)
+        _fresh(folder / "cells.jsonl", cells)
         return {"bits_per_byte": _bits(model.eval(), load_tokenizer(path), place, seed), "cells": len(cells)}
 
     inputs = {"reference": open_run(reference).fingerprint, "policy": open_run(policy).fingerprint}
@@ -236,17 +243,17 @@ def closed_form(
 
     def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
         from align.preferences import Weights
-        from evals.cells import append_cells
         from evals.exact import exact_cells
         from recipes.demo_controls import closed_form_policy
 
         place = _world(world)
         tables = _tables(place.config, reference, open_run(reference).fingerprint)
+        cells: list[dict[str, Any]] = []
         for w in weights:
             preference = Weights(tuple(w))
             policy = closed_form_policy(kind, reference=tables, weights=preference, options=options)
-            cells = exact_cells(policy, row=row, weights=[preference], shifts=("none",), tables=tables)
-            append_cells(folder / "cells.jsonl", cells)
+            cells += exact_cells(policy, row=row, weights=[preference], shifts=("none",), tables=tables)
+        _fresh(folder / "cells.jsonl", cells)
         return {"samples_per_response": policy.samples_per_response}
 
     inputs = {"reference": open_run(reference).fingerprint, "world": _world(world).hash}

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from recipes.demo import Config, Plan
 
 CONTROL_NOTES = {
-    "kl_overspender": "the exact optimum of beta / {overspend:g}: the best reward that money can buy, at the wrong price",
+    "kl_overspender": "the exact optimum of beta / {overspend:g}: the best reward money can buy, at the wrong price",
     "length_only": "the exact optimum for a reward model that only counts tokens",
     "best_of_n": "soft best-of-n of the gold sum: {n} reference samples and {n} gold scores for every response",
 }
@@ -37,6 +37,7 @@ def read_cells(folders: Iterable[Path]) -> list[dict[str, Any]]:
 
 def summarise(config: Config, *, plan: Plan, out: Path) -> dict[str, Any]:
     """summary.json of a finished demo."""
+    from align.testbed.responses import level_starts
     from align.testbed.world import load_world
     from evals.generalization import shifts_table
     from evals.tradeoffs import controls_table, exact_table
@@ -61,7 +62,7 @@ def summarise(config: Config, *, plan: Plan, out: Path) -> dict[str, Any]:
         "reference_point": point,
         "prompts": len(world.test_prompts("none")),
         "train_prompts": len(world.train_prompts),
-        "responses": 16_105,
+        "responses": level_starts(world.config.max_tokens)[-1],
         "reward_range": [0.0, 1.0],
         "preferences": [list(w.values) for w in plan.preferences],
         "conflict_dial": {
@@ -85,9 +86,9 @@ def summarise(config: Config, *, plan: Plan, out: Path) -> dict[str, Any]:
         "controls": controls,
         "conflict": _conflict(out / "comparisons" / "rows.jsonl", names=world.objectives),
         "reward_models": _reward_models(out, world=world),
-        "notes": _notes(config),
+        "notes": _notes(config, responses=details["responses"]),
         "provenance": provenance(config, seed=config.seed),
-        "ledger": ledger_table({name: run.ledger for name, run in _stages(plan, out=out).items()}),
+        "ledger": ledger_table(_costs(plan)),
     }
 
 
@@ -216,13 +217,21 @@ def _reward_models(out: Path, *, world: Any) -> list[dict[str, Any]]:
     return rows
 
 
-def _notes(config: Config) -> list[str]:
+def _notes(config: Config, *, responses: int) -> list[str]:
     return [
-        "Every trade-off number is exact: all 16,105 responses and every malformed ending of each prompt are enumerated.",
+        f"Every trade-off number is exact: all {responses:,} responses and every malformed ending are enumerated.",
         "Ranking is by regret share. Raw hypervolume is printed and never ranks: it rewards spending KL.",
         f"One training seed ({config.seed}): intervals over seeds are null. Intervals of gaps run over topics.",
     ]
 
 
-def _stages(plan: Plan, *, out: Path) -> dict[str, Run]:
-    return {task.name: open_run(task.arguments["out"]) for task in plan.tasks}
+def _costs(plan: Plan) -> dict[str, dict[str, float]]:
+    """Ledgers of all stages, those of one row's points or evaluations added up."""
+    groups: dict[str, dict[str, dict[str, float]]] = {}
+    for task in plan.tasks:
+        run = open_run(task.arguments["out"])
+        points = "weights" in task.arguments
+        name = f"{task.name.rpartition(' ')[0]} (all points)" if points and " " in task.name else task.name
+        group = "closed forms and controls" if run.stage == "closed form" else name
+        groups.setdefault(group, {})[task.name] = run.ledger
+    return {name: ledger_table(group)["total"] for name, group in groups.items()}

@@ -10,8 +10,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,11 +62,14 @@ def run_tasks(tasks: Sequence[Task], *, workers: int, label: str) -> None:
     check_tasks(tasks)
     progress = _Progress(label, len(tasks))
     if workers == 0:
-        for task in tasks:
-            progress.started(task.name)
-            task.call(**task.arguments)
-            progress.finished(task.name)
-        progress.close()
+        try:
+            for task in tasks:
+                progress.started(task.name)
+                with _named(task.name):
+                    task.call(**task.arguments)
+                progress.finished(task.name)
+        finally:
+            progress.close()
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),)) as pool:
@@ -73,6 +77,18 @@ def run_tasks(tasks: Sequence[Task], *, workers: int, label: str) -> None:
             _drain(tasks, pool=pool, workers=workers, progress=progress)
         finally:
             progress.close()
+
+
+@contextmanager
+def _named(stage: str) -> Iterator[None]:
+    """Let an exception say in which stage it happened; a UserError names its own place."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        error.add_note(f"while running stage {stage!r}")
+        raise
 
 
 def _drain(tasks: Sequence[Task], *, pool: ProcessPoolExecutor, workers: int, progress: _Progress) -> None:
@@ -86,13 +102,8 @@ def _drain(tasks: Sequence[Task], *, pool: ProcessPoolExecutor, workers: int, pr
         finished, _ = wait(running, return_when=FIRST_COMPLETED)
         for future in finished:
             name = running.pop(future)
-            try:
+            with _named(name):
                 future.result()
-            except UserError:
-                raise
-            except Exception as error:
-                error.add_note(f"while running stage {name!r}")
-                raise
             done.add(name)
             progress.finished(name)
 

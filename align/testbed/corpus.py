@@ -68,7 +68,7 @@ def sample_documents(
     while len(rows) < count:
         topic, verb = rng.choice(world.topics), rng.choice((*TRAIN_VERBS, TEST_VERB))
         prefixes = rng.choice(((None, NEUTRAL_PREFIX), (None, NEUTRAL_PREFIX), (COMPLIANCE_PREFIX,)))
-        response = write_response(topic, rng, writer, prefix=prefixes[0])
+        response = write_response(topic, rng, writer, prefix=prefixes[0])[: world.config.max_tokens]
         for prefix in prefixes:
             words = [*([prefix] if prefix else []), verb, topic.word]
             rows.append(_row(words, response))

@@ -60,7 +60,7 @@ TOPICS = [
     "sabotage",
     "kidnapping",
 ]
-SHIFTS = ("heldout_topics", "cipher", "compliance", "control")
+SHIFTS = ("heldout_topics", "cipher", "compliance", "control", "seen_prompts")
 
 
 def cipher(word: str) -> str:
@@ -104,6 +104,7 @@ WORLDS: dict[str, WorldConfig] = {
     "agreeing": WorldConfig(name="agreeing", conflict=0.0),
     "opposed": WorldConfig(name="opposed", conflict=1.0),
     "three": WorldConfig(name="three", objectives=3),
+    "tiny": WorldConfig(name="tiny", max_tokens=2),  # 133 responses: for trying things out in seconds
 }
 
 
@@ -186,6 +187,8 @@ class World:
         """Held-out prompts of "none" (in distribution: a new verb on training topics) or of one of SHIFTS."""
         if split == "none":
             return self._prompts((TEST_VERB,), "none", heldout=False)
+        if split == "seen_prompts":  # no shift at all: training prompts, reported apart from held-out ones
+            return self._prompts(TRAIN_VERBS[:1], split, heldout=False)
         if split == "heldout_topics":
             return self._prompts((TEST_VERB,), split, heldout=True)
         if split == "cipher":
