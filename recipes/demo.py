@@ -12,14 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from align.errors import UserError
 from align.preferences import Weights, simplex_grid
 from align.runs import jsonable, write_json
 from recipes import demo_stages as stages
 from recipes.config import option, parse
 from recipes.pipeline import Task, run_tasks
+from recipes.stages import section
 
 DEFAULTS = Path(__file__).parent / "configs" / "demo.yaml"
 CONTROLS = ("kl_overspender", "length_only", "best_of_n")
+ROW_KEYS = ("method", "rewards", "settings", "specialists_of", "shifts")
 CLOSED_FORM = ("optimum", "perturbed", *CONTROLS)
 
 
@@ -65,6 +68,35 @@ class Plan:
     cells: dict[str, list[Path]]  # row -> evaluation runs
 
 
+def check(config: Config, *, where: str) -> None:
+    """UserError on a row or section that no stage could run, before anything is started."""
+    from align.methods import METHODS
+
+    for row, spec in config.rows.items():
+        place = f"{where}: rows: {row}"
+        if not isinstance(spec, Mapping) or not {"method", "rewards"} <= set(spec):
+            raise UserError(f"{place} needs a method and rewards (gold or learned)")
+        unknown = sorted(set(spec) - set(ROW_KEYS))
+        if unknown:
+            raise UserError(f"{place}: unknown key {unknown[0]!r}; a row has {', '.join(ROW_KEYS)}")
+        if spec["method"] not in METHODS:
+            raise UserError(f"{place}: method {spec['method']!r} is not one of {', '.join(METHODS)}")
+        if spec["rewards"] not in ("gold", "learned"):
+            raise UserError(f"{place}: rewards must be gold or learned, not {spec['rewards']!r}")
+        source = spec.get("specialists_of")
+        if source is not None and source not in list(config.rows)[: list(config.rows).index(row)]:
+            raise UserError(f"{place}: specialists_of names {source!r}, which is no row above it")
+        section(METHODS[spec["method"]].Config, spec.get("settings", {}), where=where, name=f"rows: {row}: settings")
+    if config.preference_steps < 1 or config.shift_steps < 1 or config.preference_steps % config.shift_steps:
+        raise UserError(f"{where}: preference_steps must be a multiple of shift_steps, both at least 1")
+    missing = [key for key in ("temperature", "overspend", "n") if key not in config.controls]
+    if missing:
+        raise UserError(f"{where}: controls lacks {missing[0]!r}")
+    for name in ("pretrain", "sft"):
+        if "documents" not in getattr(config, name):
+            raise UserError(f"{where}: {name} lacks 'documents'")
+
+
 def make_plan(config: Config, out: Path) -> Plan:
     """Every stage of the demo in order, longest chains first."""
     from align.testbed.world import SHIFTS, load_world
@@ -81,12 +113,16 @@ def make_plan(config: Config, out: Path) -> Plan:
     cells: dict[str, list[Path]] = {}
     evaluation = {"seed": config.seed, "reference": reference, "shifts": list(SHIFTS), "shift_weights": shift_weights}
 
-    def add_evaluation(row: str, policy: str, weights: Sequence[Weights], need: str) -> None:
+    def add_evaluation(
+        row: str, policy: str, weights: Sequence[Weights], need: str, *, under_shift: bool = True
+    ) -> None:
         name = weights[0].label if len(weights) == 1 else "all"
         folder = out / "cells" / row_folder(row) / name
         cells.setdefault(row, []).append(folder)
         arguments = {**common, **evaluation, "row": row, "policy": policy, "out": str(folder)}
         arguments["weights"] = [list(w.values) for w in weights]
+        if not under_shift:
+            arguments["shifts"] = []
         tasks.append(Task(f"evaluate {row} {name}", stages.evaluate, arguments, (need,)))
 
     add_evaluation("reference", reference, preferences, "sft")
@@ -97,7 +133,7 @@ def make_plan(config: Config, out: Path) -> Plan:
             task = _finetune_task(config, row, spec, w, folder, common=common, reference=reference, pairs=pairs,
                                   models=models, policies=policies)  # fmt: skip
             tasks.append(task)
-            add_evaluation(row, str(folder), [w], task.name)
+            add_evaluation(row, str(folder), [w], task.name, under_shift=spec.get("shifts", True))
     for kind in CLOSED_FORM:
         folder = out / "cells" / kind / "all"
         cells[kind] = [folder]
@@ -169,7 +205,8 @@ def _world_settings(config: Config, spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    config, _ = parse(Config, argv, program="align demo", about=__doc__ or "", defaults=DEFAULTS)
+    config, where = parse(Config, argv, program="align demo", about=__doc__ or "", defaults=DEFAULTS)
+    check(config, where=where)
     out = destination(config)
     plan = make_plan(config, out)
     run_tasks(plan.tasks, workers=config.workers, label="demo")

@@ -94,7 +94,7 @@ def test_reward_classes_carry_the_reference(tables: ReferenceTables) -> None:
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_gradients_on_a_tabular_policy_reach_the_optimum(sign: int, tables: ReferenceTables) -> None:
-    """Free logits on all leaves of a small prompt, Adam on the exact -J; with a wrong sign of KL they end elsewhere."""
+    """Free logits on all leaves of a small prompt, gradients of the exact J; a wrong sign ends elsewhere."""
     world = World(replace(TINY, max_tokens=1))
     prompt = world.test_prompts("none")[14]
     leaf_NV = ExactModel(make_model(seed=0), name="reference").leaf_logprobs(world, prompt)
@@ -103,24 +103,29 @@ def test_gradients_on_a_tabular_policy_reach_the_optimum(sign: int, tables: Refe
     reward = gold_table(world, prompt, weights)[leaf_NV.isfinite()]
     best = optimum([reward_classes(world, prompt, leaf_NV)], weights, beta=BETA)
     logits = ref.clone().requires_grad_()
-    optimiser = torch.optim.Adam([logits], lr=0.05)
-    for _ in range(1500):
+    optimiser = torch.optim.LBFGS(
+        [logits], max_iter=500, tolerance_change=0, tolerance_grad=1e-12, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> torch.Tensor:
         logp = logits.log_softmax(0)
-        value = (logp.exp() * (reward - sign * BETA * (logp - ref))).sum()
         optimiser.zero_grad()
+        value = (logp.exp() * (reward - sign * BETA * (logp - ref))).sum()
         (-value).backward()
-        optimiser.step()
+        return -value
+
+    optimiser.step(loss)
     logp = logits.detach().log_softmax(0)
     J = float((logp.exp() * (reward - BETA * (logp - ref))).sum())
     start = float((ref.exp() * reward).sum())
     assert best.J - start > 0.05
     if sign == 1:
-        assert best.J >= J - 1e-12 and pytest.approx(best.J, abs=1e-5) == J
+        assert best.J >= J - 1e-12 and pytest.approx(best.J, abs=1e-6) == J
         star = Tilted(_Table(leaf_NV), partial(gold_table, weights=weights), BETA, "optimum")
         expected = star.leaf_logprobs(world, prompt)[leaf_NV.isfinite()]
         assert float((logp.exp() - expected.exp()).abs().max()) < 1e-3
     else:
-        assert best.J - J > 0.05
+        assert best.J - J > 0.01
 
 
 class _Table:
@@ -190,12 +195,14 @@ def test_slack_and_infeasible_constraints(classes) -> None:
     assert not beyond.feasible
 
 
-def test_the_conflict_dial_opens_the_front(tables: ReferenceTables) -> None:
-    """Agreeing: one point (the dial's zero). Opposed: more than half the reward range. Monotone in between."""
+def test_the_conflict_dial_opens_the_front() -> None:
+    """Agreeing: one point. Opposed: more than half the reward range. Monotone in between."""
+    world, reference = World(replace(TINY, max_tokens=3)), ExactModel(make_model(seed=0), name="reference")
+    leaves = [(p, reference.leaf_logprobs(world, p)) for p in world.test_prompts("none")[::3]]
     spans = []
     for dial in (0.0, 0.25, 0.5, 0.75, 1.0):
-        world = World(replace(TINY, conflict=dial))
-        found = [reward_classes(world, p, tables.leaves(p)) for p in six_prompts()]
+        turned = World(replace(world.config, conflict=dial))
+        found = [reward_classes(turned, prompt, leaf_NV) for prompt, leaf_NV in leaves]
         values = np.array([p.values for p in front(found, GRID, beta=BETA)])
         spans.append(float((values.max(0) - values.min(0)).max()))
     assert spans[0] < 1e-6

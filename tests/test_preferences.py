@@ -1,0 +1,90 @@
+"""Preferences are checked where they are made; the simplex grid is complete; scalarization cannot be swapped."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from align.errors import UserError
+from align.preferences import Direction, Targets, Thresholds, Weights, scalarize, simplex_grid
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ((-0.1, 1.1), "contain a negative number"),
+        ((0.5, 0.6), "sum to 1.1; make them sum to 1"),
+        ((0.5, 0.499), "sum to 0.999"),
+        ((), "at least one"),
+        ((float("nan"), 1.0), "finite"),
+        ((float("inf"), 0.0), "finite"),
+        (("a", 1.0), "must be numbers"),
+    ],
+)
+def test_weights_off_the_simplex_are_refused_in_one_line(values: tuple, words: str) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        Weights(values)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights() -> None:
+    weights = Weights((0.25, 0.75))
+    assert weights.label == "0.25,0.75" and Weights.parse(weights.label) == weights
+    assert list(weights) == [0.25, 0.75] and weights[1] == 0.75 and len(weights) == 2
+    assert Weights((0.1,) * 10).values == (0.1,) * 10  # rounding within 1e-6 is no mistake
+    assert Weights([1, 0]).values == (1.0, 0.0)  # type: ignore[arg-type]
+    assert Weights.vertex(1, 3) == Weights((0, 1, 0)) and Weights.vertex(1, 3).is_vertex and not weights.is_vertex
+    assert {weights: 1}[Weights((0.25, 0.75))] == 1
+    for text in ("0.25;0.75", "", "a,b"):
+        with pytest.raises(UserError, match="not numbers separated by commas, like 0.25,0.75"):
+            Weights.parse(text)
+    with pytest.raises(UserError, match="sum to 2"):
+        Weights.parse("1,1")
+
+
+@pytest.mark.parametrize(("objectives", "steps"), [(1, 3), (2, 1), (2, 4), (2, 200), (3, 4), (4, 5)])
+def test_the_simplex_grid_is_complete(objectives: int, steps: int) -> None:
+    grid = simplex_grid(objectives, steps)
+    assert len(grid) == math.comb(steps + objectives - 1, objectives - 1) == len(set(grid))
+    assert all(abs(v * steps - round(v * steps)) < 1e-9 for w in grid for v in w)
+    assert grid == sorted(grid, key=lambda w: w.values)
+    assert {Weights.vertex(k, objectives) for k in range(objectives)} <= set(grid)
+
+
+def test_the_simplex_grid_by_hand() -> None:
+    assert [w.values for w in simplex_grid(2, 2)] == [(0, 1), (0.5, 0.5), (1, 0)]
+    assert [w.values for w in simplex_grid(3, 1)] == [(0, 0, 1), (0, 1, 0), (1, 0, 0)]
+    with pytest.raises(ValueError, match="at least one"):
+        simplex_grid(2, 0)
+
+
+def test_scalarize() -> None:
+    weights = Weights((0.25, 0.75))
+    rewards = [[1.0, 0.0], [0.0, 1.0], [4.0, -4.0]]
+    assert scalarize(np.array(rewards), weights=weights).tolist() == [0.25, 0.75, -2.0]
+    assert scalarize(torch.tensor([rewards]), weights=weights).tolist() == [[0.25, 0.75, -2.0]]
+    with pytest.raises(TypeError, match="the weights must be a Weights"):
+        scalarize(weights, weights=np.array(rewards))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="the weights must be a Weights"):
+        scalarize(np.array(rewards), weights=(0.25, 0.75))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="the rewards an array"):
+        scalarize(weights, weights=weights)
+    with pytest.raises(ValueError, match="3 rewards but 2 weights"):
+        scalarize(np.zeros((2, 3)), weights=weights)
+
+
+def test_directions_thresholds_and_targets() -> None:
+    assert Direction((0.6, -0.8)).values == (0.6, -0.8)  # less of an objective is legal
+    with pytest.raises(UserError, match="length 2; scale it to 1"):
+        Direction((2.0, 0.0))
+    assert Thresholds((0.3, None)).values == (0.3, None)
+    with pytest.raises(UserError, match="finite"):
+        Thresholds((float("nan"), None))
+    with pytest.raises(UserError, match="at least one"):
+        Thresholds((None, None))
+    assert Targets((1, 2)).values == (1.0, 2.0)
+    with pytest.raises(UserError, match="targets must be numbers"):
+        Targets(("x",))  # type: ignore[arg-type]
