@@ -48,7 +48,7 @@ test-all: $(STAMP)
 	$(BIN)/python -m pytest -q -n $(WORKERS)
 
 lint: $(STAMP)
-	$(BIN)/ruff check align evals recipes tests
+	$(BIN)/ruff check align evals recipes tests benchmarks
 	$(BIN)/mypy align evals
 
 clean:

@@ -6,6 +6,7 @@ Every function takes plain arguments, writes one run directory through `run_stag
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -161,7 +162,8 @@ def finetune(
         return {"optimises": family.optimises[label]}
 
     inputs = {"reference": open_run(reference).fingerprint, "pairs": open_run(pairs).fingerprint}
-    inputs |= {path: open_run(path).fingerprint for path in (*reward_models, *specialists)}
+    # Known by their place relative to this one, so that a moved run directory stays finished.
+    inputs |= {os.path.relpath(p, out): open_run(p).fingerprint for p in (*reward_models, *specialists)}
     inputs |= {"world": _world(world).hash}
     config = {"method": method, "settings": settings, "weights": list(weights)}
     run_stage(out, stage=f"finetune {method}", config=config, body=body, inputs=inputs)

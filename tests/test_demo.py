@@ -141,7 +141,7 @@ def test_a_second_run_reuses_everything(run: Path, config: Path, run_command: Co
     start = time.monotonic()
     done = run_command("demo", "--config", config, "--out", run)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert time.monotonic() - start < 15
+    assert time.monotonic() - start < 30
     assert len(times) >= 36 and {p: p.stat().st_mtime_ns for p in run.rglob("run.json")} == times
     assert published(json.loads((run / "summary.json").read_text())) == published(summary)
 

@@ -156,3 +156,57 @@ def test_bad_input() -> None:
         fit_ngram([[]], vocab_size=3)
     with pytest.raises(ValueError, match="from 0 to 2"):
         fit_ngram([[0, 1]], vocab_size=3).bits([[-1]])
+
+
+def test_plain_back_off_by_hand() -> None:
+    """[0, 1, 0, 2], D = 1/2: P1(0) = (2 - .5)/4 + (3 x .5/4)/3 = .5, P1(1) = P1(2) = (1 - .5)/4 + .125 = .25.
+
+    After 0: 1 and 2 seen once each, (1 - .5)/2 = .25 each; alpha = (1 - .5) / (1 - .5) = 1, so P(0|0) = P1(0) = .5.
+    After 1: 0 seen once, P(0|1) = .5; alpha = .5 / (1 - .5) = 1, so P(1|1) = P(2|1) = .25. 2 was never followed.
+    """
+    model = fit_ngram([[0, 1, 0, 2]], vocab_size=3, order=2, discounts=HALVES, smoothing="back-off")
+    assert model.distribution([0]) == pytest.approx([0.5, 0.25, 0.25], abs=1e-12)
+    assert model.distribution([1]) == pytest.approx([0.5, 0.25, 0.25], abs=1e-12)
+    assert model.distribution([2]) == pytest.approx([0.5, 0.25, 0.25], abs=1e-12)
+
+
+def test_plain_back_off_is_the_recursion_and_sums_to_one() -> None:
+    """Against dictionaries and the recursion as it is written, at order 3, seen and unseen contexts."""
+    rng = np.random.default_rng(3)
+    documents = [
+        rng.choice(6, size=int(n), p=[0.4, 0.25, 0.15, 0.1, 0.06, 0.04]).tolist() for n in rng.integers(3, 9, 25)
+    ]
+    size, order = 7, 3
+    counts: list[Counter[tuple[object, ...]]] = [Counter() for _ in range(order + 1)]
+    for document in documents:
+        padded = ["s"] * (order - 1) + document
+        for i in range(order - 1, len(padded)):
+            for n in range(1, order + 1):
+                counts[n][tuple(padded[i - n + 1 : i + 1])] += 1
+
+    def probability(context: tuple[object, ...], token: int) -> float:
+        n = len(context) + 1
+        of = Counter(counts[n].values())
+        discount = of[1] / (of[1] + 2 * of[2]) if of[1] and of[2] else 0.5
+        after = {gram[-1]: c for gram, c in counts[n].items() if gram[:-1] == context}
+        total = sum(after.values())
+        if n == 1:
+            return max(after.get(token, 0) - discount, 0) / total + discount * len(after) / total / size
+        if not after:
+            return probability(context[1:], token)
+        if token in after:
+            return (after[token] - discount) / total
+        alpha = discount * len(after) / total / (1 - sum(probability(context[1:], int(str(w))) for w in after))
+        return alpha * probability(context[1:], token)
+
+    model = fit_ngram(documents, vocab_size=size, order=order, smoothing="back-off")
+    for context in ([], [0], [0, 1], [1, 0, 2], [5, 5], [6, 0]):
+        past = tuple((["s", "s"] + context)[-2:])
+        expected = [probability(past, token) for token in range(size)]
+        assert model.distribution(context) == pytest.approx(expected, abs=1e-12)
+        assert sum(expected) == pytest.approx(1, abs=1e-12)
+
+
+def test_unknown_smoothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="smoothing 'none'"):
+        fit_ngram([[0, 1]], vocab_size=2, smoothing="none")

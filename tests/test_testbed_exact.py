@@ -195,6 +195,9 @@ def test_the_optimum_has_no_regret_and_a_perturbed_one_what_kl_predicts(weights:
     )
     assert len(at_star) == 54
     assert max(abs(cell["regret"]) for cell in at_star) < 1e-9
+    flat, steep = (p.leaf_logprobs(WORLD, prompts()[3]) for p in (warm, star))
+    odds = [float(table_NV[2, END_ID] - table_NV[0, END_ID]) for table_NV in (flat, steep)]
+    assert odds[0] == pytest.approx(odds[1] / 1.5, abs=1e-9)  # p^(1 / temperature)
     for cell, best in zip(at_warm, at_star, strict=True):
         prompt = next(p for p in WORLD.test_prompts(cell["shift"]) if p.text == cell["prompt"])
         predicted = TINY.beta * leaf_kl(warm.leaf_logprobs(WORLD, prompt), star.leaf_logprobs(WORLD, prompt))

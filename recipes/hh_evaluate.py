@@ -1,0 +1,240 @@
+"""Measuring the hh recipe's policies: sampled cells under held-out judges, controls, the reward-model table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from align.errors import UserError
+from align.runs import Ledger, model_dir, open_run, run_stage, write_json
+from recipes import hh_data
+from recipes.stages import content_key
+
+Settings = Mapping[str, Any]
+CONTROLS = ("kl_overspender", "best_of_n", "length_only")
+
+
+class BestOfN:
+    """The best of n reference samples under `score(prompts, completions)`: n samples and scores for every response.
+
+    `sequence_logprobs` are the reference's plus log n - (n - 1) / n, the usual bound on KL(best of n || reference)
+    (Beirami et al. 2024), which is therefore what a cell of this policy says about its KL.
+    """
+
+    def __init__(self, reference: Any, *, score: Callable[..., Sequence[float]], n: int, name: str) -> None:
+        if n < 1:
+            raise UserError(f"best_of_n: n is {n}; give at least 1")
+        self.reference, self.score, self.name, self.samples_per_response = reference, score, name, n
+
+    def generate(self, prompts: Sequence[str], *, max_new_tokens: int, seed: int, batch_size: int = 64) -> list[str]:
+        """The best-scored of n samples per prompt; the first of equals."""
+        options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
+        drawn = [
+            self.reference.generate(prompts, seed=1000 * (seed + 1) + i, **options)
+            for i in range(self.samples_per_response)
+        ]
+        scores = [self.score(prompts, completions) for completions in drawn]
+        best = [max(range(len(drawn)), key=lambda i, row=row: scores[i][row]) for row in range(len(prompts))]
+        return [drawn[i][row] for row, i in enumerate(best)]
+
+    def sequence_logprobs(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+        """The reference's log-probabilities plus the bound."""
+        from math import log
+
+        n = self.samples_per_response
+        return [logp + log(n) - (n - 1) / n for logp in self.reference.sequence_logprobs(prompts, completions)]
+
+    def next_token_logprobs(self, input_ids_BT: Any, attention_mask_BT: Any) -> Any:
+        """Always UserError: the best of n has no next-token distribution."""
+        raise UserError(f"{self.name} chooses whole responses; it has no next-token distribution")
+
+
+def _weighted(weights: Sequence[float], *, pairs: str, reward_models: Mapping[str, str]) -> Callable[..., list[float]]:
+    """w . z-scored reward models: the annotator's utility."""
+    from align.objectives import RewardModelObjective, load_normalizer
+
+    scorers = [
+        (w, RewardModelObjective(path, name=name), load_normalizer(Path(pairs) / f"normalizer-{name}.json"))
+        for w, (name, path) in zip(weights, reward_models.items(), strict=True)
+    ]
+
+    def score(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+        columns = [(w, normal(objective(prompts, completions))) for w, objective, normal in scorers]
+        return [sum(w * column[i] for w, column in columns) for i in range(len(prompts))]
+
+    return score
+
+
+def _words(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+    return [float(len(text.split())) for text in completions]
+
+
+def _policy(
+    row: str, weights: Any, *, policy: str, reference: str, pairs: str, reward_models: Mapping[str, str],
+    options: Settings, folder: Path,
+) -> Any:  # fmt: skip
+    """The policy of a row: the reference, a control, or the one that a family answers with."""
+    from align.methods.rewarded_soups import merge
+    from align.policies import ModelPolicy, load_family
+
+    base = ModelPolicy(reference, name="reference")
+    if row == "reference":
+        return base
+    if row == "best_of_n":
+        score = _weighted(weights.values, pairs=pairs, reward_models=reward_models)
+        return BestOfN(base, score=score, n=options["n"], name=row)
+    if row == "length_only":
+        return BestOfN(base, score=_words, n=options["n"], name=row)
+    trained = load_family(policy).policy(weights)
+    if row != "kl_overspender":
+        return trained
+    scale = options["overspend"]
+    step = (scale, 1 - scale)
+    return ModelPolicy(
+        merge([trained.path, model_dir(reference)], weights=step, out=folder / "extrapolated", extrapolate=True),
+        name=row,
+    )
+
+
+def evaluate(
+    *, out: str, data: str, row: str, policy: str, weights: Sequence[float], reference: str, pairs: str,
+    reward_models: Mapping[str, str], judges: Mapping[str, str], prompts: Mapping[str, Any], sampling: Settings,
+    options: Settings, texts: int,
+) -> None:  # fmt: skip
+    """Sampled cells of one policy at one preference under the judges, and its bits per byte on held-out text.
+
+    `prompts`: shift -> how many of the rows of `<shift's file>.jsonl` ("none" is the held-out prompts).
+    """
+
+    def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
+        from align.objectives import RewardModelObjective
+        from align.policies import ModelPolicy
+        from align.preferences import Weights
+        from align.training.bits import bits_per_byte
+        from evals.cells import append_cells
+        from recipes.measure import Point, Sampling, sample_cells
+
+        asked = Weights(tuple(weights))
+        made = _policy(
+            row, asked, policy=policy, reference=reference, pairs=pairs, reward_models=reward_models, options=options,
+            folder=folder,
+        )  # fmt: skip
+        rows = {
+            shift: hh_data.read_rows(Path(data) / f"{'prompts' if shift == 'none' else shift}.jsonl")[:count]
+            for shift, count in prompts.items()
+        }
+        cells = sample_cells(
+            [Point(row, asked, made)],
+            reference=ModelPolicy(reference, name="reference"),
+            prompts=rows,
+            objectives={name: RewardModelObjective(path, name=name) for name, path in judges.items()},
+            sampling=Sampling(**sampling),
+            folder=folder / "parts",
+            ledger=ledger,
+        )
+        spent = len(cells) * (made.samples_per_response - 1)
+        ledger.add(samples_drawn=spent, scores_read=spent and len(cells) * made.samples_per_response)
+        (folder / "cells.jsonl").unlink(missing_ok=True)
+        append_cells(folder / "cells.jsonl", cells)
+        facts: dict[str, Any] = {"cells": len(cells), "samples_per_response": made.samples_per_response}
+        if isinstance(made, ModelPolicy):
+            held_out = [r["text"] for r in hh_data.read_rows(Path(data) / "validation.jsonl")[:texts]]
+            facts["bits_per_byte"] = bits_per_byte(made.model, made.tokenizer, held_out)
+        return facts
+
+    paths = {"reference": reference, "policy": policy, "pairs": pairs}
+    paths |= {f"judge {name}": path for name, path in judges.items()}
+    inputs = {name: content_key(path) for name, path in paths.items()} | {"data": open_run(data).fingerprint}
+    config = {"row": row, "weights": list(weights), "prompts": prompts, "sampling": sampling, "texts": texts}
+    run_stage(out, stage="evaluate", config={**config, "options": options}, body=body, inputs=inputs)
+
+
+def reward_table(
+    *, out: str, data: str, names: Sequence[str], models: Mapping[str, Mapping[str, str]], seed: int
+) -> None:
+    """Accuracy of every scorer, trained on each objective and tested on each, on all and on length-matched test pairs.
+
+    `models`: scorer -> objective -> run. Bag of words and length only are fitted here on the training part, and bag of
+    words on the judges' part as well (its weights are kept: a second judge). `lead` is ours minus another scorer on the
+    same pairs, with an interval over prompts.
+    """
+
+    def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
+        from evals.preference_baselines import fit_bag_of_words, fit_length_only
+
+        parts = {part: hh_data.read_rows(Path(data) / f"{part}.jsonl") for part in hh_data.PARTS}
+
+        def of(part: str, name: str) -> list[dict[str, Any]]:
+            return [row for row in parts[part] if row["objective"] == name]
+
+        scorers: dict[tuple[str, str], Any] = {}
+        for scorer, paths in models.items():
+            scorers |= {(scorer, name): _model_scorer(path, ledger) for name, path in paths.items()}
+        second_judge = {}
+        for name in names:
+            scorers["bag of words", name] = _text_scorer(fit_bag_of_words(of("train", name)))
+            scorers["length only", name] = _text_scorer(fit_length_only(of("train", name)))
+            second_judge[name] = dict(fit_bag_of_words(of("judge", name)).weights)
+        write_json(folder / "second_judge.json", second_judge)
+        tests = {name: of("test", name) for name in names}
+        table, leads = accuracies(scorers, tests=tests, seed=seed)
+        write_json(folder / "table.json", {"rows": table, "leads": leads})
+        return {"rows": len(table), "test_pairs": {name: len(rows) for name, rows in tests.items()}}
+
+    inputs = {"data": open_run(data).fingerprint}
+    inputs |= {f"{s} {n}": open_run(p).fingerprint for s, paths in models.items() for n, p in paths.items()}
+    run_stage(out, stage="reward table", config={"seed": seed, "names": list(names)}, body=body, inputs=inputs)
+
+
+def _model_scorer(path: str, ledger: Ledger) -> Callable[..., list[float]]:
+    from align.objectives import RewardModelObjective
+
+    objective = RewardModelObjective(path)
+
+    def score(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+        ledger.add(scores_read=len(prompts))
+        return [float(value) for value in objective(prompts, completions) if value is not None]
+
+    return score
+
+
+def _text_scorer(model: Any) -> Callable[..., list[float]]:
+    return lambda prompts, completions: model.scores(completions).tolist()
+
+
+def accuracies(
+    scorers: Mapping[tuple[str, str], Callable[..., Sequence[float]]],
+    *,
+    tests: Mapping[str, Sequence[Mapping[str, Any]]],
+    seed: int,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(rows of the reward-model table, rows of our lead over the baselines on the diagonal)."""
+    from evals.preference_baselines import in_order, length_matched, pairwise_accuracy
+    from evals.stats import clustered_mean
+
+    table, leads = [], []
+    for tested, every in tests.items():
+        for words, pairs in (("all pairs", list(every)), ("length-matched", length_matched(every))):
+            if not pairs:
+                continue
+            prompts = [pair["prompt"] for pair in pairs]
+            right = {}
+            for (scorer, trained), score in scorers.items():
+                sides = [score(prompts, [pair[side] for pair in pairs]) for side in ("chosen", "rejected")]
+                found = pairwise_accuracy(*sides, prompts=prompts, seed=seed)
+                right[scorer, trained] = in_order(*sides)
+                table.append(
+                    {"scorer": scorer, "trained_on": trained, "tested_on": tested, "pairs": words}
+                    | {"accuracy": found.interval.estimate, "ci": found.interval.pair, "n": found.pairs}
+                    | {"over": found.interval.says}
+                )
+            for other in ("bag of words", "length only"):
+                if ("ours", tested) in right and (other, tested) in right:
+                    values = right["ours", tested] - right[other, tested]
+                    lead = clustered_mean(values, clusters_N=prompts, over="prompts")
+                    leads.append(
+                        {"over_scorer": other, "objective": tested, "pairs": words, "lead": lead.estimate}
+                        | {"ci": lead.pair, "over": lead.says, "n": len(pairs)}
+                    )
+    return table, leads

@@ -1,0 +1,208 @@
+"""The hh recipe's summary.json: cells, ledgers and tables on disk -> what the report reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align.runs import open_run
+from recipes.report import ledger_table, provenance
+from recipes.stages import content_key
+
+if TYPE_CHECKING:
+    from recipes.hh import Config, Plan
+
+CONTROL_NOTES = {
+    "kl_overspender": "control: the dpo policy extrapolated to {overspend:g} times its distance from the reference",
+    "best_of_n": "control: the best of {n} reference samples under the reward models; {n} samples and scores each",
+    "length_only": "control: the longest of {n} reference samples, which is what a reward model of length would choose",
+}
+
+
+def data_key(data: str, *, files: Sequence[str], names: Sequence[str]) -> str:
+    """What the fingerprint of the rows says about `--data`: the bytes of the files that are read, not of the folder."""
+    from align.runs import fingerprint
+    from recipes.hh_data import comparison_sources, text_sources
+
+    sources = [*comparison_sources(data, names=names).values(), *text_sources(data, files=files)]
+    return fingerprint([content_key(source) for source in sources])
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def summarise(config: Config, *, plan: Plan, out: Path) -> dict[str, Any]:
+    """summary.json of a finished run."""
+    from evals.cells import read_cells
+    from evals.tradeoffs import controls_table
+    from recipes.hh import NAMES
+    from recipes.measure import sampled_summary
+
+    cells = {row: [c for f in folders for c in read_cells(f / "cells.jsonl")] for row, folders in plan.cells.items()}
+    summary = sampled_summary(
+        [cell for found in cells.values() for cell in found],
+        title=f"Helpful against harmless: HH-RLHF, seed {config.seed}",
+        names=list(NAMES),
+        headline="harmless",
+        info=_row_info(config, plan=plan),
+        seed=config.seed,
+    )
+    table = read_json(out / "reward-table" / "table.json")
+    second = _second_judge(cells, weights=read_json(out / "reward-table" / "second_judge.json"), names=NAMES)
+    summary["controls"] = controls_table(
+        summary["methods"], controls={"reference": "reference", **{name: name for name in CONTROL_NOTES}}
+    )
+    language_model = _language_model(plan)
+    summary["world_details"] |= {
+        "judges": "reward models trained on comparisons that nothing else was trained on; raw scores",
+        "preferences": [list(w.values) for w in plan.preferences],
+        "rows": open_run(plan.stages["rows"]).metrics["rows"],
+        "dropped": open_run(plan.stages["rows"]).metrics["dropped"],
+        "language_model": language_model,
+    }
+    summary["reward_models"] = table["rows"]
+    summary["reward_model_leads"] = table["leads"]
+    summary["second_judge"] = second
+    summary["notes"] = _notes(language_model, leads=table["leads"], second=second)
+    summary["provenance"] = provenance(config, seed=config.seed)
+    summary["ledger"] = ledger_table(_costs(plan))
+    return summary
+
+
+def _language_model(plan: Plan) -> dict[str, Any]:
+    """Parameters and bits per byte of pretraining beside the n-grams on the same tokens; empty with `--model`."""
+    if "pretrain" not in plan.stages:
+        return {}
+    metrics = open_run(plan.stages["pretrain"]).metrics
+    grams = open_run(plan.stages["ngram"]).metrics
+    return {
+        "parameters": metrics["parameters"],
+        "steps": metrics["steps"],
+        "tokens_per_epoch": metrics["tokens_per_epoch"],
+        "bits_per_byte": metrics["bits_per_byte"],
+        "validation_bytes": metrics["validation_bytes"],
+        "ngram_order": next(iter(grams.values()))["order"],
+        "ngram_bits_per_byte": {smoothing: score["bits_per_byte"] for smoothing, score in grams.items()},
+    }
+
+
+def _row_info(config: Config, *, plan: Plan) -> dict[str, dict[str, Any]]:
+    """What each row says about itself: what it optimises, its rewards, cost and alignment tax."""
+    before = open_run(plan.cells["reference"][0]).metrics["bits_per_byte"]
+    info: dict[str, dict[str, Any]] = {}
+    for row, folders in plan.cells.items():
+        measured = [open_run(folder).metrics for folder in folders]
+        bits = [m["bits_per_byte"] for m in measured if "bits_per_byte" in m]
+        after = sum(bits) / len(bits) if bits else None
+        change = None if after is None else after - before
+        info[row] = {
+            "rewards": "learned",
+            "samples_per_response": measured[0]["samples_per_response"],
+            "bits_per_byte": {"before": before, "after": after, "change": change},
+        }
+    base = "likelihood of the demonstrations"
+    info["reference"] |= {"optimises": base, "note": "what every KL is measured against", "rewards": "none"}
+    for row, points in plan.points.items():
+        runs = [open_run(path) for path in points.values()]
+        info[row] |= {"optimises": runs[0].metrics["optimises"], "note": _method_note(config, row)}
+        info[row]["ledger"] = ledger_table({str(i): run.ledger for i, run in enumerate(runs)})["total"]
+    for name, words in CONTROL_NOTES.items():
+        info[name] |= {"optimises": words.format(**config.controls), "note": "", "ledger": {}}
+    return info
+
+
+def _method_note(config: Config, row: str) -> str:
+    source = config.methods[row].get("specialists_of")
+    if source:
+        return f"weights of the two specialists of {source} interpolated: no training of its own"
+    return "offline, from pairs of reference samples that the learned reward models judge in z units"
+
+
+def _second_judge(
+    cells: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    weights: Mapping[str, Mapping[str, float]],
+    names: Sequence[str],
+) -> dict[str, Any]:
+    """Mean bag-of-words scores per row and preference, and how they rank the points in comparison with the judges."""
+    import numpy as np
+    from scipy.stats import spearmanr
+
+    from evals.preference_baselines import BagOfWords
+    from evals.tradeoffs import by_preference
+
+    judges = [BagOfWords(weights=weights[name]) for name in names]
+    rows: dict[str, list[dict[str, Any]]] = {}
+    first, second = [], []
+    for row, found in cells.items():
+        for preference, group in by_preference(found).items():
+            values = [float(judge.scores([cell["completion"] for cell in group]).mean()) for judge in judges]
+            rows.setdefault(row, []).append({"preference": list(preference), "values": values, "n": len(group)})
+            first.append(np.mean([cell["values"] for cell in group], axis=0))
+            second.append(values)
+    agreement = {}
+    for k, name in enumerate(names):
+        a, b = np.array(first)[:, k], np.array(second)[:, k]
+        agreement[name] = float(spearmanr(a, b).statistic) if a.std() > 0 and b.std() > 0 else None
+    return {
+        "is": "bag of words, trained on the judges' part",
+        "rows": rows,
+        "rank_agreement": agreement,
+        "points": len(first),
+    }
+
+
+def _notes(
+    language_model: Mapping[str, Any], *, leads: Sequence[Mapping[str, Any]], second: Mapping[str, Any]
+) -> list[str]:
+    """Sentences that open the report."""
+    notes = []
+    if language_model:
+        grams = ", ".join(f"{value:.3f} ({name})" for name, value in language_model["ngram_bits_per_byte"].items())
+        notes.append(
+            f"The language model has {language_model['parameters'] / 1e6:.2f} M parameters and "
+            f"{language_model['bits_per_byte']:.3f} bits per byte on {language_model['validation_bytes']:,} held-out "
+            f"bytes; "
+            f"{language_model['ngram_order']}-grams on the same tokens have {grams}."
+        )
+        notes.append(
+            "A model of this size, trained for minutes, writes text that looks like a dialogue and says little: "
+            "completions show the direction in which training moves it, not what an assistant would answer."
+        )
+    for lead in leads:
+        if lead["ci"] is None:
+            continue
+        low, high = (100 * bound for bound in lead["ci"])
+        word = "beats" if low > 0 else "is below" if high < 0 else "is level with"
+        notes.append(
+            f"On {lead['objective']} pairs ({lead['pairs']}) our reward model {word} {lead['over_scorer']}: "
+            f"{100 * lead['lead']:+.1f} points [{low:.1f}, {high:.1f}], {lead['over']}."
+        )
+    ranks = ", ".join(f"{name} {value:.2f}" for name, value in second["rank_agreement"].items() if value is not None)
+    notes.append(
+        f"A second judge, bag of words on the judges' comparisons, agrees with the judges on the order of the "
+        f"{second['points']} policies with a rank correlation of {ranks or 'no defined value'}."
+    )
+    return notes
+
+
+def _costs(plan: Plan) -> dict[str, dict[str, float]]:
+    """Stage -> ledger; the points of a row and all evaluations are added up."""
+    costs = {name: open_run(path).ledger for name, path in plan.stages.items()}
+    for row, points in plan.points.items():
+        costs[row] = ledger_table({label: open_run(path).ledger for label, path in points.items()})["total"]
+    runs = {str(folder): open_run(folder).ledger for folders in plan.cells.values() for folder in folders}
+    costs["evaluate"] = ledger_table(runs)["total"]
+    return costs
+
+
+def closing_words(summary: Mapping[str, Any]) -> str:
+    """The hypervolume that each row gained, and its KL, for the terminal."""
+    lines = ["hypervolume gained over the reference model (judges' units), mean KL:"]
+    for row, entry in summary["methods"].items():
+        low, high = entry["raw_hypervolume_ci"] or (float("nan"), float("nan"))
+        lines.append(f"  {row:<16} {entry['raw_hypervolume']:+.3f} [{low:.3f}, {high:.3f}]  {entry['kl']:.2f}")
+    return "\n".join(lines)
