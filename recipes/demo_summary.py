@@ -110,15 +110,18 @@ def _optimum(facts: Mapping[str, Any], cells: Mapping[str, Sequence[Mapping[str,
     from evals.tradeoffs import exact_points
 
     measured = [p["regret"] for p in exact_points(cells["perturbed"])]
+    predicted = facts["perturbed"]["predicted"]
     return {
         "front": facts["front"],
         "regret": max(abs(cell["regret"]) for cell in cells["optimum"]),
         "regret_is": "largest absolute regret of pi*_w on any prompt, through the evaluator that judges every model",
         "perturbed": {
             "temperature": facts["perturbed"]["temperature"],
-            "regret": measured,
-            "predicted": facts["perturbed"]["predicted"],
-            "is": "pi*_w at another temperature: measured J* - J, and beta KL(perturbed || pi*_w), per preference",
+            "regret": sum(measured) / len(measured),
+            "predicted": sum(predicted) / len(predicted),
+            "regret_per_preference": measured,
+            "predicted_per_preference": predicted,
+            "is": "pi*_w at another temperature: J* - J as measured, and beta KL to pi*_w; means over preferences",
         },
     }
 

@@ -36,7 +36,8 @@ class PretrainConfig(StageConfig):
     `block` is the tokens per packed example (None: the model's context); `packed: false` gives every document an
     example of its own instead, cut at `block`, which suits texts of a few tokens that have nothing to do with each
     other. `start` continues from a checkpoint instead of building `model` (whose dropout still counts).
-    `vocab_size` is for the tokenizer that is trained when none is given.
+    `vocab_size` is for the tokenizer that is trained when none is given. `bf16_on_cpu` multiplies matrices in bf16 where
+    there is no GPU (weights and optimiser stay float32): about 1.4 times as fast on a CPU with AVX512-BF16 or AMX.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -44,6 +45,7 @@ class PretrainConfig(StageConfig):
     vocab_size: int = 4096
     block: int | None = None
     packed: bool = True
+    bf16_on_cpu: bool = False
     learning_rate: float = 1e-3
     weight_decay: float = 0.1
     adam_beta2: float = 0.95  # 0.999 averages squared gradients over more steps than a short run has
@@ -87,7 +89,7 @@ def pretrain(
     trainer = Trainer(
         model=model,
         args=TrainingArguments(
-            **config.arguments(out),
+            **_arguments(config, out),
             adam_beta2=config.adam_beta2,
             include_num_input_tokens_seen="all" if config.packed else "non_padding",
         ),
@@ -110,6 +112,11 @@ def pretrain(
         "tokens_per_epoch": sum(len(ids) for ids in blocks["input_ids"]),
         "tail_tokens_dropped": counts["tail tokens dropped"],
     }
+
+
+def _arguments(config: PretrainConfig, out: Path) -> dict[str, Any]:
+    arguments = config.arguments(out)
+    return {**arguments, "bf16": arguments["bf16"] or (config.bf16_on_cpu and arguments["use_cpu"])}
 
 
 def _one_by_one(
