@@ -51,9 +51,12 @@ class ModelPolicy:
 
     def _load(self) -> tuple[Any, Any]:
         if self._loaded is None:
+            import torch
+
             from align.models import load_model, load_tokenizer
 
-            self._loaded = (load_model(self.path).eval(), load_tokenizer(self.path))
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            self._loaded = (load_model(self.path).eval().to(device), load_tokenizer(self.path))
         return self._loaded
 
     @property
@@ -88,6 +91,7 @@ class ModelPolicy:
                     temperature=1.0,
                     top_k=0,
                     top_p=1.0,
+                    repetition_penalty=1.0,  # some checkpoints carry one, which is not the policy that is scored
                     pad_token_id=tokenizer.pad_token_id,
                 )
             new_ids = ids[:, batch["input_ids"].shape[1] :]
@@ -99,6 +103,7 @@ class ModelPolicy:
         import torch
 
         with torch.inference_mode():
+            input_ids_BT, attention_mask_BT = (t.to(self.model.device) for t in (input_ids_BT, attention_mask_BT))
             positions_BT = (attention_mask_BT.cumsum(-1) - 1).clamp(min=0)
             logits_BTV = self.model(
                 input_ids=input_ids_BT, attention_mask=attention_mask_BT, position_ids=positions_BT, logits_to_keep=1
@@ -213,11 +218,11 @@ def load_family(path: str | Path) -> Any:
     file = folder / FAMILY_FILE
     if not file.is_file():
         raise UserError(f"{folder} holds no policy family (no {FAMILY_FILE}); give a run made by `align finetune`")
-    content = json.loads(file.read_text(encoding="utf-8"))
-    if content["kind"] == "points":
-        return PointFamily.from_json(folder, content)
-    if content["kind"] == "soup":
-        from align.methods.rewarded_soups import SoupFamily
+    from align.methods.rewarded_soups import SoupFamily
 
-        return SoupFamily.from_json(folder, content)
-    raise UserError(f"{file}: unknown kind of family {content['kind']!r}")
+    kinds: dict[str, Any] = {"points": PointFamily, "soup": SoupFamily}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return kinds[content["kind"]].from_json(folder, content)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} is damaged ({error!r}); run its `align finetune` again") from error

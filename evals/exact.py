@@ -17,7 +17,7 @@ from align.testbed.world import Prompt, World
 class ReferenceTables:
     """The reference policy's leaf table and reward classes on each prompt, computed once per prompt and kept.
 
-    A table holds N x V float64: 13 MB for the default world, so all 90 test prompts take 1.2 GB. `keep=False`
+    A table holds N x V float64: 14 MB for the default world, so its 108 test prompts take 1.5 GB. `keep=False`
     recomputes.
     """
 

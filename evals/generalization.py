@@ -61,13 +61,16 @@ def gain_retained(
 
     The gains hold the estimate and then the bootstrap draws; `home` and `away` count base items. Of the gain, not of
     the level: doing nothing would retain all of its level. Null with the reason where the interval of the denominator
-    includes 0.
+    includes 0, or where the row loses in distribution.
     """
     below = stats.bootstrap_interval(gain_home[1:], estimate=float(gain_home[0]), n=home)
     result: dict[str, Any] = {"gain_id": below.estimate, "gain_id_ci": below.pair, "gain_shift": float(gain_away[0])}
     if not below.excludes_zero:
         words = below.says if below.pair is None else f"its interval, {below.says}, includes 0"
         reason = f"null: the gain in distribution is not distinguishable from none ({words})"
+        return result | {"gain_retained": None, "gain_retained_ci": None, "gain_retained_over": reason}
+    if below.estimate < 0:  # a share of a loss would read as a gain
+        reason = f"null: the row loses hypervolume in distribution ({below.says})"
         return result | {"gain_retained": None, "gain_retained_ci": None, "gain_retained_over": reason}
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = np.where(gain_home > 0, gain_away / gain_home, np.nan)

@@ -44,7 +44,7 @@ def usage() -> str:
 
 
 def guarded(work: Callable[[], int | None]) -> int:
-    """Run `work`; a user's mistake, a full disk or Ctrl-C becomes one line on stderr and an exit code (2, 2, 130)."""
+    """Run `work`; a user's mistake, an unusable path, a full disk (all 2) or Ctrl-C (130) is one line on stderr."""
     try:
         return work() or 0
     except UserError as error:
@@ -52,10 +52,13 @@ def guarded(work: Callable[[], int | None]) -> int:
     except OSError as error:
         from align.runs import disk_is_full
 
-        if not disk_is_full(error):
+        if disk_is_full(error):
+            place = f" while writing {error.filename}" if error.filename else ""
+            message = f"no space left on the disk{place}; free some space and run the same command again"
+        elif isinstance(error, (PermissionError, NotADirectoryError, FileExistsError)) and error.filename:
+            message = f"{error.filename} cannot be used ({error.strerror}); check the path and its permissions"
+        else:
             raise
-        place = f" while writing {error.filename}" if error.filename else ""
-        message = f"no space left on the disk{place}; free some space and run the same command again"
     except KeyboardInterrupt:
         print("align: interrupted; the same command resumes where it stopped", file=sys.stderr)
         return 130

@@ -71,6 +71,7 @@ class Plan:
 def check(config: Config, *, where: str) -> None:
     """UserError on a row or section that no stage could run, before anything is started."""
     from align.methods import METHODS
+    from align.models import ModelConfig
 
     for row, spec in config.rows.items():
         place = f"{where}: rows: {row}"
@@ -86,7 +87,10 @@ def check(config: Config, *, where: str) -> None:
         source = spec.get("specialists_of")
         if source is not None and source not in list(config.rows)[: list(config.rows).index(row)]:
             raise UserError(f"{place}: specialists_of names {source!r}, which is no row above it")
+        if source is not None and (spec["method"] != "rewarded_soups" or spec.get("settings")):
+            raise UserError(f"{place}: specialists_of is for rewarded_soups, and stands without settings")
         section(METHODS[spec["method"]].Config, spec.get("settings", {}), where=where, name=f"rows: {row}: settings")
+    section(ModelConfig, config.model, where=where, name="model")
     if config.preference_steps < 1 or config.shift_steps < 1 or config.preference_steps % config.shift_steps:
         raise UserError(f"{where}: preference_steps must be a multiple of shift_steps, both at least 1")
     missing = [key for key in ("temperature", "overspend", "n") if key not in config.controls]

@@ -14,8 +14,10 @@ from typing import Any
 
 from align.runs import Ledger, open_run, run_stage
 from align.testbed.world import WorldConfig, load_world
+from recipes.stages import section
 
 Settings = Mapping[str, Any]
+GOLD = ("scores_a", "scores_b")  # columns of the comparisons
 
 
 def _world(world: Mapping[str, Any]) -> Any:
@@ -35,7 +37,8 @@ def pretrain(*, out: str, world: Settings, seed: int, documents: int, training: 
         place = _world(world)
         rows = sample_documents(place, count=documents, seed=seed)
         held_out = sample_documents(place, count=500, seed=seed, held_out=True)
-        config = PretrainConfig(model=ModelConfig(**model), seed=seed, **training)
+        shape = ModelConfig(**model)
+        config = section(PretrainConfig, {**training, "model": shape}, where="demo", name="pretrain", seed=seed)
         return train(config, rows=rows, validation=held_out, out=folder, ledger=ledger, tokenizer=build_tokenizer())
 
     config = {"seed": seed, "documents": documents, "training": training, "model": model}
@@ -57,7 +60,7 @@ def sft(*, out: str, world: Settings, seed: int, source: str, documents: int, tr
         from align.training.sft import sft as train
 
         rows = sample_documents(_world(world), count=documents, seed=seed + 1_000_003)
-        config = SFTConfig_(seed=seed, **training)
+        config = section(SFTConfig_, training, where="demo", name="sft", seed=seed)
         metrics = train(config, model=source, rows=rows, out=folder, ledger=ledger)
         GenerationConfig(eos_token_id=list(ENDING_IDS), pad_token_id=PAD_ID).save_pretrained(folder / "model")
         return metrics
@@ -107,7 +110,7 @@ def reward_model(
         name = place.objectives[objective]
         rows = label_comparisons(_rows(pairs), index=objective, objective=name, tau=place.config.tau)
         cut = len(rows) // 10
-        config = RewardModelConfig(seed=seed, **training)
+        config = section(RewardModelConfig, training, where="demo", name="reward_model", seed=seed)
         ledger.add(scores_read=len(rows))
         return train_reward_model(
             config, model=reference, rows=rows[cut:], validation=rows[:cut], out=folder, ledger=ledger
@@ -153,7 +156,8 @@ def finetune(
             preferences=[Weights(tuple(weights))],
             out=folder,
             ledger=ledger,
-            comparisons=_rows(pairs),
+            # Who learns from reward models never sees a gold score.
+            comparisons=[{k: v for k, v in row.items() if not (reward_models and k in GOLD)} for row in _rows(pairs)],
             prompts=[{"id": p.text, "prompt": p.text} for p in place.train_prompts],
         )
         label = Weights(tuple(weights)).label

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.runs import Run, open_run
+from align.runs import RUN_FILE, Run, open_run
 from recipes.report import ledger_table, provenance
+from recipes.stages import joined_claims
 
 if TYPE_CHECKING:
     from recipes.demo import Config, Plan
@@ -138,6 +139,9 @@ def _row_info(config: Config, *, plan: Plan, out: Path) -> dict[str, dict[str, A
             "ledger": ledger_table({name: open_run(out / name).ledger for name in ("pretrain", "sft")})["total"],
         }
     }
+    # What learned rewards are made of: the samples drawn to be compared, and a reward model per objective.
+    models = sorted(path for path in out.glob("reward-model-*") if (path / RUN_FILE).is_file())
+    learned = {path.name: open_run(path).ledger for path in (out / "comparisons", *models)}
     for row, runs in plan.policies.items():
         spec = config.rows[row]
         points = {label: open_run(path) for label, path in runs.items()}
@@ -145,23 +149,28 @@ def _row_info(config: Config, *, plan: Plan, out: Path) -> dict[str, dict[str, A
         mean = sum(after.values()) / len(after)
         bits = {"before": before, "after": mean, "change": mean - before, "per_preference": after}
         info[row] = {
-            "optimises": next(iter(points.values())).metrics["optimises"],
+            "optimises": joined_claims({label: run.metrics["optimises"] for label, run in points.items()}),
             "note": NOTES.get(row, ""),
             "rewards": spec["rewards"],
             "bits_per_byte": bits,
-            "ledger": _row_ledger(spec, points=points, plan=plan),
+            "ledger": _row_ledger(
+                spec, points=points, plan=plan, shared=learned if spec["rewards"] == "learned" else {}
+            ),
         }
     for name, words in CONTROL_NOTES.items():
         samples = open_run(plan.cells[name][0]).metrics["samples_per_response"]
         note = words.format(**config.controls)
-        info[name] = {"optimises": note, "note": f"control: {note}", "rewards": "gold", "ledger": {}}
+        rewards = "length" if name == "length_only" else "gold"
+        info[name] = {"optimises": note, "note": f"control: {note}", "rewards": rewards, "ledger": {}}
         info[name] |= {"samples_per_response": samples, "bits_per_byte": {"before": before, "after": None}}
     return info
 
 
-def _row_ledger(spec: Mapping[str, Any], *, points: Mapping[str, Run], plan: Plan) -> dict[str, float]:
-    """What the whole row cost: its own points, and the specialists that a soup was made of."""
-    ledgers = {label: run.ledger for label, run in points.items()}
+def _row_ledger(
+    spec: Mapping[str, Any], *, points: Mapping[str, Run], plan: Plan, shared: Mapping[str, Mapping[str, float]]
+) -> dict[str, float]:
+    """What the whole row cost: its own points, the specialists of a soup, and what its rewards were made of."""
+    ledgers: dict[str, Mapping[str, float]] = {**shared, **{label: run.ledger for label, run in points.items()}}
     source = spec.get("specialists_of")
     if source:
         vertices = [w.label for w in plan.preferences if w.is_vertex]

@@ -14,10 +14,18 @@ from typing import Any
 
 from align.errors import UserError
 from align.preferences import Weights, simplex_grid
-from align.runs import RUN_FILE, Ledger, open_run, run_stage, write_json
+from align.runs import RUN_FILE, Ledger, Run, open_run, run_stage, write_json
 from recipes.config import option, parse
 from recipes.measure import REFERENCE, Point, Sampling, sample_cells, sampled_summary
-from recipes.stages import closing_line, content_key, load_objectives, named, objective_keys, section
+from recipes.stages import (
+    closing_line,
+    content_key,
+    joined_claims,
+    load_objectives,
+    named,
+    objective_keys,
+    section,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +103,17 @@ def bits_of(points: Sequence[Point], *, text: str | None, limit: int | None) -> 
     return {row: {"before": before, "after": after, "change": after - before} for row, after in means.items()}
 
 
+def rewards_of(run: Run) -> str:
+    """Which rewards trained a family: none (the labels that its pairs came with), learned, rule, or both."""
+    from align.objectives import OBJECTIVES
+
+    if run.config["training"].get("labels") == "given":
+        return "none"
+    sources = [e["kind"] if isinstance(e, dict) else e.partition("=")[2] or e for e in run.metrics["objectives"]]
+    rules = {kind for kind in OBJECTIVES if kind not in ("reward_model", "implicit")}
+    return " and ".join(sorted({"rule" if source in rules else "learned" for source in sources}))
+
+
 def info_of(rows: Mapping[str, str], *, bits: Mapping[str, Any], names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """What each row says about itself: what it optimises, its rewards, its alignment tax and what it cost."""
     from align.policies import load_family
@@ -104,11 +123,10 @@ def info_of(rows: Mapping[str, str], *, bits: Mapping[str, Any], names: Sequence
     }
     for row, source in rows.items():
         family = load_family(source)
-        claims = list(getattr(family, "optimises", {}).values())
-        cost = open_run(source).ledger if (Path(source) / RUN_FILE).is_file() else None
-        optimises = claims[0] if claims else f"see {family.method}"
-        rewards = "learned"
-        info[row] = {"optimises": optimises, "note": family.domain, "rewards": rewards, "ledger": cost}
+        run = open_run(source) if (Path(source) / RUN_FILE).is_file() else None
+        optimises = joined_claims(getattr(family, "optimises", {})) or f"see {family.method}"
+        info[row] = {"optimises": optimises, "note": family.domain, "ledger": run and run.ledger}
+        info[row]["rewards"] = "unknown" if run is None else rewards_of(run)
     for row in info:
         info[row]["bits_per_byte"] = bits.get(row)
         info[row]["objectives"] = list(names)

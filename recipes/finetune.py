@@ -122,6 +122,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     inputs = {"model": content_key(config.model), **objective_keys(config.objectives)}
     inputs |= {f"data {name}": content_key(source) for name, source in sources.items()}
+    for name in ("specialists", "margin_models"):
+        for i, source in enumerate(getattr(settings["training"], name, ())):
+            inputs[f"{name} {i}"] = content_key(source) if source else ""
     run = run_stage(config.out, stage="finetune", config={**settings, "limit": config.limit}, body=body, inputs=inputs)
     print(closing_line(run))
     return 0

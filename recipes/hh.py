@@ -182,6 +182,9 @@ def _evaluations(config: Config, out: Path, plan: Plan, *, models: Mapping[str, 
             f"controls: overspender_of {spender!r} is not a row of methods; name one of {', '.join(plan.points)}"
         )
     asked = [w for w in plan.preferences if w.label in config.controls["preferences"]]
+    if not asked:
+        labels = "; ".join(w.label for w in plan.preferences)
+        raise UserError(f"controls: none of preferences {config.controls['preferences']} is asked for; use {labels}")
     for weights in asked:
         add("kl_overspender", weights, str(plan.points[spender][weights.label]), (f"{spender} {weights.label}", *ready))
         add("best_of_n", weights, plan.reference, ready)
@@ -189,8 +192,11 @@ def _evaluations(config: Config, out: Path, plan: Plan, *, models: Mapping[str, 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    config, _ = parse(Config, argv, program="align hh", about=__doc__ or "", defaults=DEFAULTS)
+    config, where = parse(Config, argv, program="align hh", about=__doc__ or "", defaults=DEFAULTS)
     from align.runs import model_dir
+    from recipes.hh_sections import check
+
+    check(config, where=where)
 
     if config.model is not None:
         model_dir(config.model)  # a folder without config or tokenizer is told now

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -86,6 +87,10 @@ def _named(stage: str) -> Iterator[None]:
         yield
     except UserError:
         raise
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"a worker process died in or beside stage {stage!r} (out of memory?); run it again with fewer --workers"
+        ) from error
     except Exception as error:
         error.add_note(f"while running stage {stage!r}")
         raise

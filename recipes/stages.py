@@ -88,11 +88,11 @@ def objective_keys(entries: Sequence[str | Mapping[str, Any]]) -> dict[str, str]
 
     texts = named([entry for entry in entries if isinstance(entry, str)], what="objective")
     keys = {f"objective {name}": content_key(source) for name, source in texts.items()}
-    return keys | {
-        f"objective {entry.get('name', i)}": fingerprint(entry)
-        for i, entry in enumerate(entries)
-        if not isinstance(entry, str)
-    }
+    for i, entry in enumerate(entries):
+        if not isinstance(entry, str):
+            places = {k: content_key(v) for k, v in entry.items() if isinstance(v, str) and Path(v).exists()}
+            keys[f"objective {entry.get('name', i)}"] = fingerprint({"entry": entry, "contents": places})
+    return keys
 
 
 def load_training_rows(
@@ -144,6 +144,17 @@ def unique_prompts(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
             raise UserError(f"prompt row {number}: column 'prompt' is missing or empty; mend that row")
         first.setdefault(row["prompt"], str(row.get("id", number - 1)))
     return [{"id": identity, "prompt": prompt} for prompt, identity in first.items()]
+
+
+def joined_claims(claims: Mapping[str, str]) -> str:
+    """What a row optimises, from what each of its points says (weights label -> words): once where they agree."""
+    points: dict[str, list[str]] = {}
+    for label, text in claims.items():
+        points.setdefault(text.replace(f"w = {label}", "each w"), []).append(label)
+    if len(points) < 2:
+        return "".join(points)
+    parts = [f"w = {' and '.join(labels)}: {text.replace('each w', 'that w')}" for text, labels in points.items()]
+    return "; ".join(parts)
 
 
 def closing_line(run: Run) -> str:

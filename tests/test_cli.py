@@ -69,11 +69,20 @@ def test_a_full_disk_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[s
     assert error.count("\n") == 1 and "runs/x/model.safetensors" in error and "free some space" in error
 
 
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EEXIST, errno.ENOTDIR])
+def test_an_unusable_path_is_one_line_and_exit_code_2(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    def refused() -> int:
+        raise OSError(number, "no", "runs/x")
+
+    assert cli.guarded(refused) == 2
+    assert capsys.readouterr().err == "align: error: runs/x cannot be used (no); check the path and its permissions\n"
+
+
 def test_another_os_error_is_not_hidden() -> None:
     def broken() -> int:
-        raise PermissionError(errno.EACCES, "Permission denied", "runs")
+        raise OSError(errno.EIO, "Input/output error", "runs")
 
-    with pytest.raises(PermissionError):
+    with pytest.raises(OSError, match="Input/output"):
         cli.guarded(broken)
 
 

@@ -98,6 +98,15 @@ def test_no_gain_no_retention() -> None:
     assert row["gain_retained_over"].startswith("null: the gain in distribution") and row["gain_id"] is not None
 
 
+def test_a_loss_has_no_retention() -> None:
+    """A row that is worse than the reference on every item: a ratio of two losses would read as a gain retained."""
+    cells = synthetic.exact_cells({"reference": 0.0, "tuned": 0.0}, prompts=synthetic.topics(8))
+    cells = [c | {"values": [v - 0.05 * (c["row"] == "tuned") for v in c["values"]]} for c in cells]
+    row = generalization.shifts_table([*cells, *relabel(cells, "same")], **SETTING)["same"]["tuned"]
+    assert row["gain_id"] < 0 and row["gain_retained"] is None and row["gain_retained_ci"] is None
+    assert row["gain_retained_over"].startswith("null: the row loses hypervolume")
+
+
 def test_verbs_of_a_topic_are_one_item(table: dict) -> None:
     """Eight topics with two verbs: n is 8, not 16."""
     assert {gap["n"] for gap in table["cipher"]["tuned"]["gaps"]} == {8}

@@ -26,7 +26,9 @@ TINY = [
     "sft={demonstrations: 8, max_steps: 2, batch_size: 4, save_steps: null}",
     "reward_model={pairs: 16, max_steps: 2, batch_size: 8, save_steps: null}",
     "pairs={prompts: 12, max_new_tokens: 6, batch_size: 16}",
-    "methods.dpo.settings.batch_size=8", "methods.modpo.settings.batch_size=8",
+    "methods.dpo.settings.batch_size=8",
+    "methods.dpo.settings.epochs=1.0",
+    "methods.modpo={method: modpo, settings: {labels: objectives, batch_size: 8}}",
     "sampling={samples: 2, max_new_tokens: 6, batch_size: 16}", "controls.n=2",
 ]  # fmt: skip
 
@@ -146,6 +148,24 @@ def test_bad_data_is_one_line(
     assert done.returncode == 2 and words in done.stderr, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "run" / "rows").exists()
+
+
+@pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        ("sft.epoch=2", "sft: unknown key 'epoch'; did you mean epochs?"),
+        ("rows.part=1", "rows: unknown key 'part'"),
+        ("methods.dpo.settings.betta=1", "unknown key 'betta'"),
+        ("controls.preferences=['0.3,0.7']", "none of preferences"),
+        ("rows.parts={train: 1.0}", "parts"),
+    ],
+)
+def test_a_wrong_section_is_told_before_any_work(assignment: str, words: str, folder: Path, tmp_path: Path) -> None:
+    from recipes.hh import main
+
+    with pytest.raises(UserError, match=words):
+        main(["--data", str(folder), "--out", str(tmp_path / "run"), "--set", assignment])
+    assert not (tmp_path / "run").exists()
 
 
 def test_where_rows_come_from(folder: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from recipes.cli import COMMANDS
+from recipes.stages import joined_claims, objective_keys
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 Rows = dict[str, Path]
@@ -126,3 +127,21 @@ def evaluate_and_report(run_command: Command, family: Path, rows: Rows, folder: 
     done = run_command("report", out, "--out", again)
     assert done.returncode == 0, done.stderr
     assert again.read_text() == page
+
+
+def test_a_fingerprint_sees_what_an_objective_is_read_from(tmp_path: Path) -> None:
+    """A mapping entry names files and runs: other contents under the same name are another objective."""
+    file = tmp_path / "normalizer.json"
+    entry = {"kind": "length", "name": "long", "normalizer": str(file)}
+    file.write_text('{"kind": "none"}')
+    first = objective_keys([entry])
+    file.write_text('{"kind": "zscore", "mean": 0.0, "std": 1.0, "n": 2}')
+    assert set(first) == {"objective long"} and objective_keys([entry]) != first
+    assert objective_keys([entry]) == objective_keys([dict(entry)])
+
+
+def test_a_row_says_what_each_of_its_points_optimises() -> None:
+    assert joined_claims({"0,1": "J at w = 0,1, rloo", "1,0": "J at w = 1,0, rloo"}) == "J at each w, rloo"
+    apart = joined_claims({"0,1": "J at w = 0,1 for b", "1,0": "J at w = 1,0 for a"})
+    assert apart == "w = 0,1: J at that w for b; w = 1,0: J at that w for a"
+    assert joined_claims({}) == ""

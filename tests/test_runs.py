@@ -88,6 +88,43 @@ def test_a_failing_rerun_keeps_the_finished_run(tmp_path: Path) -> None:
     assert open_run(path).config == {"a": 1}
 
 
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_what_no_stage_wrote_is_never_replaced(kind: str, tmp_path: Path) -> None:
+    body, path = Body(), tmp_path / "data"
+    kept = path / "rows.jsonl" if kind == "folder" else path
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text("precious")
+    with pytest.raises(UserError, match="exists and is not a run; give another --out"):
+        run(path, body)
+    assert kept.read_text() == "precious" and body.calls == 0
+    with pytest.raises(UserError, match="cannot be a run directory"):
+        run(Path("."), body)
+
+
+def test_killed_between_its_last_line_and_its_name_a_stage_is_only_named(tmp_path: Path) -> None:
+    body, path = Body(), tmp_path / "run"
+    first = run(path, body)
+    path.rename(tmp_path / "run.partial")
+    (tmp_path / "run.replaced").mkdir()  # an earlier run, set aside
+    assert run(path, body) == first and body.calls == 1
+    assert {p.name for p in tmp_path.iterdir()} == {"run"}
+
+
+def test_two_processes_never_work_in_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    monkeypatch.setattr("align.runs.time.sleep", lambda seconds: None)
+    partial = tmp_path / "run.partial"
+    partial.mkdir()
+    other = os.open(partial, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    body = Body()
+    with pytest.raises(UserError, match="another process is working in"):
+        run(tmp_path / "run", body)
+    os.close(other)
+    assert body.calls == 0 and run(tmp_path / "run", body).metrics == {"calls": 1}
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_named_and_nothing_looks_finished(number: int, tmp_path: Path) -> None:
     path = tmp_path / "run"

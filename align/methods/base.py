@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from align.errors import UserError
 from align.policies import PointFamily, PolicyFamily
 from align.preferences import Weights
-from align.runs import Ledger, fingerprint, model_dir, run_stage
+from align.runs import RUN_FILE, Ledger, fingerprint, model_dir, open_run, run_stage
 
 Objective = Callable[..., Sequence[float | None]]
 Row = Mapping[str, Any]
@@ -135,12 +135,20 @@ def _charge(ledger: Ledger, cost: Mapping[str, float], *, seconds: bool) -> None
 
 
 def inputs_of(*, reference: str, objectives: Mapping[str, Any], rows: Sequence[Row] | None) -> dict[str, str]:
-    """What a point depends on besides its config, as fingerprints."""
+    """What a point depends on besides its config, as fingerprints; objectives by their names only."""
     return {
-        "reference": str(reference),
+        "reference": known_as(reference),
         "objectives": ", ".join(objectives),
         "rows": fingerprint([dict(row) for row in rows or ()]),
     }
+
+
+def known_as(model: str) -> str:
+    """A model in a fingerprint: the fingerprint of the run that it belongs to, else its path or hub id."""
+    for folder in (Path(model), Path(model).parent):
+        if (folder / RUN_FILE).is_file():
+            return open_run(folder).fingerprint
+    return str(model)
 
 
 def model_to_train(reference: str) -> Any:

@@ -36,8 +36,8 @@ class PretrainConfig(StageConfig):
     `block` is the tokens per packed example (None: the model's context); `packed: false` gives every document an
     example of its own instead, cut at `block`, which suits texts of a few tokens that have nothing to do with each
     other. `start` continues from a checkpoint instead of building `model` (whose dropout still counts).
-    `vocab_size` is for the tokenizer that is trained when none is given. `bf16_on_cpu` multiplies matrices in bf16 where
-    there is no GPU (weights and optimiser stay float32): about 1.4 times as fast on a CPU with AVX512-BF16 or AMX.
+    `vocab_size` is for the tokenizer that is trained when none is given. `bf16_on_cpu` multiplies matrices in bf16
+    without a GPU (weights and optimiser stay float32): about 1.4 times as fast on a CPU with AVX512-BF16 or AMX.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
