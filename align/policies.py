@@ -34,8 +34,10 @@ class Policy(Protocol):
         """(B, V) log-probabilities of the next token after the decoding rule."""
         ...
 
-    def sequence_logprobs(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
-        """Sum over the completion's tokens and the end token of log pi, in nats."""
+    def sequence_logprobs(
+        self, prompts: Sequence[str], completions: Sequence[str], *, max_new_tokens: int | None = None
+    ) -> list[float]:
+        """Sum of log pi in nats over the completion's tokens, and its end unless it was cut at `max_new_tokens`."""
         ...
 
 
@@ -111,16 +113,27 @@ class ModelPolicy:
             return torch.log_softmax(logits_BTV[:, -1].float(), dim=-1)
 
     def sequence_logprobs(
-        self, prompts: Sequence[str], completions: Sequence[str], *, batch_size: int = 32
+        self,
+        prompts: Sequence[str],
+        completions: Sequence[str],
+        *,
+        max_new_tokens: int | None = None,
+        batch_size: int = 32,
     ) -> list[float]:
-        """Sum of log pi over completion tokens and the end token, in nats, for each pair."""
+        """Sum of log pi over completion tokens and the end token, in nats, for each pair.
+
+        A completion of `max_new_tokens` tokens or more was cut before it ended: its end token was never drawn and does
+        not count. Tokens are those of the text encoded again, which a sampled split may differ from.
+        """
         import torch
 
         model, tokenizer = self._load()
         rows = []
         for prompt, completion in zip(prompts, completions, strict=True):
             head = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-            tail = tokenizer(completion, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+            tail = tokenizer(completion, add_special_tokens=False)["input_ids"]
+            if max_new_tokens is None or len(tail) < max_new_tokens:
+                tail = [*tail, tokenizer.eos_token_id]
             rows.append((head, tail))
         order = sorted(range(len(rows)), key=lambda i: -sum(map(len, rows[i])))
         totals = [0.0] * len(rows)

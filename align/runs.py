@@ -16,10 +16,12 @@ import os
 import platform
 import resource
 import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -97,6 +99,22 @@ class Ledger:
             self.peak_memory_mb = max(self.peak_memory_mb, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
+@lru_cache(maxsize=1)
+def commit() -> str | None:
+    """The repository's commit, with "+changes" when files differ from it; None outside a repository."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():  # installed from a wheel: another repository's commit would be a false witness
+        return None
+    try:
+        head, changes = (
+            subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout.strip()
+            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + ("+changes" if changes else "")
+
+
 def environment() -> dict[str, Any]:
     """Versions and machine facts that belong to the provenance of every number."""
     versions: dict[str, str | None] = {}
@@ -110,6 +128,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "cores": os.cpu_count(),
         "threads": os.environ.get("OMP_NUM_THREADS"),
+        "commit": commit(),
         "versions": versions,
     }
 

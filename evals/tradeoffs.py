@@ -179,7 +179,8 @@ def measured_exchange_rate(
 ) -> dict[str, Any] | None:
     """What a unit of the second objective costs in the first, over the points that weigh only these two.
 
-    Points are first brought to the smallest KL among them. None where fewer than two of them spend KL.
+    Points are first brought to the smallest KL among them, along straight lines from the reference: an approximation,
+    rough where their KLs differ much. None where fewer than two of them spend KL.
     """
     edge = [point for point in points if not any(point["preference"][2:]) and point["kl"] > 1e-9]
     if len(edge) < 2 or len(objectives) < 2:
@@ -282,6 +283,9 @@ def exact_table(
         interval = stats.seed_interval((seed_shares or {}).get(row) or [entry["regret_share"] or 0.0])
         entry["regret_share_ci"] = interval.pair
         entry["regret_share_ci_over"] = f"{interval.says}; the evaluation itself is exact"
+        if entry["exchange_rate"] and front_at_kl is not None and len(objectives) == 2:
+            exact = fronts.exchange_rate(front_at_kl(entry["exchange_rate"]["kl"]), of=0, per=1)
+            entry["exchange_rate"]["exact_overall"] = exact.overall
         entry |= {"samples_per_response": 1, **info.get(row, {})}
         entry["passes"], entry["gate"] = gate(
             regret_share=entry["regret_share"],

@@ -88,7 +88,9 @@ def summarise(config: Config, *, plan: Plan, out: Path) -> dict[str, Any]:
         "conflict": _conflict(out / "comparisons" / "rows.jsonl", names=world.objectives),
         "reward_models": _reward_models(out, world=world),
         "notes": _notes(config, responses=details["responses"]),
-        "provenance": provenance(config, seed=config.seed),
+        "provenance": provenance(
+            config, seed=config.seed, runs=[open_run(task.arguments["out"]) for task in plan.tasks]
+        ),
         "ledger": ledger_table(_costs(plan)),
     }
 
@@ -153,9 +155,7 @@ def _row_info(config: Config, *, plan: Plan, out: Path) -> dict[str, dict[str, A
             "note": NOTES.get(row, ""),
             "rewards": spec["rewards"],
             "bits_per_byte": bits,
-            "ledger": _row_ledger(
-                spec, points=points, plan=plan, shared=learned if spec["rewards"] == "learned" else {}
-            ),
+            "ledger": _row_ledger(spec, points=points, plan=plan, shared=_shared(spec, learned)),
         }
     for name, words in CONTROL_NOTES.items():
         samples = open_run(plan.cells[name][0]).metrics["samples_per_response"]
@@ -164,6 +164,13 @@ def _row_info(config: Config, *, plan: Plan, out: Path) -> dict[str, dict[str, A
         info[name] = {"optimises": note, "note": f"control: {note}", "rewards": rewards, "ledger": {}}
         info[name] |= {"samples_per_response": samples, "bits_per_byte": {"before": before, "after": None}}
     return info
+
+
+def _shared(spec: Mapping[str, Any], learned: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Stages that a row shares with others: its reward models and their comparisons, or the pairs that it trains on."""
+    if spec["rewards"] == "learned":
+        return learned
+    return {"comparisons": learned["comparisons"]} if spec["method"] in ("dpo", "modpo") else {}
 
 
 def _row_ledger(

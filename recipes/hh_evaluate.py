@@ -38,12 +38,15 @@ class BestOfN:
         best = [max(range(len(drawn)), key=lambda i, row=row: scores[i][row]) for row in range(len(prompts))]
         return [drawn[i][row] for row, i in enumerate(best)]
 
-    def sequence_logprobs(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+    def sequence_logprobs(
+        self, prompts: Sequence[str], completions: Sequence[str], *, max_new_tokens: int | None = None
+    ) -> list[float]:
         """The reference's log-probabilities plus the bound."""
         from math import log
 
         n = self.samples_per_response
-        return [logp + log(n) - (n - 1) / n for logp in self.reference.sequence_logprobs(prompts, completions)]
+        base = self.reference.sequence_logprobs(prompts, completions, max_new_tokens=max_new_tokens)
+        return [logp + log(n) - (n - 1) / n for logp in base]
 
     def next_token_logprobs(self, input_ids_BT: Any, attention_mask_BT: Any) -> Any:
         """Always UserError: the best of n has no next-token distribution."""
@@ -104,7 +107,7 @@ def evaluate(
 ) -> None:  # fmt: skip
     """Sampled cells of one policy at one preference under the judges, and its bits per byte on held-out text.
 
-    `prompts`: shift -> how many of the rows of `<shift's file>.jsonl` ("none" is the held-out prompts).
+    `prompts["none"]` says how many of the test part's prompts are asked, the objectives' prompts taking turns.
     """
 
     def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
@@ -120,14 +123,11 @@ def evaluate(
             row, asked, policy=policy, reference=reference, pairs=pairs, reward_models=reward_models, options=options,
             folder=folder,
         )  # fmt: skip
-        rows = {
-            shift: hh_data.read_rows(Path(data) / f"{'prompts' if shift == 'none' else shift}.jsonl")[:count]
-            for shift, count in prompts.items()
-        }
+        asked_of = hh_data.unique_prompts(hh_data.read_rows(Path(data) / "test.jsonl"))[: prompts["none"]]
         cells = sample_cells(
             [Point(row, asked, made)],
             reference=ModelPolicy(reference, name="reference"),
-            prompts=rows,
+            prompts={"none": asked_of},
             objectives={name: RewardModelObjective(path, name=name) for name, path in judges.items()},
             sampling=Sampling(**sampling),
             folder=folder / "parts",

@@ -18,7 +18,7 @@ Settings = Mapping[str, Any]
 
 
 def prepare(*, out: str, data: str, data_key: str, names: Sequence[str], seed: int, rows: Settings) -> None:
-    """Comparisons and text -> train.jsonl, judge.jsonl, test.jsonl, text.jsonl, validation.jsonl, prompts.jsonl."""
+    """Comparisons and text -> train.jsonl, judge.jsonl, test.jsonl, text.jsonl, validation.jsonl."""
 
     def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
         from align.data import CleanConfig, split_by_prompt
@@ -32,12 +32,11 @@ def prepare(*, out: str, data: str, data_key: str, names: Sequence[str], seed: i
         )
         held_out = rows["validation"]
         prose = split_by_prompt(texts, fractions={"text": 1 - held_out, "validation": held_out}, seed=seed, key="text")
-        prompts = hh_data.unique_prompts(parts["test"])
+        benign = [pair for pair in parts["test"] if pair["objective"] == names[0]]  # what its bits are measured on
         written = {
             **{part: hh_data.capped(parts[part], names=names, each=None) for part in hh_data.PARTS},
             "text": [*prose["text"], *hh_data.dialogues(parts["train"])],
-            "validation": [*prose["validation"], *hh_data.dialogues(parts["test"])][: rows["validation_texts"]],
-            "prompts": prompts,
+            "validation": [*prose["validation"], *hh_data.dialogues(benign)][: rows["validation_texts"]],
         }
         for name, content in written.items():
             hh_data.write_rows(folder / f"{name}.jsonl", content)

@@ -98,7 +98,10 @@ def _cells_of(
         if point.row == REFERENCE:
             ratios = [0.0] * len(texts)
         else:
-            own, base = (policy.sequence_logprobs(texts, completions) for policy in (point.policy, reference))
+            own, base = (
+                policy.sequence_logprobs(texts, completions, max_new_tokens=sampling.max_new_tokens)
+                for policy in (point.policy, reference)
+            )
             ratios = [a - b for a, b in zip(own, base, strict=True)]
         for i, row in enumerate(rows):
             cells.append(

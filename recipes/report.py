@@ -6,13 +6,15 @@ python recipes/report.py runs/demo/summary.json --out report.html
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recipes.config import option, parse
+
+if TYPE_CHECKING:
+    from align.runs import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +33,13 @@ def ledger_table(stages: Mapping[str, Mapping[str, float]]) -> dict[str, dict[st
     return {**{stage: dict(ledger) for stage, ledger in stages.items()}, "total": total}
 
 
-def provenance(config: Any, *, seed: int) -> dict[str, Any]:
-    """Where the numbers come from: config, versions, seed, commit, platform, threads."""
-    from align.runs import environment, jsonable
+def provenance(config: Any, *, seed: int, runs: Iterable[Run] = ()) -> dict[str, Any]:
+    """Where the numbers come from: config, versions, seed, commit, platform, threads.
+
+    `commit` is that of this summary; `run_commits` those at which the runs behind it were made, which differ when
+    finished stages were reused after a change of the code.
+    """
+    from align.runs import commit, environment, jsonable
 
     facts = environment()
     return {
@@ -41,24 +47,10 @@ def provenance(config: Any, *, seed: int) -> dict[str, Any]:
         "versions": {"python": facts["python"], **facts["versions"]},
         "seed": seed,
         "commit": commit(),
+        "run_commits": sorted({str(run.environment.get("commit")) for run in runs}),
         "platform": facts["platform"],
         "threads": facts["threads"],
     }
-
-
-def commit() -> str | None:
-    """The repository's commit, with "+changes" when files differ from it; None outside a repository."""
-    root = Path(__file__).resolve().parents[1]
-    if not (root / ".git").exists():  # installed from a wheel: another repository's commit would be a false witness
-        return None
-    try:
-        head, changes = (
-            subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout.strip()
-            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head + ("+changes" if changes else "")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -210,7 +210,9 @@ class _Counter:
         self.seeds.append(seed)
         return [" word" * (seed % 1000 + 1) for _ in prompts]
 
-    def sequence_logprobs(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+    def sequence_logprobs(
+        self, prompts: Sequence[str], completions: Sequence[str], *, max_new_tokens: int | None = None
+    ) -> list[float]:
         return [-1.0 for _ in prompts]
 
 

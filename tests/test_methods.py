@@ -120,7 +120,8 @@ def test_dpo_on_scalarised_labels_moves_to_the_optimum(reference: str, tmp_path:
     assert of_reference > 0.005
     assert regret < 0.15 * of_reference
     assert regret < pair_regrets(family.points[weights.label], reference, (0.7, 0.3))[0]
-    assert ledger.scores_read == 2000 and ledger.samples_drawn == 4000 and ledger.tokens > 0
+    assert ledger.scores_read == 2000 and ledger.tokens > 0
+    assert ledger.samples_drawn == 0  # the stage that drew the pairs is charged for them, once
 
 
 @pytest.mark.parametrize("margins", ["explicit", "implicit"])

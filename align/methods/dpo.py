@@ -161,7 +161,8 @@ def train_on_pairs(
     before = ledger.tokens
     trainer.train(resume_from_checkpoint=resume_point(folder))
     # One pass of the reference over the pairs (2 N tokens), on top of the training the callback counted.
-    ledger.add(flops=2 * parameters * (ledger.tokens - before) / config.epochs, samples_drawn=2 * len(pairs))
+    # The pairs' samples are charged where they were drawn, once for all points that train on them.
+    ledger.add(flops=2 * parameters * (ledger.tokens - before) / config.epochs)
     save_model(trainer.model, trainer.processing_class, folder / "model")
     drop_checkpoints(folder)
     return {"loss": final_loss(trainer), "pairs": len(pairs), "pairs_dropped_by_length": len(pairs) - kept}
