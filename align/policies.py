@@ -61,6 +61,10 @@ class ModelPolicy:
             self._loaded = (load_model(self.path).eval().to(device), load_tokenizer(self.path))
         return self._loaded
 
+    def release(self) -> None:
+        """Let go of the model; it is loaded again when asked. A front of large models would not fit in memory."""
+        self._loaded = None
+
     @property
     def model(self) -> Any:
         return self._load()[0]

@@ -204,7 +204,7 @@ def _conflict(rows: Path, *, names: Sequence[str]) -> dict[str, Any]:
         "disagreement": _plain(disagreement.values_KK),
         "rank_correlation": _plain(correlation.values_KK),
         "n": len(pairs),
-        "over": f"{len(pairs)} pairs of reference samples on {len(tables)} fine-tuning prompts, gold scores",
+        "over": f"{len(pairs)} pairs of unlike reference samples on {len(tables)} fine-tuning prompts, gold scores",
     }
 
 
@@ -220,7 +220,7 @@ def _reward_models(out: Path, *, world: Any) -> list[dict[str, Any]]:
     total = open_run(out / "comparisons").metrics["rows"] // 10
     for name in world.objectives:
         accuracy = open_run(out / f"reward-model-{name}").metrics["accuracy"]
-        interval = wilson(round(accuracy * total), n=total, over="held-out comparisons")
+        interval = wilson(round(accuracy * total), n=total, over="comparisons not trained on (of the same prompts)")
         rows.append(
             {
                 "scorer": "reward model",

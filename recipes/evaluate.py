@@ -98,6 +98,7 @@ def bits_of(points: Sequence[Point], *, text: str | None, limit: int | None) -> 
     for point in points:
         value = bits_per_byte(point.policy.model, point.policy.tokenizer, texts)
         measured.setdefault(point.row, []).append(value)
+        point.policy.release()
     before = measured[REFERENCE][0]
     means = {row: sum(values) / len(values) for row, values in measured.items()}
     return {row: {"before": before, "after": after, "change": after - before} for row, after in means.items()}

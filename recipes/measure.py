@@ -74,6 +74,8 @@ def sample_cells(
             append_cells(unfinished, drawn)
             unfinished.rename(file)
         cells += read_cells(file)
+        if point.policy is not reference and hasattr(point.policy, "release"):
+            point.policy.release()
     return cells
 
 

@@ -9,6 +9,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from align.errors import UserError
 from align.runs import Ledger
 from align.testbed.responses import gold_score
 from align.testbed.vocabulary import response_words
@@ -148,6 +149,10 @@ def draw_comparisons(
                 }
             )
         round_number += 1
+        if round_number == 1000:
+            raise UserError(
+                f"the reference hardly ever draws two different responses ({len(rows)} pairs found); train it less"
+            )
     ledger.add(scores_read=2 * count)
     return rows
 

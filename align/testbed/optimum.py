@@ -96,7 +96,10 @@ def front(prompts: Sequence[RewardClasses], preferences: Sequence[Weights], *, b
 
 
 def front_at_kl(prompts: Sequence[RewardClasses], preferences: Sequence[Weights], *, kl: float) -> np.ndarray:
-    """(N, K) values of the exact front, beta solved anew at each preference so that every point spends `kl` nats."""
+    """(N, K) values of the exact front, beta solved anew at each preference so that each point spends `kl` nats.
+
+    Where even the smallest beta tried spends less (all mass on the best responses), the point is the one at that beta.
+    """
     points = [optimum(prompts, w, beta=beta_at_kl(prompts, w, kl=kl)) for w in preferences]
     return np.array([p.values for p in points])
 

@@ -103,6 +103,8 @@ def soft_best_of_n_gain(reward_C: np.ndarray, mass_C: np.ndarray, *, beta: float
     """
     if n < 1:
         raise ValueError(f"best-of-n needs n >= 1, not {n}")
+    if np.ptp(reward_C) / beta > 600:
+        raise ValueError(f"rewards span {np.ptp(reward_C):g} at beta {beta:g}: the smallest tilt is no number any more")
     tilt_C = np.exp((reward_C - reward_C.max()) / beta)
     mass_C = mass_C / mass_C.sum()
     log_t = np.linspace(np.log(1e-12 / n), np.log(60 / tilt_C.min()), 4000)
