@@ -12,7 +12,7 @@ from recipes.report import ledger_table, provenance
 from recipes.stages import joined_claims
 
 if TYPE_CHECKING:
-    from recipes.demo import Config, Plan
+    from recipes.demo_plan import Config, Plan
 
 CONTROL_NOTES = {
     "kl_overspender": "the exact optimum of beta / {overspend:g}: the best reward money can buy, at the wrong price",
@@ -42,7 +42,7 @@ def summarise(config: Config, *, plan: Plan, out: Path) -> dict[str, Any]:
     from align.testbed.world import load_world
     from evals.generalization import shifts_table
     from evals.tradeoffs import controls_table, exact_table
-    from recipes.demo import CONTROLS
+    from recipes.demo_plan import CONTROLS
 
     world = load_world(config.world)
     facts = json.loads((out / "optimum" / "optimum.json").read_text(encoding="utf-8"))

@@ -20,7 +20,8 @@ from align.preferences import simplex_grid
 from align.runs import open_run
 from align.testbed.world import SHIFTS, load_world
 from evals.cells import read_cells
-from recipes.demo import CONTROLS, DEFAULTS, Config, destination, make_plan
+from recipes.demo import DEFAULTS
+from recipes.demo_plan import CONTROLS, Config, destination, make_plan
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 METHODS = ("morlhf", "dpo", "rewarded_soups", "morlhf@learned")
