@@ -7,10 +7,12 @@ leave a dropout found in a checkpoint switched on.) Weights are float32; on a GP
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from align import checks
 from align.errors import UserError
 from align.runs import model_dir
 
@@ -44,6 +46,11 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:
             raise UserError(f"model.architecture {self.architecture!r} is not one of {', '.join(ARCHITECTURES)}")
+        checks.at_least(1, self, "hidden", "layers", "heads", "intermediate", place="model.")
+        checks.at_least(2, self, "context", place="model.")
+        checks.above_zero(self, "init_std", place="model.")
+        if self.init_std > 1:
+            raise UserError(f"model.init_std {self.init_std:g} must be at most 1")
         if self.hidden % self.heads:
             raise UserError(f"model.hidden {self.hidden} is not a multiple of model.heads {self.heads}; change one")
         if self.architecture == "llama" and (self.hidden // self.heads) % 2:
@@ -120,7 +127,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     source = model_dir(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a damaged file shows as TypeError, KeyError or a bare Exception of the Rust library
         raise UserError(f"no tokenizer could be read from {source} ({_first_line(error)}); save one there") from error
     require_special_tokens(tokenizer, f"the tokenizer of {source}")
     tokenizer.padding_side = "right"
@@ -133,7 +140,7 @@ def load_model(path: str | Path, *, dtype: str = "float32") -> PreTrainedModel:
     float32 whatever the checkpoint says (transformers 5 would keep bf16, in which small updates are lost).
     Raises UserError when the directory lacks a config, a tokenizer or readable weights.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     no_bars()
     source = model_dir(path)
@@ -142,7 +149,14 @@ def load_model(path: str | Path, *, dtype: str = "float32") -> PreTrainedModel:
             from peft import AutoPeftModelForCausalLM
 
             return AutoPeftModelForCausalLM.from_pretrained(source, dtype=dtype).merge_and_unload()
-        return AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+        architectures = AutoConfig.from_pretrained(source).architectures or ()
+        if any("SequenceClassification" in name for name in architectures):
+            raise UserError(f"{source} is a reward model (a classifier), not a language model; give a policy here")
+        model, found = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True)
+        refuse_missing(found["missing_keys"], source)
+        return model
+    except UserError:
+        raise
     except Exception as error:
         raise unreadable(source, error) from error
 
@@ -166,9 +180,13 @@ def load_scorer(path: str | Path, *, pad_token_id: int, eos_token_id: int) -> Pr
         level = logging.get_verbosity()
         logging.set_verbosity_error()  # a new head is what we ask for; no report is needed on it
         try:
-            model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1, dtype="float32")
+            model, found = AutoModelForSequenceClassification.from_pretrained(
+                source, num_labels=1, dtype="float32", output_loading_info=True
+            )
         finally:
             logging.set_verbosity(level)
+        head = () if has_head else ("score", "classifier", "pooler")  # new on a backbone that has been no classifier
+        refuse_missing([key for key in found["missing_keys"] if not set(head) & set(key.split("."))], source)
     except UserError:
         raise
     except Exception as error:
@@ -185,6 +203,13 @@ def no_bars() -> None:
     logging.disable_progress_bar()
 
 
+def refuse_missing(names: Iterable[str], source: str) -> None:
+    """UserError when the checkpoint lacks weights: transformers would draw them at random with a warning."""
+    missing = sorted(names)
+    if missing:
+        raise UserError(f"{source} lacks {len(missing)} weights of its model ({missing[0]}); save it again, whole")
+
+
 def unreadable(source: str, error: Exception) -> UserError:
     """A one-line UserError for whatever the loaders of Hugging Face raised about `source`."""
     return UserError(f"no model could be read from {source} ({_first_line(error)}); save it again or give another")
@@ -198,6 +223,7 @@ def _first_line(error: Exception) -> str:
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
     """Save weights, config, generation config and tokenizer into `folder`, and return it."""
     no_bars()
+    checks.finite_weights(model)
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -220,9 +246,7 @@ def count_parameters(model: PreTrainedModel, *, embeddings: bool) -> int:
     return total - sum(weight.numel() for weight in tables.values())
 
 
-def context_of(model: PreTrainedModel) -> int | None:
-    """How many tokens the model has positions for; None where its config does not say."""
-    return getattr(model.config, "max_position_embeddings", None)
+context_of = checks.context_of
 
 
 def set_dropout(model: PreTrainedModel, p: float) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from align import checks
 from align.errors import UserError
 from align.preferences import Preference, Weights
 from align.runs import model_dir, write_json
@@ -88,6 +89,12 @@ class ModelPolicy:
                 padding_side="left",
                 add_special_tokens=False,
             ).to(model.device)
+            checks.fits(
+                batch["input_ids"].shape[1] + max_new_tokens,
+                model,
+                what=f"{self.name}: the longest prompt and max_new_tokens",
+                mend="shorten or leave out such prompts, or lower max_new_tokens",
+            )
             with torch.inference_mode():
                 ids = model.generate(
                     input_ids=batch["input_ids"],

@@ -157,8 +157,13 @@ def open_run(path: str | Path) -> Run:
         raise UserError(f"{path} is not a run directory (no {RUN_FILE}); give the --out folder of a finished stage")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
+        for name in ("config", "inputs", "metrics", "ledger", "environment"):
+            if not isinstance(content[name], dict):
+                raise TypeError(f"{name} is no object")
+        if not all(isinstance(cost, (int, float)) for cost in content["ledger"].values()):
+            raise TypeError("the ledger holds more than numbers")
         return Run(path=path, **{f.name: content[f.name] for f in dataclasses.fields(Run) if f.name != "path"})
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{file} is damaged ({error}); delete the folder {path} and run its stage again") from error
 
 

@@ -6,6 +6,7 @@ align COMMAND --help
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import sys
 from collections.abc import Callable, Sequence
@@ -25,6 +26,11 @@ COMMANDS = {
     "evaluate": ("recipes.evaluate", "a policy family + held-out prompts + objectives -> cells.jsonl, summary.json"),
     "report": ("recipes.report", "summary.json -> one self-contained report.html"),
 }
+
+# a path that the user can mend; any other error of the system keeps its traceback
+PATH_ERRORS = (
+    errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EROFS, errno.ENAMETOOLONG,
+)  # fmt: skip
 
 
 def usage() -> str:
@@ -55,7 +61,7 @@ def guarded(work: Callable[[], int | None]) -> int:
         if disk_is_full(error):
             place = f" while writing {error.filename}" if error.filename else ""
             message = f"no space left on the disk{place}; free some space and run the same command again"
-        elif isinstance(error, (PermissionError, NotADirectoryError, FileExistsError)) and error.filename:
+        elif error.filename and error.errno in PATH_ERRORS:
             message = f"{error.filename} cannot be used ({error.strerror}); check the path and its permissions"
         else:
             raise

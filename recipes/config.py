@@ -124,6 +124,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
             values = yaml.safe_load(handle)
     except OSError as error:
         raise UserError(f"config file {path} cannot be read ({error.strerror}); check the path") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 ({error.reason}); save the file as UTF-8") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" line {mark.line + 1}" if mark else ""
@@ -151,8 +153,15 @@ def _element(hint: Any) -> Any | None:
     return None
 
 
-def _from_text(text: str, hint: Any) -> Any:
-    return text if _is_text(hint) else yaml.safe_load(text)
+def _from_text(text: str, hint: Any, flag: str) -> Any:
+    return text if _is_text(hint) else _yaml_value(text, flag)
+
+
+def _yaml_value(text: str, flag: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{flag}: {text!r} is not valid YAML ({getattr(error, 'problem', error)}); mend it") from error
 
 
 def _add_flags(parser: argparse.ArgumentParser, cls: Any, positional: Sequence[str]) -> None:
@@ -199,9 +208,11 @@ def _put(values: dict[str, Any], assignment: str, program: str) -> None:
         raise UserError(f"{program}: --set {assignment} has no value; write --set section.key=value")
     *sections, last = key.split(".")
     for section in sections:
+        if not isinstance(values.get(section) or {}, Mapping):
+            raise UserError(f"{program}: --set {assignment}: {section} is no section of keys, but {values[section]!r}")
         values[section] = dict(values.get(section) or {})
         values = values[section]
-    values[last] = yaml.safe_load(text)
+    values[last] = _yaml_value(text, f"{program}: --set {key}")
 
 
 def parse(
@@ -241,7 +252,7 @@ def parse(
     for name, raw in flags.items():
         element = _element(hints[name])
         if element is not None:
-            values[name] = [_from_text(item, element) for item in raw]
+            values[name] = [_from_text(item, element, name) for item in raw]
         else:
-            values[name] = raw if isinstance(raw, bool) else _from_text(raw, hints[name])
+            values[name] = raw if isinstance(raw, bool) else _from_text(raw, hints[name], name)
     return build(cls, values, where=source), source

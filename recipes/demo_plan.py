@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from align import checks
 from align.errors import UserError
 from align.preferences import Weights, simplex_grid
 from align.runs import jsonable
@@ -53,6 +54,15 @@ def row_folder(row: str) -> str:
     return row.replace("/", "_")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Controls:
+    """Of the closed-form rows: pi* at another temperature, beta / `overspend`, best of `n`."""
+
+    temperature: float
+    overspend: float
+    n: int
+
+
 @dataclass(frozen=True)
 class Plan:
     """The demo's tasks and where each row's runs lie."""
@@ -65,8 +75,30 @@ class Plan:
 
 def check(config: Config, *, where: str) -> None:
     """UserError on a row or section that no stage could run, before anything is started."""
-    from align.methods import METHODS
     from align.models import ModelConfig
+    from align.training.pretrain import PretrainConfig
+    from align.training.reward_model import RewardModelConfig
+    from align.training.sft import SFTConfig_
+
+    check_rows(config, where=where)
+    section(ModelConfig, config.model, where=where, name="model")
+    section(RewardModelConfig, config.reward_model, where=where, name="reward_model")
+    for name, cls in (("pretrain", PretrainConfig), ("sft", SFTConfig_)):
+        values = dict(getattr(config, name))
+        documents = values.pop("documents", None)
+        if not isinstance(documents, int) or documents < 1:
+            raise UserError(f"{where}: {name}: documents is {documents!r}; give a number of at least 1")
+        section(cls, values, where=where, name=name)
+    checks.above_zero(section(Controls, config.controls, where=where, name="controls"), "temperature", "overspend", "n")
+    checks.at_least(1, config, "comparisons", "preference_steps", "shift_steps", "dense", place=f"{where}: ")
+    checks.at_least(0, config, "seed", "workers", place=f"{where}: ")
+    if config.preference_steps % config.shift_steps:
+        raise UserError(f"{where}: preference_steps must be a multiple of shift_steps")
+
+
+def check_rows(config: Config, *, where: str) -> None:
+    """UserError on a row without method and rewards, or with settings that its method does not have."""
+    from align.methods import METHODS
 
     for row, spec in config.rows.items():
         place = f"{where}: rows: {row}"
@@ -75,7 +107,7 @@ def check(config: Config, *, where: str) -> None:
         unknown = sorted(set(spec) - set(ROW_KEYS))
         if unknown:
             raise UserError(f"{place}: unknown key {unknown[0]!r}; a row has {', '.join(ROW_KEYS)}")
-        if spec["method"] not in METHODS:
+        if str(spec["method"]) not in METHODS:
             raise UserError(f"{place}: method {spec['method']!r} is not one of {', '.join(METHODS)}")
         if spec["rewards"] not in ("gold", "learned"):
             raise UserError(f"{place}: rewards must be gold or learned, not {spec['rewards']!r}")
@@ -85,15 +117,6 @@ def check(config: Config, *, where: str) -> None:
         if source is not None and (spec["method"] != "rewarded_soups" or spec.get("settings")):
             raise UserError(f"{place}: specialists_of is for rewarded_soups, and stands without settings")
         section(METHODS[spec["method"]].Config, spec.get("settings", {}), where=where, name=f"rows: {row}: settings")
-    section(ModelConfig, config.model, where=where, name="model")
-    if config.preference_steps < 1 or config.shift_steps < 1 or config.preference_steps % config.shift_steps:
-        raise UserError(f"{where}: preference_steps must be a multiple of shift_steps, both at least 1")
-    missing = [key for key in ("temperature", "overspend", "n") if key not in config.controls]
-    if missing:
-        raise UserError(f"{where}: controls lacks {missing[0]!r}")
-    for name in ("pretrain", "sft"):
-        if "documents" not in getattr(config, name):
-            raise UserError(f"{where}: {name} lacks 'documents'")
 
 
 def make_plan(config: Config, out: Path) -> Plan:

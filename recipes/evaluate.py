@@ -25,6 +25,7 @@ from recipes.stages import (
     named,
     objective_keys,
     section,
+    text_rows,
 )
 
 
@@ -90,10 +91,9 @@ def bits_of(points: Sequence[Point], *, text: str | None, limit: int | None) -> 
     """Per row the reference's bits per byte on `text`, the row's mean over its preferences, and the change."""
     if text is None:
         return {}
-    from align.data import load_rows
     from align.training.bits import bits_per_byte
 
-    texts = [row["text"] for row in load_rows(text, columns=("text",), limit=limit)]
+    texts = [row["text"] for row in text_rows(text, limit=limit)]
     measured: dict[str, list[float]] = {}
     for point in points:
         value = bits_per_byte(point.policy.model, point.policy.tokenizer, texts)
@@ -140,6 +140,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from align.policies import load_family
 
     rows = {(Path(k).name if k == v else k): v for k, v in named(config.runs, what="run").items()}
+    if REFERENCE in rows:
+        raise UserError(f"{where}: a run is named {REFERENCE!r}, the reference policy's own row; write ROW=RUN")
     first = next(iter(rows.values()))
     facts = {} if config.objectives and config.reference else open_run(first).metrics
     shifts = {("none" if k == v else k): v for k, v in named(config.data, what="data").items()}

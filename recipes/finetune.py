@@ -56,6 +56,8 @@ def resolve(config: Config, *, where: str) -> dict[str, Any]:
             raise UserError(
                 f"{where}: weights {weights.label} are {len(weights)} numbers for {names}; give one for each"
             )
+        if preferences.count(weights) > 1:
+            raise UserError(f"{where}: weights {weights.label} are given twice; give each once")
     from align.methods import METHODS
 
     if config.method not in METHODS:
@@ -71,7 +73,7 @@ def method_config(config: Config, *, where: str) -> Any:
     fields = {f.name: f for f in dataclasses.fields(cls)}
     if "method_config" not in fields:
         return section(cls, values, where=where, name=name, **step_flags(config, cls))
-    inner = METHODS.get(values.get("method", fields["method"].default))
+    inner = METHODS.get(str(values.get("method", fields["method"].default)))
     if inner is not None:
         given = values.get("method_config") or {}
         name = "training.method_config"

@@ -79,12 +79,12 @@ def make_plan(config: Config, out: Path) -> Plan:
     needs = (*(("sft",) if each else tuned), *(f"reward model {name}" for name in NAMES))
     tasks.append(Task("pairs", hh_stages.pairs, drawn, needs))
     stages["pairs"] = out / "pairs"
-    _methods(config, out, plan)
-    _evaluations(config, out, plan, models=models)
     arguments = {**shared, "out": str(out / "reward-table"), "names": NAMES, "models": models}
     judged = tuple(f"{kind} {name}" for kind in ("reward model", "judge") for name in NAMES)
     tasks.append(Task("reward table", hh_evaluate.reward_table, arguments, judged))
     stages["reward table"] = out / "reward-table"
+    _methods(config, out, plan)
+    _evaluations(config, out, plan, models=models)
     return plan
 
 

@@ -12,7 +12,7 @@ from recipes import hh_data
 from recipes.stages import content_key
 
 Settings = Mapping[str, Any]
-CONTROLS = ("kl_overspender", "best_of_n", "length_only")
+BASELINES, BOTH = ("bag of words", "length only"), "both"
 
 
 class BestOfN:
@@ -209,19 +209,27 @@ def accuracies(
     tests: Mapping[str, Sequence[Mapping[str, Any]]],
     seed: int,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(rows of the reward-model table, rows of our lead over the baselines on the diagonal)."""
+    """(rows of the reward-model table, our lead over the baselines on the diagonal: each objective, then both)."""
     from evals.preference_baselines import in_order, length_matched, pairwise_accuracy
-    from evals.stats import clustered_mean
 
-    table, leads = [], []
+    table: list[dict[str, Any]] = []
+    compared: dict[
+        tuple[str, str, str], tuple[list[str], list[float]]
+    ] = {}  # other, pairs, objective -> prompts, leads
     for tested, every in tests.items():
-        for words, pairs in (("all pairs", list(every)), ("length-matched", length_matched(every))):
-            if not pairs:
+        asked = [pair["prompt"] for pair in every]
+        scores = {
+            key: [score(asked, [pair[side] for pair in every]) for side in ("chosen", "rejected")]
+            for key, score in scorers.items()
+        }
+        matched = {id(pair) for pair in length_matched(every)}
+        for words in ("all pairs", "length-matched"):
+            kept = [i for i, pair in enumerate(every) if words == "all pairs" or id(pair) in matched]
+            if not kept:
                 continue
-            prompts = [pair["prompt"] for pair in pairs]
-            right = {}
-            for (scorer, trained), score in scorers.items():
-                sides = [score(prompts, [pair[side] for pair in pairs]) for side in ("chosen", "rejected")]
+            prompts, right = [asked[i] for i in kept], {}
+            for (scorer, trained), both in scores.items():
+                sides = [[side[i] for i in kept] for side in both]
                 found = pairwise_accuracy(*sides, prompts=prompts, seed=seed)
                 right[scorer, trained] = in_order(*sides)
                 table.append(
@@ -229,12 +237,21 @@ def accuracies(
                     | {"accuracy": found.interval.estimate, "ci": found.interval.pair, "n": found.pairs}
                     | {"over": found.interval.says}
                 )
-            for other in ("bag of words", "length only"):
+            for other in BASELINES:
                 if ("ours", tested) in right and (other, tested) in right:
-                    values = right["ours", tested] - right[other, tested]
-                    lead = clustered_mean(values, clusters_N=prompts, over="prompts")
-                    leads.append(
-                        {"over_scorer": other, "objective": tested, "pairs": words, "lead": lead.estimate}
-                        | {"ci": lead.pair, "over": lead.says, "n": len(pairs)}
-                    )
-    return table, leads
+                    lead = (right["ours", tested] - right[other, tested]).tolist()
+                    compared[other, words, tested] = (prompts, lead)
+                    before = compared.get((other, words, BOTH), ([], []))
+                    compared[other, words, BOTH] = (before[0] + prompts, before[1] + lead)
+    return table, [_lead(key, *found) for key, found in compared.items()]
+
+
+def _lead(key: tuple[str, str, str], prompts: Sequence[str], leads: Sequence[float]) -> dict[str, Any]:
+    """Mean difference of being right on the same pairs, with an interval over prompts."""
+    from evals.stats import clustered_mean
+
+    other, words, objective = key
+    mean = clustered_mean(leads, clusters_N=prompts, over="prompts")
+    return {"over_scorer": other, "pairs": words, "objective": objective, "lead": mean.estimate} | {
+        "ci": mean.pair, "over": mean.says, "n": len(leads),
+    }  # fmt: skip

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.runs import open_run
+from align.runs import Run, open_run
 from recipes.report import ledger_table, provenance
-from recipes.stages import content_key
+from recipes.stages import content_key, joined_claims
 
 if TYPE_CHECKING:
     from recipes.hh import Config, Plan
@@ -67,7 +67,7 @@ def summarise(config: Config, *, plan: Plan, out: Path) -> dict[str, Any]:
     summary["reward_model_leads"] = table["leads"]
     summary["second_judge"] = second
     summary["notes"] = _notes(language_model, leads=table["leads"], second=second)
-    summary["provenance"] = provenance(config, seed=config.seed)
+    summary["provenance"] = provenance(config, seed=config.seed, runs=_runs(plan))
     summary["ledger"] = ledger_table(_costs(plan))
     return summary
 
@@ -107,11 +107,24 @@ def _row_info(config: Config, *, plan: Plan) -> dict[str, dict[str, Any]]:
     info["reference"] |= {"optimises": base, "note": "what every KL is measured against", "rewards": "none"}
     for row, points in plan.points.items():
         runs = [open_run(path) for path in points.values()]
-        info[row] |= {"optimises": runs[0].metrics["optimises"], "note": _method_note(config, row)}
-        info[row]["ledger"] = ledger_table({str(i): run.ledger for i, run in enumerate(runs)})["total"]
+        claims = dict(zip(points, (run.metrics["optimises"] for run in runs), strict=True))
+        info[row] |= {"optimises": joined_claims(claims), "note": _method_note(config, row)}
+        info[row]["ledger"] = ledger_table(_row_costs(config, row, plan=plan))["total"]
     for name, words in CONTROL_NOTES.items():
         info[name] |= {"optimises": words.format(**config.controls), "note": "", "ledger": {}}
+    info["length_only"]["rewards"] = "length"
     return info
+
+
+def _row_costs(config: Config, row: str, *, plan: Plan) -> dict[str, dict[str, float]]:
+    """Ledgers of what a row is made of: its points, a soup's specialists, the pairs and their reward models."""
+    costs = {label: open_run(path).ledger for label, path in plan.points[row].items()}
+    source = config.methods[row].get("specialists_of")
+    if source:
+        vertices = [w.label for w in plan.preferences if w.is_vertex]
+        costs |= {f"specialist {label}": open_run(plan.points[source][label]).ledger for label in vertices}
+    shared = [name for name in plan.stages if name == "pairs" or name.startswith("reward model")]
+    return costs | {name: open_run(plan.stages[name]).ledger for name in shared}
 
 
 def _method_note(config: Config, row: str) -> str:
@@ -173,12 +186,13 @@ def _notes(
             "completions show the direction in which training moves it, not what an assistant would answer."
         )
     for lead in leads:
-        if lead["ci"] is None:
+        if lead["ci"] is None or lead["objective"] != "both":
             continue
         low, high = (100 * bound for bound in lead["ci"])
-        word = "beats" if low > 0 else "is below" if high < 0 else "is level with"
+        word = "beat" if low > 0 else "are below" if high < 0 else "are level with"
+        pairs = "all held-out pairs" if lead["pairs"] == "all pairs" else "length-matched held-out pairs"
         notes.append(
-            f"On {lead['objective']} pairs ({lead['pairs']}) our reward model {word} {lead['over_scorer']}: "
+            f"On {pairs} of both objectives our reward models {word} {lead['over_scorer']}: "
             f"{100 * lead['lead']:+.1f} points [{low:.1f}, {high:.1f}], {lead['over']}."
         )
     ranks = ", ".join(f"{name} {value:.2f}" for name, value in second["rank_agreement"].items() if value is not None)
@@ -187,6 +201,12 @@ def _notes(
         f"{second['points']} policies with a rank correlation of {ranks or 'no defined value'}."
     )
     return notes
+
+
+def _runs(plan: Plan) -> list[Run]:
+    """Every finished run behind the summary."""
+    folders = [*plan.stages.values(), *(f for found in plan.cells.values() for f in found)]
+    return [open_run(folder) for folder in (*folders, *(p for points in plan.points.values() for p in points.values()))]
 
 
 def _costs(plan: Plan) -> dict[str, dict[str, float]]:

@@ -41,6 +41,8 @@ class Sampling:
         for name in ("samples", "max_new_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"sampling: {name} is {getattr(self, name)}; give at least 1")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"sampling: seed is {self.seed}; give one in [0, 2**32)")
 
 
 def sample_cells(

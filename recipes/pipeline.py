@@ -61,6 +61,8 @@ def run_tasks(tasks: Sequence[Task], *, workers: int, label: str) -> None:
     The first failure stops new tasks from starting, waits for those that run, and is raised.
     """
     check_tasks(tasks)
+    if workers < 0:
+        raise UserError(f"workers is {workers}; give a number of processes, or 0 to run everything in this one")
     progress = _Progress(label, len(tasks))
     if workers == 0:
         try:

@@ -13,7 +13,7 @@ from typing import Any
 
 from align.runs import Ledger, run_stage
 from recipes.config import option, parse
-from recipes.stages import closing_line, content_key, section
+from recipes.stages import closing_line, content_key, section, text_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +49,12 @@ def resolve(config: Config, *, where: str) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     config, where = parse(Config, argv, program="align pretrain", about=__doc__ or "")
     settings = resolve(config, where=where)
-    from align.data import clean_texts, load_rows, split_by_prompt
+    from align.data import clean_texts, split_by_prompt
     from align.runs import model_dir
 
     for source in filter(None, (config.model, config.tokenizer)):
         model_dir(source)
-    rows = load_rows(config.data, columns=("text",), limit=config.limit)
+    rows = text_rows(config.data, limit=config.limit)
 
     def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
         from align.training.pretrain import pretrain

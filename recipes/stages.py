@@ -25,6 +25,8 @@ def section(cls: type[T], values: Mapping[str, Any], *, where: str, name: str, *
             raise UserError(
                 f"{where}: --{key.replace('_', '-')} does not apply here; section {name} has no key {key!r}"
             )
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where}: {name} is {values!r}; give a section of keys")
     return build(cls, {**values, **given}, where=f"{where}: {name}")
 
 
@@ -103,36 +105,57 @@ def load_training_rows(
     Several sources are named by their objective, and each row then carries that name. Rows with `a`, `b` (two responses
     that an annotator or the objectives will judge) pass as they are.
     """
-    from align.data import load_comparisons, load_rows
+    from align.data import load_comparisons
+    from align.data.load import iterate_rows
 
     rows: list[dict[str, Any]] = []
     kinds = set()
     for name, source in sources.items():
         objective = None if name == source else name
-        loaded = load_rows(source, limit=limit)
-        kinds.add(kind := "judged later" if "a" in loaded[0] else "compared" if "chosen" in loaded[0] else "prompts")
+        placed = list(iterate_rows(source, limit=limit))
+        first = placed[0][1]
+        kinds.add(kind := "judged later" if "a" in first else "compared" if "chosen" in first else "prompts")
         if kind == "compared":
             loaded = load_comparisons(source, objective=objective, limit=limit, drops=drops)
+        else:
+            columns = ("prompt", "a", "b") if kind == "judged later" else ("prompt",)
+            loaded = [filled(row, columns, place=place) for place, row in placed]
         rows += [{**row, "id": f"{name}:{row['id']}"} if len(sources) > 1 and "id" in row else row for row in loaded]
     if len(kinds) > 1:
         raise UserError(f"--data mixes rows of different kinds ({', '.join(sorted(kinds))}); give one kind")
     return (None if kinds == {"prompts"} else rows), unique_prompts(rows)
 
 
+def filled(row: dict[str, Any], columns: Sequence[str], *, place: str) -> dict[str, Any]:
+    """The row; UserError naming the place and the column that is missing, empty or not text."""
+    for column in columns:
+        if not isinstance(row.get(column), str) or not row[column].strip():
+            raise UserError(f"{place}: column '{column}' is missing, empty or not text; mend or delete that row")
+    return row
+
+
+def text_rows(source: str, *, limit: int | None) -> list[dict[str, Any]]:
+    """Rows with a `text` that is text (it may be empty: cleaning counts those); UserError naming file and line."""
+    from align.data.load import iterate_rows
+
+    rows = []
+    for place, row in iterate_rows(source, columns=("text",), limit=limit):
+        if not isinstance(row["text"], str):
+            raise UserError(f"{place}: column 'text' is {type(row['text']).__name__}; make it text or delete that row")
+        rows.append(row)
+    return rows
+
+
 def demonstrations(source: str, *, limit: int | None, drops: Counter[str]) -> list[dict[str, Any]]:
     """Rows {"prompt", "completion"}; of comparisons the chosen side is the demonstration. UserError on an empty one."""
-    from align.data import load_comparisons, load_rows
+    from align.data import load_comparisons
+    from align.data.load import iterate_rows
 
-    rows = load_rows(source, limit=limit)
-    if "completion" not in rows[0] and "chosen" in rows[0]:
+    placed = list(iterate_rows(source, limit=limit))
+    if "completion" not in placed[0][1] and "chosen" in placed[0][1]:
         pairs = load_comparisons(source, limit=limit, drops=drops)
         return [{"prompt": row["prompt"], "completion": row["chosen"]} for row in pairs]
-    for number, row in enumerate(rows, start=1):
-        for column in ("prompt", "completion"):
-            if not isinstance(row.get(column), str) or not row[column].strip():
-                raise UserError(
-                    f"{source} row {number}: column '{column}' is missing or empty; mend or delete that row"
-                )
+    rows = [filled(row, ("prompt", "completion"), place=place) for place, row in placed]
     return [{"prompt": row["prompt"], "completion": row["completion"]} for row in rows]
 
 

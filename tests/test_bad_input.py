@@ -93,6 +93,8 @@ def test_unknown_config_keys(capsys: Any, tiny_model: Path, tiny_rows: Rows, tmp
         (["0.5,0.6"], "sum to 1.1; make them sum to 1"),
         (["0.5,0.5", "0.2,0.3,0.5"], "3 numbers for 2 objectives"),
         (["half,half"], "are not numbers separated by commas"),
+        (["nan,1"], "must be finite numbers"),
+        (["0.5,0.5", "0.5,0.5"], "given twice"),
     ],
 )
 def test_bad_weights(
@@ -145,6 +147,152 @@ def test_report_of_no_summary(content: str | None, words: str, capsys: Any, tmp_
         (tmp_path / "summary.json").write_text(content)
     error = refused(capsys, tmp_path / "report.html", "report", tmp_path)
     assert words in error and "summary" in error
+
+
+@pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        ("max_steps=0", "max_steps must be at least 1"),
+        ("batch_size=0", "batch_size must be above 0"),
+        ("learning_rate=.nan", "learning_rate must be at least 0"),
+        ("epochs=-1", "epochs must be above 0"),
+        ("save_steps=0", "save_steps must be above 0"),
+        ("warmup=-1", "warmup must be at least 0"),
+        ("scheduler=foo", "scheduler must be one of linear"),
+        ("seed=-1", "seed must be in [0, 2**32)"),
+        ("dropout=1.5", "dropout must be in [0, 1)"),
+        ("max_length=0", "max_length must be at least 2"),
+        ("max_length=129", "more than the model's 128 positions"),
+        ("learning_rate=[1", "is not valid YAML"),
+    ],
+)
+def test_numbers_that_no_trainer_can_mean(
+    assignment: str, words: str, capsys: Any, tiny_model: Path, tiny_rows: Rows, tmp_path: Path
+) -> None:
+    arguments = ["sft", "--model", tiny_model, "--data", tiny_rows["demonstrations"], "--set", f"training.{assignment}"]
+    assert words in refused(capsys, tmp_path / "out", *arguments)
+
+
+@pytest.mark.parametrize("key", ["heads", "layers", "hidden", "intermediate", "context"])
+def test_a_shape_without_units(key: str, capsys: Any, tiny_rows: Rows, tmp_path: Path) -> None:
+    shape = ["--set", f"training.model.{key}=0"]
+    error = refused(capsys, tmp_path / "out", "pretrain", "--data", tiny_rows["text"], *shape)
+    assert f"model.{key} must be at least" in error
+
+
+def test_text_that_is_none_names_file_and_line(capsys: Any, tiny_rows: Rows, tmp_path: Path) -> None:
+    file = tmp_path / "text.jsonl"
+    file.write_text(tiny_rows["text"].read_text() + '{"text": 5}\n')
+    error = refused(capsys, tmp_path / "out", "pretrain", "--data", file)
+    assert f"{file} line 49: column 'text' is int" in error
+
+
+@pytest.mark.parametrize("line", ['{"n": ' + "1" * 5000 + "}", '{"n": ' + "[" * 100_000])
+def test_json_that_python_cannot_hold(line: str, capsys: Any, tiny_model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(line + "\n")
+    error = refused(capsys, tmp_path / "out", "sft", "--model", tiny_model, "--data", file)
+    assert f"{file} line 1: " in error
+
+
+def test_yaml_that_is_not_utf8(capsys: Any, tmp_path: Path) -> None:
+    file = tmp_path / "sft.yaml"
+    file.write_bytes(b"model: \xff\n")
+    assert f"{file} is not UTF-8" in refused(capsys, tmp_path / "out", "sft", "--config", file)
+
+
+def test_a_checkpoint_that_lacks_weights_is_not_completed_at_random(
+    capsys: Any, tiny_model: Path, tiny_rows: Rows, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_model, broken)
+    kept = {k: v for k, v in load_file(broken / "model.safetensors").items() if "q_proj" not in k}
+    save_file(kept, broken / "model.safetensors", metadata={"format": "pt"})
+    data = {"sft": tiny_rows["demonstrations"], "reward-model": tiny_rows["comparisons"]}
+    for command, rows in data.items():
+        error = refused(capsys, tmp_path / command, command, "--model", broken, "--data", rows)
+        assert f"{broken} lacks 2 weights of its model" in error
+
+
+def test_a_reward_model_is_no_policy(capsys: Any, tiny_model: Path, tiny_rows: Rows, tmp_path: Path) -> None:
+    from align.models import load_scorer, load_tokenizer, save_model
+
+    tokenizer = load_tokenizer(tiny_model)
+    scorer = load_scorer(tiny_model, pad_token_id=0, eos_token_id=1)
+    save_model(scorer, tokenizer, tmp_path / "scorer")
+    data = tiny_rows["demonstrations"]
+    error = refused(capsys, tmp_path / "out", "sft", "--model", tmp_path / "scorer", "--data", data)
+    assert "is a reward model (a classifier), not a language model" in error
+
+
+def test_a_diverged_model_does_not_look_finished(
+    capsys: Any, tiny_model: Path, tiny_rows: Rows, tmp_path: Path
+) -> None:
+    arguments = ["--model", tiny_model, "--data", tiny_rows["demonstrations"], "--limit", "8", "--max-steps", "3"]
+    huge = ["--set", "training.learning_rate=1e30", "--set", "training.warmup=0"]
+    assert "training diverged" in refused(capsys, tmp_path / "out", "sft", *arguments, *huge)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"a": " "}, "line 4: column 'a' is missing, empty or not text"),
+        ({"b": 5}, "line 4: column 'b' is missing, empty or not text"),
+        ({"prompt": None}, "line 4: column 'prompt' is missing, empty or not text"),
+        ({"scores_a": [1.0, float("nan")]}, "comparison 3: scores_a is [1.0, nan]"),
+        ({"scores_b": "12"}, "comparison 3: scores_b is '12'"),
+        ({"u": "x"}, "comparison 3: u or u_k is no draw"),
+        ({"prompt": "bread " * 200}, "the longest comparison"),
+    ],
+)
+def test_bad_judged_rows(change: dict[str, Any], words: str, capsys: Any, tiny_model: Path, tmp_path: Path) -> None:
+    one = {"prompt": "tea :", "a": " sure", "b": " sorry", "scores_a": [1.0, 0.0], "scores_b": [0.0, 1.0], "u": 0.5}
+    rows = [{"id": str(i), **one, **(change if i == 3 else {})} for i in range(5)]
+    file = tmp_path / "judged.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["finetune", "dpo", "--model", tiny_model, "--data", file, "--objectives", "x=length", "y=length"]
+    arguments += ["--weights", "0.5,0.5", "--set", "training.labels=scalarised"]
+    assert words in refused(capsys, tmp_path / "out", *arguments)
+
+
+def test_prompts_that_leave_no_room_to_answer(capsys: Any, tiny_model: Path, tiny_rows: Rows, tmp_path: Path) -> None:
+    arguments = [
+        "finetune",
+        "morlhf",
+        "--model",
+        tiny_model,
+        "--data",
+        tiny_rows["prompts"],
+        "--objectives",
+        "x=length",
+    ]
+    room = ["--weights", "1", "--set", "training.max_completion_length=127"]
+    error = refused(capsys, tmp_path / "out", *arguments, *room)
+    assert "the longest prompt and max_completion_length" in error and "128 positions" in error
+
+
+@pytest.mark.parametrize("content", ['{"title": "t", "kind": "sampled", "methods": {"a": 3}}', "[" * 100_000])
+def test_a_damaged_summary(content: str, capsys: Any, tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text(content)
+    assert "run the evaluation again" in refused(capsys, tmp_path / "report.html", "report", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--comparisons", "0"], "comparisons must be at least 1"),
+        (["--workers", "-1"], "workers must be at least 0"),
+        (["--set", "sft.zz=1"], "sft: unknown key 'zz'"),
+        (["--set", "pretrain.documents=x"], "pretrain: documents is 'x'"),
+        (["--set", "controls.n=0"], "n must be above 0"),
+    ],
+)
+def test_the_demo_checks_its_sections_before_it_starts(
+    options: list[str], words: str, capsys: Any, tmp_path: Path
+) -> None:
+    assert words in refused(capsys, tmp_path / "out", "demo", *options)
 
 
 def test_disk_full_while_a_checkpoint_is_written(tiny_model: Path, tiny_rows: Rows, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_a_full_disk_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[s
     assert error.count("\n") == 1 and "runs/x/model.safetensors" in error and "free some space" in error
 
 
-@pytest.mark.parametrize("number", [errno.EACCES, errno.EEXIST, errno.ENOTDIR])
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EEXIST, errno.ENOTDIR, errno.ENOENT, errno.EROFS])
 def test_an_unusable_path_is_one_line_and_exit_code_2(number: int, capsys: pytest.CaptureFixture[str]) -> None:
     def refused() -> int:
         raise OSError(number, "no", "runs/x")

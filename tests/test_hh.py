@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -98,7 +99,7 @@ def test_a_run_from_scratch_is_complete_and_resumes_to_the_same_summary(
     page = (tmp_path / "run" / "report.html").read_text()
     assert summary["samples"] and "Reward models" in page
     # a later stage lost, as after a kill: the same command makes it again, and the numbers agree
-    (tmp_path / "run" / "methods" / "dpo" / "1,0" / "run.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "methods" / "dpo" / "1,0")
     (tmp_path / "run" / "summary.json").unlink()
     again = run_command(*command)
     assert again.returncode == 0, again.stderr
@@ -139,8 +140,6 @@ def test_a_given_model_and_a_hugging_face_data_set_skip_pretraining(
 def test_bad_data_is_one_line(
     change: Callable[[Path], Any], words: str, folder: Path, tmp_path: Path, run_command: Command
 ) -> None:
-    import shutil
-
     copy = tmp_path / "data"
     shutil.copytree(folder, copy)
     change(copy)
@@ -238,4 +237,4 @@ def test_the_table_says_who_beats_whom() -> None:
     }
     table, leads = accuracies(scorers, tests={"helpful": pairs}, seed=0)
     assert [row["accuracy"] for row in table] == [0.75, 0.25]  # no length-matched pair, so no such rows
-    assert [lead["lead"] for lead in leads] == [0.5]
+    assert [(lead["objective"], lead["lead"]) for lead in leads] == [("helpful", 0.5), ("both", 0.5)]

@@ -111,6 +111,8 @@ def _parse(line: bytes, *, path: Path, number: int) -> Row:
     except json.JSONDecodeError as error:
         message = f"{path} line {number}: invalid JSON at column {error.colno} ({error.msg})"
         raise UserError(f"{message}; mend or delete that line (one object per line)") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets nested thousands deep
+        raise UserError(f"{path} line {number}: unreadable JSON ({_brief(error)}); mend or delete that line") from None
     if not isinstance(row, dict):
         raise UserError(f"{path} line {number}: {type(row).__name__} instead of an object; write one object per line")
     if _SURROGATE.search(line):

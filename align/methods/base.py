@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from align import checks
 from align.errors import UserError
 from align.policies import PointFamily, PolicyFamily
 from align.preferences import Weights
@@ -59,9 +60,9 @@ class TrainingConfig:
 
 def check_training(config: TrainingConfig) -> None:
     """UserError on a value that no trainer can mean."""
-    for name in ("beta", "learning_rate", "batch_size", "gradient_accumulation", "logging_steps"):
-        if not getattr(config, name) > 0:
-            raise UserError(f"{name} must be above 0, not {getattr(config, name)}")
+    checks.above_zero(config, "beta", "learning_rate")
+    checks.optimiser(config)
+    checks.at_least(0, config, "lora_alpha")
     if config.lora_r < 0:
         raise UserError(f"lora_r must be 0 (train all weights) or a rank, not {config.lora_r}")
 
@@ -222,6 +223,9 @@ def responses_of(row: Row) -> tuple[str, str]:
     """The row's two responses in stored order: `a`, `b` or `chosen`, `rejected`; UserError when it has neither."""
     for first, second in (("a", "b"), ("chosen", "rejected")):
         if first in row and second in row:
+            for name in (first, second):
+                if not isinstance(row[name], str):
+                    raise UserError(f"comparison {row.get('id', '?')}: {name} is {row[name]!r}; make it text")
             return row[first], row[second]
     raise UserError(f"comparison {row.get('id', '?')} has neither a and b nor chosen and rejected")
 
@@ -277,10 +281,13 @@ def _sigmoid(x: float) -> float:
 
 
 def _draw(row: Row, *, weights: Weights, seed: int) -> float:
-    if weights.is_vertex and "u_k" in row:
-        return float(row["u_k"][weights.values.index(1.0)])
-    if "u" in row:
-        return float(row["u"])
+    try:
+        if weights.is_vertex and "u_k" in row:
+            return float(row["u_k"][weights.values.index(1.0)])
+        if "u" in row:
+            return float(row["u"])
+    except (TypeError, ValueError, LookupError) as error:
+        raise UserError(f"comparison {row['id']}: u or u_k is no draw ({error}); give numbers in [0, 1]") from error
     digest = hashlib.sha256(f"{seed}\x1f{row['id']}".encode()).digest()
     return int.from_bytes(digest[:7], "big") / 2**56
 
@@ -290,7 +297,16 @@ def row_scores(rows: Sequence[Row]) -> dict[str, tuple[Sequence[float], Sequence
     for row in rows:
         if "scores_a" not in row or "scores_b" not in row:
             raise UserError(f"comparison {row.get('id', '?')} has no scores_a and scores_b; use labels: objectives")
+        for name in ("scores_a", "scores_b"):
+            if not _finite_numbers(row[name]):
+                raise UserError(f"comparison {row['id']}: {name} is {row[name]!r}; give one finite number an objective")
     return {str(row["id"]): (row["scores_a"], row["scores_b"]) for row in rows}
+
+
+def _finite_numbers(values: Any) -> bool:
+    if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
+        return False
+    return all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
 
 
 def objective_scores(

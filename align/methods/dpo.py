@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from align import checks
 from align.errors import UserError
 from align.methods.base import (
     LABELS,
@@ -189,6 +190,12 @@ def build_trainer(pairs: Sequence[Pair], *, config: Config, reference: str, beta
     from align.models import load_tokenizer
 
     model = model_to_train(reference)
+    if config.max_length is None:
+        texts = [pair.prompt + reply for pair in pairs for reply in (pair.chosen, pair.rejected)]
+        longest = 1 + max(len(ids) for ids in load_tokenizer(reference)(texts)["input_ids"])
+        checks.fits(longest, model, what="the longest comparison", mend="set max_length, or leave such rows out")
+    else:
+        checks.longest_row(config.max_length, model)
     with_mle = config.mle_weight > 0
     columns = ("id", "prompt", "chosen", "rejected")
     if not sys.stderr.isatty():

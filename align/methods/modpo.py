@@ -42,7 +42,7 @@ class Config(dpo.Config):
     other objective, which is that objective's reward up to a constant of the prompt (Rafailov et al. 2023, equation 5).
     """
 
-    main: str = "auto"  # auto: the largest weight, the first of equal ones; or an objective's name or index
+    main: str | int = "auto"  # auto: the largest weight, the first of equal ones; or an objective's name or index
     margins: str = "explicit"
     margin_models: tuple[str, ...] = ()  # a directory per objective, "" for the main one; empty: trained here by dpo
     margin_beta: float = 0.0  # the beta in reward units that margin_models were trained at; 0 means beta
@@ -135,7 +135,7 @@ def main_objective(config: Config, *, weights: Weights, names: Sequence[str]) ->
     if config.main == "auto":
         return max(range(len(names)), key=lambda k: weights[k])  # max keeps the first of equal weights
     if config.main in names:
-        main = list(names).index(config.main)
+        main = list(names).index(str(config.main))
     elif str(config.main).isdigit() and int(config.main) < len(names):
         main = int(config.main)
     else:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from align import checks
 from align.errors import UserError
 from align.methods.base import (
     Metered,
@@ -174,7 +175,11 @@ def train(
     parameters = count_parameters(trainer.model, embeddings=False)
     finish_trainer(trainer, label=f"{config.algorithm} {weights.label}", ledger=ledger, parameters=parameters)
     before = ledger.tokens
-    trainer.train(resume_from_checkpoint=resume_point(folder))
+    try:
+        trainer.train(resume_from_checkpoint=resume_point(folder))
+    except RuntimeError:
+        checks.finite_weights(trainer.model)  # sampling from a policy that is not a number
+        raise
     # Besides the training step: sampling, the policy's and the reference's log-probabilities, 2 N a token each.
     ledger.add(flops=6 * parameters * (ledger.tokens - before))
     save_model(trainer.model, trainer.processing_class, folder / "model")
@@ -207,6 +212,13 @@ def build_trainer(
 
     model = model_to_train(reference)
     refuse_shifted_positions(model, prompts=prompts, tokenizer=load_tokenizer(reference))
+    longest = max(len(ids) for ids in load_tokenizer(reference)([row["prompt"] for row in prompts])["input_ids"])
+    checks.fits(
+        longest + config.max_completion_length,
+        model,
+        what="the longest prompt and max_completion_length",
+        mend="leave out such prompts, or lower max_completion_length",
+    )
     funcs: list[Any] = [Metered(n, f, ledger) for (n, f), w in zip(objectives.items(), weights, strict=True) if w]
     reward_weights = [w for w in weights if w]
     arguments = {

@@ -77,7 +77,12 @@ def build_objective(spec: Mapping[str, Any]) -> Objective:
     missing = [n for n, p in known.items() if p.default is inspect.Parameter.empty and n not in options]
     if missing:
         raise UserError(f"objective {kind!r} needs {missing[0]!r}")
-    objective = make(**options)
+    if not isinstance(options.get("name", ""), str):
+        raise UserError(f"objective {kind!r} has the name {options['name']!r}; put it in quotes")
+    try:
+        objective = make(**options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"objective {kind!r} has an option of the wrong type ({error}); mend it") from error
     if negate:
         objective = Negated(objective, name=options.get("name"))
     return objective if normalizer is None else Normalized(objective, load_normalizer(normalizer))

@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
+from align import checks
+from align.errors import UserError
 from align.runs import Ledger, last_checkpoint
 
 if TYPE_CHECKING:
@@ -53,6 +55,12 @@ class StageConfig:
     save_steps: int | None = 200
     logging_steps: int = 10
     report_to: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        checks.optimiser(self)
+        checks.above_zero(self, "epochs")
+        if self.max_steps < 1 and self.max_steps != -1:
+            raise UserError(f"max_steps must be at least 1 (or -1: as many as epochs take), not {self.max_steps}")
 
     def arguments(self, out: Path) -> dict[str, Any]:
         """These fields through `base_arguments`."""

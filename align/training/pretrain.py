@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from align import checks
 from align.errors import UserError
 from align.models import (
     ModelConfig,
@@ -50,6 +51,12 @@ class PretrainConfig(StageConfig):
     weight_decay: float = 0.1
     adam_beta2: float = 0.95  # 0.999 averages squared gradients over more steps than a short run has
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.at_least(2, self, "block")
+        if not 0 <= self.adam_beta2 < 1:
+            raise UserError(f"adam_beta2 must be in [0, 1), not {self.adam_beta2:g}")
+
 
 def pretrain(
     config: PretrainConfig,
@@ -84,6 +91,7 @@ def pretrain(
         set_dropout(model, config.model.dropout)
     counts: Counter[str] = Counter()
     block = config.block or context_of(model) or config.model.context
+    checks.fits(block, model, what="block", mend="lower training.block or raise training.model.context")
     blocks = (pack if config.packed else _one_by_one)(texts, vocabulary, length=block, counts=counts)
     set_seed(config.seed)
     trainer = Trainer(

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
+from align import checks
 from align.errors import UserError
 from align.models import (
     ModelConfig,
     build_model,
-    context_of,
     count_parameters,
     load_scorer,
     load_tokenizer,
@@ -56,6 +56,11 @@ class RewardModelConfig(StageConfig):
     lora_r: int = 0
     lora_alpha: float | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.regularisers(self)
+        checks.at_least(0, self, "center")
+
 
 def train_reward_model(
     config: RewardModelConfig,
@@ -82,7 +87,7 @@ def train_reward_model(
     tokenizer = load_tokenizer(model)
     set_seed(config.seed)  # the new head is drawn from this
     scorer = _start(config, model, tokenizer)
-    kept = keep_short_pairs(rows, tokenizer, config.max_length or context_of(scorer))
+    kept = keep_short_pairs(rows, tokenizer, checks.longest_row(config.max_length, scorer))
     peft = lora_config(scorer, config.lora_r, alpha=config.lora_alpha, task="SEQ_CLS") if config.lora_r else None
     trainer = RewardTrainer(
         model=scorer,

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from align import checks
 from align.errors import UserError
-from align.models import context_of, count_parameters, load_model, load_tokenizer, lora_config, save_model, set_dropout
+from align.models import count_parameters, load_model, load_tokenizer, lora_config, save_model, set_dropout
 from align.runs import Ledger
 from align.training.bits import completion_bits
 from align.training.common import StageConfig, drop_checkpoints, final_loss, finish_trainer, resume_point
@@ -26,6 +27,10 @@ class SFTConfig_(StageConfig):
     max_length: int | None = None
     lora_r: int = 0
     lora_alpha: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.regularisers(self)
 
 
 def sft(
@@ -51,7 +56,7 @@ def sft(
     tokenizer = load_tokenizer(model)
     language_model = load_model(model)
     set_dropout(language_model, config.dropout)
-    kept = keep_short(rows, tokenizer, config.max_length or context_of(language_model))
+    kept = keep_short(rows, tokenizer, checks.longest_row(config.max_length, language_model))
     set_seed(config.seed)
     trainer = SFTTrainer(
         model=language_model,

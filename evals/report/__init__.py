@@ -35,9 +35,14 @@ def write_report(summary_path: Path | str, html_path: Path | str) -> Path:
         raise UserError(f"{source}: cannot be read ({error}); run the evaluation again") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{source}:{error.lineno}: not valid JSON ({error.msg}); run the evaluation again") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{source}: unreadable JSON ({error}); run the evaluation again") from error
     if not isinstance(summary, dict):
         raise UserError(f"{source}: not a JSON object; run the evaluation again")
-    html = render(summary)
+    try:
+        html = render(summary)
+    except (TypeError, ValueError, LookupError, AttributeError) as error:  # a part of another shape
+        raise UserError(f"{source}: damaged or of another version ({error!r}); run the evaluation again") from error
     partial = target.with_name(target.name + ".partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,84 @@
+"""Numbers in a config within their range, weights finite after training: each refusal names the key and the mend"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from align.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# those that need nothing beyond the number of steps and the warm-up
+SCHEDULERS = (
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "inverse_sqrt",
+    "constant",
+    "constant_with_warmup",
+)
+
+
+def at_least(minimum: float, config: Any, *names: str, place: str = "") -> None:
+    """UserError unless every named field is a finite number of at least `minimum`, or None."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not (math.isfinite(value) and value >= minimum):
+            raise UserError(f"{place}{name} must be at least {minimum:g}, not {value:g}")
+
+
+def above_zero(config: Any, *names: str, place: str = "") -> None:
+    """UserError unless every named field is a finite number above 0, or None."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise UserError(f"{place}{name} must be above 0, not {value:g}")
+
+
+def optimiser(config: Any) -> None:
+    """UserError on an optimiser, a seed or a checkpoint interval that no trainer here can mean."""
+    above_zero(config, "batch_size", "gradient_accumulation", "logging_steps", "save_steps")
+    at_least(0, config, "learning_rate", "warmup", "weight_decay", "max_grad_norm")
+    if config.scheduler not in SCHEDULERS:
+        raise UserError(f"scheduler must be one of {', '.join(SCHEDULERS)}, not {config.scheduler!r}")
+    if not 0 <= config.seed < 2**32:
+        raise UserError(f"seed must be in [0, 2**32), not {config.seed}")
+
+
+def regularisers(config: Any) -> None:
+    """UserError on a dropout, a longest row or an adapter that is none."""
+    at_least(0, config, "dropout", "lora_r")
+    above_zero(config, "lora_alpha")
+    at_least(2, config, "max_length")
+    if config.dropout >= 1:
+        raise UserError(f"dropout must be in [0, 1), not {config.dropout:g}")
+
+
+def context_of(model: PreTrainedModel) -> int | None:
+    """How many tokens the model has positions for; None where its config does not say."""
+    return getattr(model.config, "max_position_embeddings", None)
+
+
+def longest_row(max_length: int | None, model: PreTrainedModel) -> int | None:
+    """The longest row to train on, in tokens; UserError when `max_length` is more than the model has positions for."""
+    most = context_of(model)
+    if most is not None and max_length is not None and max_length > most:
+        raise UserError(f"max_length {max_length} is more than the model's {most} positions; lower it or leave it out")
+    return max_length or most
+
+
+def fits(tokens: int, model: PreTrainedModel, *, what: str, mend: str) -> None:
+    """UserError when a sequence of `tokens` tokens is longer than the model has positions for."""
+    most = context_of(model)
+    if most is not None and tokens > most:
+        raise UserError(f"{what}: {tokens} tokens, but the model has {most} positions; {mend}")
+
+
+def finite_weights(model: PreTrainedModel) -> None:
+    """UserError when a weight is not finite: the training diverged, and its model must not look finished."""
+    for name, weight in model.named_parameters():
+        if not bool(weight.isfinite().all()):
+            raise UserError(f"training diverged ({name} is not finite); lower learning_rate, or check the start model")
