@@ -5,7 +5,6 @@ Legend: B rows, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -234,19 +233,3 @@ def relative_path(path: Path, folder: Path) -> str:
     """`path` relative to `folder` where it lies below it, else absolute."""
     path, folder = path.resolve(), folder.resolve()
     return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
-
-
-def load_family(path: str | Path) -> Any:
-    """Read the policy family of a run; UserError when the folder holds none."""
-    folder = Path(path)
-    file = folder / FAMILY_FILE
-    if not file.is_file():
-        raise UserError(f"{folder} holds no policy family (no {FAMILY_FILE}); give a run made by `align finetune`")
-    from align.methods.rewarded_soups import SoupFamily
-
-    kinds: dict[str, Any] = {"points": PointFamily, "soup": SoupFamily}
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        return kinds[content["kind"]].from_json(folder, content)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} is damaged ({error!r}); run its `align finetune` again") from error

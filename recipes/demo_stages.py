@@ -174,7 +174,7 @@ def finetune(
 
 
 def _policy_dirs(runs: Sequence[str]) -> list[str]:
-    from align.policies import load_family
+    from align.families import load_family
 
     return [next(iter(load_family(run).points.values())) for run in runs]
 
@@ -216,8 +216,8 @@ def evaluate(
     """
 
     def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
+        from align.families import load_family
         from align.models import load_model, load_tokenizer
-        from align.policies import load_family
         from align.preferences import Weights
         from align.testbed.exact import ExactModel
         from evals.exact import exact_cells

@@ -76,7 +76,7 @@ def prompts_of(source: str, *, limit: int | None) -> list[dict[str, str]]:
 
 def points_of(rows: Mapping[str, str], *, asked: Sequence[Weights], objectives: int, reference: Any) -> list[Point]:
     """The reference, then every run at the preferences asked for, else at those it was trained at, else at 5."""
-    from align.policies import load_family
+    from align.families import load_family
 
     grid = list(asked) or simplex_grid(objectives, 4)
     points = [Point(REFERENCE, grid[0], reference)]
@@ -117,7 +117,7 @@ def rewards_of(run: Run) -> str:
 
 def info_of(rows: Mapping[str, str], *, bits: Mapping[str, Any], names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """What each row says about itself: what it optimises, its rewards, its alignment tax and what it cost."""
-    from align.policies import load_family
+    from align.families import load_family
 
     info: dict[str, dict[str, Any]] = {
         REFERENCE: {"optimises": "likelihood of the demonstrations", "note": "", "rewards": "none", "ledger": None}
@@ -137,7 +137,7 @@ def info_of(rows: Mapping[str, str], *, bits: Mapping[str, Any], names: Sequence
 def main(argv: Sequence[str] | None = None) -> int:
     config, where = parse(Config, argv, program="align evaluate", about=__doc__ or "", positional=("runs",))
     settings = resolve(config, where=where)
-    from align.policies import load_family
+    from align.families import load_family
 
     rows = {(Path(k).name if k == v else k): v for k, v in named(config.runs, what="run").items()}
     if REFERENCE in rows:

@@ -78,8 +78,9 @@ def _policy(
     options: Settings, folder: Path,
 ) -> Any:  # fmt: skip
     """The policy of a row: the reference, a control, or the one that a family answers with."""
+    from align.families import load_family
     from align.methods.rewarded_soups import merge
-    from align.policies import ModelPolicy, load_family
+    from align.policies import ModelPolicy
 
     base = ModelPolicy(reference, name="reference")
     if row == "reference":

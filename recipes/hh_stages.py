@@ -200,8 +200,8 @@ def finetune(
     """One point of one row: a policy family with one preference. `specialists` are the runs that a soup is made of."""
 
     def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
+        from align.families import load_family
         from align.methods import METHODS
-        from align.policies import load_family
         from align.preferences import Weights
         from align.runs import model_dir
 

@@ -28,9 +28,10 @@ from tiny_bandit import (
 )
 
 from align.errors import UserError
+from align.families import load_family
 from align.methods import dpo, modpo, morlhf
 from align.methods.base import annotated_pairs, row_scores
-from align.policies import ModelPolicy, load_family
+from align.policies import ModelPolicy
 from align.preferences import Weights
 from align.runs import Ledger, open_run
 

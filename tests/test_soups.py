@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 from tiny_bandit import OBJECTIVES, PROMPTS, make_reference, make_tokenizer, pair_rows
 
 from align.errors import UserError
+from align.families import load_family
 from align.methods import rewarded_soups
 from align.methods.rewarded_soups import SoupFamily, check_mergeable, merge, merge_states
 from align.models import load_model
-from align.policies import ModelPolicy, load_family
+from align.policies import ModelPolicy
 from align.preferences import Direction, Weights
 from align.runs import Ledger
 
