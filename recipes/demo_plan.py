@@ -12,6 +12,7 @@ from align import checks
 from align.errors import UserError
 from align.preferences import Weights, simplex_grid
 from align.runs import jsonable
+from align.testbed.world import SHIFTS
 from recipes import demo_stages as stages
 from recipes.config import option
 from recipes.pipeline import Task
@@ -107,6 +108,9 @@ def check_rows(config: Config, *, where: str) -> None:
         unknown = sorted(set(spec) - set(ROW_KEYS))
         if unknown:
             raise UserError(f"{place}: unknown key {unknown[0]!r}; a row has {', '.join(ROW_KEYS)}")
+        shifts = spec.get("shifts", True)
+        if not isinstance(shifts, bool) and not (isinstance(shifts, list) and set(map(str, shifts)) <= set(SHIFTS)):
+            raise UserError(f"{place}: shifts must be true, false or a list of {', '.join(SHIFTS)}")
         if str(spec["method"]) not in METHODS:
             raise UserError(f"{place}: method {spec['method']!r} is not one of {', '.join(METHODS)}")
         if spec["rewards"] not in ("gold", "learned"):
@@ -119,9 +123,17 @@ def check_rows(config: Config, *, where: str) -> None:
         section(METHODS[spec["method"]].Config, spec.get("settings", {}), where=where, name=f"rows: {row}: settings")
 
 
+def row_shifts(spec: Mapping[str, Any]) -> tuple[str, ...]:
+    """The shifts a row is evaluated under: every true one by default; seen prompts are no shift and must be named."""
+    given = spec.get("shifts", True)
+    if isinstance(given, bool):
+        return tuple(s for s in SHIFTS if s != "seen_prompts") if given else ()
+    return tuple(given)
+
+
 def make_plan(config: Config, out: Path) -> Plan:
     """Every stage of the demo in order, longest chains first."""
-    from align.testbed.world import SHIFTS, load_world
+    from align.testbed.world import load_world
 
     world = load_world(config.world)
     objectives = len(world.objectives)
@@ -133,21 +145,17 @@ def make_plan(config: Config, out: Path) -> Plan:
     tasks = _shared_tasks(config, out, common=common, reference=reference, pairs=pairs, models=models)
     policies: dict[str, dict[str, Path]] = {}
     cells: dict[str, list[Path]] = {}
-    evaluation = {"seed": config.seed, "reference": reference, "shifts": list(SHIFTS), "shift_weights": shift_weights}
+    evaluation = {"seed": config.seed, "reference": reference, "shift_weights": shift_weights}
 
-    def add_evaluation(
-        row: str, policy: str, weights: Sequence[Weights], need: str, *, under_shift: bool = True
-    ) -> None:
+    def add_evaluation(row: str, policy: str, weights: Sequence[Weights], need: str, shifts: Sequence[str]) -> None:
         name = weights[0].label if len(weights) == 1 else "all"
         folder = out / "cells" / row_folder(row) / name
         cells.setdefault(row, []).append(folder)
         arguments = {**common, **evaluation, "row": row, "policy": policy, "out": str(folder)}
-        arguments["weights"] = [list(w.values) for w in weights]
-        if not under_shift:
-            arguments["shifts"] = []
+        arguments |= {"weights": [list(w.values) for w in weights], "shifts": list(shifts)}
         tasks.append(Task(f"evaluate {row} {name}", stages.evaluate, arguments, (need,)))
 
-    add_evaluation("reference", reference, preferences, "sft")
+    add_evaluation("reference", reference, preferences, "sft", SHIFTS)
     for row, spec in config.rows.items():
         for w in preferences:
             folder = out / "methods" / row_folder(row) / w.label
@@ -155,7 +163,7 @@ def make_plan(config: Config, out: Path) -> Plan:
             task = _finetune_task(config, row, spec, w, folder, common=common, reference=reference, pairs=pairs,
                                   models=models, policies=policies)  # fmt: skip
             tasks.append(task)
-            add_evaluation(row, str(folder), [w], task.name, under_shift=spec.get("shifts", True))
+            add_evaluation(row, str(folder), [w], task.name, row_shifts(spec))
     for kind in CLOSED_FORM:
         folder = out / "cells" / kind / "all"
         cells[kind] = [folder]
