@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from align.runs import write_json
 from recipes.config import parse
 from recipes.demo_plan import Config, check, destination, make_plan
 from recipes.pipeline import run_tasks
+from recipes.report import publish
 
 DEFAULTS = Path(__file__).parent / "configs" / "demo.yaml"
 
@@ -24,14 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = destination(config)
     plan = make_plan(config, out)
     run_tasks(plan.tasks, workers=config.workers, label="demo")
-    from evals.report import write_report
     from recipes.demo_summary import summarise
 
     summary = summarise(config, plan=plan, out=out)
-    write_json(out / "summary.json", summary)
-    write_report(out / "summary.json", out / "report.html")
-    print(_closing_words(summary))
-    print(f"report: {out / 'report.html'}\nnumbers: {out / 'summary.json'}")
+    publish(summary, out=out, words=_closing_words(summary))
     return 0
 
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from align.errors import UserError
 from align.preferences import Weights, simplex_grid
-from align.runs import write_json
 from recipes import hh_evaluate, hh_stages
 from recipes.config import option, parse
 from recipes.pipeline import Task, run_tasks
+from recipes.report import publish
 
 DEFAULTS = Path(__file__).parent / "configs" / "hh.yaml"
 NAMES = ("helpful", "harmless")
@@ -203,14 +203,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = Path(config.out)
     plan = make_plan(config, out)
     run_tasks(plan.tasks, workers=config.workers, label="hh")
-    from evals.report import write_report
     from recipes.hh_summary import closing_words, summarise
 
     summary = summarise(config, plan=plan, out=out)
-    write_json(out / "summary.json", summary)
-    write_report(out / "summary.json", out / "report.html")
-    print(closing_words(summary))
-    print(f"report: {out / 'report.html'}\nnumbers: {out / 'summary.json'}")
+    publish(summary, out=out, words=closing_words(summary))
     return 0
 
 

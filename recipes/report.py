@@ -53,6 +53,16 @@ def provenance(config: Any, *, seed: int, runs: Iterable[Run] = ()) -> dict[str,
     }
 
 
+def publish(summary: Mapping[str, Any], *, out: Path, words: str) -> None:
+    """Write `summary.json` and `report.html` of a finished recipe, and say so on the terminal after `words`."""
+    from align.runs import write_json
+    from evals.report import write_report
+
+    write_json(out / "summary.json", summary)
+    write_report(out / "summary.json", out / "report.html")
+    print(f"{words}\nreport: {out / 'report.html'}\nnumbers: {out / 'summary.json'}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     config, _ = parse(Config, argv, program="align report", about=__doc__ or "", positional=("run",))
     from evals.report import write_report
