@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from align.errors import UserError
-from align.methods.rewarded_soups import SoupFamily
 from align.policies import FAMILY_FILE, PointFamily
+from align.soups import SoupFamily
 
 KINDS: dict[str, Any] = {"points": PointFamily, "soup": SoupFamily}
 

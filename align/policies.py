@@ -12,11 +12,33 @@ from typing import Any, Protocol, runtime_checkable
 
 from align import checks
 from align.errors import UserError
-from align.preferences import Preference, Weights
+from align.preferences import Preference, parse_preference
 from align.runs import model_dir, write_json
 
 FAMILY_FILE = "family.json"
 POINT_COSTS = ("train", "merge", "prompt", "decode")
+
+
+@dataclass(frozen=True)
+class Component:
+    """A causal LM that a token-level policy reads, and the token ids that it puts before every prompt."""
+
+    model: Any
+    prefix: tuple[int, ...] = ()
+
+
+@runtime_checkable
+class TokenPolicy(Protocol):
+    """A policy that is a rule on next-token distributions: what an exact evaluation asks for."""
+
+    name: str
+    samples_per_response: int
+
+    def components(self) -> list[Component]: ...
+
+    def mix(self, logp: Sequence[Any]) -> Any:
+        """(..., V) log-probabilities of the policy from those of its components, each (..., at least V) in order."""
+        ...
 
 
 @runtime_checkable
@@ -64,6 +86,14 @@ class ModelPolicy:
     def release(self) -> None:
         """Let go of the model; it is loaded again when asked. A front of large models would not fit in memory."""
         self._loaded = None
+
+    def components(self) -> list[Component]:
+        """The model itself, read at the prompt as it is."""
+        return [Component(self.model)]
+
+    def mix(self, logp: Sequence[Any]) -> Any:
+        """The model's own distribution."""
+        return logp[0]
 
     @property
     def model(self) -> Any:
@@ -196,15 +226,15 @@ class PointFamily:
 
     @property
     def domain(self) -> str:
-        return "weights " + "; ".join(self.points)
+        return ("" if any("=" in label for label in self.points) else "weights ") + "; ".join(self.points)
 
     @property
-    def preferences(self) -> list[Weights]:
-        return [Weights.parse(label) for label in self.points]
+    def preferences(self) -> list[Preference]:
+        return [parse_preference(label) for label in self.points]
 
     def policy(self, preference: Preference) -> Policy:
         """The policy trained at `preference`; UserError with the supported points when there is none."""
-        label = preference.label if isinstance(preference, Weights) else repr(preference)
+        label = preference.label
         if label not in self.points:
             raise UserError(f"{self.method} has no policy at {label}; it was trained at {self.domain}")
         return ModelPolicy(self.points[label], name=f"{self.method}@{label}")

@@ -88,6 +88,16 @@ class Direction:
             raise UserError(f"direction {numbers} has length {math.hypot(*numbers):g}; scale it to 1")
         object.__setattr__(self, "values", numbers)
 
+    @property
+    def label(self) -> str:
+        """Text form: "direction=0.6,-0.8"."""
+        return "direction=" + Weights.label_of(self.values)
+
+    @classmethod
+    def of(cls, weights: Weights) -> Direction:
+        """The direction in which weights point: `w / |w|`."""
+        return cls(tuple(w / math.hypot(*weights.values) for w in weights))
+
 
 @dataclass(frozen=True)
 class Thresholds:
@@ -97,6 +107,11 @@ class Thresholds:
 
     def __post_init__(self) -> None:
         _numbers([v for v in self.values if v is not None], "thresholds")
+
+    @property
+    def label(self) -> str:
+        """Text form: "thresholds=none,0.55"."""
+        return "thresholds=" + ",".join("none" if v is None else f"{v:.6g}" for v in self.values)
 
 
 @dataclass(frozen=True)
@@ -108,8 +123,28 @@ class Targets:
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", _numbers(self.values, "targets"))
 
+    @property
+    def label(self) -> str:
+        """Text form: "targets=0.8,0.5"."""
+        return "targets=" + Weights.label_of(self.values)
+
 
 Preference = Weights | Direction | Thresholds | Targets
+
+
+def parse_preference(text: str) -> Preference:
+    """The preference whose `label` is `text`; plain numbers are weights. UserError on anything else."""
+    kind, marked, rest = text.partition("=")
+    if not marked:
+        return Weights.parse(text)
+    kinds: dict[str, type] = {"direction": Direction, "thresholds": Thresholds, "targets": Targets}
+    if kind not in kinds:
+        raise UserError(f"preference {text!r} is neither weights like 0.25,0.75 nor one of {', '.join(kinds)}=...")
+    try:
+        values = tuple(None if part == "none" and kind == "thresholds" else float(part) for part in rest.split(","))
+    except ValueError as error:
+        raise UserError(f"{kind} {rest!r} are not numbers separated by commas") from error
+    return kinds[kind](values)
 
 
 def simplex_grid(objectives: int, steps: int) -> list[Weights]:

@@ -79,8 +79,8 @@ def _policy(
 ) -> Any:  # fmt: skip
     """The policy of a row: the reference, a control, or the one that a family answers with."""
     from align.families import load_family
-    from align.methods.rewarded_soups import merge
     from align.policies import ModelPolicy
+    from align.soups import merge
 
     base = ModelPolicy(reference, name="reference")
     if row == "reference":

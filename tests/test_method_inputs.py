@@ -10,7 +10,7 @@ import pytest
 from tiny_bandit import PAIRS, PROMPT_ROWS, RL, fit, make_reference, pair_rows
 
 from align.errors import UserError
-from align.methods import METHODS, dpo, morlhf
+from align.methods import METHODS, dpo, morlhf, onpolicy
 from align.methods.base import Metered, annotated_pairs, row_scores
 from align.preferences import Weights
 from align.runs import Ledger
@@ -140,9 +140,9 @@ def test_metered_objectives_count_and_check() -> None:
 def test_every_point_s_prompts_are_whole_passes() -> None:
     config = morlhf.Config(steps=5, batch_size=8, num_generations=4, gradient_accumulation=2)
     rows = [{"id": str(i), "prompt": f"p{i}"} for i in range(3)]
-    planned = morlhf.schedule(rows, config=config, ledger=Ledger())["prompt"]
+    planned = onpolicy.schedule(rows, config=config, ledger=Ledger())["prompt"]
     assert len(planned) == 5 * 4
     for start in range(0, 18, 3):
         assert set(planned[start : start + 3]) == {"p0", "p1", "p2"}
     with pytest.raises(UserError, match="other columns"):
-        morlhf.schedule([*rows, {"prompt": "p"}], config=config, ledger=Ledger())
+        onpolicy.schedule([*rows, {"prompt": "p"}], config=config, ledger=Ledger())

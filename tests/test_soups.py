@@ -16,11 +16,11 @@ from tiny_bandit import OBJECTIVES, PROMPTS, make_reference, make_tokenizer, pai
 from align.errors import UserError
 from align.families import load_family
 from align.methods import rewarded_soups
-from align.methods.rewarded_soups import SoupFamily, check_mergeable, merge, merge_states
 from align.models import load_model
 from align.policies import ModelPolicy
 from align.preferences import Direction, Weights
 from align.runs import Ledger
+from align.soups import SoupFamily, check_mergeable, merge, merge_states
 
 PROMPT_ROWS = [{"id": str(i), "prompt": prompt} for i, prompt in enumerate(PROMPTS)]
 

@@ -11,7 +11,7 @@ import torch
 from tiny_bandit import OBJECTIVES, PROMPTS, RESPONSES, WORDS, make_reference, make_tokenizer, pair_rows
 
 from align.losses import bradley_terry_loss, dpo_loss, rloo_advantages
-from align.methods import dpo, morlhf
+from align.methods import dpo, morlhf, onpolicy
 from align.methods.base import annotated_pairs, row_scores
 from align.models import load_model
 from align.preferences import Weights
@@ -262,7 +262,7 @@ def test_left_padding_moves_learned_positions_only(
     reference = many_tokens
     if architecture == "gpt2":
         reference = make_reference(tmp_path / "gpt2", architecture="gpt2", one_token=False)
-        monkeypatch.setattr(morlhf, "refuse_shifted_positions", lambda *_, **__: None)
+        monkeypatch.setattr(onpolicy, "refuse_shifted_positions", lambda *_, **__: None)
     output = rollout(rl_trainer(reference, tmp_path, max_completion_length=3))
     assert output["prompt_mask"].min() == 0  # some prompt is padded
     error = (output["old_logps"] - sequence_logps(load_model(reference), output)).abs().max().item()

@@ -7,16 +7,17 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from align import checks
 from align.errors import UserError
 from align.policies import PointFamily, PolicyFamily
-from align.preferences import Weights
+from align.preferences import Preference, Weights
 from align.runs import RUN_FILE, Ledger, fingerprint, model_dir, open_run, run_stage
 
 Objective = Callable[..., Sequence[float | None]]
 Row = Mapping[str, Any]
+P = TypeVar("P", bound=Preference)
 LABELS = ("given", "scalarised", "objectives")
 
 
@@ -31,7 +32,7 @@ class Method(Protocol):
         *,
         reference: str,
         objectives: Mapping[str, Objective],
-        preferences: Sequence[Weights],
+        preferences: Sequence[Any],
         out: Path,
         ledger: Ledger,
         comparisons: Sequence[Row] | None = None,
@@ -67,16 +68,23 @@ def check_training(config: TrainingConfig) -> None:
         raise UserError(f"lora_r must be 0 (train all weights) or a rank, not {config.lora_r}")
 
 
-def check_preferences(preferences: Sequence[Weights], *, objectives: Mapping[str, Any]) -> list[str]:
-    """The objectives' names; UserError when there is no preference, or one has another number of weights."""
+def check_preferences(
+    preferences: Sequence[Preference], *, objectives: Mapping[str, Any], kinds: tuple[type, ...] = (Weights,)
+) -> list[str]:
+    """The objectives' names; UserError when there is no preference, one is of another kind than the method supports, or
+    one has another number of entries than there are objectives.
+    """
     names = list(objectives)
     if not preferences:
         raise UserError("no preference was given; pass at least one, like 0.5,0.5")
-    for weights in preferences:
-        if len(weights) != len(names):
+    for preference in preferences:
+        if not isinstance(preference, kinds):
+            wanted = " or ".join(kind.__name__.lower() for kind in kinds)
+            raise UserError(f"this method is asked by {wanted}, not by {preference.label}")
+        if len(preference.values) != len(names):
             raise UserError(
-                f"weights {weights.label} have {len(weights)} numbers, but there are {len(names)} objectives: "
-                + ", ".join(names)
+                f"{type(preference).__name__.lower()} {preference.label} have {len(preference.values)} numbers, but "
+                f"there are {len(names)} objectives: " + ", ".join(names)
             )
     return names
 
@@ -88,12 +96,12 @@ def train_points(
     method: str,
     *,
     config: Any,
-    preferences: Sequence[Weights],
+    preferences: Sequence[P],
     inputs: Mapping[str, str],
     out: Path,
     ledger: Ledger,
-    body: Callable[[Path, Ledger, Weights], Mapping[str, Any]],
-    optimises: Callable[[Weights], str],
+    body: Callable[[Path, Ledger, P], Mapping[str, Any]],
+    optimises: Callable[[P], str],
 ) -> PointFamily:
     """Run `body` once per preference below `out/points` and return the family of the models it saved in `folder/model`.
 
@@ -101,27 +109,27 @@ def train_points(
     config, preference and `inputs`; the code of the objectives is not part of that: other objectives, another `out`.
     """
     points, claims = {}, {}
-    for weights in preferences:
-        folder = Path(out) / "points" / weights.label
+    for preference in preferences:
+        folder = Path(out) / "points" / preference.label
         reused = folder.is_dir()
 
-        def run_body(partial: Path, cost: Ledger, weights: Weights = weights) -> Mapping[str, Any]:
-            return body(partial, cost, weights)
+        def run_body(partial: Path, cost: Ledger, preference: P = preference) -> Mapping[str, Any]:
+            return body(partial, cost, preference)
 
         run = run_stage(
             folder,
             stage=f"{method} point",
-            config={"method": method, "config": config, "weights": weights},
+            config={"method": method, "config": config, "weights": preference},
             body=run_body,
             inputs=inputs,
         )
-        _charge(ledger, run.ledger, seconds=reused)
-        points[weights.label] = str(folder / "model")
-        claims[weights.label] = optimises(weights)
+        charge(ledger, run.ledger, seconds=reused)
+        points[preference.label] = str(folder / "model")
+        claims[preference.label] = optimises(preference)
     return PointFamily(method, points, claims)
 
 
-def _charge(ledger: Ledger, cost: Mapping[str, float], *, seconds: bool) -> None:
+def charge(ledger: Ledger, cost: Mapping[str, float], *, seconds: bool) -> None:
     """Add a point's cost; its seconds only when the enclosing clock did not see them pass."""
     ledger.add(
         tokens=int(cost["tokens"]),
@@ -187,12 +195,14 @@ def trainer_arguments(config: TrainingConfig, folder: Path, **others: Any) -> di
 class Metered:
     """An objective under its name in the run, which charges every score it reads to the ledger.
 
-    The name makes TRL's metric keys distinct (two functions of one name are averaged together in its log).
+    The name makes TRL's metric keys distinct (two functions of one name are averaged together in its log). `last` holds
+    the scores of the latest call, for callbacks that move the weights.
     """
 
     def __init__(self, name: str, objective: Objective, ledger: Ledger) -> None:
         self.__name__ = name
         self.objective, self.ledger = objective, ledger
+        self.last: list[float | None] = []
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float | None]:
         """One score or None per completion; ValueError on another number of scores or one that is not finite."""
@@ -202,6 +212,7 @@ class Metered:
         if not all(s is None or math.isfinite(s) for s in scores):
             raise ValueError(f"objective {self.__name__} gave a score that is not finite; None says 'does not apply'")
         self.ledger.add(scores_read=sum(s is not None for s in scores))
+        self.last = scores
         return scores
 
 

@@ -7,26 +7,16 @@ is not a soup: at .5/.5 of two independent adapters the change is off by about i
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from align.errors import UserError
 from align.methods.base import Objective, Row, check_preferences
-from align.policies import FAMILY_FILE, ModelPolicy, Policy, relative_path
-from align.preferences import Preference, Weights
-from align.runs import Ledger, fingerprint, model_dir, write_json
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-SOUP_FILE = "soup.json"
-_WEIGHT_FILES = (".safetensors", ".bin", ".safetensors.index.json")
-_CONFIG_KEYS_IGNORED = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
+from align.preferences import Weights
+from align.runs import Ledger, model_dir
+from align.soups import SoupFamily, check_mergeable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,57 +27,6 @@ class Config:
     method: str = "morlhf"
     method_config: Mapping[str, Any] = field(default_factory=dict)
     adapter_merge: str = "cat"  # the exact one; linear, svd and the like are refused
-
-
-@dataclass(frozen=True)
-class SoupFamily:
-    """A policy for every point of the simplex; merged models are made when asked for and kept in `folder/soups`."""
-
-    specialists: tuple[str, ...]
-    folder: Path
-    preferences: tuple[Weights, ...] = ()
-    optimises: dict[str, str] = field(default_factory=dict)
-    method: str = "rewarded_soups"
-    point_cost: str = "merge"
-
-    @property
-    def domain(self) -> str:
-        return f"all weights of {len(self.specialists)} objectives"
-
-    def policy(self, preference: Preference) -> Policy:
-        """The soup at `preference`, the specialist itself at a vertex; UserError for anything but K weights."""
-        if not isinstance(preference, Weights) or len(preference) != len(self.specialists):
-            raise UserError(f"{self.method} answers {len(self.specialists)} weights, not {preference}")
-        name = f"{self.method}@{preference.label}"
-        if preference.is_vertex:
-            return ModelPolicy(self.specialists[preference.values.index(1.0)], name=name)
-        return ModelPolicy(
-            merge(self.specialists, weights=preference.values, out=self.folder / "soups" / preference.label), name=name
-        )
-
-    def save(self, folder: Path) -> None:
-        """Write `family.json`; specialists below `folder` are stored relative to it."""
-        content = {
-            "kind": "soup",
-            "method": self.method,
-            "specialists": [relative_path(Path(s), folder) for s in self.specialists],
-            "preferences": [w.label for w in self.preferences],
-            "optimises": self.optimises,
-            "point_cost": self.point_cost,
-        }
-        write_json(Path(folder) / FAMILY_FILE, content)
-
-    @classmethod
-    def from_json(cls, folder: Path, content: Mapping[str, Any]) -> SoupFamily:
-        """The family that `save` wrote into `folder`."""
-        return cls(
-            specialists=tuple(str(folder / path) for path in content["specialists"]),
-            folder=Path(folder),
-            preferences=tuple(Weights.parse(label) for label in content["preferences"]),
-            optimises=dict(content["optimises"]),
-            method=content["method"],
-            point_cost=content["point_cost"],
-        )
 
 
 def fit(
@@ -149,160 +88,3 @@ def _method_of(config: Config) -> tuple[Any, Any]:
         if key not in known:
             raise UserError(f"method_config of {config.method} has no key {key!r}, only {', '.join(sorted(known))}")
     return module, module.Config(**config.method_config)
-
-
-# ------------------------------------------------------------------------------------------------------------- merging
-
-
-def merge(specialists: Sequence[str], *, weights: Sequence[float], out: Path, extrapolate: bool = False) -> str:
-    """The directory of `sum_k weights_k theta_k`, made in `out` unless it is there already from the same specialists.
-
-    Weights that are negative or do not sum to 1 leave the convex hull: UserError unless `extrapolate` says that this is
-    meant, and `soup.json` then says so. UserError when the specialists do not fit together.
-    """
-    extrapolated = min(weights) < 0 or abs(sum(weights) - 1) > 1e-6
-    if extrapolated and not extrapolate:
-        raise UserError(f"soup weights {list(weights)} are not on the simplex; pass extrapolate=True if that is meant")
-    if len(weights) != len(specialists):
-        raise UserError(f"{len(weights)} weights for {len(specialists)} specialists")
-    sources = [Path(model_dir(path)) for path in specialists]
-    record = {"weights": list(weights), "extrapolated": extrapolated, "sources": _stamp(sources)}
-    out = Path(out)
-    if (out / SOUP_FILE).is_file() and json.loads((out / SOUP_FILE).read_text(encoding="utf-8")) == record:
-        return str(out)
-    kind = check_mergeable(sources)
-    temporary = out.with_name(f"{out.name}.partial-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        (merge_adapters if kind == "adapter" else merge_full)(sources, weights=weights, out=temporary)
-        write_json(temporary / SOUP_FILE, record)
-        shutil.rmtree(out, ignore_errors=True)
-        try:
-            os.rename(temporary, out)
-        except OSError:
-            if not (out / SOUP_FILE).is_file():  # another process made the same soup meanwhile
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return str(out)
-
-
-def _stamp(sources: Sequence[Path]) -> str:
-    """Fingerprint of the specialists' weight files: name, size and time of change (a run may be moved as a whole)."""
-    files = [file for source in sources for file in sorted(source.glob("*.safetensors"))]
-    return fingerprint([[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files])
-
-
-def check_mergeable(specialists: Sequence[str | Path]) -> str:
-    """ "full" or "adapter"; UserError naming the first difference that makes an interpolation meaningless."""
-    folders = [Path(path) for path in specialists]
-    kinds = ["adapter" if (folder / "adapter_config.json").is_file() else "full" for folder in folders]
-    if len(set(kinds)) > 1:
-        raise UserError(f"{folders[0]} is {kinds[0]} but another specialist is not; train all of them the same way")
-    name = "adapter_config.json" if kinds[0] == "adapter" else "config.json"
-    configs = []
-    for folder in folders:
-        if not (folder / name).is_file():
-            raise UserError(f"specialist {folder} has no {name}; give a local model directory")
-        configs.append(json.loads((folder / name).read_text(encoding="utf-8")))
-    for folder, config in zip(folders, configs, strict=True):
-        if kinds[0] == "adapter":
-            _check_adapter(folder, config, first=configs[0])
-            continue
-        for key in sorted({*configs[0], *config} - {*_CONFIG_KEYS_IGNORED}):
-            if config.get(key) != configs[0].get(key):
-                raise UserError(f"{folders[0]} and {folder} differ in {key} of config.json; they cannot be averaged")
-    vocabularies = {(f / "tokenizer.json").read_bytes() for f in folders if (f / "tokenizer.json").is_file()}
-    if len(vocabularies) > 1:
-        raise UserError(f"{folders[0]} and another specialist have different tokenizers; they cannot be averaged")
-    return kinds[0]
-
-
-def _check_adapter(folder: Path, config: Mapping[str, Any], *, first: Mapping[str, Any]) -> None:
-    if config.get("peft_type") != "LORA":
-        raise UserError(f"{folder} is a {config.get('peft_type')} adapter; only LoRA weight changes can be added up")
-    if config.get("base_model_name_or_path") != first.get("base_model_name_or_path"):
-        raise UserError(f"{folder} adapts another base model than the first specialist")
-    for key, plain in (("use_rslora", False), ("use_dora", False), ("bias", "none"), ("modules_to_save", None)):
-        if config.get(key, plain) != plain:
-            raise UserError(
-                f"{folder} was trained with {key} = {config[key]}, which does not merge exactly; train without it"
-            )
-
-
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Every tensor of a model or adapter directory; UserError when it holds no safetensors file."""
-    from safetensors.torch import load_file
-
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise UserError(f"{folder} has no safetensors weights; save it with save_pretrained")
-    return {name: tensor for file in files for name, tensor in load_file(file).items()}
-
-
-def merge_states(states: Sequence[Mapping[str, Tensor]], *, weights: Sequence[float]) -> dict[str, Tensor]:
-    """`sum_k weights_k states_k` tensor by tensor, summed in float64; bit-identical to one state where it has weight 1.
-
-    UserError on a key or shape that not all states share, or on integer tensors that differ.
-    """
-    import torch
-
-    for state in states[1:]:
-        odd = set(states[0]) ^ set(state)
-        if odd:
-            raise UserError(f"specialists do not share the tensor {sorted(odd)[0]}; they cannot be averaged")
-    merged = {}
-    used = [(w, state) for w, state in zip(weights, states, strict=True) if w != 0]
-    for name, first in states[0].items():
-        tensors = [state[name] for state in states]
-        if any(t.shape != first.shape or t.dtype != first.dtype for t in tensors):
-            raise UserError(f"specialists differ in the shape or type of tensor {name}; they cannot be averaged")
-        if not first.is_floating_point():
-            if not all(torch.equal(t, first) for t in tensors):
-                raise UserError(f"specialists differ in the integer tensor {name}; they cannot be averaged")
-            merged[name] = first
-            continue
-        total = torch.zeros_like(first, dtype=torch.float64)
-        for weight, state in used:
-            total += weight * state[name].double()
-        merged[name] = total.to(first.dtype)
-    return merged
-
-
-def merge_full(specialists: Sequence[Path], *, weights: Sequence[float], out: Path) -> None:
-    """Write the interpolated model; everything but the weights is copied from the first specialist."""
-    from safetensors.torch import save_file
-
-    merged = merge_states([read_weights(folder) for folder in specialists], weights=weights)
-    for file in sorted(specialists[0].iterdir()):
-        if file.is_file() and not file.name.endswith(_WEIGHT_FILES):
-            shutil.copy2(file, out / file.name)
-    tensors = {name: tensor.contiguous() for name, tensor in merged.items()}
-    save_file(tensors, out / "model.safetensors", {"format": "pt"})
-
-
-def merge_adapters(specialists: Sequence[Path], *, weights: Sequence[float], out: Path) -> None:
-    """Write one LoRA adapter whose weight change is exactly `sum_k weights_k delta W_k`, of the ranks' sum."""
-    from peft import PeftConfig, PeftModel
-
-    from align.models import load_model
-
-    keys = [set(read_weights(folder)) for folder in specialists]
-    odd = {name for names in keys for name in names if any(name not in other for other in keys)}
-    if odd:
-        raise UserError(f"specialists do not share the tensor {sorted(odd)[0]}; they cannot be added up")
-    base = load_model(PeftConfig.from_pretrained(str(specialists[0])).base_model_name_or_path)
-    names = [f"specialist_{k}" for k in range(len(specialists))]
-    model = PeftModel.from_pretrained(base, str(specialists[0]), adapter_name=names[0])
-    for name, folder in list(zip(names, specialists, strict=True))[1:]:
-        model.load_adapter(str(folder), adapter_name=name)
-    used = [(name, w) for name, w in zip(names, weights, strict=True) if w != 0]
-    model.add_weighted_adapter([n for n, _ in used], [w for _, w in used], combination_type="cat", adapter_name="soup")
-    model.save_pretrained(out, selected_adapters=["soup"])
-    for file in (out / "soup").iterdir():
-        shutil.move(file, out / file.name)
-    (out / "soup").rmdir()
-    for file in sorted(specialists[0].iterdir()):
-        if file.is_file() and not (out / file.name).exists() and not file.name.endswith(_WEIGHT_FILES):
-            shutil.copy2(file, out / file.name)

@@ -6,6 +6,7 @@ renormalised. Legend: N nodes, V vocabulary, K objectives.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
@@ -13,8 +14,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from align.policies import Component, TokenPolicy
 from align.testbed.responses import gold_rewards, level_starts
-from align.testbed.vocabulary import END_ID, alphabet_ids, encode
+from align.testbed.vocabulary import END_ID, VOCABULARY, alphabet_ids, encode
 from align.testbed.world import Prompt, World
 
 
@@ -44,20 +46,49 @@ def leaves_from_nodes(node_logp_NV: torch.Tensor, *, alphabet: tuple[int, ...], 
     return leaf_NV
 
 
-class ExactModel:
-    """A causal LM as a tree policy."""
+class ExactPolicy:
+    """A token-level policy (a model, a tagged or a mixed one) as a tree policy.
 
-    samples_per_response = 1
+    Its components are read at every node, each behind its own prefix, and mixed as the policy mixes them. Tokens beyond
+    the world's vocabulary (preference tags) are not generated: the distribution is renormalised without them.
+    """
 
-    def __init__(self, model: Any, *, name: str) -> None:
-        self.model, self.name = model.eval(), name
+    def __init__(self, policy: TokenPolicy, *, name: str | None = None) -> None:
+        self.policy, self.name = policy, name or policy.name
+        self.samples_per_response = policy.samples_per_response
 
     def leaf_logprobs(self, world: World, prompt: Prompt) -> torch.Tensor:
         from align.testbed.tree import node_logprobs
 
         depth, alphabet = world.config.max_tokens, alphabet_ids(prompt.ciphered)
-        nodes_NV = node_logprobs(self.model, encode(prompt.text), alphabet=alphabet, max_tokens=depth)
-        return leaves_from_nodes(nodes_NV, alphabet=alphabet, max_tokens=depth)
+        tables = []
+        for part in self.policy.components():
+            ids = [*part.prefix, *encode(prompt.text)]
+            nodes_NV = node_logprobs(part.model.eval(), ids, alphabet=alphabet, max_tokens=depth)
+            extended = nodes_NV.shape[1] > len(VOCABULARY)
+            tables.append(nodes_NV[:, : len(VOCABULARY)].log_softmax(-1) if extended else nodes_NV)
+        return leaves_from_nodes(self.policy.mix(tables), alphabet=alphabet, max_tokens=depth)
+
+
+class ExactModel(ExactPolicy):
+    """A causal LM in memory as a tree policy."""
+
+    def __init__(self, model: Any, *, name: str) -> None:
+        self.model = model.eval()
+        super().__init__(_InMemory(model, name))
+
+
+@dataclass
+class _InMemory:
+    model: Any
+    name: str
+    samples_per_response: int = 1
+
+    def components(self) -> list[Component]:
+        return [Component(self.model)]
+
+    def mix(self, logp: Sequence[torch.Tensor]) -> torch.Tensor:
+        return logp[0]
 
 
 @dataclass(frozen=True)
