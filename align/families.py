@@ -6,11 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+from align.adapters import ConditionedFamily
+from align.conditioning import TaggedFamily
 from align.errors import UserError
 from align.policies import FAMILY_FILE, PointFamily
 from align.soups import SoupFamily
 
-KINDS: dict[str, Any] = {"points": PointFamily, "soup": SoupFamily}
+KINDS: dict[str, Any] = {
+    "points": PointFamily,
+    "soup": SoupFamily,
+    "tagged": TaggedFamily,
+    "conditioned": ConditionedFamily,
+}
 
 
 def load_family(path: str | Path) -> Any:

@@ -67,6 +67,7 @@ class ModelPolicy:
     """A causal LM sampled at temperature 1 without truncation; loaded when first asked."""
 
     samples_per_response = 1
+    banned: tuple[int, ...] = ()  # tokens that the decoding rule never draws: their probability is 0
 
     def __init__(self, path: str | Path, *, name: str | None = None) -> None:
         self.path = model_dir(path)
@@ -135,6 +136,7 @@ class ModelPolicy:
                     top_p=1.0,
                     repetition_penalty=1.0,  # some checkpoints carry one, which is not the policy that is scored
                     pad_token_id=tokenizer.pad_token_id,
+                    suppress_tokens=list(self.banned) or None,
                 )
             new_ids = ids[:, batch["input_ids"].shape[1] :]
             texts.extend(tokenizer.batch_decode(new_ids, skip_special_tokens=True))
@@ -150,7 +152,14 @@ class ModelPolicy:
             logits_BTV = self.model(
                 input_ids=input_ids_BT, attention_mask=attention_mask_BT, position_ids=positions_BT, logits_to_keep=1
             ).logits
-            return torch.log_softmax(logits_BTV[:, -1].float(), dim=-1)
+            return torch.log_softmax(self._allowed(logits_BTV[:, -1].float()), dim=-1)
+
+    def _allowed(self, logits: Any) -> Any:
+        if not self.banned:
+            return logits
+        logits = logits.clone()
+        logits[..., list(self.banned)] = -float("inf")
+        return logits
 
     def sequence_logprobs(
         self,
@@ -192,8 +201,9 @@ class ModelPolicy:
             ids_BT, mask_BT, target_BT = (t.to(model.device) for t in (ids_BT, mask_BT, target_BT))
             with torch.inference_mode():
                 logits_BTV = model(input_ids=ids_BT, attention_mask=mask_BT).logits[:, :-1].float()
-            logp_BT = torch.log_softmax(logits_BTV, -1).gather(-1, ids_BT[:, 1:, None])[..., 0]
-            for row, total in enumerate((logp_BT * target_BT[:, 1:]).sum(-1).tolist()):
+            logp_BT = torch.log_softmax(self._allowed(logits_BTV), -1).gather(-1, ids_BT[:, 1:, None])[..., 0]
+            scored_BT = target_BT[:, 1:] > 0
+            for row, total in enumerate(logp_BT.where(scored_BT, 0.0).sum(-1).tolist()):
                 totals[chosen[row]] = total
         return totals
 

@@ -80,15 +80,17 @@ def build_trainer(
     model: Any = None,
     tokenizer: Any = None,
     trainer_class: type | None = None,
+    kl_reference: str | None = None,
     strip: Callable[[str], str] | None = None,
+    select: Callable[[Any, slice], None] | None = None,
     **grpo: Any,
 ) -> Any:
     """A trainer whose expected update is the gradient of `E[sum_k weight_k r_k] - beta KL(pi || reference)`.
 
     rloo: TRL subtracts beta times the sequence's log-ratio from the reward. grpo: `SequenceKL` is one more reward of
-    weight -beta, and `strip` takes what conditions the policy off a prompt before the reference reads it. Keywords in
-    `grpo` replace GRPO's settings and may change the objective (see morlhf). `model` is the policy where it is not the
-    reference checkpoint itself (an extended or adapted copy of it), `tokenizer` its tokenizer.
+    weight -beta, against `kl_reference` where training starts from an extended copy of it; `strip` and `select` are its
+    own. Keywords in `grpo` replace GRPO's settings and may change the objective (see morlhf). `model` is the policy
+    where it is not the checkpoint `reference` as it is (an adapted copy in memory), `tokenizer` its tokenizer.
     """
     from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
@@ -131,7 +133,7 @@ def build_trainer(
     }
     penalty = None
     if settings["beta"] == 0.0:
-        penalty = SequenceKL(reference, strip=strip)
+        penalty = SequenceKL(kl_reference or reference, strip=strip, select=select)
         funcs, weights = [*funcs, penalty], [*weights, -config.beta]
     args = GRPOConfig(**{**arguments, **settings}, reward_weights=weights)
     trainer = (trainer_class or GRPOTrainer)(args=args, reward_funcs=funcs, **common)
