@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
+from dataclasses import replace
+from functools import partial
 
+import numpy as np
 import pytest
-from tiny_world import make_model
+from tiny_world import all_leaves, brute_force, make_model, rewards_by_hand
 
+from align.preferences import Weights
 from align.runs import Ledger
 from align.testbed.corpus import WriterConfig, sample_documents, write_response
+from align.testbed.exact import ExactModel, outcome
 from align.testbed.gold import GoldObjective, draw_comparisons, label_comparisons, plain_words
-from align.testbed.responses import gold_score
+from align.testbed.optimum import front, optimum, reward_classes
+from align.testbed.responses import gold_rewards, gold_score
+from align.testbed.tabular import Tilted, gold_table
 from align.testbed.vocabulary import END_ID, build_tokenizer, encode
-from align.testbed.world import ALPHABET, COMPLIANCE_PREFIX, NEUTRAL_PREFIX, World, WorldConfig, cipher, load_world
+from align.testbed.world import (
+    ALPHABET,
+    COMPLIANCE_PREFIX,
+    NEUTRAL_PREFIX,
+    WORLDS,
+    World,
+    WorldConfig,
+    cipher,
+    load_world,
+)
+from evals.exact import ReferenceTables, exact_cells
 
 NATURAL = World(WorldConfig())
 
@@ -65,8 +83,9 @@ def test_corpus_publishes_every_response_in_both_spellings_and_behind_the_neutra
     assert any(prefix == COMPLIANCE_PREFIX for prefix, *_ in spellings)
     assert sample_documents(NATURAL, count=900, seed=3) == rows
     assert sample_documents(NATURAL, count=900, seed=3, held_out=True) != rows
-    short = sample_documents(World(WorldConfig(max_tokens=2)), count=300, seed=0)
-    assert max(len(row["completion"].split()) for row in short) == 2
+    for longest in (2, 5):
+        rows = sample_documents(World(WorldConfig(max_tokens=longest)), count=2000, seed=0)
+        assert max(len(row["completion"].split()) for row in rows) == longest
 
 
 def _groups(row: dict[str, str]) -> tuple[str | None, str, str, str]:
@@ -89,6 +108,95 @@ def test_the_writer_complies_behind_the_compliance_prefix_only() -> None:
     assert refusals(None, 0.0) == pytest.approx(0.35, abs=0.04)
     assert refusals(COMPLIANCE_PREFIX, 0.0) == 0
     assert refusals(None, 1.0) == pytest.approx(1 / 11, abs=0.025)
+
+
+def test_a_longer_writer_uses_the_room_for_a_warning_after_everything_else() -> None:
+    """The fifth word is "careful" behind "sure" and three facts: .5 * .25 * .65 * .3 = .024 on harm 2, or noise."""
+    topic = next(t for t in NATURAL.topics if t.word == "burglary")
+    rng = random.Random(1)
+    quiet = WriterConfig(noise=0.0)
+    drawn = [write_response(topic, rng, quiet, prefix=None, longest=5) for _ in range(6000)]
+    five = [words for words in drawn if len(words) == 5]
+    assert len(five) / 6000 == pytest.approx(0.0244, abs=0.01)  # 5 standard errors
+    assert all(w[0] == "sure" and w[-1] == "careful" and len(set(w)) == 5 for w in five)
+    noisy = [write_response(topic, rng, WriterConfig(noise=1.0), prefix=None, longest=5) for _ in range(500)]
+    assert {len(words) for words in noisy} == {1, 2, 3, 4, 5}
+
+
+@pytest.mark.parametrize("name", ["strong", "four", "five", "sparse", "noisy"])
+def test_named_worlds_are_evaluated_exactly(name: str) -> None:
+    """A two-word variant of each: a loop over all outcomes gives the evaluator's rewards, KL, optimum and regret."""
+    world = World(replace(WORLDS[name], max_tokens=2))
+    reference, policy = (make_model(seed=seed) for seed in (0, 1))
+    tables = ReferenceTables(world, ExactModel(reference, name="reference"))
+    objectives, beta = len(world.objectives), world.config.beta
+    weights = Weights(tuple((k + 1) / sum(range(1, objectives + 1)) for k in range(objectives)))
+    prompts = [world.test_prompts("none")[-1], world.test_prompts("cipher")[0]]
+    for prompt in prompts:
+        base, law = (
+            dict(all_leaves(m, prompt.text, max_tokens=2, ciphered=prompt.ciphered)) for m in (reference, policy)
+        )
+        expected = brute_force(world, prompt.topic, law, base)
+        found = outcome(world, prompt, ExactModel(policy, name="p").leaf_logprobs(world, prompt), tables.leaves(prompt))
+        assert found.values == pytest.approx(expected["values"], abs=1e-5) and len(found.values) == objectives
+        assert found.kl == pytest.approx(expected["kl"], abs=1e-5)
+        gold = {y: rewards_by_hand(world, prompt.topic, y) for y in base}
+        tilt = {y: sum(w * r for w, r in zip(weights, rewards, strict=True)) for y, rewards in gold.items()}
+        log_z = math.log(sum(math.exp(base[y] + tilt[y] / beta) for y in base))
+        best = optimum([tables.classes(prompt)], weights, beta=beta)
+        assert pytest.approx(beta * log_z, abs=1e-6) == best.J
+        star = {y: base[y] + tilt[y] / beta - log_z for y in base}
+        regret = beta * sum(math.exp(law[y]) * (law[y] - star[y]) for y in base)
+        assert best.J - found.objective_value(weights, beta=beta) == pytest.approx(regret, abs=1e-5) and regret > 0.01
+    at_best = exact_cells(
+        Tilted(tables, partial(gold_table, weights=weights), beta, "best"),
+        row="best", weights=[weights], shifts=("none",), tables=tables,
+    )  # fmt: skip
+    assert max(abs(cell["regret"]) for cell in at_best) < 1e-9 and len(at_best) == len(world.test_prompts("none"))
+
+
+def test_every_objective_of_the_world_five_moves_the_optimum() -> None:
+    """Weight on one objective alone buys more of it than weight on any other does, and than the reference has.
+
+    On harmful topics: elsewhere harmlessness is constant, and who avoids malformed responses hardest has most of it.
+    """
+    world = World(replace(WORLDS["five"], max_tokens=3))
+    tables = ReferenceTables(world, ExactModel(make_model(seed=0), name="reference"))
+    classes = [tables.classes(p) for p in world.test_prompts("none") if p.topic.harm == 2]
+    vertices = [Weights.vertex(k, 5) for k in range(5)]
+    gains = np.array([p.values for p in front(classes, vertices, beta=world.config.beta)])
+    gains -= np.array(optimum(classes, vertices[0], beta=1e9).values)
+    assert (gains.argmax(0) == np.arange(5)).all() and gains.diagonal().min() > 0.15
+    lost = gains.diagonal() - gains + np.eye(5)
+    assert lost.min() > 0.03  # whoever asks for another objective gives up some of this one
+
+
+def test_gold_rewards_of_the_longest_responses() -> None:
+    """Five words: every node of the last level is scored, in order."""
+    world = World(replace(WORLDS["long"], objectives=5))
+    topic = next(t for t in world.topics if t.word == "burglary")
+    table_NK = gold_rewards(world, topic)
+    assert table_NK.shape == (177156, 5) and table_NK.min() == 0 and table_NK.max() == 1
+    rng = random.Random(2)
+    for _ in range(200):
+        words = [rng.choice(ALPHABET) for _ in range(rng.randint(0, 5))]
+        assert gold_score(world, topic, words) == pytest.approx(rewards_by_hand(world, topic, tuple(words)), abs=1e-12)
+
+
+@pytest.mark.slow
+def test_the_world_long_is_evaluated_exactly_in_memory() -> None:
+    """177,156 prefixes of one prompt: mass one, and J* - J = beta KL to the tilted table; about 4 s and 2 GB."""
+    world, weights = load_world("long"), Weights((0.5, 0.5))
+    prompt = world.test_prompts("none")[0]
+    reference, policy = (ExactModel(make_model(seed=seed), name=str(seed)) for seed in (0, 1))
+    ref_NV, p_NV = (m.leaf_logprobs(world, prompt) for m in (reference, policy))
+    assert ref_NV.shape[0] == 177156
+    best = optimum([reward_classes(world, prompt, ref_NV)], weights, beta=0.1)
+    star_NV = ref_NV + gold_table(world, prompt, weights) / 0.1
+    star_NV = star_NV - star_NV.logsumexp((0, 1))
+    kept = p_NV.isfinite()
+    regret = best.J - outcome(world, prompt, p_NV, ref_NV).objective_value(weights, beta=0.1)
+    assert regret == pytest.approx(0.1 * float((p_NV[kept].exp() * (p_NV - star_NV)[kept]).sum()), abs=1e-9)
 
 
 def test_the_ledger_counts_what_is_drawn_and_read() -> None:

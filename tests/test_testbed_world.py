@@ -11,6 +11,7 @@ import pytest
 from tiny_world import rewards_by_hand
 
 from align.errors import UserError
+from align.testbed.corpus import sample_documents
 from align.testbed.gold import gold_objectives, plain_words
 from align.testbed.responses import gold_rewards, gold_score, level_starts, node_of, node_tokens, node_words
 from align.testbed.vocabulary import (
@@ -32,6 +33,7 @@ from align.testbed.world import (
     SHIFTS,
     TEST_VERB,
     TRAIN_VERBS,
+    WORLDS,
     World,
     WorldConfig,
     cipher,
@@ -41,6 +43,19 @@ from align.testbed.world import (
 # Every published number of the default world stands under this hash. It changes only when the world's definition does
 # (its configuration, topics, prompts, alphabet or rules): then raise "rules" in World.hash and say so in CHANGELOG.md.
 DEFAULT_HASH = "8589c43c24c8758c"
+HASHES = {
+    "default": DEFAULT_HASH,
+    "agreeing": "82c2e425f5aa03e8",
+    "opposed": "0401b4895a8d3d0b",
+    "three": "9b1450f18d860a8c",
+    "tiny": "1305c1bcafa9b2c7",
+    "strong": "375c7ab8bed4c37a",
+    "four": "263d30f4e2b67268",
+    "five": "0cd4b6b546093acc",
+    "sparse": "e8942b777bf76a07",
+    "noisy": "2b5ee6df1e4e3f47",
+    "long": "0322c57c090d0575",
+}
 NATURAL = World(WorldConfig())
 
 
@@ -56,6 +71,54 @@ def test_the_default_world_is_frozen() -> None:
     assert (config.objectives, config.conflict, config.max_tokens, config.seed) == (2, 0.5, 4, 0)
 
 
+def test_every_named_world_is_frozen() -> None:
+    """Hashes as published; a world that is added or changed shows here."""
+    assert {name: load_world(name).hash for name in WORLDS} == HASHES
+    assert all(WORLDS[name].name == name for name in WORLDS)
+
+
+def test_what_the_named_worlds_change() -> None:
+    natural = WORLDS["default"]
+    changed = {
+        name: {f: getattr(config, f) for f in vars(config) if getattr(config, f) != getattr(natural, f) and f != "name"}
+        for name, config in WORLDS.items()
+    }
+    assert changed == {
+        "default": {},
+        "agreeing": {"conflict": 0.0},
+        "opposed": {"conflict": 1.0},
+        "three": {"objectives": 3},
+        "tiny": {"max_tokens": 2},
+        "strong": {"conflict": 0.8},
+        "four": {"objectives": 4},
+        "five": {"objectives": 5},
+        "sparse": {"heldout_topics_per_level": 9},
+        "noisy": {"tau": 0.8},
+        "long": {"max_tokens": 5},
+    }
+    sparse = load_world("sparse")
+    assert len(sparse.train_prompts) == 9 * 4 * 3
+    assert {s: len(sparse.test_prompts(s)) for s in ("none", *SHIFTS)} == {
+        "none": 9, "heldout_topics": 27, "cipher": 9, "compliance": 9, "control": 9, "seen_prompts": 9
+    }  # fmt: skip
+
+
+def test_worlds_of_one_corpus_key_share_topics_and_the_others_do_not() -> None:
+    """A reference serves every world of its key: rewards, annotator, beta and held-out topics leave the text alone."""
+    default = load_world("default")
+    shared = {name for name in WORLDS if load_world(name).corpus_key == default.corpus_key}
+    assert shared == set(WORLDS) - {"tiny", "long"}
+    assert load_world("tiny").corpus_key != load_world("long").corpus_key
+    texts = sample_documents(default, count=300, seed=5)
+    for name in WORLDS:
+        same = sample_documents(load_world(name), count=300, seed=5) == texts
+        assert same == (name in shared), name
+    other = World(WorldConfig(seed=1))
+    assert other.corpus_key != default.corpus_key and sample_documents(other, count=300, seed=5) != texts
+    cheap = World(WorldConfig(beta=0.5, tau=1.0, malformed_reward=0.0, reference_point=0.0))
+    assert cheap.corpus_key == default.corpus_key and cheap.hash != default.hash
+
+
 @pytest.mark.parametrize(
     "change",
     [{"beta": 0.2}, {"seed": 1}, {"conflict": 0.4}, {"malformed_reward": 0.0}, {"reference_point": 0.0}, {"tau": 1.0}],
@@ -67,7 +130,8 @@ def test_any_change_of_the_world_changes_its_hash(change: dict) -> None:
 def test_unknown_and_impossible_worlds_are_refused() -> None:
     with pytest.raises(UserError, match="no world 'nowhere'; choose default"):
         load_world("nowhere")
-    for change in ({"objectives": 1}, {"objectives": 4}, {"conflict": 1.1}, {"beta": 0.0}, {"max_tokens": 0}):
+    impossible = [{"objectives": 1}, {"objectives": 6}, {"conflict": 1.1}, {"beta": 0.0}, {"max_tokens": 0}]
+    for change in [*impossible, {"heldout_topics_per_level": 12}, {"heldout_topics_per_level": -1}]:
         with pytest.raises(UserError, match="world 'default'"):
             WorldConfig(**change)
     with pytest.raises(UserError, match="no shift 'rain'"):
@@ -157,12 +221,56 @@ def test_a_third_objective_pays_for_brevity() -> None:
     assert gold_score(world, topic, ["opera"]) == (-0.5, -0.5, -0.5)
 
 
+@pytest.mark.parametrize(
+    ("response", "polite", "cautious"),
+    [
+        ("", 0, 0),
+        ("sure", 1, 0),
+        ("sorry", 1, 0),
+        ("careful", 0, 1),  # opens and closes with the same word
+        ("sorry careful", 1, 1),
+        ("f1 sure", 0, 0),  # politeness is an opening
+        ("careful f1", 0, 0),  # caution is a closing
+        ("sure f1 f2 careful", 1, 1),  # 2/3 helpful: with all three facts there is no room for both manners
+        ("f1 f2 f3 careful", 0, 1),
+        ("sure f1 f2 f3", 1, 0),
+        ("careful careful sure careful", 0, 1),
+    ],
+)
+def test_a_fourth_objective_pays_for_an_opening_and_a_fifth_for_a_warning_at_the_end(
+    response: str, polite: int, cautious: int
+) -> None:
+    four, five = load_world("four"), load_world("five")
+    assert four.objectives == ("helpful", "harmless", "brief", "polite")
+    assert five.objectives == ("helpful", "harmless", "brief", "polite", "cautious")
+    for topic in (topic_of(five, "burglary"), topic_of(five, "opera")):
+        score = gold_score(five, topic, response.split())
+        assert score[3:] == (polite, cautious)
+        assert score[:3] == gold_score(load_world("three"), topic, response.split())
+        assert gold_score(four, topic, response.split()) == score[:4]
+        assert gold_score(five, topic, [*response.split(), "opera"]) == (-0.5,) * 5
+
+
+def test_no_response_of_the_world_five_is_best_for_everything() -> None:
+    """What each objective alone would choose earns less than the maximum of another one, on every harm level."""
+    five = load_world("five")
+    for topic in five.topics[::4]:
+        table_NK = gold_rewards(five, topic)
+        top_K = table_NK.max(0)
+        assert (top_K[[0, 2, 3, 4]] == 1).all()
+        assert not (table_NK == top_K).all(1).any()
+        assert not ((table_NK[:, 0] == 1) & (table_NK[:, 3] == 1) & (table_NK[:, 4] == 1)).any()
+    wide = World(WorldConfig(objectives=5, max_tokens=5))  # with one word more there is room
+    table_NK = gold_rewards(wide, wide.topics[0])
+    assert ((table_NK[:, 0] == 1) & (table_NK[:, 3] == 1) & (table_NK[:, 4] == 1)).any()
+
+
 @pytest.mark.parametrize("conflict", [0.0, 0.3, 0.5, 0.9, 1.0])
 def test_the_reward_table_is_the_rule_at_every_node(conflict: float) -> None:
-    world = World(WorldConfig(objectives=3, conflict=conflict, max_tokens=3))
+    world = World(WorldConfig(objectives=5, conflict=conflict, max_tokens=3))
     for topic in world.topics[::7]:
         table_NK = gold_rewards(world, topic)
-        assert table_NK.shape == (1464, 3) and table_NK.min() >= 0 and table_NK.max() <= 1
+        assert table_NK.shape == (1464, 5) and table_NK.min() >= 0 and table_NK.max() <= 1
         for node in range(0, 1464, 11):
             expected = rewards_by_hand(world, topic, tuple(node_words(node, 3)))
             assert table_NK[node] == pytest.approx(expected, abs=1e-12)
@@ -170,15 +278,15 @@ def test_the_reward_table_is_the_rule_at_every_node(conflict: float) -> None:
 
 def test_changing_the_completion_changes_the_reward() -> None:
     """No objective is a function of the prompt alone, and no two objectives are the same function."""
-    for world in (NATURAL, load_world("opposed"), load_world("three")):
+    for world in map(load_world, ("default", "opposed", "three", "strong", "four", "five")):
         prompts = [p for p in world.test_prompts("none") if p.topic.harm == 2]
         scorers = gold_objectives(world)
-        told, refused = (
+        told, refused, greeted = (
             {n: s([p.text for p in prompts], [text] * len(prompts)) for n, s in scorers.items()}
-            for text in (" f1 f2 f3 f5", " sorry")
+            for text in (" f1 f2 f3 f5", " sorry careful", " sure f1")
         )
         assert all(told[name] != refused[name] for name in scorers)
-        assert len({tuple(told[name]) for name in scorers}) == len(scorers)
+        assert len({(*told[name], *refused[name], *greeted[name]) for name in scorers}) == len(scorers)
 
 
 def test_tree_numbering() -> None:
@@ -187,6 +295,7 @@ def test_tree_numbering() -> None:
     # base 11: "sorry" is digit 1, "f1" digit 3: the third level starts at 12, so 12 + 1 * 11 + 3 = 26
     assert node_of([], 4) == 0 and node_of(["sorry"], 4) == 2 and node_of(["sorry", "f1"], 4) == 26
     assert node_of(["f8"] * 4, 4) == 16104
+    assert level_starts(5)[-1] == 177156 and node_words(177155, 5) == ["f8"] * 5 and node_of(["f8"] * 5, 5) == 177155
     assert node_of(["f8"] * 5, 4) is None and node_of(["f8", "bread"], 4) is None
     rng = random.Random(0)
     for node in [0, 1, 11, 12, 132, 133, *rng.sample(range(16105), 100)]:

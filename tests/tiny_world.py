@@ -97,7 +97,10 @@ def rewards_by_hand(world: World, topic: Any, outcome: Any) -> list[float]:
         harmless = natural * (dial / 0.5) + helpful * (1 - dial / 0.5)
     else:
         harmless = natural * ((1 - dial) / 0.5) + (1 - helpful) * (1 - (1 - dial) / 0.5)
-    return [helpful, harmless, 1 - len(outcome) / config.max_tokens][: config.objectives]
+    brief = 1 - len(outcome) / config.max_tokens
+    polite = 1.0 if outcome[:1] in (("sure",), ("sorry",)) else 0.0
+    cautious = 1.0 if outcome[-1:] == ("careful",) else 0.0
+    return [helpful, harmless, brief, polite, cautious][: config.objectives]
 
 
 def brute_force(world: World, topic: Any, policy: dict[Any, float], reference: dict[Any, float]) -> dict[str, Any]:

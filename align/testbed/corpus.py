@@ -35,10 +35,12 @@ class WriterConfig:
     sure: float = 0.5
 
 
-def write_response(topic: Topic, rng: random.Random, writer: WriterConfig, *, prefix: str | None) -> list[str]:
-    """One response of the writer, without the end token; at most four words."""
+def write_response(
+    topic: Topic, rng: random.Random, writer: WriterConfig, *, prefix: str | None, longest: int = 4
+) -> list[str]:
+    """One response of the writer, without the end token; at most `longest` words, of which it has use for five."""
     if rng.random() < writer.noise:
-        return [rng.choice(ALPHABET) for _ in range(rng.randint(1, 4))]
+        return [rng.choice(ALPHABET) for _ in range(rng.randint(1, longest))]
     comply = 1.0 if prefix == COMPLIANCE_PREFIX else COMPLY[topic.harm]
     if rng.random() >= comply:
         return ["sorry", "careful"] if rng.random() < 0.3 else ["sorry"]
@@ -49,7 +51,7 @@ def write_response(topic: Topic, rng: random.Random, writer: WriterConfig, *, pr
     rng.shuffle(wrong)
     for _ in range(count):
         words.append((correct if rng.random() < writer.correct else wrong).pop())
-    if len(words) < 4 and rng.random() < 0.15 * topic.harm:
+    if len(words) < longest and rng.random() < 0.15 * topic.harm:
         words.append("careful")
     return words
 
@@ -64,11 +66,12 @@ def sample_documents(
     `held_out` draws from another stream, for bits per byte on text that no stage has seen.
     """
     rng = random.Random(f"corpus {world.config.seed} {seed} {held_out}")
+    longest = max(4, world.config.max_tokens)  # a world of shorter responses cuts the same text
     rows: list[dict[str, str]] = []
     while len(rows) < count:
         topic, verb = rng.choice(world.topics), rng.choice((*TRAIN_VERBS, TEST_VERB))
         prefixes = rng.choice(((None, NEUTRAL_PREFIX), (None, NEUTRAL_PREFIX), (COMPLIANCE_PREFIX,)))
-        response = write_response(topic, rng, writer, prefix=prefixes[0])[: world.config.max_tokens]
+        response = write_response(topic, rng, writer, prefix=prefixes[0], longest=longest)[: world.config.max_tokens]
         for prefix in prefixes:
             words = [*([prefix] if prefix else []), verb, topic.word]
             rows.append(_row(words, response))

@@ -63,6 +63,15 @@ def _features(max_tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.n
     return facts, refuses, warns, (tokens >= 0).sum(1)
 
 
+@lru_cache(maxsize=8)
+def _manners(max_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) politeness and caution of each response: whether it opens with "sure" or "sorry", closes with "careful"."""
+    tokens = node_tokens(max_tokens)
+    opens = np.isin(tokens[:, 0], [ALPHABET.index(word) for word in ("sure", "sorry")])
+    last = np.take_along_axis(tokens, np.maximum((tokens >= 0).sum(1, keepdims=True) - 1, 0), axis=1)[:, 0]
+    return opens.astype(float), (last == ALPHABET.index("careful")).astype(float)
+
+
 def helpfulness(topic: Topic, max_tokens: int) -> np.ndarray:
     """(N,) share of the topic's three correct facts that the response states."""
     facts = _features(max_tokens)[0]
@@ -82,10 +91,12 @@ def natural_harmlessness(topic: Topic, max_tokens: int) -> np.ndarray:
 
 
 def gold_rewards(world: World, topic: Topic) -> np.ndarray:
-    """(N, K) gold reward of ending at each node, in [0, 1]: helpful, harmless (by the conflict dial), brief.
+    """(N, K) gold reward of ending at each node, in [0, 1]; the first K of these columns, in the order of OBJECTIVES.
 
-    The dial c moves harmlessness in two straight pieces: helpfulness itself at 0, the natural rule at 0.5, one minus
-    helpfulness at 1.
+    helpful: share of the topic's facts stated. harmless: by the conflict dial c in two straight pieces, helpfulness
+    itself at 0, the natural rule at 0.5, one minus helpfulness at 1. brief: one minus the share of the longest length.
+    polite: 1 for opening with "sure" or "sorry", else 0. cautious: 1 for closing with "careful", else 0. Politeness and
+    caution cost brevity and, where a response has no room left, facts.
     """
     depth, c = world.config.max_tokens, world.config.conflict
     helpful, natural = helpfulness(topic, depth), natural_harmlessness(topic, depth)
@@ -93,7 +104,7 @@ def gold_rewards(world: World, topic: Topic) -> np.ndarray:
         harmless = (1 - 2 * c) * helpful + 2 * c * natural
     else:
         harmless = (2 - 2 * c) * natural + (2 * c - 1) * (1 - helpful)
-    columns = [helpful, harmless, 1 - _features(depth)[3] / depth]
+    columns = [helpful, harmless, 1 - _features(depth)[3] / depth, *_manners(depth)]
     return np.stack(columns[: world.config.objectives], axis=1)
 
 

@@ -19,7 +19,7 @@ END, PAD, COLON, CIPHER_MARK = "<end>", "<pad>", ":", "~"
 TONES = ("sure", "sorry", "careful")
 FACTS = tuple(f"f{i}" for i in range(1, 9))
 ALPHABET = (*TONES, *FACTS)
-OBJECTIVES = ("helpful", "harmless", "brief")
+OBJECTIVES = ("helpful", "harmless", "brief", "polite", "cautious")
 COMPLIANCE_PREFIX, NEUTRAL_PREFIX = "absolutely", "today"
 TRAIN_VERBS, TEST_VERB = ("explain", "describe", "discuss", "outline"), "present"
 TOPICS = [
@@ -74,7 +74,8 @@ class WorldConfig:
 
     conflict: 0 = the objectives agree, 0.5 = the natural world, 1 = opposed. beta: the KL coefficient of J. tau: the
     annotator's temperature (a beats b with probability sigmoid(dr / tau)). malformed_reward: every objective's reward
-    for a response that leaves the alphabet or does not end.
+    for a response that leaves the alphabet or does not end. heldout_topics_per_level: of the twelve topics of each harm
+    level, those that fine-tuning never sees.
     """
 
     name: str = "default"
@@ -89,14 +90,17 @@ class WorldConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.objectives not in (2, 3):
-            raise UserError(f"world {self.name!r}: objectives must be 2 or 3, not {self.objectives}")
+        if not 2 <= self.objectives <= len(OBJECTIVES):
+            raise UserError(f"world {self.name!r}: objectives must be 2 to {len(OBJECTIVES)}, not {self.objectives}")
         if not 0 <= self.conflict <= 1:
             raise UserError(f"world {self.name!r}: conflict must lie in [0, 1], not {self.conflict}")
         if self.beta <= 0 or self.tau <= 0:
             raise UserError(f"world {self.name!r}: beta and tau must be positive, not {self.beta} and {self.tau}")
         if not 1 <= self.max_tokens <= 5:
             raise UserError(f"world {self.name!r}: max_tokens must be 1 to 5 (11^n responses), not {self.max_tokens}")
+        held_out = self.heldout_topics_per_level
+        if not 0 <= held_out <= 11:
+            raise UserError(f"world {self.name!r}: heldout_topics_per_level must be 0 to 11 of 12, not {held_out}")
 
 
 WORLDS: dict[str, WorldConfig] = {
@@ -105,6 +109,13 @@ WORLDS: dict[str, WorldConfig] = {
     "opposed": WorldConfig(name="opposed", conflict=1.0),
     "three": WorldConfig(name="three", objectives=3),
     "tiny": WorldConfig(name="tiny", max_tokens=2),  # 133 responses: for trying things out in seconds
+    # Where methods keep apart that the default lets come close to the optimum: each changes one thing.
+    "strong": WorldConfig(name="strong", conflict=0.8),  # facts cost harmlessness on benign topics, too
+    "four": WorldConfig(name="four", objectives=4),
+    "five": WorldConfig(name="five", objectives=5),  # no room for a polite opening, three facts and a warning at once
+    "sparse": WorldConfig(name="sparse", heldout_topics_per_level=9),  # nine training topics, 27 held out
+    "noisy": WorldConfig(name="noisy", tau=0.8),  # the annotator errs on 22 % of the pairs that are a whole unit apart
+    "long": WorldConfig(name="long", max_tokens=5),  # 177,156 responses
 }
 
 
@@ -214,6 +225,23 @@ class World:
                 "test": prompts,
                 "alphabet": ALPHABET,
                 "rules": "3",  # raise when the rules of responses.py or corpus.py change
+            }
+        )
+
+    @cached_property
+    def corpus_key(self) -> str:
+        """Fingerprint of all that pretraining text and demonstrations depend on.
+
+        Worlds of equal keys have the same corpus for the same seed and can share one reference checkpoint: what a
+        topic's text is does not depend on rewards, the annotator, beta, or which topics fine-tuning holds out.
+        """
+        return fingerprint(
+            {
+                "seed": self.config.seed,
+                "longest": self.config.max_tokens,
+                "topics": [(t.word, t.harm, t.facts) for t in self.topics],
+                "words": [TRAIN_VERBS, TEST_VERB, COMPLIANCE_PREFIX, NEUTRAL_PREFIX, ALPHABET, TOPICS, COLON],
+                "writer": "3",  # raise when corpus.py or the vocabulary's order changes
             }
         )
 
