@@ -205,7 +205,7 @@ def _finetune_task(
         **common,
         "out": str(folder),
         "method": spec["method"],
-        "weights": list(weights.values),
+        "preferences": [weights.label],
     }
     arguments |= {"reference": reference, "pairs": pairs}
     needs = ["comparisons"]

@@ -20,7 +20,8 @@ Settings = Mapping[str, Any]
 GOLD = ("scores_a", "scores_b")  # columns of the comparisons
 
 
-def _world(world: Mapping[str, Any]) -> Any:
+def world_of(world: Mapping[str, Any]) -> Any:
+    """The world of a stage's plain arguments."""
     return load_world(WorldConfig(**world))
 
 
@@ -34,7 +35,7 @@ def pretrain(*, out: str, world: Settings, seed: int, documents: int, training: 
         from align.training.pretrain import PretrainConfig
         from align.training.pretrain import pretrain as train
 
-        place = _world(world)
+        place = world_of(world)
         rows = sample_documents(place, count=documents, seed=seed)
         held_out = sample_documents(place, count=500, seed=seed, held_out=True)
         shape = ModelConfig(**model)
@@ -42,7 +43,7 @@ def pretrain(*, out: str, world: Settings, seed: int, documents: int, training: 
         return train(config, rows=rows, validation=held_out, out=folder, ledger=ledger, tokenizer=build_tokenizer())
 
     config = {"seed": seed, "documents": documents, "training": training, "model": model}
-    run_stage(out, stage="pretrain", config=config, body=body, inputs={"world": _world(world).hash})
+    run_stage(out, stage="pretrain", config=config, body=body, inputs={"world": world_of(world).hash})
 
 
 def sft(*, out: str, world: Settings, seed: int, source: str, documents: int, training: Settings) -> None:
@@ -59,13 +60,13 @@ def sft(*, out: str, world: Settings, seed: int, source: str, documents: int, tr
         from align.training.sft import SFTConfig_
         from align.training.sft import sft as train
 
-        rows = sample_documents(_world(world), count=documents, seed=seed + 1_000_003)
+        rows = sample_documents(world_of(world), count=documents, seed=seed + 1_000_003)
         config = section(SFTConfig_, training, where="demo", name="sft", seed=seed)
         metrics = train(config, model=source, rows=rows, out=folder, ledger=ledger)
         GenerationConfig(eos_token_id=list(ENDING_IDS), pad_token_id=PAD_ID).save_pretrained(folder / "model")
         return metrics
 
-    inputs = {"model": open_run(source).fingerprint, "world": _world(world).hash}
+    inputs = {"model": open_run(source).fingerprint, "world": world_of(world).hash}
     config = {"seed": seed, "documents": documents, "training": training}
     run_stage(out, stage="sft", config=config, body=body, inputs=inputs)
 
@@ -77,7 +78,7 @@ def comparisons(*, out: str, world: Settings, seed: int, reference: str, count: 
         from align.models import load_model, load_tokenizer
         from align.testbed.gold import draw_comparisons
 
-        place = _world(world)
+        place = world_of(world)
         path = f"{reference}/model"
         rows = draw_comparisons(
             place, load_model(path), load_tokenizer(path), place.train_prompts, count=count, seed=seed, ledger=ledger
@@ -85,7 +86,7 @@ def comparisons(*, out: str, world: Settings, seed: int, reference: str, count: 
         (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         return {"rows": len(rows)}
 
-    inputs = {"reference": open_run(reference).fingerprint, "world": _world(world).hash}
+    inputs = {"reference": open_run(reference).fingerprint, "world": world_of(world).hash}
     run_stage(out, stage="comparisons", config={"seed": seed, "count": count}, body=body, inputs=inputs)
 
 
@@ -106,7 +107,7 @@ def reward_model(
         from align.testbed.gold import label_comparisons
         from align.training.reward_model import RewardModelConfig, train_reward_model
 
-        place = _world(world)
+        place = world_of(world)
         name = place.objectives[objective]
         rows = label_comparisons(_rows(pairs), index=objective, objective=name, tau=place.config.tau)
         cut = len(rows) // 10
@@ -129,19 +130,19 @@ def finetune(
     settings: Settings,
     reference: str,
     pairs: str,
-    weights: Sequence[float],
+    preferences: Sequence[str],
     reward_models: Sequence[str] = (),
     specialists: Sequence[str] = (),
 ) -> None:
-    """One method at one preference. Learned reward models return to gold units (times tau, no z-score)."""
+    """One method at the preferences of these labels. Learned reward models return to gold units (times tau)."""
 
     def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
         from align.methods import METHODS
         from align.objectives import RewardModelObjective
-        from align.preferences import Weights
+        from align.preferences import parse_preference
         from align.testbed.gold import gold_objectives
 
-        place = _world(world)
+        place = world_of(world)
         objectives: dict[str, Any] = dict(gold_objectives(place))
         if reward_models:
             objectives = {
@@ -149,27 +150,28 @@ def finetune(
                 for name, path in zip(place.objectives, reward_models, strict=True)
             }
         extra = {"specialists": tuple(_policy_dirs(specialists))} if specialists else {}
+        asked = [parse_preference(label) for label in preferences]
         family = METHODS[method].fit(
             METHODS[method].Config(**settings, **extra),
             reference=f"{reference}/model",
             objectives=objectives,
-            preferences=[Weights(tuple(weights))],
+            preferences=asked,
             out=folder,
             ledger=ledger,
             # Who learns from reward models never sees a gold score.
             comparisons=[{k: v for k, v in row.items() if not (reward_models and k in GOLD)} for row in _rows(pairs)],
             prompts=[{"id": p.text, "prompt": p.text} for p in place.train_prompts],
         )
-        label = Weights(tuple(weights)).label
-        family.policy(Weights(tuple(weights)))  # a soup is merged here, not at its first evaluation
+        for preference in asked:
+            family.policy(preference)  # a soup is merged here, not at its first evaluation
         family.save(folder)
-        return {"optimises": family.optimises[label]}
+        return {"optimises": {label: family.optimises[label] for label in preferences}}
 
     inputs = {"reference": open_run(reference).fingerprint, "pairs": open_run(pairs).fingerprint}
     # Known by their place relative to this one, so that a moved run directory stays finished.
     inputs |= {os.path.relpath(p, out): open_run(p).fingerprint for p in (*reward_models, *specialists)}
-    inputs |= {"world": _world(world).hash}
-    config = {"method": method, "settings": settings, "weights": list(weights)}
+    inputs |= {"world": world_of(world).hash}
+    config = {"method": method, "settings": settings, "preferences": list(preferences)}
     run_stage(out, stage=f"finetune {method}", config=config, body=body, inputs=inputs)
 
 
@@ -179,14 +181,33 @@ def _policy_dirs(runs: Sequence[str]) -> list[str]:
     return [next(iter(load_family(run).points.values())) for run in runs]
 
 
-@lru_cache(maxsize=1)
-def _tables(world: WorldConfig, reference: str, key: str) -> Any:
+@lru_cache(maxsize=2)
+def reference_tables(world: WorldConfig, reference: str, key: str) -> Any:
     """The reference's leaf tables, kept by a worker for all its evaluations; `key` is the reference's fingerprint."""
     from align.models import load_model
     from align.testbed.exact import ExactModel
     from evals.exact import ReferenceTables
 
     return ReferenceTables(load_world(world), ExactModel(load_model(f"{reference}/model"), name="reference"))
+
+
+def classes_once(tables: Any, prompt: Any) -> Any:
+    """The reward classes of a prompt, its leaf table forgotten: there are many fine-tuning prompts."""
+    from align.testbed.optimum import reward_classes
+
+    return reward_classes(tables.world, prompt, tables.reference.leaf_logprobs(tables.world, prompt))
+
+
+def tree_policy(answer: Any, *, tables: Any, weights: Any, name: str) -> Any:
+    """What the exact evaluation asks of a policy: its next-token rule, or for best-of-n its leaf law in closed form."""
+    from functools import partial
+
+    from align.testbed.exact import ExactPolicy
+    from align.testbed.tabular import HardBestOfN, gold_table
+
+    if hasattr(answer, "components"):
+        return ExactPolicy(answer, name=name)
+    return HardBestOfN(tables, partial(gold_table, weights=weights), answer.samples_per_response, name)
 
 
 def _bits(model: Any, tokenizer: Any, world: Any, seed: int) -> float:
@@ -208,36 +229,41 @@ def _fresh(path: Path, cells: Sequence[Mapping[str, Any]]) -> None:
 
 def evaluate(
     *, out: str, world: Settings, seed: int, row: str, reference: str, policy: str, weights: Sequence[Sequence[float]],
-    shifts: Sequence[str], shift_weights: Sequence[Sequence[float]],
+    shifts: Sequence[str] = (), shift_weights: Sequence[Sequence[float]] = (), ask: str | None = None,
+    bits: bool = True,
 ) -> None:  # fmt: skip
-    """Exact cells of one trained policy (or of the reference) and its bits per byte on held-out text.
+    """Exact cells of one trained policy (or of the reference) and, with `bits`, its bits per byte on held-out text.
 
-    `shifts` are evaluated at those of `weights` that are among `shift_weights`.
+    `policy` is a run that holds a family, asked by the label `ask`, or by the weights that judge it. `shifts` are
+    evaluated at those of `weights` that are among `shift_weights`.
     """
 
     def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
         from align.families import load_family
-        from align.models import load_model, load_tokenizer
-        from align.preferences import Weights
-        from align.testbed.exact import ExactModel
+        from align.policies import ModelPolicy
+        from align.preferences import Weights, parse_preference
         from evals.exact import exact_cells
 
-        place = _world(world)
-        tables = _tables(place.config, reference, open_run(reference).fingerprint)
+        place = world_of(world)
+        tables = reference_tables(place.config, reference, open_run(reference).fingerprint)
         asked = [Weights(tuple(w)) for w in weights]
-        path = f"{reference}/model" if policy == reference else load_family(policy).policy(asked[0]).path
-        model = load_model(path)
-        tree = tables if policy == reference else ExactModel(model, name=row)
+        if policy == reference:
+            answer, tree = ModelPolicy(f"{reference}/model"), tables
+        else:
+            answer = load_family(policy).policy(parse_preference(ask or asked[0].label))
+            tree = tree_policy(answer, tables=tables, weights=asked[0], name=row)
         cells = exact_cells(tree, row=row, weights=asked, shifts=("none",), tables=tables)
         away = [w for w in asked if list(w.values) in [list(s) for s in shift_weights]]
         if away:
             cells += exact_cells(tree, row=row, weights=away, shifts=shifts, tables=tables)
         _fresh(folder / "cells.jsonl", cells)
-        return {"bits_per_byte": _bits(model.eval(), load_tokenizer(path), place, seed), "cells": len(cells)}
+        found = _bits(answer.model, answer.tokenizer, place, seed) if bits else None
+        return {"bits_per_byte": found, "cells": len(cells), "samples_per_response": tree.samples_per_response}
 
     inputs = {"reference": open_run(reference).fingerprint, "policy": open_run(policy).fingerprint}
-    inputs |= {"world": _world(world).hash}
+    inputs |= {"world": world_of(world).hash}
     config = {"row": row, "weights": weights, "shifts": shifts, "shift_weights": shift_weights, "seed": seed}
+    config |= {"ask": ask, "bits": bits}
     run_stage(out, stage="evaluate", config=config, body=body, inputs=inputs)
 
 
@@ -252,8 +278,8 @@ def closed_form(
         from evals.exact import exact_cells
         from recipes.demo_controls import closed_form_policy
 
-        place = _world(world)
-        tables = _tables(place.config, reference, open_run(reference).fingerprint)
+        place = world_of(world)
+        tables = reference_tables(place.config, reference, open_run(reference).fingerprint)
         cells: list[dict[str, Any]] = []
         for w in weights:
             preference = Weights(tuple(w))
@@ -262,7 +288,7 @@ def closed_form(
         _fresh(folder / "cells.jsonl", cells)
         return {"samples_per_response": policy.samples_per_response}
 
-    inputs = {"reference": open_run(reference).fingerprint, "world": _world(world).hash}
+    inputs = {"reference": open_run(reference).fingerprint, "world": world_of(world).hash}
     config = {"row": row, "kind": kind, "weights": weights, "options": options}
     run_stage(out, stage="closed form", config=config, body=body, inputs=inputs)
 
@@ -275,12 +301,12 @@ def optimum(
     def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
         from recipes.demo_controls import optimum_facts
 
-        place = _world(world)
-        tables = _tables(place.config, reference, open_run(reference).fingerprint)
+        place = world_of(world)
+        tables = reference_tables(place.config, reference, open_run(reference).fingerprint)
         facts = optimum_facts(tables, weights=weights, dense=dense, temperature=temperature)
         (folder / "optimum.json").write_text(json.dumps(facts), encoding="utf-8")
         return {"points": len(facts["front"])}
 
-    inputs = {"reference": open_run(reference).fingerprint, "world": _world(world).hash}
+    inputs = {"reference": open_run(reference).fingerprint, "world": world_of(world).hash}
     config = {"weights": weights, "dense": dense, "temperature": temperature}
     run_stage(out, stage="optimum", config=config, body=body, inputs=inputs)

@@ -151,7 +151,7 @@ def _row_info(config: Config, *, plan: Plan, out: Path) -> dict[str, dict[str, A
         mean = sum(after.values()) / len(after)
         bits = {"before": before, "after": mean, "change": mean - before, "per_preference": after}
         info[row] = {
-            "optimises": joined_claims({label: run.metrics["optimises"] for label, run in points.items()}),
+            "optimises": joined_claims({label: run.metrics["optimises"][label] for label, run in points.items()}),
             "note": NOTES.get(row, ""),
             "rewards": spec["rewards"],
             "bits_per_byte": bits,
@@ -249,7 +249,7 @@ def _costs(plan: Plan) -> dict[str, dict[str, float]]:
     groups: dict[str, dict[str, dict[str, float]]] = {}
     for task in plan.tasks:
         run = open_run(task.arguments["out"])
-        points = "weights" in task.arguments
+        points = {"weights", "preferences"} & set(task.arguments)
         name = f"{task.name.rpartition(' ')[0]} (all points)" if points and " " in task.name else task.name
         group = "closed forms and controls" if run.stage == "closed form" else name
         groups.setdefault(group, {})[task.name] = run.ledger

@@ -55,10 +55,11 @@ def check_tasks(tasks: Sequence[Task]) -> None:
         seen.add(task.name)
 
 
-def run_tasks(tasks: Sequence[Task], *, workers: int, label: str) -> None:
+def run_tasks(tasks: Sequence[Task], *, workers: int, label: str, deadline: float | None = None) -> int:
     """Run all tasks over `workers` processes (0: in this one, in order), with a progress bar or lines on stderr.
 
-    The first failure stops new tasks from starting, waits for those that run, and is raised.
+    The first failure stops new tasks from starting, waits for those that run, and is raised. No task starts after
+    `deadline` (on the clock of time.monotonic); returns how many have not run.
     """
     check_tasks(tasks)
     if workers < 0:
@@ -66,18 +67,20 @@ def run_tasks(tasks: Sequence[Task], *, workers: int, label: str) -> None:
     progress = _Progress(label, len(tasks))
     if workers == 0:
         try:
-            for task in tasks:
+            for number, task in enumerate(tasks):
+                if _late(deadline):
+                    return len(tasks) - number
                 progress.started(task.name)
                 with _named(task.name):
                     task.call(**task.arguments)
                 progress.finished(task.name)
         finally:
             progress.close()
-        return
+        return 0
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),)) as pool:
         try:
-            _drain(tasks, pool=pool, workers=workers, progress=progress)
+            return _drain(tasks, pool=pool, workers=workers, progress=progress, deadline=deadline)
         finally:
             progress.close()
 
@@ -98,11 +101,17 @@ def _named(stage: str) -> Iterator[None]:
         raise
 
 
-def _drain(tasks: Sequence[Task], *, pool: ProcessPoolExecutor, workers: int, progress: _Progress) -> None:
+def _late(deadline: float | None) -> bool:
+    return deadline is not None and time.monotonic() > deadline
+
+
+def _drain(
+    tasks: Sequence[Task], *, pool: ProcessPoolExecutor, workers: int, progress: _Progress, deadline: float | None
+) -> int:
     waiting, done = list(tasks), set()
     running: dict[Future[Any], str] = {}
-    while waiting or running:
-        for task in [t for t in waiting if set(t.needs) <= done][: workers - len(running)]:
+    while running or (waiting and not _late(deadline)):
+        for task in [] if _late(deadline) else [t for t in waiting if set(t.needs) <= done][: workers - len(running)]:
             waiting.remove(task)
             running[pool.submit(task.call, **task.arguments)] = task.name
             progress.started(task.name)
@@ -113,6 +122,7 @@ def _drain(tasks: Sequence[Task], *, pool: ProcessPoolExecutor, workers: int, pr
                 future.result()
             done.add(name)
             progress.finished(name)
+    return len(waiting)
 
 
 class _Progress:

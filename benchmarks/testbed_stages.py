@@ -1,0 +1,135 @@
+"""The testbed benchmark's own stages: facts of a world, fitting a row, its exact cells, controls in closed form.
+
+Every function takes plain arguments, writes one run directory through `run_stage`, and is safe to call again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from align.runs import Ledger, open_run, run_stage, write_json
+from recipes import demo_stages as stages
+from recipes.demo_stages import Settings
+
+ASKS = ("weights", "thresholds")
+
+
+def facts(*, out: str, world: Settings, reference: str, weights: Sequence[Sequence[float]]) -> None:
+    """Reward classes of the held-out prompts (for fronts at a matched KL), and thresholds at which families are asked.
+
+    A threshold is the optimum's mean reward over the fine-tuning prompts: asked there, with beta over the weight of the
+    maximised objective, the constrained problem has pi*_w itself as its solution.
+    """
+
+    def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
+        from align.preferences import Weights
+        from align.testbed.optimum import optimum
+
+        place = stages.world_of(world)
+        tables = stages.reference_tables(place.config, reference, open_run(reference).fingerprint)
+        held_out = [tables.classes(prompt) for prompt in place.test_prompts("none")]
+        training = [stages.classes_once(tables, prompt) for prompt in place.train_prompts]
+        asked = {}
+        for w in weights:
+            best = optimum(training, Weights(tuple(w)), beta=place.config.beta)
+            main = max(range(len(w)), key=lambda k: w[k])
+            asked[Weights(tuple(w)).label] = [
+                None if k == main or w[k] == 0 else best.values[k] for k in range(len(w))
+            ]
+        classes = [{"rewards": c.rewards_CK.tolist(), "log_mass": c.log_mass_C.tolist()} for c in held_out]
+        write_json(folder / "facts.json", {"classes": classes, "thresholds": asked})
+        return {"prompts": len(held_out), "training_prompts": len(training)}
+
+    inputs = {"reference": open_run(reference).fingerprint, "world": stages.world_of(world).hash}
+    run_stage(out, stage="facts", config={"weights": weights}, body=body, inputs=inputs)
+
+
+def read_facts(folder: str | Path) -> dict[str, Any]:
+    """What `facts` wrote."""
+    return json.loads((Path(folder) / "facts.json").read_text(encoding="utf-8"))
+
+
+def asked_label(weights: Sequence[float], *, asks: str, facts: str) -> str:
+    """The label of the preference by which a family is asked for the point that `weights` judge."""
+    from align.preferences import Thresholds, Weights
+
+    label = Weights(tuple(weights)).label
+    return label if asks == "weights" else Thresholds(tuple(read_facts(facts)["thresholds"][label])).label
+
+
+def fit(
+    *, out: str, world: Settings, method: str, settings: Settings, reference: str, pairs: str, facts: str,
+    weights: Sequence[Sequence[float]], asks: str, reward_models: Sequence[str] = (), specialists: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """One training run of a row: at one preference, or for a family at all of them."""
+    given = dict(settings)
+    if asks == "thresholds":  # max r_main + ... - (beta / w_main) KL is the problem whose solution is pi*_w
+        given["beta"] = given["beta"] / max(weights[0])
+    stages.finetune(
+        out=out, world=world, method=method, settings=given, reference=reference, pairs=pairs,
+        preferences=[asked_label(w, asks=asks, facts=facts) for w in weights], reward_models=reward_models,
+        specialists=specialists,
+    )  # fmt: skip
+
+
+def evaluate(
+    *, out: str, world: Settings, row: str, reference: str, policy: str, weights: Sequence[float], asks: str,
+    facts: str, fixed_point: str, settings: Settings,
+) -> None:  # fmt: skip
+    """Exact cells of one point on the held-out prompts, and the regret of the row's predicted fixed point there."""
+
+    def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
+        from align.families import load_family
+        from align.preferences import Weights, parse_preference
+        from evals.exact import exact_cells
+
+        place, asked = stages.world_of(world), Weights(tuple(weights))
+        tables = stages.reference_tables(place.config, reference, open_run(reference).fingerprint)
+        answer = load_family(policy).policy(parse_preference(asked_label(weights, asks=asks, facts=facts)))
+        tree = stages.tree_policy(answer, tables=tables, weights=asked, name=row)
+        cells = exact_cells(tree, row=row, weights=[asked], shifts=("none",), tables=tables)
+        predicted = predicted_regret(fixed_point, tables=tables, weights=asked, settings=settings)
+        write_json(folder / "cell.json", {**mean_cell(cells), "predicted_regret": predicted})
+        return {"samples_per_response": tree.samples_per_response}
+
+    inputs = {"reference": open_run(reference).fingerprint, "policy": open_run(policy).fingerprint}
+    inputs |= {"world": stages.world_of(world).hash}
+    config = {"row": row, "weights": weights, "fixed_point": fixed_point, "asks": asks}
+    run_stage(out, stage="evaluate", config=config, body=body, inputs=inputs)
+
+
+def closed_form(
+    *, out: str, world: Settings, row: str, kind: str, reference: str, weights: Sequence[Sequence[float]],
+    options: Settings,
+) -> None:  # fmt: skip
+    """The exact cell of a control at one preference."""
+
+    def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
+        from align.preferences import Weights
+        from evals.exact import exact_cells
+        from recipes.demo_controls import closed_form_policy
+
+        place, asked = stages.world_of(world), Weights(tuple(weights[0]))
+        tables = stages.reference_tables(place.config, reference, open_run(reference).fingerprint)
+        name = "best_of_n" if kind.startswith("best_of") else kind
+        tree = tables if kind == "reference" else closed_form_policy(
+            name, reference=tables, weights=asked, options=options
+        )  # fmt: skip
+        cells = exact_cells(tree, row=row, weights=[asked], shifts=("none",), tables=tables)
+        write_json(folder / "cell.json", {**mean_cell(cells), "predicted_regret": None})
+        return {"samples_per_response": tree.samples_per_response}
+
+    inputs = {"reference": open_run(reference).fingerprint, "world": stages.world_of(world).hash}
+    config = {"row": row, "kind": kind, "weights": weights, "options": options}
+    run_stage(out, stage="closed form", config=config, body=body, inputs=inputs)
+
+
+def mean_cell(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The cells of all prompts as one cell of their means; prompts weigh equally, as in every table."""
+    from evals.tradeoffs import exact_points
+
+    (point,) = exact_points(cells)
+    return {**point, "row": cells[0]["row"], "shift": "none", "item": "mean", "prompt": f"mean of {len(cells)}"}
