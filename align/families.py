@@ -9,6 +9,7 @@ from typing import Any
 from align.adapters import ConditionedFamily
 from align.conditioning import TaggedFamily
 from align.errors import UserError
+from align.mixing import MixedFamily
 from align.policies import FAMILY_FILE, PointFamily
 from align.soups import SoupFamily
 
@@ -17,6 +18,7 @@ KINDS: dict[str, Any] = {
     "soup": SoupFamily,
     "tagged": TaggedFamily,
     "conditioned": ConditionedFamily,
+    "mixed": MixedFamily,
 }
 
 

@@ -1,7 +1,10 @@
-"""Weight-space soups: one model `sum_k w_k theta_k` of K specialists, merged exactly, and the family of all of them.
+"""Weight-space soups: one model `sum_k w_k theta_k` of K specialists, merged in a named way, and the family of them.
 
-Full checkpoints are averaged tensor by tensor; adapters through the sum of their weight changes
-`sum_k w_k s_k B_k A_k` (PEFT "cat": the ranks add up).
+Full checkpoints are averaged tensor by tensor. Adapters are merged in one of three ways. exact: the sum of their weight
+changes `sum_k w_k s_k B_k A_k`, again an adapter (PEFT "cat": the ranks add up). full: each into its base, then full
+weights are averaged; the same model up to rounding, as a full checkpoint. factors: A and B are averaged apart, which
+published code does (RS, MOD's baseline, P-Soups) and PEFT calls "linear": `s (sum_k w_k B_k)(sum_k w_k A_k)` has cross
+terms and is no soup of the weights; here to measure what it loses.
 """
 
 from __future__ import annotations
@@ -23,13 +26,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SOUP_FILE = "soup.json"
+ADAPTER_MERGES = ("exact", "full", "factors")
 _WEIGHT_FILES = (".safetensors", ".bin", ".safetensors.index.json")
 _CONFIG_KEYS_IGNORED = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
 
 
 @dataclass(frozen=True)
 class SoupFamily:
-    """A policy for every point of the simplex; merged models are made when asked for and kept in `folder/soups`."""
+    """A policy for every point of the simplex; merged models are made when asked for and kept in `folder/soups`.
+
+    `uniform` averages the specialists of the objectives with weight above 0 evenly, whatever the sizes of the weights.
+    """
 
     specialists: tuple[str, ...]
     folder: Path
@@ -37,21 +44,27 @@ class SoupFamily:
     optimises: dict[str, str] = field(default_factory=dict)
     method: str = "rewarded_soups"
     point_cost: str = "merge"
+    adapter_merge: str = "exact"
+    uniform: bool = False
 
     @property
     def domain(self) -> str:
-        return f"all weights of {len(self.specialists)} objectives"
+        answered = "every set of objectives, as the weights above 0," if self.uniform else "all weights"
+        return f"{answered} of {len(self.specialists)} objectives"
 
     def policy(self, preference: Preference) -> Policy:
         """The soup at `preference`, the specialist itself at a vertex; UserError for anything but K weights."""
         if not isinstance(preference, Weights) or len(preference) != len(self.specialists):
             raise UserError(f"{self.method} answers {len(self.specialists)} weights, not {preference}")
-        name = f"{self.method}@{preference.label}"
-        if preference.is_vertex:
-            return ModelPolicy(self.specialists[preference.values.index(1.0)], name=name)
-        return ModelPolicy(
-            merge(self.specialists, weights=preference.values, out=self.folder / "soups" / preference.label), name=name
-        )
+        name, shares = f"{self.method}@{preference.label}", preference
+        if self.uniform:
+            chosen = [weight > 0 for weight in preference]
+            shares = Weights(tuple(above / sum(chosen) for above in chosen))
+        if shares.is_vertex:
+            return ModelPolicy(self.specialists[shares.values.index(1.0)], name=name)
+        place = self.folder / "soups" / shares.label
+        soup = merge(self.specialists, weights=shares.values, out=place, adapter_merge=self.adapter_merge)
+        return ModelPolicy(soup, name=name)
 
     def save(self, folder: Path) -> None:
         """Write `family.json`; specialists below `folder` are stored relative to it."""
@@ -62,6 +75,8 @@ class SoupFamily:
             "preferences": [w.label for w in self.preferences],
             "optimises": self.optimises,
             "point_cost": self.point_cost,
+            "adapter_merge": self.adapter_merge,
+            "uniform": self.uniform,
         }
         write_json(Path(folder) / FAMILY_FILE, content)
 
@@ -75,14 +90,23 @@ class SoupFamily:
             optimises=dict(content["optimises"]),
             method=content["method"],
             point_cost=content["point_cost"],
+            adapter_merge=content["adapter_merge"],
+            uniform=content["uniform"],
         )
 
 
-def merge(specialists: Sequence[str], *, weights: Sequence[float], out: Path, extrapolate: bool = False) -> str:
+def merge(
+    specialists: Sequence[str],
+    *,
+    weights: Sequence[float],
+    out: Path,
+    adapter_merge: str = "exact",
+    extrapolate: bool = False,
+) -> str:
     """The directory of `sum_k weights_k theta_k`, made in `out` unless it is there already from the same specialists.
 
     Weights that are negative or do not sum to 1 leave the convex hull: UserError unless `extrapolate` says that this is
-    meant, and `soup.json` then says so. UserError when the specialists do not fit together.
+    meant, and `soup.json` then says so. UserError when the specialists do not fit together, or not for `adapter_merge`.
     """
     extrapolated = min(weights) < 0 or abs(sum(weights) - 1) > 1e-6
     if extrapolated and not extrapolate:
@@ -91,15 +115,18 @@ def merge(specialists: Sequence[str], *, weights: Sequence[float], out: Path, ex
         raise UserError(f"{len(weights)} weights for {len(specialists)} specialists")
     sources = [Path(model_dir(path)) for path in specialists]
     record = {"weights": list(weights), "extrapolated": extrapolated, "sources": _stamp(sources)}
+    record["adapter_merge"] = adapter_merge
     out = Path(out)
     if (out / SOUP_FILE).is_file() and json.loads((out / SOUP_FILE).read_text(encoding="utf-8")) == record:
         return str(out)
-    kind = check_mergeable(sources)
+    kind = check_mergeable(sources, adapter_merge=adapter_merge)
+    makers = {"exact": merge_exactly, "full": merge_into_base, "factors": merge_factors}
+    make = merge_full if kind == "full" else makers[adapter_merge]
     temporary = out.with_name(f"{out.name}.partial-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        (merge_adapters if kind == "adapter" else merge_full)(sources, weights=weights, out=temporary)
+        make(sources, weights=weights, out=temporary)
         write_json(temporary / SOUP_FILE, record)
         shutil.rmtree(out, ignore_errors=True)
         try:
@@ -113,17 +140,32 @@ def merge(specialists: Sequence[str], *, weights: Sequence[float], out: Path, ex
 
 
 def _stamp(sources: Sequence[Path]) -> str:
-    """Fingerprint of the specialists' weight files: name, size and time of change (a run may be moved as a whole)."""
-    files = [file for source in sources for file in sorted(source.glob("*.safetensors"))]
+    """Fingerprint of the weight files of specialists and their bases: name, size and time of change, but no place.
+
+    (A run may be moved as a whole.)
+    """
+    configs = [source / "adapter_config.json" for source in sources]
+    bases = {json.loads(c.read_text(encoding="utf-8")).get("base_model_name_or_path") for c in configs if c.is_file()}
+    folders = [*sources, *(Path(base) for base in sorted(filter(None, bases)))]
+    files = [file for folder in folders for file in sorted(folder.glob("*.safetensors"))]
     return fingerprint([[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files])
 
 
-def check_mergeable(specialists: Sequence[str | Path]) -> str:
+def check_adapter_merge(adapter_merge: str) -> None:
+    """UserError for a way of merging adapters that has no name here."""
+    if adapter_merge not in ADAPTER_MERGES:
+        raise UserError(f"adapter_merge must be one of {', '.join(ADAPTER_MERGES)}, not {adapter_merge!r}; use exact")
+
+
+def check_mergeable(specialists: Sequence[str | Path], *, adapter_merge: str = "exact") -> str:
     """ "full" or "adapter"; UserError naming the first difference that makes an interpolation meaningless."""
+    check_adapter_merge(adapter_merge)
     folders = [Path(path) for path in specialists]
     kinds = ["adapter" if (folder / "adapter_config.json").is_file() else "full" for folder in folders]
     if len(set(kinds)) > 1:
         raise UserError(f"{folders[0]} is {kinds[0]} but another specialist is not; train all of them the same way")
+    if kinds[0] == "full" and adapter_merge == "factors":
+        raise UserError(f"factors are averaged of adapters, but {folders[0]} is a full model; use adapter_merge: exact")
     name = "adapter_config.json" if kinds[0] == "adapter" else "config.json"
     configs = []
     for folder in folders:
@@ -132,7 +174,7 @@ def check_mergeable(specialists: Sequence[str | Path]) -> str:
         configs.append(json.loads((folder / name).read_text(encoding="utf-8")))
     for folder, config in zip(folders, configs, strict=True):
         if kinds[0] == "adapter":
-            _check_adapter(folder, config, first=configs[0])
+            _check_adapter(folder, config, first=configs[0], same_shape=adapter_merge == "factors")
             continue
         for key in sorted({*configs[0], *config} - {*_CONFIG_KEYS_IGNORED}):
             if config.get(key) != configs[0].get(key):
@@ -143,7 +185,7 @@ def check_mergeable(specialists: Sequence[str | Path]) -> str:
     return kinds[0]
 
 
-def _check_adapter(folder: Path, config: Mapping[str, Any], *, first: Mapping[str, Any]) -> None:
+def _check_adapter(folder: Path, config: Mapping[str, Any], *, first: Mapping[str, Any], same_shape: bool) -> None:
     if config.get("peft_type") != "LORA":
         raise UserError(f"{folder} is a {config.get('peft_type')} adapter; only LoRA weight changes can be added up")
     if config.get("base_model_name_or_path") != first.get("base_model_name_or_path"):
@@ -153,6 +195,9 @@ def _check_adapter(folder: Path, config: Mapping[str, Any], *, first: Mapping[st
             raise UserError(
                 f"{folder} was trained with {key} = {config[key]}, which does not merge exactly; train without it"
             )
+    for key in ("r", "lora_alpha", "rank_pattern", "alpha_pattern"):
+        if same_shape and config.get(key) != first.get(key):
+            raise UserError(f"{folder} differs in {key} from the first specialist; factors of one shape are averaged")
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -196,17 +241,41 @@ def merge_states(states: Sequence[Mapping[str, Tensor]], *, weights: Sequence[fl
 
 def merge_full(specialists: Sequence[Path], *, weights: Sequence[float], out: Path) -> None:
     """Write the interpolated model; everything but the weights is copied from the first specialist."""
+    _write_average(specialists, weights=weights, out=out, file="model.safetensors")
+
+
+def merge_factors(specialists: Sequence[Path], *, weights: Sequence[float], out: Path) -> None:
+    """Write the LoRA adapter of averaged factors, `s (sum_k weights_k B_k)(sum_k weights_k A_k)`: not the exact sum."""
+    _write_average(specialists, weights=weights, out=out, file="adapter_model.safetensors")
+
+
+def _write_average(specialists: Sequence[Path], *, weights: Sequence[float], out: Path, file: str) -> None:
     from safetensors.torch import save_file
 
     merged = merge_states([read_weights(folder) for folder in specialists], weights=weights)
-    for file in sorted(specialists[0].iterdir()):
-        if file.is_file() and not file.name.endswith(_WEIGHT_FILES):
-            shutil.copy2(file, out / file.name)
+    _copy_others(specialists[0], out)
     tensors = {name: tensor.contiguous() for name, tensor in merged.items()}
-    save_file(tensors, out / "model.safetensors", {"format": "pt"})
+    save_file(tensors, out / file, {"format": "pt"})
 
 
-def merge_adapters(specialists: Sequence[Path], *, weights: Sequence[float], out: Path) -> None:
+def _copy_others(source: Path, out: Path) -> None:
+    """Copy the files of a model directory that hold no weights and are not in `out` yet."""
+    for file in sorted(source.iterdir()):
+        if file.is_file() and not (out / file.name).exists() and not file.name.endswith(_WEIGHT_FILES):
+            shutil.copy2(file, out / file.name)
+
+
+def merge_into_base(specialists: Sequence[Path], *, weights: Sequence[float], out: Path) -> None:
+    """Merge each LoRA adapter into its base, write the average of the full models as a full checkpoint."""
+    from align.models import load_model, load_tokenizer, save_model
+
+    models = [load_model(folder) for folder in specialists]
+    merged = merge_states([model.state_dict() for model in models], weights=weights)
+    models[0].load_state_dict(merged)
+    save_model(models[0], load_tokenizer(specialists[0]), out)
+
+
+def merge_exactly(specialists: Sequence[Path], *, weights: Sequence[float], out: Path) -> None:
     """Write one LoRA adapter whose weight change is exactly `sum_k weights_k delta W_k`, of the ranks' sum."""
     from peft import PeftConfig, PeftModel
 
@@ -227,6 +296,4 @@ def merge_adapters(specialists: Sequence[Path], *, weights: Sequence[float], out
     for file in (out / "soup").iterdir():
         shutil.move(file, out / file.name)
     (out / "soup").rmdir()
-    for file in sorted(specialists[0].iterdir()):
-        if file.is_file() and not (out / file.name).exists() and not file.name.endswith(_WEIGHT_FILES):
-            shutil.copy2(file, out / file.name)
+    _copy_others(specialists[0], out)

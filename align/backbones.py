@@ -1,0 +1,158 @@
+"""Several causal LMs of one tokenizer in memory: adapters of one base share its backbone and are switched, not copied.
+
+K LoRA adapters cost one base model and K small sets of factors; full checkpoints cost what they are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from align.errors import UserError
+from align.runs import model_dir
+
+
+@dataclass
+class Backbone:
+    """A base model in memory and the adapters loaded onto it; at most one of them is active."""
+
+    model: Any
+    peft: Any = None  # the wrapper that PEFT puts around `model`, whose layers it replaces in place
+    adapters: dict[str, str] = field(default_factory=dict)  # adapter directory to its name in `peft`
+    active: str | None = None
+
+    def add(self, folder: str) -> None:
+        """Load the adapter of `folder`; UserError when it cannot be read, or could not be switched off again."""
+        from peft import PeftConfig, PeftModel
+
+        from align.models import unreadable
+
+        name = f"adapter_{len(self.adapters)}"
+        try:
+            config = PeftConfig.from_pretrained(folder)
+            if getattr(config, "bias", "none") != "none":  # these are biases of the backbone itself
+                raise UserError(f"{folder} has trained biases, which all adapters of its base would share; merge it")
+            if self.peft is None:
+                self.peft = PeftModel.from_pretrained(self.model, folder, adapter_name=name)
+            else:
+                self.peft.load_adapter(folder, adapter_name=name)
+        except UserError:
+            raise
+        except Exception as error:  # a damaged file shows as whatever the loaders of Hugging Face raise
+            raise unreadable(folder, error) from error
+        self.peft.eval()
+        self.adapters[folder] = self.active = name
+        self.peft.set_adapter(name, inference_mode=True)
+
+    def switch(self, name: str | None) -> None:
+        """Make adapter `name` the active one; None is the base model without any."""
+        if self.peft is None or name == self.active:
+            return
+        if name is None:
+            self.peft.base_model.disable_adapter_layers()
+        else:
+            if self.active is None:
+                self.peft.base_model.enable_adapter_layers()
+            self.peft.set_adapter(name, inference_mode=True)
+        self.active = name
+
+
+@dataclass(frozen=True)
+class View:
+    """A model on a shared backbone, read like a model in eval mode; it switches the backbone before each pass."""
+
+    backbone: Backbone
+    adapter: str | None = None
+
+    def __call__(self, **inputs: Any) -> Any:
+        self.backbone.switch(self.adapter)
+        return self.backbone.model(**inputs)
+
+    def eval(self) -> View:
+        """Nothing to do: a view is for reading."""
+        return self
+
+    @property
+    def config(self) -> Any:
+        return self.backbone.model.config
+
+    @property
+    def generation_config(self) -> Any:
+        return self.backbone.model.generation_config
+
+    @property
+    def device(self) -> Any:
+        return self.backbone.model.device
+
+
+class ModelPool:
+    """Models by directory, each loaded when it is first asked for and kept until `release`."""
+
+    def __init__(self) -> None:
+        self._backbones: dict[str, Backbone] = {}
+        self._given: dict[str, Any] = {}
+        self._tokenizers: dict[str, Any] = {}
+
+    @classmethod
+    def of(cls, models: Mapping[str, Any], tokenizer: Any) -> ModelPool:
+        """A pool of models that are in memory already, by names of the caller's choice; `release` keeps them."""
+        pool = cls()
+        pool._given = {name: model.eval() for name, model in models.items()}
+        pool._tokenizers = dict.fromkeys(models, tokenizer)
+        return pool
+
+    def model(self, path: str) -> Any:
+        """The causal LM of a run, model or adapter directory, or hub id, in eval mode; UserError as `load_model`."""
+        if path in self._given:
+            return self._given[path]
+        folder = model_dir(path)
+        base = _base_of(folder)
+        if base is None:
+            return View(self._backbone(folder))
+        backbone = self._backbone(base)
+        if folder not in backbone.adapters:
+            backbone.add(folder)
+        return View(backbone, backbone.adapters[folder])
+
+    def tokenizer(self, paths: Sequence[str]) -> Any:
+        """The tokenizer that all of `paths` share; UserError naming the first one that has another vocabulary."""
+        from align.models import load_tokenizer
+
+        for path in paths:
+            if path not in self._tokenizers:
+                self._tokenizers[path] = load_tokenizer(path)
+        first = self._tokenizers[paths[0]]
+        for path in paths[1:]:
+            if self._tokenizers[path] is not first and self._tokenizers[path].get_vocab() != first.get_vocab():
+                raise UserError(f"{path} and {paths[0]} have different tokenizers; give models of one vocabulary")
+        return first
+
+    def release(self) -> None:
+        """Let go of every model that this pool loaded."""
+        self._backbones = {}
+
+    def _backbone(self, folder: str) -> Backbone:
+        import torch
+
+        from align.models import load_model
+
+        key = str(Path(folder).resolve()) if Path(folder).is_dir() else folder
+        if key not in self._backbones:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            self._backbones[key] = Backbone(load_model(folder).eval().to(device))
+        return self._backbones[key]
+
+
+def _base_of(folder: str) -> str | None:
+    """The base model of an adapter directory, None for a full checkpoint; UserError when the adapter names none."""
+    file = Path(folder) / "adapter_config.json"
+    if not file.is_file():
+        return None
+    try:
+        base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{file} names no base model ({error!r}); save the adapter again") from error
+    return model_dir(str(base))
