@@ -83,7 +83,7 @@ def make_plan(config: Config, out: Path) -> Plan:
     judged = tuple(f"{kind} {name}" for kind in ("reward model", "judge") for name in NAMES)
     tasks.append(Task("reward table", hh_evaluate.reward_table, arguments, judged))
     stages["reward table"] = out / "reward-table"
-    _methods(config, out, plan)
+    _methods(config, out, plan, reward_models=own)
     _evaluations(config, out, plan, models=models)
     return plan
 
@@ -128,11 +128,12 @@ def _reward_models(
     return models
 
 
-def _methods(config: Config, out: Path, plan: Plan) -> None:
-    """A fine-tuning task per row and preference; a soup waits for the vertices of the row it is made of."""
+def _methods(config: Config, out: Path, plan: Plan, *, reward_models: Mapping[str, str]) -> None:
+    """Fine-tuning tasks of every row: one per preference, or one for all; specialists are waited for."""
     from align.methods import METHODS
 
-    common = {"reference": plan.reference, "pairs": str(out / "pairs"), "names": NAMES}
+    common = {"reference": plan.reference, "pairs": str(out / "pairs"), "reward_models": reward_models}
+    vertices = [Weights.vertex(k, len(NAMES)).label for k in range(len(NAMES))]
     for row, spec in config.methods.items():
         if spec.get("method") not in METHODS:
             raise UserError(
@@ -141,19 +142,29 @@ def _methods(config: Config, out: Path, plan: Plan) -> None:
         source = spec.get("specialists_of")
         if source is not None and source not in plan.points:
             raise UserError(f"methods: row {row!r} takes specialists of {source!r}, which is not a row above it")
-        plan.points[row] = {}
-        for weights in plan.preferences:
-            folder = out / "methods" / row / weights.label
-            plan.points[row][weights.label] = folder
-            arguments = {**common, "out": str(folder), "method": spec["method"], "weights": list(weights.values)}
+        labels = [w.label for w in plan.preferences]
+        folder = out / "methods" / row.replace("/", "_")
+        family = spec.get("runs", "points") == "family"
+        plan.points[row] = {label: folder / ("all" if family else label) for label in labels}
+        for place, asked in ((folder / "all", labels),) if family else ((folder / w, [w]) for w in labels):
+            arguments = {**common, "out": str(place), "method": spec["method"], "preferences": asked}
             needs: tuple[str, ...] = ("pairs",)
+            arguments["settings"] = dict(spec.get("settings", {}))
             if source is None:
-                arguments["settings"] = {"seed": config.seed, **spec.get("settings", {})}
+                arguments["settings"] = _seeded(spec["method"], config.seed) | arguments["settings"]
             else:
-                vertices = [Weights.vertex(k, len(NAMES)).label for k in range(len(NAMES))]
-                arguments |= {"settings": {}, "specialists": [str(plan.points[source][v]) for v in vertices]}
+                arguments["specialists"] = [str(plan.points[source][v]) for v in vertices]
                 needs = tuple(f"{source} {v}" for v in vertices)
-            plan.tasks.append(Task(f"{row} {weights.label}", hh_stages.finetune, arguments, needs))
+            plan.tasks.append(Task(f"{row} {place.name}", hh_stages.finetune, arguments, needs))
+
+
+def _seeded(method: str, seed: int) -> dict[str, int]:
+    """The run's seed, for methods that have one (best-of-n has none: it draws at decoding)."""
+    import dataclasses
+
+    from align.methods import METHODS
+
+    return {"seed": seed} if "seed" in {f.name for f in dataclasses.fields(METHODS[method].Config)} else {}
 
 
 def _evaluations(config: Config, out: Path, plan: Plan, *, models: Mapping[str, Mapping[str, str]]) -> None:
@@ -175,7 +186,8 @@ def _evaluations(config: Config, out: Path, plan: Plan, *, models: Mapping[str, 
     add("reference", plan.preferences[0], plan.reference, ready)
     for row, points in plan.points.items():
         for weights in plan.preferences:
-            add(row, weights, str(points[weights.label]), (f"{row} {weights.label}", *ready))
+            place = points[weights.label]
+            add(row, weights, str(place), (f"{row} {place.name}", *ready))
     spender = config.controls["overspender_of"]
     if spender not in plan.points:
         raise UserError(

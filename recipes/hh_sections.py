@@ -44,11 +44,12 @@ class Controls:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A row of the table."""
+    """A row of the table; runs: points trains once per preference, family once for all of them."""
 
     method: str
     settings: dict[str, Any] = field(default_factory=dict)
     specialists_of: str | None = None
+    runs: str = "points"
 
 
 def check(config: Any, *, where: str) -> None:
@@ -80,6 +81,8 @@ def check(config: Any, *, where: str) -> None:
         row = build(Row, values, where=f"{where}: methods: {name}")
         if row.method not in METHODS:
             raise UserError(f"{where}: methods: {name}: no method {row.method!r}; choose from {', '.join(METHODS)}")
+        if row.runs not in ("points", "family"):
+            raise UserError(f"{where}: methods: {name}: runs must be points or family, not {row.runs!r}")
         build(METHODS[row.method].Config, row.settings, where=f"{where}: methods: {name}: settings")
 
 

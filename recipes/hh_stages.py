@@ -181,48 +181,70 @@ def pairs(
     run_stage(out, stage="pairs", config=config, body=body, inputs=inputs)
 
 
-class Recorded:
-    """An objective that looks up the scores which a pairs run holds: MODPO's margins without scoring again."""
+class Scored:
+    """A reward model in the z units of a pairs run, which looks up the scores that the run holds already."""
 
-    def __init__(self, rows: Sequence[Mapping[str, Any]], *, index: int, name: str) -> None:
+    def __init__(self, pairs: str, *, rows: Sequence[Mapping[str, Any]], index: int, name: str, model: str) -> None:
+        from align.objectives import RewardModelObjective, load_normalizer
+
         self.__name__ = name
+        self.model = RewardModelObjective(model, name=name)
+        self.normalizer = load_normalizer(Path(pairs) / f"normalizer-{name}.json")
         sides = (("a", "scores_a"), ("b", "scores_b"))
         self.known = {(r["prompt"], r[text]): r[scores][index] for r in rows for text, scores in sides}
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float | None]:
-        return [self.known[pair] for pair in zip(prompts, completions, strict=True)]
+        asked = list(zip(prompts, completions, strict=True))
+        new = list(dict.fromkeys(pair for pair in asked if pair not in self.known))
+        if new:
+            scores = self.normalizer(self.model([p for p, _ in new], [c for _, c in new]))
+            fresh = dict(zip(new, scores, strict=True))
+        return [self.known[pair] if pair in self.known else fresh[pair] for pair in asked]
+
+
+def objectives_of(pairs: str, *, reward_models: Mapping[str, str]) -> dict[str, Scored]:
+    """What the methods are trained on, by name: the reward models in the units of the pairs run."""
+    rows = hh_data.read_rows(Path(pairs) / "rows.jsonl")
+    return {
+        name: Scored(pairs, rows=rows, index=k, name=name, model=path)
+        for k, (name, path) in enumerate(reward_models.items())
+    }
 
 
 def finetune(
-    *, out: str, method: str, settings: Settings, weights: Sequence[float], names: Sequence[str], reference: str,
-    pairs: str, specialists: Sequence[str] = (),
+    *, out: str, method: str, settings: Settings, preferences: Sequence[str], reference: str, pairs: str,
+    reward_models: Mapping[str, str], specialists: Sequence[str] = (),
 ) -> None:  # fmt: skip
-    """One point of one row: a policy family with one preference. `specialists` are the runs that a soup is made of."""
+    """A row at the preferences of these labels: one training run. `specialists` are the runs that a row is made of."""
 
     def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
         from align.families import load_family
         from align.methods import METHODS
-        from align.preferences import Weights
+        from align.preferences import parse_preference
         from align.runs import model_dir
 
         options = dict(settings)
         if specialists:
             options["specialists"] = tuple(next(iter(load_family(run).points.values())) for run in specialists)
-        rows, asked = hh_data.read_rows(Path(pairs) / "rows.jsonl"), Weights(tuple(weights))
+        rows = hh_data.read_rows(Path(pairs) / "rows.jsonl")
+        asked = [parse_preference(label) for label in preferences]
         family = METHODS[method].fit(
             METHODS[method].Config(**options),
             reference=model_dir(reference),
-            objectives={name: Recorded(rows, index=k, name=name) for k, name in enumerate(names)},
-            preferences=[asked],
+            objectives=objectives_of(pairs, reward_models=reward_models),
+            preferences=asked,
             out=folder,
             ledger=ledger,
             comparisons=rows,
+            prompts=[{"id": row["id"], "prompt": row["prompt"]} for row in rows],
         )
-        family.policy(asked)  # a soup is merged here, not at its first evaluation
+        for preference in asked:
+            family.policy(preference)  # a soup is merged here, not at its first evaluation
         family.save(folder)
-        return {"optimises": family.optimises[asked.label]}
+        return {"optimises": {label: family.optimises[label] for label in preferences}}
 
     inputs = {"reference": content_key(reference), "pairs": open_run(pairs).fingerprint}
+    inputs |= {f"reward model {name}": content_key(path) for name, path in reward_models.items()}
     inputs |= {path: open_run(path).fingerprint for path in specialists}
-    config = {"method": method, "settings": settings, "weights": list(weights)}
+    config = {"method": method, "settings": settings, "preferences": list(preferences)}
     run_stage(out, stage=f"finetune {method}", config=config, body=body, inputs=inputs)

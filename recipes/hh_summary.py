@@ -106,8 +106,7 @@ def _row_info(config: Config, *, plan: Plan) -> dict[str, dict[str, Any]]:
     base = "likelihood of the demonstrations"
     info["reference"] |= {"optimises": base, "note": "what every KL is measured against", "rewards": "none"}
     for row, points in plan.points.items():
-        runs = [open_run(path) for path in points.values()]
-        claims = dict(zip(points, (run.metrics["optimises"] for run in runs), strict=True))
+        claims = {label: open_run(path).metrics["optimises"][label] for label, path in points.items()}
         info[row] |= {"optimises": joined_claims(claims), "note": _method_note(config, row)}
         info[row]["ledger"] = ledger_table(_row_costs(config, row, plan=plan))["total"]
     for name, words in CONTROL_NOTES.items():
@@ -118,7 +117,7 @@ def _row_info(config: Config, *, plan: Plan) -> dict[str, dict[str, Any]]:
 
 def _row_costs(config: Config, row: str, *, plan: Plan) -> dict[str, dict[str, float]]:
     """Ledgers of what a row is made of: its points, a soup's specialists, the pairs and their reward models."""
-    costs = {label: open_run(path).ledger for label, path in plan.points[row].items()}
+    costs = {str(path): open_run(path).ledger for path in plan.points[row].values()}  # one run may hold all points
     source = config.methods[row].get("specialists_of")
     if source:
         vertices = [w.label for w in plan.preferences if w.is_vertex]
@@ -130,8 +129,8 @@ def _row_costs(config: Config, row: str, *, plan: Plan) -> dict[str, dict[str, f
 def _method_note(config: Config, row: str) -> str:
     source = config.methods[row].get("specialists_of")
     if source:
-        return f"weights of the two specialists of {source} interpolated: no training of its own"
-    return "offline, from pairs of reference samples that the learned reward models judge in z units"
+        return f"made of the two specialists of {source}: no training of its own"
+    return "trained on the learned reward models, in z units of the reference's samples"
 
 
 def _second_judge(
@@ -206,14 +205,15 @@ def _notes(
 def _runs(plan: Plan) -> list[Run]:
     """Every finished run behind the summary."""
     folders = [*plan.stages.values(), *(f for found in plan.cells.values() for f in found)]
-    return [open_run(folder) for folder in (*folders, *(p for points in plan.points.values() for p in points.values()))]
+    folders += [path for points in plan.points.values() for path in points.values()]
+    return [open_run(folder) for folder in dict.fromkeys(folders)]
 
 
 def _costs(plan: Plan) -> dict[str, dict[str, float]]:
     """Stage -> ledger; the points of a row and all evaluations are added up."""
     costs = {name: open_run(path).ledger for name, path in plan.stages.items()}
     for row, points in plan.points.items():
-        costs[row] = ledger_table({label: open_run(path).ledger for label, path in points.items()})["total"]
+        costs[row] = ledger_table({str(path): open_run(path).ledger for path in points.values()})["total"]
     runs = {str(folder): open_run(folder).ledger for folders in plan.cells.values() for folder in folders}
     costs["evaluate"] = ledger_table(runs)["total"]
     return costs
