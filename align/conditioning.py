@@ -1,7 +1,8 @@
 """Preferences told to a policy in its prompt: tags as text or as tokens of their own, and the family of such policies.
 
 A tag says one number per objective, rounded to a level: `<helpful: 0.3> <harmless: 0.7> ` before the prompt. As tokens,
-every level of every objective is one added token, which the policy reads and never writes. Legend: K objectives.
+every level of every objective is one added token, which the policy reads and never writes: `forbid` takes its
+probability away in training, `TaggedPolicy` when the policy is asked. Legend: B rows, T tokens, K objectives.
 """
 
 from __future__ import annotations
@@ -19,38 +20,57 @@ from align.policies import FAMILY_FILE, Component, ModelPolicy, relative_path
 from align.preferences import Direction, Preference, Targets, Weights, parse_preference
 from align.runs import model_dir, write_json
 
+MODES = ("auto", "text", "tokens")
+FREE = "any"
+FORBIDDEN = -1e4  # added to a logit: probability 0 in every floating-point type, without the NaN of 0 times infinity
+
+Numbers = Sequence[float | None]  # one per objective; None: said to be free, where the tags allow it
+
 
 @dataclass(frozen=True)
 class Tags:
-    """How K numbers in [low, high] are written before a prompt, in `levels` steps; UserError when they cannot be."""
+    """How K numbers in [low, high] are written before a prompt, in `levels` steps; UserError when they cannot be.
+
+    With `free`, None is written as `<helpful: any>`: the prompt asks nothing of that objective.
+    """
 
     names: tuple[str, ...]
     levels: int = 10
     low: float = 0.0
     high: float = 1.0
     tokens: bool = False  # one added token per objective and level; else plain text of the tokenizer's own words
+    free: bool = False
 
     def __post_init__(self) -> None:
         checks.at_least(1, self, "levels")
-        if not self.names or not self.low < self.high or not all(math.isfinite(v) for v in (self.low, self.high)):
+        if not self.names or not all(math.isfinite(v) for v in (self.low, self.high)) or not self.low < self.high:
             raise UserError(f"tags need objectives and low below high, not {self.names}, {self.low:g}, {self.high:g}")
         for name in self.names:
             if not re.fullmatch(r"\w[\w-]*", name):
                 raise UserError(f"objective {name!r} cannot stand in a tag; use letters, digits, _ and -")
+        if len(set(self.vocabulary())) < len(self.names) * (self.levels + 1 + self.free):
+            raise UserError(
+                f"{self.levels} levels from {self.low:g} to {self.high:g} cannot be told apart with six decimals, or "
+                f"{', '.join(self.names)} repeat a name; use fewer levels"
+            )
 
-    def rounded(self, values: Sequence[float]) -> tuple[float, ...]:
-        """The levels nearest to `values`; what lies outside [low, high] is moved to its end."""
+    def rounded(self, values: Numbers) -> tuple[float | None, ...]:
+        """The numbers that the tags say: the nearest levels; what lies outside [low, high] is moved to its end."""
         if len(values) != len(self.names):
             raise UserError(f"{len(values)} numbers for the tags of {len(self.names)} objectives")
+        if None in values and not self.free:
+            raise UserError("these tags say a number for every objective; None needs tags with free")
         width = (self.high - self.low) / self.levels
-        clipped = (min(max(float(v), self.low), self.high) for v in values)
-        return tuple(self.low + round((v - self.low) / width) * width for v in clipped)
+        places = [None if v is None else (min(max(v, self.low), self.high) - self.low) / width for v in values]
+        # Halves go to the even level (.25 and .75 still sum to 1), and are told from what floating point makes of them.
+        return tuple(None if place is None else float(self._level(round(round(place, 9)))) for place in places)
 
-    def text(self, values: Sequence[float]) -> str:
+    def text(self, values: Numbers) -> str:
         """The tags of K numbers, with the space that parts them from the prompt."""
-        return "".join(f"{self._tag(n, v)} " for n, v in zip(self.names, self.rounded(values), strict=True))
+        said = (FREE if v is None else _decimal(v) for v in self.rounded(values))
+        return "".join(f"<{name}: {value}> " for name, value in zip(self.names, said, strict=True))
 
-    def apply(self, prompt: str, values: Sequence[float]) -> str:
+    def apply(self, prompt: str, values: Numbers) -> str:
         """The prompt behind its tags."""
         return self.text(values) + prompt
 
@@ -58,31 +78,63 @@ class Tags:
         """The prompt without its tags, as it was before `apply`; UserError when it does not begin with them."""
         return prompt[self._match(prompt).end() :]
 
-    def values(self, prompt: str) -> tuple[float, ...]:
+    def values(self, prompt: str) -> tuple[float | None, ...]:
         """The numbers that a tagged prompt says."""
-        return tuple(float(text) for text in self._match(prompt).groups())
+        return tuple(None if text == FREE else float(text) for text in self._match(prompt).groups())
 
     def vocabulary(self) -> list[str]:
-        """Every tag, objective by objective, levels rising."""
-        width = (self.high - self.low) / self.levels
-        return [self._tag(name, self.low + i * width) for name in self.names for i in range(self.levels + 1)]
+        """Every tag, objective by objective, levels rising, a free one last."""
+        said = [self._level(i) for i in range(self.levels + 1)] + [FREE] * self.free
+        return [f"<{name}: {value}>" for name in self.names for value in said]
 
-    def _tag(self, name: str, value: float) -> str:
-        return f"<{name}: {round(value, 6) + 0.0:g}>"
+    def _level(self, step: int) -> str:
+        return _decimal(self.low + step * (self.high - self.low) / self.levels)
 
     def _match(self, prompt: str) -> re.Match[str]:
-        pattern = "".join(rf"<{re.escape(name)}: (-?[0-9.e-]+)> " for name in self.names)
-        found = re.match(pattern, prompt)
+        number = rf"(-?[0-9.]+|{FREE})" if self.free else r"(-?[0-9.]+)"
+        found = re.match("".join(f"<{re.escape(name)}: {number}> " for name in self.names), prompt)
         if found is None:
             raise UserError(f"the prompt {prompt[:60]!r} does not begin with the tags of {', '.join(self.names)}")
         return found
 
 
+def _decimal(value: float) -> str:
+    """At most six decimals, no exponent and no negative zero."""
+    return f"{round(value, 6) + 0.0:.6f}".rstrip("0").rstrip(".")
+
+
+def choose_tags(mode: str, *, reference: str, **fields: Any) -> Tags:
+    """Tags of these `fields`, as text or as tokens; auto: as text where the reference's tokenizer can say them all."""
+    if mode not in MODES:
+        raise UserError(f"tags must be one of {', '.join(MODES)}, not {mode!r}")
+    plain = Tags(**fields)
+    if mode == "text" or (mode == "auto" and can_say(plain, reference)):
+        return plain
+    return Tags(**fields, tokens=True)
+
+
+def can_say(tags: Tags, reference: str) -> bool:
+    """Whether the tokenizer of `reference` encodes the text of every tag, without unknown tokens and without loss."""
+    from align.models import load_tokenizer
+
+    tokenizer = load_tokenizer(reference)
+    for tag in tags.vocabulary():
+        try:
+            ids = tokenizer(tag, add_special_tokens=False)["input_ids"]
+        except Exception:  # the Rust library raises this bare type for a word that a word-level vocabulary lacks
+            return False
+        back = tokenizer.decode(ids)
+        if tokenizer.unk_token_id in ids or "".join(back.split()) != "".join(tag.split()):
+            return False
+    return True
+
+
 def tagged_checkpoint(reference: str, *, tags: Tags, out: Path, seed: int = 0) -> str:
     """The directory to train a tagged policy from: the reference, or with tag tokens a copy in `out` that has them.
 
-    A new embedding is the vocabulary's mean plus a part that moves along a line with the level, so that neighbouring
-    levels start as neighbours. UserError when the tokenizer has one of the tags as a token already.
+    A new embedding is the vocabulary's mean, a part of the objective's own, and a part that moves along a line with the
+    level: neighbouring levels start as neighbours, and the ends as far apart as two words are, which training on small
+    steps needs. UserError when the tokenizer has one of the tags as a token already.
     """
     if not tags.tokens:
         return model_dir(reference)
@@ -98,13 +150,13 @@ def tagged_checkpoint(reference: str, *, tags: Tags, out: Path, seed: int = 0) -
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     generator = torch.Generator().manual_seed(seed)
     noise_K2D = torch.randn(len(tags.names), 2, old.shape[1], generator=generator) * old.std(0)
-    place = torch.linspace(-1, 1, tags.levels + 1)[None, :, None]
-    rows_D = (old.mean(0) + noise_K2D[:, :1] * 0.5 + noise_K2D[:, 1:] * place * 0.5).flatten(0, 1)
+    place_L = torch.cat([torch.linspace(-1, 1, tags.levels + 1), torch.zeros(int(tags.free))])
+    rows_D = (old.mean(0) + 0.5 * noise_K2D[:, :1] + 1.5 * noise_K2D[:, 1:] * place_L[:, None]).flatten(0, 1)
     inside, outside = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     with torch.no_grad():
-        inside[known:] = rows_D
+        inside[known : len(tokenizer)] = rows_D
         if outside is not inside:
-            outside[known:] = outside[:known].mean(0)
+            outside[known : len(tokenizer)] = outside[:known].mean(0)
     return str(save_model(model, tokenizer, Path(out)))
 
 
@@ -113,10 +165,29 @@ def tag_ids(tokenizer: Any, tags: Tags) -> list[int]:
     return [tokenizer.convert_tokens_to_ids(tag) for tag in tags.vocabulary()] if tags.tokens else []
 
 
+def forbid(model: Any, ids: Sequence[int]) -> Any:
+    """The model, in memory, with probability 0 for these tokens wherever it is read or sampled: a bias of its head.
+
+    A saved checkpoint does not have the bias. ValueError for a head that has one already.
+    """
+    import torch
+
+    if not ids:
+        return model
+    head = model.get_output_embeddings()
+    if head.bias is not None:
+        raise ValueError("this model's output head has a bias; tag tokens cannot be forbidden there")
+    bias_V = torch.zeros(head.weight.shape[0], device=head.weight.device)
+    bias_V[list(ids)] = FORBIDDEN
+    del head.bias  # an empty parameter, whose name the buffer takes
+    head.register_buffer("bias", bias_V, persistent=False)
+    return model
+
+
 class TaggedPolicy(ModelPolicy):
     """A causal LM that reads its preference as tags before the prompt."""
 
-    def __init__(self, path: str | Path, *, tags: Tags, values: Sequence[float], name: str) -> None:
+    def __init__(self, path: str | Path, *, tags: Tags, values: Numbers, name: str) -> None:
         super().__init__(path, name=name)
         self.tags, self.values = tags, tags.rounded(values)
 
@@ -125,10 +196,29 @@ class TaggedPolicy(ModelPolicy):
         self.banned = tuple(tag_ids(loaded[1], self.tags))
         return loaded
 
+    def prefix(self) -> tuple[int, ...]:
+        """Ids of the tags, read apart from the prompt; UserError where the tokenizer may join both into one token."""
+        text = self.tags.text(self.values)
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if ids != self.tokenizer(text.rstrip(), add_special_tokens=False)["input_ids"]:
+            raise UserError(f"{self.name}: text tags may share a token with the prompt; train it with tags: tokens")
+        return tuple(ids)
+
     def components(self) -> list[Component]:
-        """The model behind the ids of its tags (read apart from the prompt, as a word-level tokenizer would anyway)."""
-        ids = self.tokenizer(self.tags.text(self.values), add_special_tokens=False)["input_ids"]
-        return [Component(self.model, tuple(ids))]
+        """The model behind the ids of its tags."""
+        return [Component(self.model, self.prefix())]
+
+    def next_token_logprobs(self, input_ids_BT: Any, attention_mask_BT: Any) -> Any:
+        """(B, V) float32 log-probabilities after the last position of untagged, left-padded rows."""
+        import torch
+
+        tags_BT = torch.tensor(self.prefix(), device=input_ids_BT.device).expand(len(input_ids_BT), -1)
+        # Before the padding, which has no position and is not attended to.
+        ids_BT, mask_BT = (
+            torch.cat([first, rest], -1)
+            for first, rest in ((tags_BT, input_ids_BT), (torch.ones_like(tags_BT), attention_mask_BT))
+        )
+        return super().next_token_logprobs(ids_BT, mask_BT)
 
     def generate(self, prompts: Sequence[str], **options: Any) -> list[str]:
         """One sampled completion per untagged prompt."""
@@ -150,6 +240,14 @@ def weights_as_they_are(preference: Preference, low_K: Sequence[float], high_K: 
 def direction_of(preference: Preference, low_K: Sequence[float], high_K: Sequence[float]) -> tuple[float, ...]:
     """A direction, or that in which weights point (DPA, Wang et al. 2024)."""
     return preference.values if isinstance(preference, Direction) else Direction.of(_weights(preference)).values
+
+
+def controls_l2(preference: Preference, low_K: Sequence[float], high_K: Sequence[float]) -> tuple[float | None, ...]:
+    """As `targets_l2`, but an objective of weight 0 is left free; for tags with `free`."""
+    targets = targets_l2(preference, low_K, high_K)
+    if isinstance(preference, Targets):
+        return targets
+    return tuple(t if w else None for t, w in zip(targets, _weights(preference), strict=True))
 
 
 def targets_l2(preference: Preference, low_K: Sequence[float], high_K: Sequence[float]) -> tuple[float, ...]:
@@ -183,12 +281,13 @@ def _between(shares: Sequence[float] | Weights, low_K: Sequence[float], high_K: 
     return tuple(low + share * (high - low) for share, low, high in zip(shares, low_K, high_K, strict=True))
 
 
-ASKED: dict[str, Callable[[Preference, Sequence[float], Sequence[float]], tuple[float, ...]]] = {
+ASKED: dict[str, Callable[[Preference, Sequence[float], Sequence[float]], Numbers]] = {
     "weights": weights_as_they_are,
     "direction": direction_of,
     "targets_l2": targets_l2,
     "targets_linf": targets_linf,
     "targets_linear": targets_linear,
+    "controls_l2": controls_l2,
 }
 
 
