@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+import sys
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -593,3 +596,69 @@ def test_kinds_of_configurations() -> None:
     assert kind_of(algorithm="grpo", kl="token", **{**common, "aggregation": "normalize_then_sum"}) == "gdpo"
     with pytest.raises(UserError, match="no predicted fixed point for 'dpo'"):
         predicted_fixed_point("dpo", world=WORLD, prompts=[], reference_leaves=[], weights=W)
+
+
+# ---- the study ------------------------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+
+def test_the_published_page_is_made_from_the_published_numbers() -> None:
+    from fixed_points_page import page
+
+    folder = ROOT / "docs" / "results"
+    result = json.loads((folder / "fixed_points.json").read_text(encoding="utf-8"))
+    text = (folder / "fixed_points.md").read_text(encoding="utf-8")
+    assert page(result) == text and result["command"] in text
+    assert min(result["draws"], result["soup_draws"]) >= 20
+    assert min(len(result["sequences"]), len(result["soups"])) >= 3
+
+
+def test_the_studys_numbers_of_a_small_world_again_by_hand() -> None:
+    """Three draws of two-token worlds: the row's share as a mean of ratios from loops over the 16 responses."""
+    import fixed_points as study
+
+    world = replace(study.WORLDS[1], prompts=2)
+    rows = study.measure_sequences(world, draws=3, seed=0)
+    tree = study.draw_trees(world, draws=3, seed=0)
+    shares = []
+    for draw_ in range(3):
+        for w in study.WEIGHTS:
+            regrets = {"reference": 0.0, "token_mod": 0.0}
+            for x in range(2):
+                first, second = (np.exp(level[draw_, x]) for level in tree.logref)
+                reward = tree.rewards[1][draw_, x]
+                ref = {(a, b): first[0, a] * second[a, b] for a in range(4) for b in range(4)}
+
+                def tilted(weights, ref=ref, reward=reward):
+                    law = {y: p * math.exp(reward[y] @ np.array(weights) / world.beta) for y, p in ref.items()}
+                    return {y: p / sum(law.values()) for y, p in law.items()}
+
+                star, parts = tilted(w), [tilted(e) for e in np.eye(2)]
+                heads = [[sum(p[a, b] for b in range(4)) for a in range(4)] for p in parts]
+                top = [heads[0][a] ** w[0] * heads[1][a] ** w[1] for a in range(4)]
+                law = {}
+                for a in range(4):
+                    one, two = ([p[a, b] / h[a] for b in range(4)] for p, h in zip(parts, heads, strict=True))
+                    tail = [one[b] ** w[0] * two[b] ** w[1] for b in range(4)]
+                    law |= {(a, b): top[a] / sum(top) * tail[b] / sum(tail) for b in range(4)}
+                for name, p in (("reference", ref), ("token_mod", law)):
+                    regrets[name] += sum(p[y] * math.log(p[y] / star[y]) for y in p)
+            shares.append(regrets["token_mod"] / regrets["reference"])
+    assert rows["token_mod"]["share"]["mean"] == pytest.approx(np.mean(shares), rel=1e-4)
+    assert rows["token_mod"]["share"]["n"] == 3
+    assert rows["plain"]["share"]["mean"] == 0 == rows["sequence_mod"]["share"]["mean"]
+    for row in rows.values():
+        assert row["share"]["mean"] >= row["share_best_beta"]["mean"] - 1e-9 >= row["share_best_weights"]["mean"] - 2e-9
+    again = study.measure_sequences(world, draws=3, seed=0)
+    assert again == rows != study.measure_sequences(world, draws=3, seed=1)
+
+
+def test_the_studys_soups_of_a_world_that_fits() -> None:
+    import fixed_points as study
+
+    rows = study.measure_soups(study.LOW_RANK_WORLDS[0], draws=3, seed=0)
+    for init in ("independent A", "shared A"):
+        assert rows[f"delta, {init}"]["share"]["mean"] == pytest.approx(0, abs=1e-4)
+        assert rows[f"factors, {init}"]["share"]["mean"] > 0.1 and rows[f"factors, {init}"]["exact_better"] == 3

@@ -34,6 +34,7 @@ class GroupAdvantages:
             self.log_count = _log_multinomial(self.counts)
             total_C = rewards_CK @ weights
             self.table = self._table(self.counts @ rewards_CK, self.counts @ rewards_CK**2, self.counts @ total_C**2)
+            self.squares = self.table**2
         elif draws is None:
             raise ValueError(f"{classes} reward classes in groups of {group} are too many to enumerate; give draws")
         else:
@@ -61,14 +62,15 @@ class GroupAdvantages:
         if self.counts is not None:
             with np.errstate(divide="ignore"):
                 log_mass = np.maximum(np.log(mass_C), -700.0)
-            weight_n, table = np.exp(self.counts @ log_mass + self.log_count), self.table
+            weight_n = np.exp(self.counts @ log_mass + self.log_count)
+            table, squares = self.table, self.squares
         else:
             edges_C = mass_C.cumsum() / mass_C.sum()
             pick = np.minimum(np.searchsorted(edges_C, self.uniform, side="right"), len(mass_C) - 1)
             others, total = self.rewards[pick], (self.rewards @ self.weights)[pick]
             table = self._table(others.sum(1), (others**2).sum(1), (total**2).sum(1))
-            weight_n = np.full(len(table), 1 / len(table))
-        return weight_n @ table, float(mass_C @ (weight_n @ table**2))
+            weight_n, squares = np.full(len(table), 1 / len(table)), table**2
+        return weight_n @ table, float(mass_C @ (weight_n @ squares))
 
 
 def _multisets(classes: int, size: int) -> np.ndarray:
