@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from align.adapters import ConditionedFamily
+from align.best_of_n import BestOfNFamily
 from align.conditioning import TaggedFamily
 from align.errors import UserError
+from align.guided import GuidedFamily
 from align.mixing import MixedFamily
 from align.policies import FAMILY_FILE, PointFamily
 from align.soups import SoupFamily
@@ -19,6 +21,8 @@ KINDS: dict[str, Any] = {
     "tagged": TaggedFamily,
     "conditioned": ConditionedFamily,
     "mixed": MixedFamily,
+    "guided": GuidedFamily,
+    "best_of_n": BestOfNFamily,
 }
 
 

@@ -332,8 +332,8 @@ class MixedFamily:
         content = {
             "kind": "mixed",
             "method": self.method,
-            "base": _stored(self.base, folder),
-            "parts": [_stored(path, folder) for path in self.parts],
+            "base": stored_model(self.base, folder),
+            "parts": [stored_model(path, folder) for path in self.parts],
             "gains": list(self.gains),
             "base_share": self.base_share,
             "alpha": self.alpha,
@@ -350,19 +350,19 @@ class MixedFamily:
         values = {name: content[name] for name in ("method", "base_share", "alpha", "normaliser", "point_cost")}
         return cls(
             **values,
-            base=_found(content["base"], folder),
-            parts=tuple(_found(path, folder) for path in content["parts"]),
+            base=found_model(content["base"], folder),
+            parts=tuple(found_model(path, folder) for path in content["parts"]),
             gains=tuple(content["gains"]),
             preferences=tuple(parse_preference(label) for label in content["preferences"]),
             optimises=dict(content["optimises"]),
         )
 
 
-def _stored(model: str, folder: Path) -> str:
+def stored_model(model: str, folder: Path) -> str:
     """A directory below `folder` as a path relative to it; another directory in full; a hub id as it is."""
     return relative_path(Path(model), Path(folder)) if Path(model).is_dir() else model
 
 
-def _found(model: str, folder: Path) -> str:
-    """The inverse of `_stored`."""
+def found_model(model: str, folder: Path) -> str:
+    """The inverse of `stored_model`."""
     return str(folder / model) if (folder / model).is_dir() else model

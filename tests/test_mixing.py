@@ -104,6 +104,9 @@ def test_power_rules_by_hand() -> None:
     logp = [torch.tensor(p, dtype=torch.float64).log() for p in ((0.2, 0.8), (0.6, 0.4))]
     rescaled = power_rescaled(logp, coefficients=(0.5, 0.5), alpha=1.0).exp()
     assert rescaled.tolist() == pytest.approx([0.3 / (0.3 + 1.6 / 3), 1.6 / 3 / (0.3 + 1.6 / 3)])
+    root = power_rescaled(logp, coefficients=(0.5, 0.5), alpha=0.5).exp()  # (mean of p^-1/2)^-2
+    means = [(0.5 * x**-0.5 + 0.5 * y**-0.5) ** -2 for x, y in ((0.2, 0.6), (0.8, 0.4))]
+    assert root.tolist() == pytest.approx([mean / sum(means) for mean in means])
     # With a uniform reference: 1/(2 pi) = 1/(2 h) + c for h = .3, .5333, that is pi = 1 / (1/h + 2c), summing to 1.
     uniform = torch.full((2,), 0.5, dtype=torch.float64).log()
     solved = power_solved([uniform, *logp], coefficients=(0.0, 0.5, 0.5), alpha=1.0)
@@ -280,8 +283,19 @@ def test_samples_follow_the_distribution_that_is_scored(models: list[str]) -> No
     assert len(common) > 20 and statistic < 125
 
 
-def test_prompts_of_different_lengths_are_answered_as_alone(models: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Left padding: probabilities and, drawing the likeliest token, whole responses of a batch are those of singles."""
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_prompts_of_different_lengths_are_answered_as_alone(
+    architecture: str, models: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Left padding: probabilities and, drawing the likeliest token, whole responses of a batch are those of singles.
+
+    GPT-2 adds its positions up, where Llama only reads differences between them.
+    """
+    if architecture == "gpt2":
+        models = [
+            make_reference(tmp_path / str(k), one_token=False, seed=k, architecture="gpt2", sharpness=20.0)
+            for k in range(3)
+        ]
     policy = mixed(models, 0.3, 0.3, 0.4)
     prompts = ["x :", "y y :", "x y x y :"]
     batch = make_tokenizer()(prompts, return_tensors="pt", padding=True, padding_side="left")
@@ -293,15 +307,20 @@ def test_prompts_of_different_lengths_are_answered_as_alone(models: list[str], m
         expected = sum(a * part for a, part in zip((0.3, 0.3, 0.4), parts, strict=True))
         assert torch.allclose(together[row].double(), expected.log_softmax(-1), atol=1e-5)
     monkeypatch.setattr(torch, "multinomial", lambda p, n: p.argmax(-1, keepdim=True))
-    answers = policy.generate(prompts, max_new_tokens=6, seed=0)
-    assert answers == [policy.generate([prompt], max_new_tokens=6, seed=0)[0] for prompt in prompts]
-    for prompt, answer in zip(prompts, answers, strict=True):  # with the caches as without any
-        path = prompt.split()
-        for word in answer.split():
-            ids = ids_of(" ".join(path))
-            assert WORDS[int(policy.next_token_logprobs(ids, torch.ones_like(ids)).argmax())] == word
-            path.append(word)
-    assert max(len(answer.split()) for answer in answers) > 1
+    width, lengths = batch["input_ids"].shape[1], []
+    drawn = policy.model.generate(**batch, max_new_tokens=6, pad_token_id=0)[:, width:].tolist()
+    for prompt, answer in zip(prompts, drawn, strict=True):
+        if END in answer:
+            answer = answer[: answer.index(END) + 1]  # padded after it
+        ids, lengths = ids_of(prompt), [*lengths, len(answer)]
+        alone = policy.model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, pad_token_id=0
+        )
+        assert alone[0, ids.shape[1] :].tolist() == answer
+        for token in answer:  # with the caches as without any
+            assert int(policy.next_token_logprobs(ids, torch.ones_like(ids)).argmax()) == token
+            ids = torch.cat([ids, torch.tensor([[token]])], 1)
+    assert max(lengths) > 2
 
 
 def test_a_list_of_ending_tokens_is_honoured(models: list[str], tmp_path: Path) -> None:
