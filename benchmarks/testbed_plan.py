@@ -44,6 +44,7 @@ class Plan:
     cells: dict[tuple[str, int, str, str], Path] = field(default_factory=dict)  # world, seed, row, preference
     fits: dict[tuple[str, int, str], list[Path]] = field(default_factory=dict)  # world, seed, row
     shared: dict[tuple[str, int, str], list[Path]] = field(default_factory=dict)  # what a row's rewards were made of
+    predictions: dict[tuple[str, str, str], Path] = field(default_factory=dict)  # world, row, preference
     made_of: dict[tuple[str, int, str], list[Path]] = field(default_factory=dict)  # the specialists of another row
     references: dict[tuple[str, int], Path] = field(default_factory=dict)
 
@@ -95,15 +96,18 @@ def make_plan(
     for seed in seeds:
         for name in worlds:
             world = load_world(name)
-            _Grid(plan, found, world=world, seed=seed, out=out, smoke=smoke).add(rows)
+            _Grid(plan, found, world=world, seed=seed, first=seeds[0], out=out, smoke=smoke).add(rows)
     return plan
 
 
 class _Grid:
     """Adds the tasks of one world and seed to a plan."""
 
-    def __init__(self, plan: Plan, found: Rows, *, world: Any, seed: int, out: Path, smoke: bool) -> None:
+    def __init__(
+        self, plan: Plan, found: Rows, *, world: Any, seed: int, first: int, out: Path, smoke: bool
+    ) -> None:
         self.plan, self.found, self.world, self.seed, self.smoke = plan, found, world, seed, smoke
+        self.first_seed = first
         self.name, self.place = world.config.name, out / world.config.name / f"seed-{seed}"
         self.base = out / f"reference-{world.corpus_key}" / f"seed-{seed}"
         self.common = {"world": jsonable(world.config)}
@@ -119,6 +123,7 @@ class _Grid:
             spec = self.found.rows[row]
             if self.name in spec.get("worlds", [self.name]):
                 self._row(row, spec)
+                self._prediction(row, spec)
 
     def _task(self, name: str, call: Any, arguments: Mapping[str, Any], needs: Sequence[str] = ()) -> str:
         full = f"{name} [{self.name} {self.seed}]"
@@ -208,10 +213,21 @@ class _Grid:
         out = self.place / "cells" / row.replace("/", "_") / weights.label
         self.plan.cells[self.name, self.seed, row, weights.label] = out
         arguments = {**self.common, "out": str(out), "row": row, "reference": self.reference, "policy": policy}
-        arguments |= {"weights": list(weights.values), "fixed_point": spec.get("fixed_point", "none")}
-        arguments |= {"asks": spec.get("asks", "weights"), "facts": str(self.place / "facts")}
-        arguments |= {"settings": self._settings(spec)}
+        arguments |= {"weights": list(weights.values), "asks": spec.get("asks", "weights")}
+        arguments["facts"] = str(self.place / "facts")
         self._task(f"evaluate {row} {weights.label}", bench.evaluate, arguments, [fitted])
+
+    def _prediction(self, row: str, spec: Mapping[str, Any]) -> None:
+        """The row's predicted fixed point, on the first seed only; rows of one kind share it."""
+        kind, n = spec.get("fixed_point", "none"), spec.get("settings", {}).get("n", 0)
+        if kind in ("none", "scalarised") or self.seed != self.first_seed:
+            return
+        for w in self.preferences:
+            out = self.place / "predictions" / (f"{kind}-{n}" if n else kind) / w.label
+            self.plan.predictions[self.name, row, w.label] = out
+            arguments = {**self.common, "out": str(out), "kind": kind, "reference": self.reference}
+            arguments |= {"weights": list(w.values), "n": n}
+            self._task(f"prediction {out.parent.name} {w.label}", bench.prediction, arguments, [self.facts])
 
 
 def row_key(found: Rows, row: str) -> str:

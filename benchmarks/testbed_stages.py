@@ -36,8 +36,9 @@ def facts(*, out: str, world: Settings, reference: str, weights: Sequence[Sequen
         for w in weights:
             best = optimum(training, Weights(tuple(w)), beta=place.config.beta)
             main = max(range(len(w)), key=lambda k: w[k])
+            slack = place.config.malformed_reward  # an objective of weight 0 is bound by nothing
             asked[Weights(tuple(w)).label] = [
-                None if k == main or w[k] == 0 else best.values[k] for k in range(len(w))
+                None if k == main else best.values[k] if w[k] > 0 else slack for k in range(len(w))
             ]
         classes = [{"rewards": c.rewards_CK.tolist(), "log_mass": c.log_mass_C.tolist()} for c in held_out]
         write_json(folder / "facts.json", {"classes": classes, "thresholds": asked})
@@ -76,29 +77,61 @@ def fit(
 
 
 def evaluate(
-    *, out: str, world: Settings, row: str, reference: str, policy: str, weights: Sequence[float], asks: str,
-    facts: str, fixed_point: str, settings: Settings,
-) -> None:  # fmt: skip
-    """Exact cells of one point on the held-out prompts, and the regret of the row's predicted fixed point there."""
+    *, out: str, world: Settings, row: str, reference: str, policy: str, weights: Sequence[float], asks: str, facts: str
+) -> None:
+    """The exact cell of one point: means over the held-out prompts."""
 
     def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
         from align.families import load_family
         from align.preferences import Weights, parse_preference
-        from evals.exact import exact_cells
 
         place, asked = stages.world_of(world), Weights(tuple(weights))
         tables = stages.reference_tables(place.config, reference, open_run(reference).fingerprint)
         answer = load_family(policy).policy(parse_preference(asked_label(weights, asks=asks, facts=facts)))
         tree = stages.tree_policy(answer, tables=tables, weights=asked, name=row)
-        cells = exact_cells(tree, row=row, weights=[asked], shifts=("none",), tables=tables)
-        predicted = predicted_regret(fixed_point, tables=tables, weights=asked, settings=settings)
-        write_json(folder / "cell.json", {**mean_cell(cells), "predicted_regret": predicted})
+        _write_cell(folder, tree, row=row, weights=asked, tables=tables)
         return {"samples_per_response": tree.samples_per_response}
 
     inputs = {"reference": open_run(reference).fingerprint, "policy": open_run(policy).fingerprint}
     inputs |= {"world": stages.world_of(world).hash}
-    config = {"row": row, "weights": weights, "fixed_point": fixed_point, "asks": asks}
+    config = {"row": row, "weights": weights, "asks": asks}
     run_stage(out, stage="evaluate", config=config, body=body, inputs=inputs)
+
+
+def _write_cell(folder: Path, tree: Any, *, row: str, weights: Any, tables: Any) -> None:
+    """`cell.json`: the cells of all prompts as one cell of their means; prompts weigh equally, as in every table."""
+    from evals.exact import exact_cells
+    from evals.tradeoffs import exact_points
+
+    cells = exact_cells(tree, row=row, weights=[weights], shifts=("none",), tables=tables)
+    (point,) = exact_points(cells)
+    write_json(folder / "cell.json", {**point, "row": row, "shift": "none", "item": "mean", "prompt": "mean"})
+
+
+def prediction(
+    *, out: str, world: Settings, kind: str, reference: str, weights: Sequence[float], n: int
+) -> None:
+    """The exact cell of what a row's expected update converges to, were every distribution free."""
+
+    def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
+        from functools import partial
+
+        from align.preferences import Weights
+        from align.testbed.predictions import Predicted
+        from align.testbed.tabular import HardBestOfN, gold_table
+
+        place, asked = stages.world_of(world), Weights(tuple(weights))
+        tables = stages.reference_tables(place.config, reference, open_run(reference).fingerprint)
+        if kind == "best_of_n":
+            tree: Any = HardBestOfN(tables, partial(gold_table, weights=asked), n, kind)
+        else:
+            tree = Predicted(kind, tables, asked, kind, population=place.test_prompts("none"))
+        _write_cell(folder, tree, row=kind, weights=asked, tables=tables)
+        return {"kind": kind}
+
+    inputs = {"reference": open_run(reference).fingerprint, "world": stages.world_of(world).hash}
+    config = {"kind": kind, "weights": weights, "n": n}
+    run_stage(out, stage="prediction", config=config, body=body, inputs=inputs)
 
 
 def closed_form(
@@ -109,7 +142,6 @@ def closed_form(
 
     def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
         from align.preferences import Weights
-        from evals.exact import exact_cells
         from recipes.demo_controls import closed_form_policy
 
         place, asked = stages.world_of(world), Weights(tuple(weights[0]))
@@ -118,18 +150,9 @@ def closed_form(
         tree = tables if kind == "reference" else closed_form_policy(
             name, reference=tables, weights=asked, options=options
         )  # fmt: skip
-        cells = exact_cells(tree, row=row, weights=[asked], shifts=("none",), tables=tables)
-        write_json(folder / "cell.json", {**mean_cell(cells), "predicted_regret": None})
+        _write_cell(folder, tree, row=row, weights=asked, tables=tables)
         return {"samples_per_response": tree.samples_per_response}
 
     inputs = {"reference": open_run(reference).fingerprint, "world": stages.world_of(world).hash}
     config = {"row": row, "kind": kind, "weights": weights, "options": options}
     run_stage(out, stage="closed form", config=config, body=body, inputs=inputs)
-
-
-def mean_cell(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The cells of all prompts as one cell of their means; prompts weigh equally, as in every table."""
-    from evals.tradeoffs import exact_points
-
-    (point,) = exact_points(cells)
-    return {**point, "row": cells[0]["row"], "shift": "none", "item": "mean", "prompt": f"mean of {len(cells)}"}

@@ -38,7 +38,8 @@ def collect(
                 entries.setdefault(row, {})[seed] = entry
         for row, by_seed in entries.items():
             about = methods.setdefault(row, {**describe(found, row), "worlds": {}})
-            about["worlds"][name] = over_seeds(by_seed)
+            parts = split(plan, found=found, world=world, row=row, by_seed=by_seed)
+            about["worlds"][name] = over_seeds(by_seed) | parts
     return {
         "methods": methods,
         "worlds": {name: {"hash": load_world(name).hash} for name in worlds},
@@ -47,6 +48,28 @@ def collect(
         "environment": environment(),
         "commit": commit(),
     }
+
+
+def split(
+    plan: Plan, *, found: Rows, world: Any, row: str, by_seed: Mapping[int, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Regret of the predicted fixed point (`wrong_objective`) and the rest (`unfinished`); None where it is unknown.
+
+    Predictions belong to the first seed's reference: the split is that seed's.
+    """
+    kind, nothing = found.rows.get(row, {}).get("fixed_point", "none"), {"wrong_objective": None, "unfinished": None}
+    seed = min(by_seed)
+    if kind == "none":
+        return nothing
+    regret = by_seed[seed]["regret_mean"]
+    if kind == "scalarised":
+        return {"wrong_objective": 0.0, "unfinished": regret}
+    folders = [plan.predictions.get((world.config.name, row, w.label)) for w in preferences_of(world)]
+    if not all(folder is not None and (folder / RUN_FILE).is_file() for folder in folders):
+        return nothing
+    cells = [json.loads((Path(f) / "cell.json").read_text(encoding="utf-8")) for f in folders if f]
+    predicted = float(np.mean([cell["regret"] for cell in cells]))
+    return {"wrong_objective": predicted, "unfinished": regret - predicted}
 
 
 def describe(found: Rows, row: str) -> dict[str, Any]:
@@ -79,13 +102,9 @@ def seed_table(plan: Plan, *, found: Rows, world: Any, seed: int, rows: Sequence
     result = {}
     for row, entry in table.items():
         regrets = [point["regret"] for point in entry["front"]]
-        predicted = [cell["predicted_regret"] for cell in cells[row]]
-        known = all(value is not None for value in predicted)
         result[row] = {
             "regret_mean": entry["regret"],
             "regret_share": entry["regret_share"],
-            "wrong_objective": float(np.mean(predicted)) if known else None,
-            "unfinished": entry["regret"] - float(np.mean(predicted)) if known else None,
             "matched_kl_hypervolume": entry["matched_kl_hypervolume"],
             "raw_hypervolume": entry["raw_hypervolume"],
             "kl": entry["kl"],
@@ -151,7 +170,7 @@ def over_seeds(by_seed: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
         return None if any(v is None for v in values) else float(np.mean(values))
 
     interval = stats.seed_interval([entry["regret_share"] for entry in entries])
-    names = ("regret_mean", "regret_share", "wrong_objective", "unfinished", "matched_kl_hypervolume", "kl")
+    names = ("regret_mean", "regret_share", "matched_kl_hypervolume", "raw_hypervolume", "kl")
     costs = ("training_runs", "samples_drawn", "scores_read", "flops", "seconds", "evaluation_seconds")
     taus = [entry["kendall_tau"] for entry in entries]
     return {
