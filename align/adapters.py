@@ -1,183 +1,86 @@
-"""Adapters whose weight change depends on the preference, row by row in a batch: SVD-LoRA, PBLoRA, dense directions.
+"""Conditioned adapters: put on a model, saved, loaded, merged into plain checkpoints, and the family of their policies.
 
-Every linear layer but the output computes `x W^T + x dW(w)^T` with dW = 0 at the start, so training begins at the
-frozen backbone. For one preference `dW(w)` is a plain matrix: `merge` writes an ordinary checkpoint, so that a point of
-the family costs nothing at decoding. Legend: B rows, K objectives, I and O features in and out, R rank, J directions.
+Every linear layer but the output gets a weight change that depends on the preference, row by row in a batch
+(align/adapter_layers.py), and training begins at the frozen backbone. For one preference the change is a plain matrix:
+`merge` writes an ordinary checkpoint, so that a point of the family costs nothing at decoding. Legend: K objectives.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from align.adapter_layers import (
+    LAYERS,
+    AdapterConfig,
+    ConditionedLinear,
+    DenseLinear,
+    PBLinear,
+    Preferences,
+    SVDLinear,
+)
 from align.errors import UserError
 from align.policies import FAMILY_FILE, ModelPolicy, relative_path
 from align.preferences import Preference, Weights, parse_preference
 from align.runs import fingerprint, model_dir, write_json
 
+__all__ = [
+    "LAYERS",
+    "AdapterConfig",
+    "ConditionedFamily",
+    "ConditionedLinear",
+    "DenseLinear",
+    "PBLinear",
+    "Preferences",
+    "SVDLinear",
+    "adapted_layers",
+    "attach",
+    "load_adapter",
+    "merge",
+    "merge_into",
+    "multiplied_parameters",
+    "save_adapter",
+    "trained",
+]
+
 ADAPTER_FILE, STATE_FILE = "conditioned.json", "conditioned.safetensors"
-
-
-@dataclass(frozen=True)
-class AdapterConfig:
-    """Which conditioned adapter: `rank` shared directions; for pblora also `preference_rank` conditioned ones."""
-
-    kind: str = "svd"
-    objectives: int = 2
-    rank: int = 8
-    preference_rank: int = 4  # pblora only: r2 of Lin et al. 2025
-    alpha: float = 16.0  # svd: scale alpha / rank; pblora: scale alpha / preference_rank, as their code has it
-
-    def __post_init__(self) -> None:
-        if self.kind not in LAYERS:
-            raise UserError(f"adapter kind {self.kind!r} is not one of {', '.join(LAYERS)}")
-        if min(self.objectives, self.rank, self.preference_rank) < 1 or not self.alpha > 0:
-            raise UserError("an adapter needs objectives, rank and preference_rank of at least 1 and alpha above 0")
-
-
-class Preferences:
-    """The preference of each row that the adapted layers read next; shared by all layers of a model."""
-
-    def __init__(self) -> None:
-        self.rows_BK: Tensor | None = None
-
-    def set(self, rows_BK: Any) -> None:
-        """(B, K) preferences of the rows to come, or (1, K) for all of them."""
-        self.rows_BK = torch.as_tensor(rows_BK, dtype=torch.float32)
-
-    def of(self, x: Tensor) -> Tensor:
-        """(B, K) of a batch `x` (B, ..., I); RuntimeError when none was set, or for another number of rows."""
-        if self.rows_BK is None:
-            raise RuntimeError("no preference was set for this conditioned model")
-        rows_BK = self.rows_BK.to(x.device, x.dtype)
-        if rows_BK.shape[0] not in (1, x.shape[0]):
-            raise RuntimeError(f"{rows_BK.shape[0]} preferences for a batch of {x.shape[0]} rows")
-        return rows_BK.expand(x.shape[0], -1)
-
-
-class ConditionedLinear(nn.Module, ABC):
-    """A frozen linear layer and a change of its weight that depends on the preference."""
-
-    def __init__(self, base: nn.Linear, preferences: Preferences, config: AdapterConfig) -> None:
-        super().__init__()
-        self.base, self.preferences, self.config = base.requires_grad_(False), preferences, config
-        self.build(base.in_features, base.out_features)
-
-    @abstractmethod
-    def build(self, i: int, o: int) -> None:
-        """Make the parameters for a layer of `i` features in and `o` out."""
-
-    @abstractmethod
-    def change(self, x: Tensor, w_BK: Tensor) -> Tensor:
-        """`x dW(w)^T` for each row of `x` (B, T, I), (B, T, O)."""
-
-    def delta(self, w_K: Tensor) -> Tensor:
-        """dW(w) as a matrix (O, I)."""
-        i = self.base.in_features
-        eye = torch.eye(i, dtype=w_K.dtype, device=w_K.device)[None]
-        return self.change(eye, w_K[None])[0].T
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.base(x) + self.change(x, self.preferences.of(x))
-
-
-class SVDLinear(ConditionedLinear):
-    """`dW(w) = U diag(sigma_1..sigma_R, s w_1..s w_K) V^T`: SVD-LoRA of Panacea (Zhong et al. 2024, equation 6).
-
-    sigma and s start at 0, U and V as random orthonormal-scale matrices, so that the start is the backbone and both
-    kinds of singular values have a gradient.
-    """
-
-    def build(self, i: int, o: int) -> None:
-        """sigma and s at 0, U and V at random."""
-        width = self.config.rank + self.config.objectives
-        self.V = nn.Parameter(torch.randn(width, i) / math.sqrt(i))
-        self.U = nn.Parameter(torch.randn(o, width) / math.sqrt(o))
-        self.sigma = nn.Parameter(torch.zeros(self.config.rank))
-        self.s = nn.Parameter(torch.zeros(()))
-
-    def change(self, x: Tensor, w_BK: Tensor) -> Tensor:
-        """Both kinds of singular values scale the R + K coordinates of `V x`."""
-        scale_BR = torch.cat([self.sigma.expand(len(w_BK), -1), self.s * w_BK], -1)
-        return ((x @ self.V.T) * scale_BR[:, None]) @ self.U.T * (self.config.alpha / self.config.rank)
-
-
-class PBLinear(ConditionedLinear):
-    """`dW(w) = s (B1 W1 A1 + B2 W2(w) A2)`, W2 linear in w: PBLoRA of PARM (Lin et al. 2025), s = alpha / r2.
-
-    A, W1 and the table of W2 start at random, B at 0. `rank` is r1, `preference_rank` r2.
-    """
-
-    def build(self, i: int, o: int) -> None:
-        """B at 0, the rest at random."""
-        r1, r2, k = self.config.rank, self.config.preference_rank, self.config.objectives
-        self.A = nn.Parameter(torch.empty(r1 + r2, i))
-        self.W1 = nn.Parameter(torch.empty(r1, r1))
-        self.W2 = nn.Parameter(torch.empty(k, r2 * r2))
-        for table in (self.A, self.W1, self.W2):
-            nn.init.kaiming_uniform_(table, a=math.sqrt(5))
-        self.B = nn.Parameter(torch.zeros(o, r1 + r2))
-
-    def change(self, x: Tensor, w_BK: Tensor) -> Tensor:
-        """The shared part through W1, the conditioned one through W2(w) of its row."""
-        r1, r2 = self.config.rank, self.config.preference_rank
-        z = x @ self.A.T
-        mixed_Brr = (w_BK @ self.W2).view(-1, r2, r2)
-        hidden = torch.cat([z[..., :r1] @ self.W1.T, z[..., r1:] @ mixed_Brr.transpose(1, 2)], -1)
-        return hidden @ self.B.T * (self.config.alpha / r2)
-
-
-class DenseLinear(ConditionedLinear):
-    """`dW(w) = sum_k w_k D_k + 4 sum_{j<k} w_j w_k D_jk`: full-rank directions, soups of jointly trained specialists.
-
-    Ours. Without the products it is a rewarded soup whose specialists are trained for the inside of the simplex, too.
-    """
-
-    def build(self, i: int, o: int) -> None:
-        """All directions at 0."""
-        k = self.config.objectives
-        self.pairs = [(a, b) for a in range(k) for b in range(a + 1, k)]
-        self.D = nn.Parameter(torch.zeros(k + len(self.pairs), o, i))
-
-    def features(self, w_BK: Tensor) -> Tensor:
-        """(B, J): the weights, and four times the product of each pair of them."""
-        products = [4 * w_BK[:, a] * w_BK[:, b] for a, b in self.pairs]
-        return torch.cat([w_BK, torch.stack(products, -1)], -1) if products else w_BK
-
-    def change(self, x: Tensor, w_BK: Tensor) -> Tensor:
-        """The mixed direction of each row, applied to it."""
-        weight_BOI = torch.einsum("bj,joi->boi", self.features(w_BK), self.D)
-        return x @ weight_BOI.transpose(1, 2)
-
-
-LAYERS: dict[str, type[ConditionedLinear]] = {"svd": SVDLinear, "pblora": PBLinear, "dense": DenseLinear}
 
 
 def attach(model: Any, config: AdapterConfig, *, seed: int = 0) -> Preferences:
     """Freeze `model` and put an adapter on each linear layer but the output; returns what holds the preferences.
 
-    UserError when the model has no linear layer to adapt (GPT-2 keeps its matrices in another class).
+    A batch that carries `preferences` (B, K) as one more input sets them itself. Unless `rest` is trained, the model
+    gets PEFT's `disable_adapter()`, within which it is the backbone. UserError when the model has no linear layer to
+    adapt (GPT-2 keeps its matrices in another class).
     """
-    preferences, head = Preferences(), model.get_output_embeddings()
-    model.requires_grad_(False)
+    preferences, head = Preferences(config.objectives), model.get_output_embeddings()
     children = [(parent, name, child) for parent in model.modules() for name, child in parent.named_children()]
     places = [(p, name, child) for p, name, child in children if type(child) is nn.Linear and child is not head]
     if not places:
         raise UserError(f"a {model.config.model_type} model has no linear layer for a conditioned adapter; use a llama")
+    model.requires_grad_(config.rest)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for parent, name, layer in places:
             setattr(parent, name, LAYERS[config.kind](layer, preferences, config).to(layer.weight.device))
+
+    def take(_: Any, args: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+        if "preferences" not in inputs:
+            return None
+        preferences.set(inputs["preferences"])
+        return args, {name: value for name, value in inputs.items() if name != "preferences"}
+
+    model.register_forward_pre_hook(take, with_kwargs=True)
+    if not config.rest:
+        model.disable_adapter = preferences.off
     return preferences
 
 
@@ -186,15 +89,30 @@ def adapted_layers(model: Any) -> dict[str, ConditionedLinear]:
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, ConditionedLinear)}
 
 
+def trained(model: Any) -> dict[str, nn.Parameter]:
+    """The adapter's parameters by name: those of the layers, and with `rest` all others that are not adapted."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def multiplied_parameters(model: Any, *, tokens_per_preference: float) -> float:
+    """By how many parameters a token is multiplied in a pass: lookup tables cost nothing, and dense directions are
+    mixed once for all tokens that share a preference.
+    """
+    from align.models import count_parameters
+
+    directions = sum(layer.D.numel() for layer in adapted_layers(model).values() if isinstance(layer, DenseLinear))
+    return count_parameters(model, embeddings=False) - directions * (1 - 1 / tokens_per_preference)
+
+
 def save_adapter(model: Any, config: AdapterConfig, folder: Path, *, base: str) -> None:
-    """Write the adapters' parameters and their configuration; `base` is the checkpoint that they change."""
+    """Write the adapter's parameters and its configuration; `base` is the checkpoint that they change."""
     from safetensors.torch import save_file
 
     from align import checks
 
     checks.finite_weights(model)
     folder.mkdir(parents=True, exist_ok=True)
-    state = {n: p.detach().contiguous().cpu() for n, p in model.named_parameters() if p.requires_grad}
+    state = {name: p.detach().contiguous().cpu() for name, p in trained(model).items()}
     save_file(state, folder / STATE_FILE, {"format": "pt"})
     write_json(folder / ADAPTER_FILE, {**asdict(config), "base": base})
 
@@ -206,15 +124,23 @@ def load_adapter(folder: str | Path, *, base: str) -> tuple[Any, Preferences]:
     from align.models import load_model
 
     place = Path(folder)
-    if not (place / STATE_FILE).is_file():
-        raise UserError(f"{place} holds no conditioned adapter (no {STATE_FILE}); train it again")
-    content = json.loads((place / ADAPTER_FILE).read_text(encoding="utf-8"))
-    content.pop("base")
+    if not (place / STATE_FILE).is_file() or not (place / ADAPTER_FILE).is_file():
+        missing = STATE_FILE if not (place / STATE_FILE).is_file() else ADAPTER_FILE
+        raise UserError(f"{place} holds no conditioned adapter (no {missing}); train it again")
+    try:
+        content = json.loads((place / ADAPTER_FILE).read_text(encoding="utf-8"))
+        config = AdapterConfig(**{name: value for name, value in content.items() if name != "base"})
+        state = load_file(place / STATE_FILE)
+    except UserError:
+        raise
+    except Exception as error:  # safetensors has an error of its own for a damaged file
+        raise UserError(f"the adapter in {place} is damaged ({error}); train it again") from error
     model = load_model(base)
-    preferences = attach(model, AdapterConfig(**content))
-    state, own = load_file(place / STATE_FILE), {n for n, p in model.named_parameters() if p.requires_grad}
-    if set(state) != own:
-        raise UserError(f"{place} does not fit {base}: {sorted(set(state) ^ own)[0]} is on one side only")
+    preferences = attach(model, config)
+    own = {name: p.shape for name, p in trained(model).items()}
+    odd = sorted(name for name in {*state, *own} if name not in state or state[name].shape != own.get(name))
+    if odd:
+        raise UserError(f"{place} does not fit {base}: {odd[0]} is missing on one side or has another shape")
     model.load_state_dict(state, strict=False)
     return model.eval(), preferences
 
@@ -230,20 +156,33 @@ def merge(folder: str | Path, *, base: str, weights: Sequence[float], out: Path)
         return str(out)
     adapted, _ = load_adapter(folder, base=base)
     plain = load_model(base)
-    layers = dict(plain.named_modules())
-    with torch.no_grad():
-        for name, layer in adapted_layers(adapted).items():
-            layers[name].weight += layer.delta(torch.tensor(list(weights), dtype=layer.base.weight.dtype))
+    merge_into(plain, adapted, weights=weights)
     temporary = out.with_name(f"{out.name}.partial-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         save_model(plain, load_tokenizer(base), temporary)
         write_json(temporary / marker.name, record)
         shutil.rmtree(out, ignore_errors=True)
-        os.rename(temporary, out)
+        try:
+            os.rename(temporary, out)
+        except OSError:
+            if not marker.is_file():  # another process made the same checkpoint meanwhile
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return str(out)
+
+
+def merge_into(plain: Any, adapted: Any, *, weights: Sequence[float]) -> None:
+    """Turn `plain`, a copy of the backbone, into the adapted model at `weights`."""
+    layers = adapted_layers(adapted)
+    with torch.no_grad():
+        for name, p in trained(adapted).items():
+            if not any(name.startswith(f"{layer}.") for layer in layers):
+                plain.get_parameter(name).copy_(p)
+        for name, layer in layers.items():
+            w_K = torch.tensor(list(weights), dtype=layer.base.weight.dtype, device=layer.base.weight.device)
+            plain.get_submodule(name).weight += layer.delta(w_K).to(plain.device)
 
 
 @dataclass(frozen=True)

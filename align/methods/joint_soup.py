@@ -1,0 +1,57 @@
+"""Joint soup (ours): the soup's ingredients trained together, on policy, for every preference that will mix them.
+
+`theta(w) = theta_ref + sum_k w_k D_k + 4 sum_{j<k} w_j w_k D_jk` in the linear layers, each prompt of a step at a w of
+its own, and (`rest`) all other weights alike for every w. Rewarded soups (Rame et al. 2023) train the D_k apart, each
+for its corner, and hope for the inside; here the inside is trained as well, and the products bend the path between the
+corners. `products: false` is the ablation that keeps the soup's own straight path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from align.adapters import AdapterConfig, ConditionedFamily
+from align.methods import conditioned
+from align.methods.base import Objective, Row
+from align.preferences import Weights
+from align.runs import Ledger
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(conditioned.Config):
+    """How to train (see conditioned), and what is mixed."""
+
+    products: bool = True
+    rest: bool = True
+
+
+def fit(
+    config: Config,
+    *,
+    reference: str,
+    objectives: Mapping[str, Objective],
+    preferences: Sequence[Weights],
+    out: Path,
+    ledger: Ledger,
+    comparisons: Sequence[Row] | None = None,
+    prompts: Sequence[Row] | None = None,
+) -> ConditionedFamily:
+    """One run for all weights, on samples for `prompts` or on `comparisons`, as `config.data` says.
+
+    UserError on an impossible configuration or without the rows that it needs.
+    """
+    adapter = AdapterConfig(kind="dense", objectives=len(objectives), products=config.products, rest=config.rest)
+    return conditioned.fit(
+        "joint_soup",
+        config,
+        adapter=adapter,
+        reference=reference,
+        objectives=objectives,
+        preferences=preferences,
+        out=out,
+        ledger=ledger,
+        comparisons=comparisons,
+        prompts=prompts,
+    )

@@ -1,0 +1,65 @@
+"""PBLoRA (of PARM, Lin et al. 2025) as a policy adapter: a LoRA whose middle matrix is mixed by the preference.
+
+`dW(w) = (alpha / r2) (B1 W1 A1 + B2 W2(w) A2)` in every linear layer, `W2(w) = sum_k w_k T_k` of r2 x r2.
+Deviations: PARM trains an autoregressive reward model with it, on pairs and without a reference, which the method parm
+does; here it is the policy itself, on policy or by DPO. Their adapter sits on the attention's q, k and v only, ours on
+every linear layer; their Dirichlet(.5) is `concentration: 0.5`, drawn for each prompt or pair, not for each batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from align.adapters import AdapterConfig, ConditionedFamily
+from align.methods import conditioned
+from align.methods.base import Objective, Row
+from align.preferences import Weights
+from align.runs import Ledger
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(conditioned.Config):
+    """How to train (see conditioned), and the adapter."""
+
+    rank: int = 4  # r1, of the part that does not depend on the preference
+    preference_rank: int = 4  # r2
+    alpha: float = 8.0
+
+
+def fit(
+    config: Config,
+    *,
+    reference: str,
+    objectives: Mapping[str, Objective],
+    preferences: Sequence[Weights],
+    out: Path,
+    ledger: Ledger,
+    comparisons: Sequence[Row] | None = None,
+    prompts: Sequence[Row] | None = None,
+) -> ConditionedFamily:
+    """One adapter for all weights, on samples for `prompts` or on `comparisons`, as `config.data` says.
+
+    UserError on an impossible configuration or without the rows that it needs.
+    """
+    adapter = AdapterConfig(
+        kind="pblora",
+        objectives=len(objectives),
+        rank=config.rank,
+        preference_rank=config.preference_rank,
+        alpha=config.alpha,
+        rest=config.rest,
+    )
+    return conditioned.fit(
+        "pblora",
+        config,
+        adapter=adapter,
+        reference=reference,
+        objectives=objectives,
+        preferences=preferences,
+        out=out,
+        ledger=ledger,
+        comparisons=comparisons,
+        prompts=prompts,
+    )
