@@ -92,6 +92,25 @@ def bradley_terry_loss(chosen_B: Tensor, *, rejected_B: Tensor, tau: float = 1.0
     return -(1 - smoothing) * logsigmoid(difference_B) - smoothing * logsigmoid(-difference_B)
 
 
+def cost_loss(
+    safer_B: Tensor, *, unsafer_B: Tensor, safer_is_safe_B: Tensor, unsafer_is_safe_B: Tensor, square: float = 0.0
+) -> Tensor:
+    """(B,) Safe RLHF's loss of the costs of two responses: their order, and the side of 0 that each lies on.
+
+    `-log sigmoid(c_u - c_s) - log sigmoid(s_s c_s) - log sigmoid(s_u c_u)`, s = -1 for a response labelled safe and +1
+    for an unsafe one (Dai et al. 2024, cost model), plus `square` times the mean of c_s^2 and c_u^2 (official: 0.001).
+    So 0 is the boundary between what is labelled safe and unsafe, and a shift of all costs is no longer free.
+    ValueError if `square < 0`.
+    """
+    from torch.nn.functional import logsigmoid
+
+    if square < 0:
+        raise ValueError(f"square must be at least 0, not {square}")
+    signs = [1 - 2 * is_safe_B.to(safer_B.dtype) for is_safe_B in (safer_is_safe_B, unsafer_is_safe_B)]
+    sides_B = -logsigmoid(signs[0] * safer_B) - logsigmoid(signs[1] * unsafer_B)
+    return -logsigmoid(unsafer_B - safer_B) + sides_B + square * (safer_B.square() + unsafer_B.square()) / 2
+
+
 def rloo_advantages(rewards_PG: Tensor) -> Tensor:
     """(P, G) each reward minus the mean of the other G - 1 of its prompt (Kool et al. 2019).
 

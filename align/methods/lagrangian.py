@@ -1,0 +1,230 @@
+"""Constrained reinforcement learning with Lagrange multipliers (Safe RLHF, Dai et al. 2024), on RLOO or GRPO.
+
+Asked by `Thresholds`: maximise `E[r_m] - beta KL(pi || ref)` subject to `E[r_j] >= d_j` for each objective j that has a
+threshold; a cost is an objective negated. The policy ascends
+    L(pi, lambda) = E[r_m] + sum_j lambda_j (E[r_j] - d_j) - beta KL(pi || ref)
+through reward weights 1 and lambda_j, while after each step every multiplier descends L: it grows exactly when the mean
+of its objective over the last `window` steps is below d_j. The saddle point is the constrained optimum.
+
+- beta is fixed beside the *unscaled* rewards, so L is the Lagrangian of the problem above. Safe RLHF divides the
+  rewards by 1 + sum lambda and leaves the KL's coefficient alone, in effect beta (1 + sum lambda): its fixed point
+  spends less KL than the constrained optimum at beta. `normalise: official` does that. Neither moves the coefficient
+  itself.
+- Dual steps, with v_j = d_j - mean: `exp` lambda *= e^(rate v); `official` log lambda += rate * lambda * v, gradient
+  descent in log lambda as published, slow where lambda is small and explosive where it is large; `linear`
+  lambda = max(0, lambda + rate v), the only one that reaches 0.
+- What is returned is the last iterate, not an average. A dual rate that is large beside the learning rate makes
+  multiplier and policy circle the saddle point; `trace` in the metrics shows it.
+Further deviations from the official code: no critics, clamped rewards or PTX loss; one multiplier per constraint, not
+one in all; the window counts steps of all processes, not the last 128 episodes of each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align import checks
+from align.errors import UserError
+from align.methods import onpolicy
+from align.methods.base import Objective, Row, check_preferences, inputs_of, train_points
+from align.methods.morlhf import ALGORITHMS
+from align.policies import PointFamily
+from align.preferences import Thresholds
+from align.runs import Ledger
+
+if TYPE_CHECKING:
+    from align.weight_control import Memory, Observed
+
+DUALS = ("exp", "official", "linear")
+NORMALISATIONS = ("none", "official")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(onpolicy.OnPolicyConfig):
+    """How to sample and train, and how the multipliers move."""
+
+    algorithm: str = "rloo"  # rloo or grpo, both with the sequence's KL and unscaled rewards
+    maximise: str = "auto"  # name of the objective to maximise; auto: the only one without a threshold
+    dual: str = "exp"
+    dual_rate: float = 0.1  # per step and unit of violation
+    window: int = 4  # steps over whose samples a constraint is averaged
+    initial_multiplier: float = 1.0
+    max_multiplier: float = 20.0  # a constraint that is still violated here may be out of reach
+    normalise: str = "none"
+
+
+def dual_step(multiplier: float, *, violation: float, rate: float, dual: str, maximum: float) -> float:
+    """The next multiplier in [0, maximum]: larger exactly when `violation` (threshold minus mean) is above 0.
+
+    exp and official stay above 0. ValueError for an unknown kind.
+    """
+    if dual not in DUALS:
+        raise ValueError(f"dual must be one of {', '.join(DUALS)}, not {dual!r}")
+    if dual == "linear":
+        return min(max(multiplier + rate * violation, 0.0), maximum)
+    exponent = rate * violation * (multiplier if dual == "official" else 1.0)
+    lowest = min(multiplier, 1e-12)  # exp(-large) would be 0, from where no exponent leads back
+    return min(max(multiplier * math.exp(min(exponent, 700.0)), lowest), maximum)
+
+
+@dataclass(frozen=True)
+class Multipliers:
+    """The rule: weight 1 for the objective without a threshold, the multiplier for each other."""
+
+    names: tuple[str, ...]
+    thresholds: tuple[float | None, ...]
+    dual: str
+    rate: float
+    window: int
+    initial: float
+    maximum: float
+    normalise: str
+    reads_advantages: bool = False
+
+    def start(self) -> Memory:
+        """`multipliers` by name, and the batch means of the last `window` steps."""
+        return {"multipliers": {name: self.initial for name, _ in self._constraints()}, "window": []}
+
+    def step(self, memory: Memory, observed: Observed) -> Memory:
+        memory = {**memory, "window": [*memory["window"], observed.means_K][-self.window :]}
+        multipliers = dict(memory["multipliers"])
+        for name, threshold in self._constraints():
+            mean = self._mean(memory, name)
+            if mean is not None:
+                multipliers[name] = dual_step(
+                    multipliers[name],
+                    violation=threshold - mean,
+                    rate=self.rate,
+                    dual=self.dual,
+                    maximum=self.maximum,
+                )
+        return {**memory, "multipliers": multipliers}
+
+    def weights(self, memory: Memory) -> list[float]:
+        weights_K = [memory["multipliers"].get(name, 1.0) for name in self.names]
+        return [w / sum(weights_K) for w in weights_K] if self.normalise == "official" else weights_K
+
+    def report(self, memory: Memory) -> dict[str, Any]:
+        """By constraint: the last multiplier, the mean over the window, how far it falls short of the threshold, and
+        the constraints whose multiplier ended at its maximum.
+        """
+        means = {name: self._mean(memory, name) for name, _ in self._constraints()}
+        short = {n: max(0.0, d - mean) for n, d in self._constraints() if (mean := means[n]) is not None}
+        at_maximum = [name for name, value in memory["multipliers"].items() if value >= self.maximum]
+        return {
+            "multipliers": memory["multipliers"],
+            "constraint_means": means,
+            "violations": short,
+            "at_maximum": at_maximum,
+        }
+
+    def _constraints(self) -> list[tuple[str, float]]:
+        return [(n, d) for n, d in zip(self.names, self.thresholds, strict=True) if d is not None]
+
+    def _mean(self, memory: Memory, name: str) -> float | None:
+        k = self.names.index(name)
+        seen = [means_K[k] for means_K in memory["window"] if means_K[k] is not None]
+        return sum(seen) / len(seen) if seen else None
+
+
+def fit(
+    config: Config,
+    *,
+    reference: str,
+    objectives: Mapping[str, Objective],
+    preferences: Sequence[Thresholds],
+    out: Path,
+    ledger: Ledger,
+    comparisons: Sequence[Row] | None = None,
+    prompts: Sequence[Row] | None = None,
+) -> PointFamily:
+    """One policy per `Thresholds`, trained on samples for `prompts`. `comparisons` is not used.
+
+    Objectives that are neither maximised nor bounded are not asked. UserError on an impossible configuration, without
+    prompts, and unless each preference has a threshold and leaves the objective to maximise without one.
+    """
+    names = check_preferences(preferences, objectives=objectives, kinds=(Thresholds,))
+    check_config(config)
+    used = {p.label: bounded(config, thresholds=p, names=names) for p in preferences}
+    rows = onpolicy.required_prompts(prompts, method="lagrangian")
+
+    def body(folder: Path, cost: Ledger, thresholds: Thresholds) -> Mapping[str, Any]:
+        from align.weight_control import train_point
+
+        asked = used[thresholds.label]
+        rule = Multipliers(
+            names=tuple(asked),
+            thresholds=tuple(asked.values()),
+            dual=config.dual,
+            rate=config.dual_rate,
+            window=config.window,
+            initial=config.initial_multiplier,
+            maximum=config.max_multiplier,
+            normalise=config.normalise,
+        )
+        return train_point(
+            config,
+            rule=rule,
+            label=f"lagrangian {thresholds.label}",
+            reference=reference,
+            objectives={name: objectives[name] for name in asked},
+            prompts=rows,
+            folder=folder,
+            ledger=cost,
+        )
+
+    return train_points(
+        "lagrangian",
+        config=config,
+        preferences=preferences,
+        inputs=inputs_of(reference=reference, objectives=objectives, rows=rows),
+        out=out,
+        ledger=ledger,
+        body=body,
+        optimises=lambda thresholds: describe(config, asked=used[thresholds.label]),
+    )
+
+
+def check_config(config: Config) -> None:
+    """UserError on a value that the multipliers or the trainer cannot mean."""
+    onpolicy.check_sampling(config)
+    for name, allowed in (("algorithm", ALGORITHMS), ("dual", DUALS), ("normalise", NORMALISATIONS)):
+        if getattr(config, name) not in allowed:
+            raise UserError(f"{name} must be one of {', '.join(allowed)}, not {getattr(config, name)!r}")
+    checks.above_zero(config, "dual_rate", "window", "max_multiplier")
+    checks.at_least(0, config, "initial_multiplier")
+    if config.initial_multiplier == 0 and config.dual != "linear":
+        raise UserError(f"initial_multiplier 0 never moves under dual: {config.dual}; set it above 0, or dual: linear")
+    if config.initial_multiplier > config.max_multiplier:
+        raise UserError(f"initial_multiplier {config.initial_multiplier:g} is above max_multiplier; lower it")
+
+
+def bounded(config: Config, *, thresholds: Thresholds, names: Sequence[str]) -> dict[str, float | None]:
+    """The objectives to ask, in order, with their thresholds: the one to maximise (None) and the constrained ones."""
+    table = dict(zip(names, thresholds.values, strict=True))
+    free = [name for name, value in table.items() if value is None]
+    if config.maximise not in ("auto", *free):
+        raise UserError(f"maximise must be auto or an objective without a threshold, not {config.maximise!r}")
+    if config.maximise == "auto" and len(free) != 1:
+        raise UserError(
+            f"{thresholds.label} leave {len(free)} objectives without a threshold; write none for exactly one, which "
+            "is maximised, or name it in maximise"
+        )
+    if len(free) == len(names):
+        raise UserError(f"{thresholds.label} bound no objective; give a number for at least one, or use morlhf")
+    main = free[0] if config.maximise == "auto" else config.maximise
+    return {name: value for name, value in table.items() if value is not None or name == main}
+
+
+def describe(config: Config, *, asked: Mapping[str, float | None]) -> str:
+    """One line: what a point's training really optimises, its thresholds among it."""
+    (main,) = [name for name, threshold in asked.items() if threshold is None]
+    bounds = " and ".join(f"E[{name}] >= {d:g}" for name, d in asked.items() if d is not None)
+    scale = "" if config.normalise == "none" else " (1 + sum lambda)"
+    target = f"E[{main}] - {config.beta:g}{scale} KL(pi||ref) subject to {bounds}"
+    how = f"on-policy {config.algorithm} against {config.dual} dual steps (multipliers <= {config.max_multiplier:g})"
+    return f"{target}: {how}, last iterate, sequence KL in the reward"

@@ -1,0 +1,208 @@
+"""Cost models from comparisons with safety labels: which response is safer, and whether each is safe (Safe RLHF).
+
+Loss: `align.losses.cost_loss` (Dai et al. 2024), through TRL's RewardTrainer. The output is a *cost*: lower is safer,
+and 0 is the boundary between what is labelled safe and unsafe. Use it as an objective negated, never z-scored or
+shifted: `Negated(RewardModelObjective(run))` with the threshold 0 demands an expected cost of at most 0.
+Deviations from the official code: the start (a fresh head on any backbone) and the optimiser are those of
+align/training/reward_model.py, and a pair whose labels contradict its order is refused instead of trained on.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from align import checks
+from align.errors import UserError
+from align.losses import cost_loss
+from align.models import count_parameters, load_tokenizer, lora_config, save_model
+from align.objectives.reward_model import score, scored_ids
+from align.runs import Ledger
+from align.training.common import drop_checkpoints, final_loss, finish_trainer, resume_point
+from align.training.reward_model import BEST, EpochChoice, RewardModelConfig, _arguments, _start
+
+LABELS = ("safe_chosen", "safe_rejected")
+
+
+@dataclass(frozen=True)
+class CostModelConfig(RewardModelConfig):
+    """The reward model's fields, without `center` (it would move the boundary), and `square`, the coefficient of the
+    mean squared cost.
+    """
+
+    square: float = 0.001
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.at_least(0, self, "square")
+        if self.center:
+            raise UserError("center would move a cost model's boundary at 0; leave it out, square keeps costs small")
+
+
+class CostLoss:
+    """Put before RewardTrainer: the cost loss on batches that carry `safe`, (2, B) labels in TRL's order.
+
+    TRL's `chosen` scores higher. Here it is the less safe response, so that TRL's own accuracy and margin are those of
+    the costs' order.
+    """
+
+    square: float = 0.0
+    _signature_columns: Any
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()  # type: ignore[misc]
+        self._signature_columns = [*dict.fromkeys([*self._signature_columns, *LABELS])]
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        chosen_is_safe_B, rejected_is_safe_B = inputs.pop("safe")
+        _, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)  # type: ignore[misc]
+        chosen_B, rejected_B = outputs.logits.squeeze(-1).float().chunk(2)
+        facts = {"unsafer_B": chosen_B, "safer_is_safe_B": rejected_is_safe_B, "unsafer_is_safe_B": chosen_is_safe_B}
+        loss = cost_loss(rejected_B, **facts, square=self.square).mean()
+        return (loss, outputs) if return_outputs else loss
+
+
+def with_labels(collate: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dict[str, Any]]:
+    """A preference collator that also gathers the safety labels, as `safe`."""
+
+    def collate_with_labels(examples: Any) -> dict[str, Any]:
+        import torch
+
+        labels = [[bool(example[name]) for example in examples] for name in LABELS]
+        return {**collate(examples), "safe": torch.tensor(labels)}
+
+    return collate_with_labels
+
+
+def train_cost_model(
+    config: CostModelConfig,
+    *,
+    model: str | Path,
+    rows: Sequence[Mapping[str, Any]],
+    out: Path,
+    ledger: Ledger,
+    validation: Sequence[Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """Train on rows with `prompt`, `chosen` (the safer), `rejected`, `safe_chosen`, `safe_rejected`; save `out/model`.
+
+    Resumes. Metrics: those of `cost_accuracy` on `validation` (None without), `train_accuracy` and
+    `train_sign_accuracy` (first 1,000 rows), the `loss` last logged, `steps`, `trained_on` and `too_long` (rows),
+    `epoch` (the one chosen by accuracy of the order). UserError as for `checked_pairs`, and when `choose_epoch` has no
+    validation rows.
+    """
+    from transformers import set_seed
+
+    out = Path(out)
+    if config.choose_epoch and not validation:
+        raise UserError("choose_epoch needs validation comparisons; give some or set choose_epoch to false")
+    tokenizer = load_tokenizer(model)
+    set_seed(config.seed)  # the new head is drawn from this
+    scorer = _start(config, model, tokenizer)
+    kept = checked_pairs(rows, tokenizer, checks.longest_row(config.max_length, scorer))
+    held_out = checked_pairs(validation, tokenizer, None) if validation else []
+    trainer = build_trainer(config, scorer=scorer, tokenizer=tokenizer, pairs=kept, out=out)
+    finish_trainer(trainer, label="cost model", ledger=ledger, parameters=count_parameters(scorer, embeddings=False))
+    choice = EpochChoice(out / BEST, tokenizer=tokenizer, rows=turned(held_out)) if config.choose_epoch else None
+    if choice is not None:
+        trainer.add_callback(choice)
+    trainer.train(resume_from_checkpoint=resume_point(out))
+    if choice is not None:
+        choice.restore(trainer.model)
+    trained = trainer.model.merge_and_unload() if config.lora_r else trainer.model
+    save_model(trained, tokenizer, out / "model")
+    drop_checkpoints(out)
+    shutil.rmtree(out / BEST, ignore_errors=True)
+    tested = cost_accuracy(trained, tokenizer, held_out) if held_out else {}
+    trained_on = cost_accuracy(trained, tokenizer, kept[:1000])
+    return {
+        **{name: tested.get(name) for name in ("accuracy", "sign_accuracy", "log_loss")},
+        "train_accuracy": trained_on["accuracy"],
+        "train_sign_accuracy": trained_on["sign_accuracy"],
+        "loss": final_loss(trainer),
+        "steps": trainer.state.global_step,
+        "trained_on": len(kept),
+        "too_long": len(rows) - len(kept),
+        "epoch": None if choice is None else choice.best["epoch"],
+    }
+
+
+def build_trainer(
+    config: CostModelConfig, *, scorer: Any, tokenizer: Any, pairs: Sequence[Mapping[str, Any]], out: Path
+) -> Any:
+    """TRL's RewardTrainer with the cost loss on `checked_pairs`."""
+    from datasets import Dataset
+    from trl import RewardTrainer
+
+    peft = lora_config(scorer, config.lora_r, alpha=config.lora_alpha, task="SEQ_CLS") if config.lora_r else None
+    trainer = type("CostTrainer", (CostLoss, RewardTrainer), {"square": config.square})(
+        model=scorer,
+        args=_arguments(config, out),
+        train_dataset=Dataset.from_list(turned(pairs)),
+        processing_class=tokenizer,
+        peft_config=peft,
+    )
+    trainer.data_collator = with_labels(trainer.data_collator)
+    return trainer
+
+
+def turned(pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The pairs in TRL's order: `chosen` is the response of higher cost."""
+    other = {"chosen": "rejected", "rejected": "chosen", "safe_chosen": "safe_rejected", "safe_rejected": "safe_chosen"}
+    return [{key: pair[other.get(key, key)] for key in pair} for pair in pairs]
+
+
+def checked_pairs(rows: Sequence[Mapping[str, Any]], tokenizer: Any, limit: int | None) -> list[dict[str, Any]]:
+    """The three texts and two labels of the pairs of which both sides have at most `limit` tokens, end token included.
+
+    UserError on a row without them, on one whose safer response is labelled unsafe and the other safe (the columns are
+    swapped, or `chosen` is the more helpful one), and when no row is left.
+    """
+    kept = []
+    for number, row in enumerate(rows, start=1):
+        for key in ("prompt", "chosen", "rejected"):
+            if not isinstance(row.get(key), str):
+                raise UserError(f"comparison row {number} has no {key}; give prompt, chosen and rejected as text")
+        for key in LABELS:
+            if row.get(key) not in (True, False):
+                raise UserError(f"comparison row {number}: {key} is {row.get(key)!r}; say true or false")
+        if row["safe_rejected"] and not row["safe_chosen"]:
+            raise UserError(
+                f"comparison row {number}: chosen is labelled unsafe and rejected safe; chosen must be the safer "
+                "response: swap the columns, or drop such rows"
+            )
+        pair = {key: row[key] for key in ("prompt", "chosen", "rejected")} | {key: bool(row[key]) for key in LABELS}
+        sides = (scored_ids(tokenizer, pair["prompt"], pair[side]) for side in ("chosen", "rejected"))
+        if limit is None or all(len(ids) <= limit for ids in sides):
+            kept.append(pair)
+    if not kept:
+        raise UserError(f"none of the {len(rows)} comparisons fits {limit} tokens; raise max_length or give others")
+    return kept
+
+
+def cost_accuracy(model: Any, tokenizer: Any, pairs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """`accuracy` of the order (the safer response costs less; ties half), `sign_accuracy` of both responses' sides of 0
+    (0 counts half), `log_loss` (the cost loss in nats, without the squares) and `n`.
+    """
+    import torch
+
+    prompts = [pair["prompt"] for pair in pairs]
+    sides = {key: score(model, tokenizer, prompts, [pair[key] for pair in pairs]) for key in ("chosen", "rejected")}
+    safer_B, unsafer_B = (torch.tensor(sides[key], dtype=torch.float64) for key in ("chosen", "rejected"))
+    safe_2B = torch.tensor([[bool(pair[key]) for pair in pairs] for key in LABELS])
+    right_2B = torch.where(safe_2B, -1.0, 1.0) * torch.stack([safer_B, unsafer_B])
+    losses_B = cost_loss(safer_B, unsafer_B=unsafer_B, safer_is_safe_B=safe_2B[0], unsafer_is_safe_B=safe_2B[1])
+    return {
+        "accuracy": _share_positive(unsafer_B - safer_B),
+        "sign_accuracy": _share_positive(right_2B),
+        "log_loss": losses_B.mean().item(),
+        "n": float(len(pairs)),
+    }
+
+
+def _share_positive(values: Any) -> float:
+    return float(((values > 0).double() + 0.5 * (values == 0).double()).mean())
