@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from align.best_of_n import BestOfNFamily
 from align.errors import UserError
 from align.preferences import Weights, simplex_grid
 from align.runs import RUN_FILE, Ledger, Run, open_run, run_stage, write_json
@@ -74,14 +75,23 @@ def prompts_of(source: str, *, limit: int | None) -> list[dict[str, str]]:
     return list(found.values())
 
 
-def points_of(rows: Mapping[str, str], *, asked: Sequence[Weights], objectives: int, reference: Any) -> list[Point]:
-    """The reference, then every run at the preferences asked for, else at those it was trained at, else at 5."""
+def family_of(source: str) -> Any:
+    """The policy family of a run; best-of-n gets the objectives that its run names, for it decodes with them."""
     from align.families import load_family
 
+    family = load_family(source)
+    if isinstance(family, BestOfNFamily):
+        entries = open_run(source).metrics.get("objectives") if (Path(source) / RUN_FILE).is_file() else None
+        family = family.with_objectives(load_objectives(entries) if entries else family.objectives)
+    return family
+
+
+def points_of(rows: Mapping[str, str], *, asked: Sequence[Weights], objectives: int, reference: Any) -> list[Point]:
+    """The reference, then every run at the preferences asked for, else at those it was trained at, else at 5."""
     grid = list(asked) or simplex_grid(objectives, 4)
     points = [Point(REFERENCE, grid[0], reference)]
     for row, source in rows.items():
-        family = load_family(source)
+        family = family_of(source)
         for weights in asked or getattr(family, "preferences", None) or grid:
             points.append(Point(row, weights, family.policy(weights)))
     return points
@@ -117,17 +127,16 @@ def rewards_of(run: Run) -> str:
 
 def info_of(rows: Mapping[str, str], *, bits: Mapping[str, Any], names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """What each row says about itself: what it optimises, its rewards, its alignment tax and what it cost."""
-    from align.families import load_family
-
     info: dict[str, dict[str, Any]] = {
         REFERENCE: {"optimises": "likelihood of the demonstrations", "note": "", "rewards": "none", "ledger": None}
     }
     for row, source in rows.items():
-        family = load_family(source)
+        family = family_of(source)
         run = open_run(source) if (Path(source) / RUN_FILE).is_file() else None
         optimises = joined_claims(getattr(family, "optimises", {})) or f"see {family.method}"
         info[row] = {"optimises": optimises, "note": family.domain, "ledger": run and run.ledger}
         info[row]["rewards"] = "unknown" if run is None else rewards_of(run)
+        info[row]["samples_per_response"] = getattr(family, "samples_per_response", 1)
     for row in info:
         info[row]["bits_per_byte"] = bits.get(row)
         info[row]["objectives"] = list(names)
@@ -137,8 +146,6 @@ def info_of(rows: Mapping[str, str], *, bits: Mapping[str, Any], names: Sequence
 def main(argv: Sequence[str] | None = None) -> int:
     config, where = parse(Config, argv, program="align evaluate", about=__doc__ or "", positional=("runs",))
     settings = resolve(config, where=where)
-    from align.families import load_family
-
     rows = {(Path(k).name if k == v else k): v for k, v in named(config.runs, what="run").items()}
     if REFERENCE in rows:
         raise UserError(f"{where}: a run is named {REFERENCE!r}, the reference policy's own row; write ROW=RUN")
@@ -154,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"{first} does not say its reference policy; give it with --reference")
     prompts = {shift: prompts_of(source, limit=config.limit) for shift, source in shifts.items()}
     for source in rows.values():
-        load_family(source)  # a run of another stage is told now, not after the reference has been sampled
+        family_of(source)  # a run of another stage is told now, not after the reference has been sampled
 
     def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
         return evaluate(

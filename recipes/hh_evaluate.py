@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from align.errors import UserError
 from align.runs import Ledger, model_dir, open_run, run_stage, write_json
 from recipes import hh_data
 from recipes.stages import content_key
@@ -15,62 +14,16 @@ Settings = Mapping[str, Any]
 BASELINES, BOTH = ("bag of words", "length only"), "both"
 
 
-class BestOfN:
-    """The best of n reference samples under `score(prompts, completions)`: n samples and scores for every response.
+def _annotator(pairs: str, *, reward_models: Mapping[str, str]) -> dict[str, Any]:
+    """The z-scored reward models: what the annotator's utility weighs."""
+    from align.objectives import Normalized, RewardModelObjective, load_normalizer
 
-    `sequence_logprobs` are the reference's plus log n - (n - 1) / n, the usual bound on KL(best of n || reference)
-    (Beirami et al. 2024), which is therefore what a cell of this policy says about its KL.
-    """
-
-    def __init__(self, reference: Any, *, score: Callable[..., Sequence[float]], n: int, name: str) -> None:
-        if n < 1:
-            raise UserError(f"best_of_n: n is {n}; give at least 1")
-        self.reference, self.score, self.name, self.samples_per_response = reference, score, name, n
-
-    def generate(self, prompts: Sequence[str], *, max_new_tokens: int, seed: int, batch_size: int = 64) -> list[str]:
-        """The best-scored of n samples per prompt; the first of equals."""
-        options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
-        drawn = [
-            self.reference.generate(prompts, seed=1000 * (seed + 1) + i, **options)
-            for i in range(self.samples_per_response)
-        ]
-        scores = [self.score(prompts, completions) for completions in drawn]
-        best = [max(range(len(drawn)), key=lambda i, row=row: scores[i][row]) for row in range(len(prompts))]
-        return [drawn[i][row] for row, i in enumerate(best)]
-
-    def sequence_logprobs(
-        self, prompts: Sequence[str], completions: Sequence[str], *, max_new_tokens: int | None = None
-    ) -> list[float]:
-        """The reference's log-probabilities plus the bound."""
-        from math import log
-
-        n = self.samples_per_response
-        base = self.reference.sequence_logprobs(prompts, completions, max_new_tokens=max_new_tokens)
-        return [logp + log(n) - (n - 1) / n for logp in base]
-
-    def next_token_logprobs(self, input_ids_BT: Any, attention_mask_BT: Any) -> Any:
-        """Always UserError: the best of n has no next-token distribution."""
-        raise UserError(f"{self.name} chooses whole responses; it has no next-token distribution")
-
-
-def _weighted(weights: Sequence[float], *, pairs: str, reward_models: Mapping[str, str]) -> Callable[..., list[float]]:
-    """w . z-scored reward models: the annotator's utility."""
-    from align.objectives import RewardModelObjective, load_normalizer
-
-    scorers = [
-        (w, RewardModelObjective(path, name=name), load_normalizer(Path(pairs) / f"normalizer-{name}.json"))
-        for w, (name, path) in zip(weights, reward_models.items(), strict=True)
-    ]
-
-    def score(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
-        columns = [(w, normal(objective(prompts, completions))) for w, objective, normal in scorers]
-        return [sum(w * column[i] for w, column in columns) for i in range(len(prompts))]
-
-    return score
-
-
-def _words(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
-    return [float(len(text.split())) for text in completions]
+    return {
+        name: Normalized(
+            RewardModelObjective(path, name=name), load_normalizer(Path(pairs) / f"normalizer-{name}.json")
+        )
+        for name, path in reward_models.items()
+    }
 
 
 def _policy(
@@ -78,19 +31,27 @@ def _policy(
     options: Settings, folder: Path,
 ) -> Any:  # fmt: skip
     """The policy of a row: the reference, a control, or the one that a family answers with."""
+    from align.best_of_n import BestOfNFamily, BestOfNPolicy, WeightedScore
     from align.families import load_family
+    from align.objectives import Length
     from align.policies import ModelPolicy
+    from align.preferences import Weights
     from align.soups import merge
 
     base = ModelPolicy(reference, name="reference")
     if row == "reference":
         return base
     if row == "best_of_n":
-        score = _weighted(weights.values, pairs=pairs, reward_models=reward_models)
-        return BestOfN(base, score=score, n=options["n"], name=row)
+        judged = _annotator(pairs, reward_models=reward_models)
+        score = WeightedScore(judged, names=list(judged), weights=weights)
+        return BestOfNPolicy(base, score=score, n=options["n"], name=row)
     if row == "length_only":
-        return BestOfN(base, score=_words, n=options["n"], name=row)
-    trained = load_family(policy).policy(weights)
+        words = WeightedScore({"words": Length("word")}, names=["words"], weights=Weights((1.0,)))
+        return BestOfNPolicy(base, score=words, n=options["n"], name=row)
+    family = load_family(policy)
+    if isinstance(family, BestOfNFamily):  # it decodes with what it was made with, which its file cannot hold
+        family = family.with_objectives(_annotator(pairs, reward_models=reward_models))
+    trained = family.policy(weights)
     if row != "kl_overspender":
         return trained
     scale = options["overspend"]
@@ -134,8 +95,6 @@ def evaluate(
             folder=folder / "parts",
             ledger=ledger,
         )
-        spent = len(cells) * (made.samples_per_response - 1)
-        ledger.add(samples_drawn=spent, scores_read=spent and len(cells) * made.samples_per_response)
         (folder / "cells.jsonl").unlink(missing_ok=True)
         append_cells(folder / "cells.jsonl", cells)
         facts: dict[str, Any] = {"cells": len(cells), "samples_per_response": made.samples_per_response}

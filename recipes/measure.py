@@ -57,7 +57,8 @@ def sample_cells(
 ) -> list[dict[str, Any]]:
     """Cells of every point on every shift (`prompts[shift]`: rows with prompt and item), in order; resumes in `folder`.
 
-    All rows draw with the same seeds. The KL of a cell is `log pi - log ref` of its completion, 0 for the reference.
+    All rows draw with the same seeds. The KL of a cell is `log pi - log ref` of its completion: 0 for the reference, a
+    bound for best-of-n, which is charged for all the samples and scores that a response takes.
     """
     from tqdm.auto import tqdm
 
@@ -70,7 +71,11 @@ def sample_cells(
         file = folder / f"{number:04d}.jsonl"
         if not file.exists():
             drawn = _cells_of(point, shift, prompts[shift], reference, objectives, sampling)
-            ledger.add(samples_drawn=len(drawn), scores_read=len(drawn) * len(objectives))
+            decoding = getattr(point.policy, "scores_per_response", 0)
+            ledger.add(
+                samples_drawn=len(drawn) * point.policy.samples_per_response,
+                scores_read=len(drawn) * (len(objectives) + decoding),
+            )
             unfinished = file.with_suffix(".tmp")
             unfinished.unlink(missing_ok=True)
             append_cells(unfinished, drawn)

@@ -1,4 +1,4 @@
-"""The hh recipe end to end through its real command on made rows, its data layouts, and its best-of-n control."""
+"""The hh recipe end to end through its real command on made rows, and its data layouts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from align.errors import UserError
 from recipes.hh_data import capped, comparison_sources, load_pairs, passages, text_sources
-from recipes.hh_evaluate import BestOfN, accuracies
+from recipes.hh_evaluate import accuracies
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 NAMES = ("helpful", "harmless")
@@ -197,33 +197,6 @@ def test_passages_keep_every_character_and_objectives_take_turns() -> None:
     assert [(r["objective"], r["i"]) for r in capped(rows, names=NAMES, each=2)] == [
         ("helpful", 0), ("harmless", 0), ("helpful", 1), ("harmless", 1),
     ]  # fmt: skip
-
-
-class _Counter:
-    """A reference whose i-th draw is a longer text."""
-
-    def __init__(self) -> None:
-        self.seeds: list[int] = []
-
-    def generate(self, prompts: Sequence[str], *, max_new_tokens: int, seed: int, batch_size: int) -> list[str]:
-        self.seeds.append(seed)
-        return [" word" * (seed % 1000 + 1) for _ in prompts]
-
-    def sequence_logprobs(
-        self, prompts: Sequence[str], completions: Sequence[str], *, max_new_tokens: int | None = None
-    ) -> list[float]:
-        return [-1.0 for _ in prompts]
-
-
-def test_best_of_n_takes_the_best_of_distinct_draws_and_is_charged_for_them() -> None:
-    """Draws of 1, 2, 3 words; the score prefers 2. KL bound at n = 3: log 3 - 2/3."""
-    base = _Counter()
-    best = BestOfN(base, score=lambda p, c: [-abs(len(t.split()) - 2) for t in c], n=3, name="best")
-    assert best.generate(["a", "b"], max_new_tokens=4, seed=0) == [" word word"] * 2
-    assert len(set(base.seeds)) == 3 and best.samples_per_response == 3
-    assert best.sequence_logprobs(["a"], ["b"]) == [pytest.approx(-1 + math.log(3) - 2 / 3)]
-    with pytest.raises(UserError):
-        best.next_token_logprobs(None, None)
 
 
 def test_the_table_says_who_beats_whom() -> None:

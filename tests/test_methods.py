@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,9 @@ def regrets(model: str, reference: str, weights: Sequence[float]) -> tuple[float
     return sum(ours) / len(ours), sum(theirs) / len(theirs)
 
 
-def pair_regrets(model: str, reference: str, weights: Sequence[float]) -> tuple[float, float]:
+def pair_regrets(
+    model: str, reference: str, weights: Sequence[float], *, objectives: Mapping[str, Any] = OBJECTIVES
+) -> tuple[float, float]:
     """The same among the four responses that pairs hold, with their end token: what pairs can identify."""
     ours, theirs = [], []
     for prompt in PROMPTS:
@@ -61,9 +63,8 @@ def pair_regrets(model: str, reference: str, weights: Sequence[float]) -> tuple[
             logp = ModelPolicy(path).sequence_logprobs([prompt] * 4, [f" {word}" for word in RESPONSES])
             total = math.log(sum(math.exp(x) for x in logp))
             tables.append([math.exp(x - total) for x in logp])
-        rewards = [
-            sum(w * reward(n, prompt, word) for w, n in zip(weights, OBJECTIVES, strict=True)) for word in RESPONSES
-        ]
+        scores_KB = [objective([prompt] * 4, list(RESPONSES)) for objective in objectives.values()]
+        rewards = [sum(w * r for w, r in zip(weights, scores, strict=True)) for scores in zip(*scores_KB, strict=True)]
         best = optimum(tables[1], rewards, beta=BETA)
         ours.append(BETA * kl(tables[0], best))
         theirs.append(BETA * kl(tables[1], best))
@@ -150,23 +151,70 @@ def test_modpo_at_a_vertex_is_dpo_bit_for_bit(reference: str, tmp_path: Path) ->
     assert not same_weights(one.points["0,1"], reference)
 
 
-def test_modpo_of_three_objectives_with_one_unused_is_that_of_two(reference: str, tmp_path: Path) -> None:
+def never(prompts: Sequence[str], completions: Sequence[str], **_: Any) -> list[float]:
+    raise AssertionError("an objective of weight 0 was asked")
+
+
+@pytest.mark.parametrize("kind", ["dpo", "explicit", "implicit"])
+def test_three_objectives_with_one_unused_are_two(kind: str, reference: str, tmp_path: Path) -> None:
+    """Published code fixed the number of objectives at two (MOD's cache index, RiC's weights)."""
     rows = pair_rows(96)
     wide = [{**r, "scores_a": [*r["scores_a"], 5.0], "scores_b": [*r["scores_b"], -5.0]} for r in rows]
     settings = {**PAIRS, "epochs": 1.0}
-
-    def never(prompts: Sequence[str], completions: Sequence[str], **_: Any) -> list[float]:
-        raise AssertionError("an objective of weight 0 was asked for margins")
-
-    two = fit(
-        modpo, modpo.Config(**settings), reference=reference, weights=[Weights((0.6, 0.4))], out=tmp_path / "2",
-        comparisons=rows,
-    )  # fmt: skip
+    module, config = (dpo, dpo.Config(**settings)) if kind == "dpo" else (modpo, modpo.Config(**settings, margins=kind))
+    two = fit(module, config, reference=reference, weights=[Weights((0.6, 0.4))], out=tmp_path / "2", comparisons=rows)
     three = fit(
-        modpo, modpo.Config(**settings), reference=reference, weights=[Weights((0.6, 0.4, 0.0))], out=tmp_path / "3",
+        module, config, reference=reference, weights=[Weights((0.6, 0.4, 0.0))], out=tmp_path / "3",
         comparisons=wide, objectives={**OBJECTIVES, "three": never},
     )  # fmt: skip
     assert same_weights(two.points["0.6,0.4"], three.points["0.6,0.4,0"])
+    trained = [folder.name for folder in (tmp_path / "3").glob("margins/points/*")]
+    assert trained == (["0,1,0"] if kind == "implicit" else [])  # no margin model for an objective without weight
+
+
+THIRD = {"A": 0.0, "B": 0.3, "C": 0.6, "D": 1.5}
+TRIO = {**OBJECTIVES, "three": lambda prompts, completions, **_: [THIRD.get(c.strip(), 0.0) for c in completions]}
+
+
+@pytest.mark.parametrize("kind", ["dpo", "explicit", "implicit"])
+def test_three_objectives_move_to_their_optimum(kind: str, reference: str, tmp_path: Path) -> None:
+    """And not to that of the same weights in another order, nor of the first two objectives alone."""
+    rows = [
+        {**r, **{f"scores_{side}": [*r[f"scores_{side}"], THIRD[r[side].strip()]] for side in "ab"}}
+        for r in pair_rows(1000)
+    ]
+    weights, ledger = Weights((0.1, 0.5, 0.4)), Ledger()
+    module, config = (dpo, dpo.Config(**PAIRS)) if kind == "dpo" else (modpo, modpo.Config(**PAIRS, margins=kind))
+    family = fit(
+        module, config, reference=reference, weights=[weights], out=tmp_path, comparisons=rows, objectives=TRIO,
+        ledger=ledger,
+    )  # fmt: skip
+    model = family.points[weights.label]
+    regret, of_reference = pair_regrets(model, reference, weights, objectives=TRIO)
+    assert of_reference > 0.05 and regret < 0.15 * of_reference
+    for other in ((0.4, 0.5, 0.1), (0.5, 0.1, 0.4), (0.2, 0.8, 0.0)):
+        assert regret < 0.5 * pair_regrets(model, reference, other, objectives=TRIO)[0]
+    # labels: one score a pair; explicit margins: both responses under two objectives; implicit: labels of two models
+    assert ledger.scores_read == 1000 * {"dpo": 1, "explicit": 1 + 2 * 2, "implicit": 1 + 2}[kind]
+    if kind != "dpo":
+        assert "labelled for two" in family.optimises[weights.label]
+
+
+def test_implicit_margins_ask_the_objectives_once(reference: str, tmp_path: Path) -> None:
+    """Scores of 64 pairs, both responses, three objectives; then one label a pair for each of the three models."""
+    settings = {**PAIRS, "epochs": 1.0, "labels": "objectives", "margins": "implicit"}
+    bare = [{key: row[key] for key in ("id", "prompt", "a", "b", "u")} for row in pair_rows(64)]
+    told = [
+        {**r, **{f"scores_{side}": [*r[f"scores_{side}"], THIRD[r[side].strip()]] for side in "ab"}}
+        for r in pair_rows(64)
+    ]
+    weights, ledger = Weights((0.2, 0.45, 0.35)), Ledger()
+    data: dict[str, Any] = {"reference": reference, "weights": [weights], "objectives": TRIO}
+    asked = fit(modpo, modpo.Config(**settings), out=tmp_path / "a", comparisons=bare, ledger=ledger, **data)
+    assert ledger.scores_read == 64 * (2 * 3 + 3)
+    config = modpo.Config(**{**settings, "labels": "scalarised"})
+    known = fit(modpo, config, out=tmp_path / "k", comparisons=told, **data)
+    assert same_weights(asked.points[weights.label], known.points[weights.label])
 
 
 def test_margins_are_joined_by_id(reference: str) -> None:

@@ -8,7 +8,7 @@ With labels of `sigmoid(dr_0 / tau)` and exact margins its minimiser is the opti
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +166,9 @@ def margin_tables(
     """Margins of both responses of every row, per objective index in `needed`; `known` scores are not asked again."""
     names = list(objectives)
     if config.margins == "implicit":
+        if known is not None:  # the margin models' labels come from the scores that were asked already
+            rows = [{**row, "scores_a": known[str(row["id"])][0], "scores_b": known[str(row["id"])][1]} for row in rows]
+            config = replace(config, labels="scalarised")
         models = margin_models(
             config, needed=needed, reference=reference, objectives=objectives, rows=rows, out=out, ledger=ledger
         )

@@ -1,4 +1,4 @@
-"""Policies given in closed form from the reference's leaves: pi*, its perturbations, soft best-of-n, and the controls.
+"""Policies given in closed form from the reference's leaves: pi*, its perturbations, soft and hard best-of-n, controls.
 
 They go through the same evaluator as any model. Legend: N nodes, V vocabulary.
 """
@@ -112,3 +112,45 @@ def soft_best_of_n_gain(reward_C: np.ndarray, mass_C: np.ndarray, *, beta: float
     others = (np.exp(-np.outer(t, tilt_C)) @ mass_C) ** (n - 1)
     integrand = n * tilt_C[:, None] * np.exp(-np.outer(tilt_C, t)) * others * t
     return np.trapezoid(integrand, log_t, axis=1)
+
+
+@dataclass(frozen=True)
+class HardBestOfN:
+    """Draw n reference responses, return the one of the largest reward, uniformly among equals: in closed form.
+
+    With F the reference's distribution function of the reward and F(r-) its mass below r,
+    p(y) = ref(y) [F(r)^n - F(r-)^n] / (F(r) - F(r-)): the maximum of n draws falls into the class of r with the
+    bracket's probability, and within a class each response keeps its share (draws are exchangeable). Rewards are equal
+    when they agree to 12 decimals. Every response costs n samples and n scores: `samples_per_response` says so.
+    """
+
+    reference: TreePolicy
+    reward: RewardTable
+    n: int
+    name: str
+
+    @property
+    def samples_per_response(self) -> int:
+        return self.n
+
+    def leaf_logprobs(self, world: World, prompt: Prompt) -> torch.Tensor:
+        ref_NV = self.reference.leaf_logprobs(world, prompt)
+        reward_NV = self.reward(world, prompt).round(decimals=12)
+        values_C, inverse = torch.unique(reward_NV, return_inverse=True)  # rising
+        mass_C = torch.zeros_like(values_C).index_add_(0, inverse.flatten(), ref_NV.exp().flatten())
+        leaf_NV = ref_NV + hard_best_of_n_gain(mass_C, n=self.n).log()[inverse]
+        return leaf_NV - leaf_NV.logsumexp((0, 1))
+
+
+def hard_best_of_n_gain(mass_C: torch.Tensor, *, n: int) -> torch.Tensor:
+    """(C,) likelihood ratio p_bon / p_ref of each reward class, from the classes' masses in rising order of reward.
+
+    [F^n - G^n] / (F - G) = sum_{k<n} F^k G^{n-1-k}, F the mass up to the class and G the mass below it: a sum of
+    positive terms, which loses nothing where a class's mass F - G is tiny. ValueError for n below 1.
+    """
+    if n < 1:
+        raise ValueError(f"best-of-n needs n >= 1, not {n}")
+    up_to_C = (mass_C / mass_C.sum()).cumsum(0)
+    below_C = torch.cat([torch.zeros_like(up_to_C[:1]), up_to_C[:-1]])
+    power = torch.arange(n, dtype=mass_C.dtype)
+    return (up_to_C[:, None] ** power * below_C[:, None] ** (n - 1 - power)).sum(1)

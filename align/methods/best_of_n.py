@@ -1,0 +1,54 @@
+"""Best-of-n as a method: nothing is trained, and the family answers any weights at n samples and scores a response.
+
+The baseline that every trained method is measured against (Nakano et al. 2021; Gao et al. 2023), under the
+scalarised reward `w . r`. *Deviation*: ties are broken uniformly, where published code takes the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from align import checks
+from align.best_of_n import BestOfNFamily, kl_bound
+from align.methods.base import Objective, Row, check_preferences
+from align.preferences import Weights
+from align.runs import Ledger, model_dir
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """How many samples compete for each response."""
+
+    n: int = 4
+
+
+def fit(
+    config: Config,
+    *,
+    reference: str,
+    objectives: Mapping[str, Objective],
+    preferences: Sequence[Weights],
+    out: Path,
+    ledger: Ledger,
+    comparisons: Sequence[Row] | None = None,
+    prompts: Sequence[Row] | None = None,
+) -> BestOfNFamily:
+    """The family of best-of-n policies. `preferences` are what it lists; it answers any other weights, too.
+
+    The whole cost comes at decoding: `out`, `ledger`, `comparisons` and `prompts` are not used. UserError for an n
+    below 1, or a reference that is no model directory.
+    """
+    names = check_preferences(preferences, objectives=objectives)
+    checks.at_least(1, config, "n")
+    claims = {weights.label: describe(config, weights=weights) for weights in preferences}
+    return BestOfNFamily(model_dir(reference), config.n, tuple(names), dict(objectives), tuple(preferences), claims)
+
+
+def describe(config: Config, *, weights: Weights) -> str:
+    """One line: what the policy of a point maximises, at which KL."""
+    return (
+        f"no J: the largest w.r of {config.n} reference samples at w = {weights.label}, at a KL of at most "
+        f"log n - (n - 1)/n = {kl_bound(config.n):.3g} nats whatever the rewards"
+    )

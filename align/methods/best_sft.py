@@ -1,0 +1,167 @@
+"""SFT on the best responses: draw n reference samples per prompt, keep the best by `w . r`, train on their likelihood.
+
+Rejection-sampling fine-tuning, one round of RAFT (Dong et al. 2023, algorithm 1). Samples and scores are drawn once and
+serve all preferences. The fixed point is no optimum of `J = E[w . r] - beta KL(pi || ref)`: the likelihood is largest
+at the law of the kept responses, which for `keep = 1` is best-of-n (`align.testbed.tabular.HardBestOfN`).
+
+*Deviations from RAFT*: the reference draws, where later rounds of RAFT draw from the policy of the round before; the
+best are taken within each prompt, uniformly among equals. Training is on the sampled token ids: a response that was cut
+at `max_completion_length` has no end token, and none is put there. TRL divides each batch's likelihood by its number of
+tokens, which for batches of many responses is a constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from align import checks
+from align.best_of_n import kl_bound
+from align.errors import UserError
+from align.methods.base import (
+    Objective,
+    Row,
+    TrainingConfig,
+    adapter_config,
+    check_preferences,
+    check_training,
+    inputs_of,
+    model_to_train,
+    train_points,
+    trainer_arguments,
+)
+from align.policies import PointFamily
+from align.preferences import Weights
+from align.reference_samples import Drawing, Sample, best_samples, shared_samples
+from align.runs import Ledger
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TrainingConfig):
+    """How many responses are drawn and kept per prompt, and the optimiser.
+
+    `beta` has no part in it: n, and how long the training goes on, say how far the policy leaves the reference.
+    """
+
+    n: int = 8  # samples of the reference per prompt
+    keep: int = 1  # how many of them are trained on, the best first; n keeps all, which imitates the reference
+    max_completion_length: int = 64  # tokens, the end token included; longer responses are cut and scored as they are
+    sample_batch_size: int = 256  # responses drawn at a time
+    epochs: float = 1.0  # passes over the kept responses
+
+
+def fit(
+    config: Config,
+    *,
+    reference: str,
+    objectives: Mapping[str, Objective],
+    preferences: Sequence[Weights],
+    out: Path,
+    ledger: Ledger,
+    comparisons: Sequence[Row] | None = None,
+    prompts: Sequence[Row] | None = None,
+) -> PointFamily:
+    """One model per preference, from `n` samples for each of `prompts` (rows with `prompt`). `comparisons` is not used.
+
+    Samples and scores are charged once; objectives without weight at every preference are not asked. UserError on an
+    impossible configuration, when there are no prompts, and where an objective scores some responses of a prompt only.
+    """
+    names = check_preferences(preferences, objectives=objectives)
+    drawing = check_config(config)
+    if not prompts:
+        raise UserError("best_sft needs prompts to sample from; pass rows with a prompt")
+    inputs = inputs_of(reference=reference, objectives=objectives, rows=prompts)
+    samples = shared_samples(
+        Path(out) / "samples",
+        drawing=drawing,
+        reference=reference,
+        objectives={name: objectives[name] for k, name in enumerate(names) if any(w[k] for w in preferences)},
+        prompts=prompts,
+        inputs=inputs,
+        ledger=ledger,
+    )
+
+    def body(folder: Path, cost: Ledger, weights: Weights) -> Mapping[str, Any]:
+        by_name = dict(zip(names, weights, strict=True))
+        kept = best_samples(samples, weights=by_name, keep=config.keep, seed=config.seed)
+        return train_on(kept, config=config, reference=reference, folder=folder, ledger=cost)
+
+    return train_points(
+        "best_sft",
+        config=config,
+        preferences=preferences,
+        inputs=inputs,
+        out=out,
+        ledger=ledger,
+        body=body,
+        optimises=lambda weights: describe(config, weights=weights),
+    )
+
+
+def check_config(config: Config) -> Drawing:
+    """What to draw; UserError on a value that no run can mean."""
+    check_training(config)
+    checks.above_zero(config, "epochs")
+    checks.at_least(1, config, "n", "keep", "max_completion_length", "sample_batch_size")
+    if config.keep > config.n:
+        raise UserError(f"keep is {config.keep} of n = {config.n} samples; keep at most n")
+    return Drawing(
+        n=config.n,
+        max_completion_length=config.max_completion_length,
+        batch_size=config.sample_batch_size,
+        seed=config.seed,
+    )
+
+
+def describe(config: Config, *, weights: Weights) -> str:
+    """One line: the fixed point of the training, which is no optimum of J."""
+    of = "the best" if config.keep == 1 else f"the best {config.keep}"
+    return (
+        f"no J: likelihood of {of} of {config.n} reference samples by w.r at w = {weights.label}, so that the fixed "
+        f"point is their law (best-of-n: KL at most {kl_bound(config.n):.3g} nats), whatever beta"
+    )
+
+
+def train_on(kept: Sequence[Sample], *, config: Config, reference: str, folder: Path, ledger: Ledger) -> dict[str, Any]:
+    """Train the reference on the likelihood of these responses, save it in `folder/model`, and return metrics."""
+    from align.models import count_parameters, save_model
+    from align.training.common import drop_checkpoints, final_loss, finish_trainer, resume_point
+
+    trainer = build_trainer(kept, config=config, reference=reference, folder=folder)
+    parameters = count_parameters(trainer.model, embeddings=False)
+    finish_trainer(trainer, label=f"best_sft {folder.stem}", ledger=ledger, parameters=parameters)
+    trainer.train(resume_from_checkpoint=resume_point(folder))
+    save_model(trainer.model, trainer.processing_class, folder / "model")
+    drop_checkpoints(folder)
+    return {"loss": final_loss(trainer), "trained_on": len(kept), "steps": trainer.state.global_step}
+
+
+def build_trainer(kept: Sequence[Sample], *, config: Config, reference: str, folder: Path) -> Any:
+    """An SFTTrainer on the token ids as they were drawn, the loss on the response only."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    from align.models import load_tokenizer, set_dropout
+
+    model, tokenizer = model_to_train(reference), load_tokenizer(reference)
+    set_dropout(model, 0.0)
+    rows: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
+    for sample in kept:
+        head = tokenizer(sample.prompt, add_special_tokens=False)["input_ids"]
+        rows["input_ids"].append([*head, *sample.ids])
+        rows["labels"].append([-100] * len(head) + sample.ids)
+    return SFTTrainer(
+        model=model,
+        # Rows with ids and labels pass TRL as they are: no template, no end token added, nothing cut or packed.
+        args=SFTConfig(
+            **trainer_arguments(config, folder, epochs=config.epochs),
+            max_length=None,
+            packing=False,
+            shuffle_dataset=False,  # the sampler shuffles anew in every epoch
+        ),
+        train_dataset=Dataset.from_dict(rows),
+        processing_class=tokenizer,
+        peft_config=adapter_config(config, model),
+    )

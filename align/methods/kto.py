@@ -1,0 +1,214 @@
+"""KTO (Ethayarajh et al. 2024): every response by itself is desirable or not, by its `w . r` against a threshold.
+
+The loss (equation 7) is `lambda_D (1 - s)` for a desirable response and `lambda_U s` for another, with
+`s = sigmoid(beta (log pi/ref - z))` and z the batch's estimate of the KL, at least 0 and without gradient. It optimises
+no `E[w . r] - beta KL(pi || ref)`: a label says on which side of the threshold a response is and not how far. With
+labels without noise, responses drawn from the reference and beta <= 1, the loss over all policies is least at **the
+reference conditioned on the desirable responses**, for any beta, z and lambdas: it is linear in s, which is concave in
+pi/ref, so that undesirable responses lose all their mass and desirable ones share it in the reference's proportions.
+
+*Deviations from the official code*: z comes from completions moved on by one within a batch (TRL), which also pairs
+some prompts with responses of their own; all passes over the examples are laid out and shuffled beforehand and end with
+a whole batch, since TRL reads them in order, in every epoch alike, and would pair a last batch of one with itself.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from align import checks
+from align.errors import UserError
+from align.methods import dpo
+from align.methods.base import (
+    Objective,
+    Row,
+    adapter_config,
+    check_preferences,
+    inputs_of,
+    model_to_train,
+    train_points,
+    trainer_arguments,
+)
+from align.methods.unpaired import (
+    Example,
+    UnpairedConfig,
+    check_labels,
+    describe_labels,
+    given_examples,
+    known_scores,
+    thresholded_examples,
+)
+from align.policies import PointFamily
+from align.preferences import Weights
+from align.runs import Ledger
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(UnpairedConfig):
+    """How to train; how responses are labelled is `UnpairedConfig`'s."""
+
+    beta: float = 0.1  # KTO's own, per nat of log pi/ref: labels carry no reward unit, so that it is not J's
+    desirable_weight: float | None = None  # None balances: half of the total weight for each side, 1 on average
+    undesirable_weight: float | None = None
+    epochs: float = 1.0
+    max_length: int | None = None  # tokens kept of prompt + response; a prompt that fills it drops its examples
+
+
+def fit(
+    config: Config,
+    *,
+    reference: str,
+    objectives: Mapping[str, Objective],
+    preferences: Sequence[Weights],
+    out: Path,
+    ledger: Ledger,
+    comparisons: Sequence[Row] | None = None,
+    prompts: Sequence[Row] | None = None,
+) -> PointFamily:
+    """One model per preference, from both responses of every comparison. `prompts` is not used, nor are objectives but
+    for their names, unless `labels` is objectives.
+
+    UserError when comparisons are missing, carry no scores, or fall all on one side of the threshold.
+    """
+    names = check_preferences(preferences, objectives=objectives)
+    check_config(config)
+    rows = dpo.required_rows(comparisons, method="kto")
+    scores = known_scores(config, rows=rows, objectives=objectives, preferences=preferences, ledger=ledger)
+
+    def body(folder: Path, cost: Ledger, weights: Weights) -> Mapping[str, Any]:
+        if scores is None:
+            examples, seen = given_examples(rows, weights=weights, names=names), 0
+        else:
+            examples, seen = thresholded_examples(rows, scores=scores, weights=weights, config=config), 2 * len(rows)
+            cost.add(scores_read=seen)
+        metrics = train_on(examples, config=config, reference=reference, folder=folder, ledger=cost)
+        return {**metrics, "examples_without_contrast": max(seen - len(examples), 0)}
+
+    return train_points(
+        "kto",
+        config=config,
+        preferences=preferences,
+        inputs=inputs_of(reference=reference, objectives=objectives, rows=rows),
+        out=out,
+        ledger=ledger,
+        body=body,
+        optimises=lambda weights: describe(config, weights=weights),
+    )
+
+
+def check_config(config: Config) -> None:
+    """UserError on a value that is no KTO configuration."""
+    check_labels(config)
+    checks.above_zero(config, "epochs", "desirable_weight", "undesirable_weight", "max_length")
+    if config.batch_size < 2:
+        raise UserError("KTO estimates its KL from the other responses of a batch; make batch_size at least 2")
+
+
+def describe(config: Config, *, weights: Weights) -> str:
+    """One line: what the training moves to, which is no optimum of J."""
+    if config.tau == 0 and config.labels != "given":
+        end = "its fixed point is the reference conditioned on them, whatever beta"
+    else:
+        end = "these gain mass by how surely they are that, whatever beta"
+    noise = "" if config.labels == "given" else f" (annotator temperature {config.tau:g})"
+    wanted = describe_labels(config)
+    return f"no J at w = {weights.label}: KTO (its own beta {config.beta:g}) for {wanted}{noise}; {end}"
+
+
+def passes(examples: Sequence[Example], *, config: Config) -> list[Example]:
+    """The examples of every batch, in order: shuffled passes, and of one more pass what fills the last step."""
+    step = config.batch_size * config.gradient_accumulation
+    wanted = math.ceil(round(len(examples) * config.epochs / step, 6)) * step
+    rng = random.Random(f"kto {config.seed}")
+    order: list[Example] = []
+    while len(order) < wanted:
+        order += rng.sample(list(examples), len(examples))
+    return order[:wanted]
+
+
+def side_weights(examples: Sequence[Example], *, config: Config) -> tuple[float, float]:
+    """(lambda_D, lambda_U): as configured, else `n / (2 n_D)` and `n / (2 n_U)`.
+
+    Then `lambda_D n_D = lambda_U n_U`, the lower end of the range that the paper asks for (equation 8), and the mean
+    weight is 1.
+    """
+    count, desirable = len(examples), sum(example.label for example in examples)
+    return (
+        config.desirable_weight or count / (2 * desirable),
+        config.undesirable_weight or count / (2 * (count - desirable)),
+    )
+
+
+def train_on(
+    examples: Sequence[Example], *, config: Config, reference: str, folder: Path, ledger: Ledger
+) -> dict[str, Any]:
+    """Train one model with TRL's KTOTrainer, save it in `folder/model`, and return metrics."""
+    from align.models import count_parameters, load_tokenizer, save_model
+    from align.training.common import drop_checkpoints, final_loss, finish_trainer, resume_point
+
+    kept = list(examples)
+    if config.max_length is not None:
+        ids = load_tokenizer(reference)([example.prompt for example in examples])["input_ids"]
+        kept = [example for example, row in zip(examples, ids, strict=True) if len(row) < config.max_length]
+        if len({example.label for example in kept}) < 2:
+            raise UserError(f"max_length = {config.max_length} leaves no prompts with both labels; raise max_length")
+    trainer = build_trainer(kept, config=config, reference=reference, folder=folder)
+    parameters = count_parameters(trainer.model, embeddings=False)
+    finish_trainer(trainer, label=f"kto {folder.stem}", ledger=ledger, parameters=parameters)
+    before = ledger.tokens
+    trainer.train(resume_from_checkpoint=resume_point(folder))
+    # Besides training: the policy on the moved completions, the reference on both, 2 N a token each.
+    ledger.add(flops=6 * parameters * (ledger.tokens - before))
+    save_model(trainer.model, trainer.processing_class, folder / "model")
+    drop_checkpoints(folder)
+    return {
+        "loss": final_loss(trainer),
+        "examples": len(kept),
+        "desirable": sum(example.label for example in kept),
+        "examples_dropped_by_length": len(examples) - len(kept),
+    }
+
+
+def build_trainer(examples: Sequence[Example], *, config: Config, reference: str, folder: Path) -> Any:
+    """A KTOTrainer on these examples, with every default that matters set on purpose."""
+    from datasets import Dataset
+    from trl import KTOConfig, KTOTrainer
+
+    from align.models import load_tokenizer
+
+    model, tokenizer = model_to_train(reference), load_tokenizer(reference)
+    if config.max_length is None:
+        longest = 1 + max(len(ids) for ids in tokenizer([e.prompt + e.completion for e in examples])["input_ids"])
+        checks.fits(longest, model, what="the longest example", mend="set max_length, or leave such rows out")
+    else:
+        checks.longest_row(config.max_length, model)
+    desirable, undesirable = side_weights(examples, config=config)
+    if not sys.stderr.isatty():
+        os.environ["TQDM_DISABLE"] = "1"  # a log file is no place for a bar; TRL has no other switch for this one
+    ordered = passes(examples, config=config)
+    columns = {name: [getattr(example, name) for example in ordered] for name in ("prompt", "completion", "label")}
+    return KTOTrainer(
+        model=model,
+        args=KTOConfig(
+            **trainer_arguments(config, folder, epochs=1.0),  # `passes` has laid out all epochs
+            beta=config.beta,
+            loss_type="kto",
+            desirable_weight=desirable,
+            undesirable_weight=undesirable,
+            max_length=config.max_length,  # TRL's default of 1024 would cut examples without a word
+            precompute_ref_log_probs=True,  # the model in memory is the checkpoint on disk at this moment
+            precompute_ref_batch_size=4 * config.batch_size,
+            train_sampling_strategy="sequential",  # the completions of a batch are paired before training
+            disable_dropout=True,
+        ),
+        train_dataset=Dataset.from_dict(columns),
+        processing_class=tokenizer,
+        peft_config=adapter_config(config, model),
+    )
