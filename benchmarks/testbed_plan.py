@@ -204,6 +204,7 @@ class _Grid:
         world = self.world.config
         offered = {
             "seed": self.seed, "beta": world.beta, "tau": world.tau, "max_completion_length": world.max_tokens + 1,
+            "ideal": (1.0,) * world.objectives,
         }  # fmt: skip
         known = {f.name for f in dataclasses.fields(METHODS[spec["method"]].Config)}
         settings = {name: value for name, value in offered.items() if name in known}
@@ -219,7 +220,8 @@ class _Grid:
 
     def _prediction(self, row: str, spec: Mapping[str, Any]) -> None:
         """The row's predicted fixed point, on the first seed only; rows of one kind share it."""
-        kind, n = spec.get("fixed_point", "none"), spec.get("settings", {}).get("n", 0)
+        kind, settings = spec.get("fixed_point", "none"), spec.get("settings", {})
+        n = settings.get("n", settings.get("num_generations", 0))
         if kind in ("none", "scalarised") or self.seed != self.first_seed:
             return
         for w in self.preferences:

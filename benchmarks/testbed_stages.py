@@ -111,7 +111,10 @@ def _write_cell(folder: Path, tree: Any, *, row: str, weights: Any, tables: Any)
 def prediction(
     *, out: str, world: Settings, kind: str, reference: str, weights: Sequence[float], n: int
 ) -> None:
-    """The exact cell of what a row's expected update converges to, were every distribution free."""
+    """The exact cell of what a row's expected update converges to, were every distribution free.
+
+    `n` samples are drawn for each prompt: best-of-n's n, or the size of a group (0: the limit of large groups).
+    """
 
     def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
         from functools import partial
@@ -125,7 +128,7 @@ def prediction(
         if kind == "best_of_n":
             tree: Any = HardBestOfN(tables, partial(gold_table, weights=asked), n, kind)
         else:
-            tree = Predicted(kind, tables, asked, kind, population=place.test_prompts("none"))
+            tree = Predicted(kind, tables, asked, kind, group=n or None, population=place.test_prompts("none"))
         _write_cell(folder, tree, row=kind, weights=asked, tables=tables)
         return {"kind": kind}
 

@@ -26,7 +26,7 @@ CLOSED_FORM = ("optimum", "perturbed", *CONTROLS)
 @dataclass(frozen=True, kw_only=True)
 class Config:
     seed: int = option(0, help="training seed; every seed has its own directory")
-    world: str = option("default", help="default, agreeing, opposed, three or tiny")
+    world: str = option("default", help="default, or another of align.testbed.world.WORLDS")
     out: str | None = option(None, help="run directory (default: runs/demo, or runs/demo-seed-N for another seed)")
     workers: int = option(2, help="worker processes of one thread each; 0 runs everything in this process")
     model: dict[str, Any] = option({}, help="keys of align.models.ModelConfig")

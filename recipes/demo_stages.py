@@ -43,7 +43,7 @@ def pretrain(*, out: str, world: Settings, seed: int, documents: int, training: 
         return train(config, rows=rows, validation=held_out, out=folder, ledger=ledger, tokenizer=build_tokenizer())
 
     config = {"seed": seed, "documents": documents, "training": training, "model": model}
-    run_stage(out, stage="pretrain", config=config, body=body, inputs={"world": world_of(world).hash})
+    run_stage(out, stage="pretrain", config=config, body=body, inputs={"corpus": world_of(world).corpus_key})
 
 
 def sft(*, out: str, world: Settings, seed: int, source: str, documents: int, training: Settings) -> None:
@@ -66,7 +66,7 @@ def sft(*, out: str, world: Settings, seed: int, source: str, documents: int, tr
         GenerationConfig(eos_token_id=list(ENDING_IDS), pad_token_id=PAD_ID).save_pretrained(folder / "model")
         return metrics
 
-    inputs = {"model": open_run(source).fingerprint, "world": world_of(world).hash}
+    inputs = {"model": open_run(source).fingerprint, "corpus": world_of(world).corpus_key}
     config = {"seed": seed, "documents": documents, "training": training}
     run_stage(out, stage="sft", config=config, body=body, inputs=inputs)
 

@@ -93,6 +93,8 @@ def points_of(rows: Mapping[str, str], *, asked: Sequence[Weights], objectives: 
     for row, source in rows.items():
         family = family_of(source)
         for weights in asked or getattr(family, "preferences", None) or grid:
+            if not isinstance(weights, Weights):
+                raise UserError(f"{source} answers {weights.label}; this table compares rows at weights only")
             points.append(Point(row, weights, family.policy(weights)))
     return points
 

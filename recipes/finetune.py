@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from align.errors import UserError
-from align.preferences import Weights, simplex_grid
+from align.preferences import Preference, parse_preference, simplex_grid
 from align.runs import Ledger, run_stage
 from recipes.config import option, parse
 from recipes.stages import (
@@ -31,7 +31,7 @@ from recipes.stages import (
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    method: str = option(help="dpo, morlhf, modpo or rewarded_soups")
+    method: str = option(help="a method's name: docs/methods.md lists them (dpo, morlhf, rewarded_soups, ...)")
     model: str = option(help="the reference policy (the SFT checkpoint): run, Hugging Face directory or hub id")
     data: tuple[str, ...] = option(
         help="comparisons (or, for on-policy methods, prompts): SOURCE, or OBJECTIVE=SOURCE for each objective"
@@ -39,7 +39,9 @@ class Config:
     objectives: tuple[str | dict[str, Any], ...] = option(
         help="NAME=RUN of a reward model or NAME=KIND of a rule, one per objective, in the order of the weights"
     )
-    weights: tuple[str, ...] = option((), help="preferences like 0.25,0.75, one or more (default: 5 over the simplex)")
+    weights: tuple[str, ...] = option(
+        (), help="preferences like 0.25,0.75 or thresholds=none,0.5, one or more (default: 5 weights over the simplex)"
+    )
     out: str = option("runs/finetune", help="run directory to write")
     limit: int | None = option(None, help="read only the first rows of each source")
     max_steps: int | None = option(None, help="optimizer steps per trained policy, for methods that count steps")
@@ -49,15 +51,15 @@ class Config:
 
 def resolve(config: Config, *, where: str) -> dict[str, Any]:
     """The method's Config and the preferences, checked."""
-    preferences = [Weights.parse(text) for text in config.weights] or simplex_grid(len(config.objectives), 4)
-    for weights in preferences:
-        if len(weights) != len(config.objectives):
+    preferences: list[Preference] = [parse_preference(text) for text in config.weights]
+    preferences = preferences or list(simplex_grid(len(config.objectives), 4))
+    for asked in preferences:
+        count, kind = len(asked.values), type(asked).__name__.lower()
+        if count != len(config.objectives):
             names = f"{len(config.objectives)} objectives"
-            raise UserError(
-                f"{where}: weights {weights.label} are {len(weights)} numbers for {names}; give one for each"
-            )
-        if preferences.count(weights) > 1:
-            raise UserError(f"{where}: weights {weights.label} are given twice; give each once")
+            raise UserError(f"{where}: {kind} {asked.label} are {count} numbers for {names}; give one for each")
+        if preferences.count(asked) > 1:
+            raise UserError(f"{where}: {kind} {asked.label} are given twice; give each once")
     from align.methods import METHODS
 
     if config.method not in METHODS:

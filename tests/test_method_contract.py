@@ -54,10 +54,11 @@ def rows(count: int) -> list[dict[str, Any]]:
     return found
 
 
-def settings(module: ModuleType, **changes: Any) -> Any:
+def settings(module: ModuleType, count: int = 2, **changes: Any) -> Any:
     """The method's Config with everything small."""
     known = {f.name for f in dataclasses.fields(module.Config)}
-    values = {name: value for name, value in SMALL.items() if name in known}
+    small = {**SMALL, "ideal": (1.0,) * count}
+    values = {name: value for name, value in small.items() if name in known}
     if "method_config" in known:
         inner = {f.name for f in dataclasses.fields(METHODS["dpo"].Config)}
         values |= {"method": "dpo", "method_config": {k: v for k, v in {**SMALL, **changes}.items() if k in inner}}
@@ -75,7 +76,7 @@ def asked(name: str, weights: Weights) -> Any:
 def fit(name: str, *, reference: str, out: Path, preferences: Any, count: int = 2, ledger: Ledger | None = None,
         **changes: Any) -> Any:  # fmt: skip
     return METHODS[name].fit(
-        settings(METHODS[name], **changes), reference=reference, objectives=objectives(count), out=out,
+        settings(METHODS[name], count, **changes), reference=reference, objectives=objectives(count), out=out,
         preferences=[asked(name, w) for w in preferences], ledger=ledger or Ledger(), comparisons=rows(count),
         prompts=PROMPT_ROWS,
     )  # fmt: skip

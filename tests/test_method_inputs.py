@@ -119,7 +119,9 @@ def test_prompts_that_fill_the_length_are_refused(reference: str, tmp_path: Path
 
 
 def test_weights_must_match_the_objectives(tmp_path: Path) -> None:
-    for module in METHODS.values():
+    for name, module in METHODS.items():
+        if name == "lagrangian":  # asked by thresholds: see test_lagrangian.py
+            continue
         with pytest.raises(UserError, match="3 numbers, but there are 2 objectives"):
             fit(module, module.Config(), reference="none", weights=[Weights((0.5, 0.25, 0.25))], out=tmp_path)
         with pytest.raises(UserError, match="no preference"):

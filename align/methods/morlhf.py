@@ -116,6 +116,8 @@ def describe(config: Config, *, weights: Weights) -> str:
         "group": "rewards divided by each prompt's spread (another temperature per prompt)",
         "batch": "rewards divided by the batch's spread (a drifting beta)",
     }[config.scale_rewards]
+    if config.kl == "sequence" and config.scale_rewards != "none":  # the penalty is scaled along: 0 stays 0
+        scale = f"reward and penalty divided by the {config.scale_rewards}'s spread (the same fixed point)"
     if config.aggregation == "normalize_then_sum":
         scale = "each objective z-scored per prompt (the weights are no exchange rates)"
     target = f"E[w.r] - {config.beta:g} KL(pi||ref) at w = {weights.label}"

@@ -22,7 +22,7 @@ from align.models import count_parameters, load_tokenizer, lora_config, save_mod
 from align.objectives.reward_model import score, scored_ids
 from align.runs import Ledger
 from align.training.common import drop_checkpoints, final_loss, finish_trainer, resume_point
-from align.training.reward_model import BEST, EpochChoice, RewardModelConfig, _arguments, _start
+from align.training.reward_model import BEST, EpochChoice, RewardModelConfig, reward_arguments, scorer_to_train
 
 LABELS = ("safe_chosen", "safe_rejected")
 
@@ -102,7 +102,7 @@ def train_cost_model(
         raise UserError("choose_epoch needs validation comparisons; give some or set choose_epoch to false")
     tokenizer = load_tokenizer(model)
     set_seed(config.seed)  # the new head is drawn from this
-    scorer = _start(config, model, tokenizer)
+    scorer = scorer_to_train(config, model, tokenizer)
     kept = checked_pairs(rows, tokenizer, checks.longest_row(config.max_length, scorer))
     held_out = checked_pairs(validation, tokenizer, None) if validation else []
     trainer = build_trainer(config, scorer=scorer, tokenizer=tokenizer, pairs=kept, out=out)
@@ -141,7 +141,7 @@ def build_trainer(
     peft = lora_config(scorer, config.lora_r, alpha=config.lora_alpha, task="SEQ_CLS") if config.lora_r else None
     trainer = type("CostTrainer", (CostLoss, RewardTrainer), {"square": config.square})(
         model=scorer,
-        args=_arguments(config, out),
+        args=reward_arguments(config, out),
         train_dataset=Dataset.from_list(turned(pairs)),
         processing_class=tokenizer,
         peft_config=peft,

@@ -86,12 +86,12 @@ def train_reward_model(
         raise UserError("choose_epoch needs validation comparisons; give some or set choose_epoch to false")
     tokenizer = load_tokenizer(model)
     set_seed(config.seed)  # the new head is drawn from this
-    scorer = _start(config, model, tokenizer)
+    scorer = scorer_to_train(config, model, tokenizer)
     kept = keep_short_pairs(rows, tokenizer, checks.longest_row(config.max_length, scorer))
     peft = lora_config(scorer, config.lora_r, alpha=config.lora_alpha, task="SEQ_CLS") if config.lora_r else None
     trainer = RewardTrainer(
         model=scorer,
-        args=_arguments(config, out),
+        args=reward_arguments(config, out),
         train_dataset=Dataset.from_list(kept),
         processing_class=tokenizer,
         peft_config=peft,
@@ -120,7 +120,9 @@ def train_reward_model(
     }
 
 
-def _start(config: RewardModelConfig, model: str | Path, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def scorer_to_train(
+    config: RewardModelConfig, model: str | Path, tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedModel:
     if config.encoder is not None:
         if config.encoder.architecture != "bert":
             raise UserError(f"encoder.architecture is {config.encoder.architecture!r}; an encoder built here is a bert")
@@ -131,7 +133,7 @@ def _start(config: RewardModelConfig, model: str | Path, tokenizer: PreTrainedTo
     return scorer
 
 
-def _arguments(config: RewardModelConfig, out: Path) -> Any:
+def reward_arguments(config: RewardModelConfig, out: Path) -> Any:
     from trl import RewardConfig
 
     return RewardConfig(
