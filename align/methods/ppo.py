@@ -1,0 +1,250 @@
+"""Proximal policy optimisation (PPO) on a weighted sum of objectives, one run per preference, in a loop of our own.
+
+TRL has no PPO any more; this is a small reference for `J = E[w . r] - beta KL(pi || ref)` by clipped policy gradients
+(Schulman et al. 2017) on language models (Ouyang et al. 2022). The KL is a reward of every token, whose sum over the
+response is the sequence's log-ratio: with gamma = 1 the expected first update on a batch of samples is along the
+gradient of J. What departs from that has a name in `Config` and in `describe`.
+
+Deviations from the code of Ziegler et al. 2019 (openai/lm-human-preferences), whose terms would change J or hide it:
+- beta is fixed, not steered to a KL target; rewards are neither whitened nor discounted; advantages are whitened only
+  when asked; losses are summed over a response's tokens, whose number differs here, and averaged over responses.
+- The value is a linear head that passes no gradient into the policy (see align/actor_critic.py), with a learning rate
+  and a gradient norm of its own: its errors cost variance, at lam = 1 they neither bias nor shorten the policy's step.
+
+Legend: B responses, T response tokens, K objectives.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align import checks
+from align.actor_critic import ActorCritic
+from align.errors import UserError
+from align.methods import onpolicy
+from align.methods.base import Objective, Row, check_preferences, check_training, inputs_of, train_points
+from align.policies import PointFamily
+from align.policy_gradient import Targets, beyond_clip, clipped_policy_loss, gae, token_rewards, value_loss, whiten
+from align.preferences import Weights
+from align.rollouts import Rollouts, check_lengths, draw, plain_sampling
+from align.runs import Ledger
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(onpolicy.OnPolicyConfig):
+    """A step draws batch_size x gradient_accumulation responses for epochs x minibatches updates; `batch_size` bounds
+    the rows of one pass through the model.
+    """
+
+    num_generations: int = 1  # responses per prompt: the baseline is the value, not a group
+    epochs: int = 2  # passes over each batch of samples
+    minibatches: int = 2  # updates per pass
+    clip: float = 0.2  # how far from 1 a token's ratio still pulls
+    lam: float = 1.0  # of GAE; below 1 (0.95 is usual) less variance, and the value's errors bias the gradient of J
+    value_learning_rate: float = 0.1  # about how far an update moves a value at most; on the same schedule
+    value_clip: float = 0.0  # in reward units; 0 does not clip
+    whiten: bool = False  # advantages to mean 0 and spread 1 in each batch: J's direction, steps that never shrink
+    scheduler: str = "linear"
+
+
+def fit(
+    config: Config,
+    *,
+    reference: str,
+    objectives: Mapping[str, Objective],
+    preferences: Sequence[Weights],
+    out: Path,
+    ledger: Ledger,
+    comparisons: Sequence[Row] | None = None,
+    prompts: Sequence[Row] | None = None,
+) -> PointFamily:
+    """One policy per preference, trained on samples for `prompts` (rows with `prompt`). `comparisons` is not used.
+
+    Objectives of weight 0 are not asked. Where an objective does not apply (None) it adds nothing to that response's
+    sum. UserError on an impossible configuration or when there are no prompts.
+    """
+    check_preferences(preferences, objectives=objectives)
+    check_config(config)
+    rows = onpolicy.required_prompts(prompts, method="ppo")
+
+    def body(folder: Path, cost: Ledger, weights: Weights) -> Mapping[str, Any]:
+        trainer = Trainer(config, reference=reference, objectives=objectives, weights=weights, ledger=cost)
+        return trainer.train(rows, folder=folder)
+
+    return train_points(
+        "ppo",
+        config=config,
+        preferences=preferences,
+        inputs=inputs_of(reference=reference, objectives=objectives, rows=rows),
+        out=out,
+        ledger=ledger,
+        body=body,
+        optimises=lambda weights: describe(config, weights=weights),
+    )
+
+
+def check_config(config: Config) -> None:
+    """UserError on a value that this loop cannot mean."""
+    check_training(config)
+    checks.at_least(1, config, "steps", "max_completion_length", "num_generations", "epochs", "minibatches")
+    checks.at_least(0, config, "value_learning_rate", "value_clip")
+    samples = config.batch_size * config.gradient_accumulation
+    for name in ("num_generations", "minibatches"):
+        if samples % getattr(config, name):
+            raise UserError(f"{samples} samples a step do not divide by {name} = {getattr(config, name)}")
+    if not 0 < config.clip < 1:
+        raise UserError(f"clip must be between 0 and 1, not {config.clip:g}")
+    if not 0 <= config.lam <= 1:
+        raise UserError(f"lam must be in [0, 1], not {config.lam:g}")
+    if config.save_steps is not None:
+        raise UserError("ppo writes no checkpoints while it trains; leave save_steps out")
+
+
+def describe(config: Config, *, weights: Weights) -> str:
+    """One line: what a point's training really optimises."""
+    target = f"E[w.r] - {config.beta:g} KL(pi||ref) at w = {weights.label}, on-policy ppo: sequence KL in token rewards"
+    updates = f"{config.epochs} x {config.minibatches} updates per batch of samples, ratio clipped at {config.clip:g}"
+    if config.epochs * config.minibatches > 1:
+        updates += " (those after the first on a surrogate of J)"
+    value = "whole returns (lam 1)" if config.lam == 1 else f"GAE at lam {config.lam:g} (biased by the value's error)"
+    scale = "whitened per batch (J's direction, steps that never shrink)" if config.whiten else "unscaled"
+    return f"{target}, {updates}, {value}, advantages {scale}"
+
+
+class Trainer:
+    """The loop of one preference: draw, score, update."""
+
+    def __init__(
+        self, config: Config, *, reference: str, objectives: Mapping[str, Objective], weights: Weights, ledger: Ledger
+    ) -> None:
+        import torch
+        from transformers import get_scheduler
+
+        from align.models import count_parameters
+
+        torch.manual_seed(config.seed)  # of sampling, of the order of rows and of a new adapter
+        asked = {name: f for (name, f), w in zip(objectives.items(), weights, strict=True) if w}
+        self.config, self.ledger, self.label = config, ledger, f"ppo {weights.label}"
+        self.rewards, self.weights = onpolicy.metered(asked, ledger=ledger), [w for w in weights if w]
+        self.actor = ActorCritic(reference, lora_r=config.lora_r, lora_alpha=config.lora_alpha or None)
+        self.size = count_parameters(self.actor.policy, embeddings=False)
+        groups = self.actor.groups(weight_decay=config.weight_decay, value_learning_rate=config.value_learning_rate)
+        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
+        updates = config.steps * config.epochs * config.minibatches
+        warmup = math.ceil(config.warmup * updates if config.warmup < 1 else config.warmup)
+        self.scheduler = get_scheduler(config.scheduler, self.optimizer, warmup, updates)
+
+    def train(self, prompts: Sequence[Row], *, folder: Path) -> dict[str, float]:
+        """All steps; saves `folder/model` and gives the means of the last `logging_steps` of them."""
+        from transformers import TrainerState
+
+        from align.models import save_model
+        from align.training.common import Progress, quiet_libraries
+
+        quiet_libraries()
+        config, actor, history = self.config, self.actor, list[dict[str, float]]()
+        check_lengths(prompts, model=actor.model, tokenizer=actor.tokenizer, max_tokens=config.max_completion_length)
+        schedule = onpolicy.schedule(prompts, config=config, ledger=self.ledger)
+        groups = len(schedule) // config.steps
+        state, progress = TrainerState(max_steps=config.steps), Progress(self.label)
+        progress.on_train_begin(None, state, None)
+        try:
+            with plain_sampling(actor.model, actor.tokenizer, max_tokens=config.max_completion_length) as ends:
+                for start in range(0, len(schedule), groups):
+                    history.append(self.step(schedule[start : start + groups], ends=ends))
+                    state.global_step += 1
+                    progress.on_log(None, state, None, logs={"loss": -history[-1]["reward"]})  # -J as sampled
+                    progress.on_step_end(None, state, None)
+        except RuntimeError:
+            checks.finite_weights(actor.policy)  # sampling from a policy that is not a number
+            raise
+        finally:
+            progress.on_train_end(None, state, None)
+        save_model(actor.policy, actor.tokenizer, folder / "model")
+        last = history[-config.logging_steps :]
+        return {name: sum(entry[name] for entry in last) / len(last) for name in last[0]}
+
+    def step(self, columns: Mapping[str, Sequence[Any]], *, ends: Sequence[int]) -> dict[str, float]:
+        """Draw and score one batch, update on it epochs x minibatches times; what was measured on it."""
+        import torch
+
+        config, actor = self.config, self.actor
+        rows = {name: [v for v in values for _ in range(config.num_generations)] for name, values in columns.items()}
+        batch = draw(actor.policy, actor.tokenizer, rows["prompt"], ends=ends, batch_size=config.batch_size)
+        scores_BK = self.scores(batch, rows)
+        total_B = scores_BK.nan_to_num() @ scores_BK.new_tensor(self.weights)
+        targets, measured = self.targets(batch, scores_B=total_B)
+        clipped = 0
+        for _ in range(config.epochs):
+            order = torch.randperm(len(scores_BK)) if config.minibatches > 1 else torch.arange(len(scores_BK))
+            for index in order.chunk(config.minibatches):
+                clipped += self.update(batch.rows(index), targets.rows(index))
+        tokens = int(batch.attend_BL.sum())  # a pass of training is 6 N each; sampling and two readings are 2 N each
+        self.ledger.add(tokens=config.epochs * tokens, flops=6.0 * self.size * tokens * (config.epochs + 1))
+        means_K = scores_BK.nanmean(0).nan_to_num().tolist()
+        named = {f"rewards/{f.__name__}/mean": mean for f, mean in zip(self.rewards, means_K, strict=True)}
+        return {**measured, **named, "clipped": clipped / (config.epochs * int(batch.mask_BT.sum()))}
+
+    def scores(self, batch: Rollouts, rows: Mapping[str, Sequence[Any]]) -> Tensor:
+        """(B, K) scores of the objectives that are asked, in TRL's calling convention; None becomes NaN."""
+        import torch
+
+        ids = batch.responses()
+        texts = self.actor.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        columns = {name: values for name, values in rows.items() if name != "prompt"}
+        asked = (f(rows["prompt"], texts, completion_ids=ids, **columns) for f in self.rewards)
+        scores_KB = [[math.nan if score is None else score for score in scores] for scores in asked]
+        return torch.tensor(scores_KB, device=batch.ids_BL.device).T
+
+    def targets(self, batch: Rollouts, *, scores_B: Tensor) -> tuple[Targets, dict[str, float]]:
+        """What the updates compare with; the batch's mean reward less beta KL, its KL, and the value's error (RMS)."""
+        import torch
+
+        config, mask_BT = self.config, batch.mask_BT
+        with torch.no_grad():
+            parts = batch.parts(config.batch_size)
+            readings = [(*self.actor.read(part), self.actor.read_reference(part)) for part in parts]
+            old_BT, values_BT, ref_BT = (torch.cat(tensors) for tensors in zip(*readings, strict=True))
+        rewards_BT = token_rewards(scores_B, logp_BT=old_BT, ref_BT=ref_BT, mask_BT=mask_BT, beta=config.beta)
+        plain_BT = gae(rewards_BT, values_BT=values_BT, mask_BT=mask_BT, lam=config.lam)
+        advantages_BT = whiten(plain_BT, mask_BT=mask_BT) if config.whiten else plain_BT
+        measured = {
+            "reward": float(rewards_BT.sum(-1).mean()),
+            "kl": float((old_BT - ref_BT).sum(-1).mean()),
+            "value_error": float(plain_BT[mask_BT].square().mean().sqrt()),
+        }
+        return Targets(old_BT, values_BT, advantages_BT, plain_BT + values_BT), measured
+
+    def losses(self, batch: Rollouts, targets: Targets) -> tuple[Tensor, Tensor, int]:
+        """(B,) policy loss, (B,) value loss, and the number of tokens beyond the clip."""
+        (logp_BT, values_BT), mask_BT, config = self.actor.read(batch), batch.mask_BT, self.config
+        common = {"old_BT": targets.old_BT, "mask_BT": mask_BT, "clip": config.clip}
+        policy_B = clipped_policy_loss(logp_BT, advantages_BT=targets.advantages_BT, **common)
+        value_B = value_loss(
+            values_BT, old_BT=targets.values_BT, returns_BT=targets.returns_BT, mask_BT=mask_BT, clip=config.value_clip
+        )
+        return policy_B, value_B, beyond_clip(logp_BT.detach(), **common)
+
+    def update(self, batch: Rollouts, targets: Targets) -> int:
+        """One optimisation step on the mean loss of these responses; the number of tokens beyond the clip."""
+        from torch.nn.utils import clip_grad_norm_
+
+        count, size, clipped = len(batch.mask_BT), self.config.batch_size, 0
+        for part, compared in zip(batch.parts(size), targets.parts(size), strict=True):
+            policy_B, value_B, beyond = self.losses(part, compared)
+            ((policy_B + value_B).sum() / count).backward()  # two graphs that share nothing
+            clipped += beyond
+        if self.config.max_grad_norm:
+            for module in (self.actor.policy, self.actor.head):
+                clip_grad_norm_(module.parameters(), self.config.max_grad_norm)
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad()
+        return clipped
