@@ -65,14 +65,6 @@ def test_an_unknown_key_is_refused(file: Path) -> None:
                 recipe.resolve(config, where=file.name)
 
 
-@pytest.mark.parametrize("method", ["dpo", "modpo", "morlhf", "rewarded_soups"])
-def test_every_method_has_a_config(method: str) -> None:
-    from align.methods import METHODS
-
-    assert method in METHODS
-    assert (FOLDER / f"finetune_{method}.yaml").is_file()
-
-
 @dataclass(frozen=True)
 class Inner:
     rate: float = 0.1

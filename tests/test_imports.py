@@ -19,7 +19,9 @@ PACKAGES = ("align", "evals", "recipes")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 # A package may import itself and the packages on its right.
 MAY_IMPORT = {"align": {"align"}, "evals": {"align", "evals"}, "recipes": {"align", "evals", "recipes"}}
-PURE = ("preferences", "losses", "fronts", "conflict", "stats", "tradeoffs", "generalization")
+PURE = (
+    "preferences", "losses", "fronts", "conflict", "stats", "tradeoffs", "generalization", "policy_gradient", "gradients",
+)  # fmt: skip
 NAMES = [str(path.relative_to(ROOT)) for path in FILES]
 
 

@@ -24,7 +24,7 @@ from align.runs import Ledger
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {
-    "steps": 2, "batch_size": 16, "num_generations": 4, "max_completion_length": 1, "epochs": 1.0, "tau": 0.4,
+    "steps": 2, "batch_size": 16, "num_generations": 4, "max_completion_length": 1, "epochs": 1, "tau": 0.4,
     "labels": "scalarised", "learning_rate": 1e-3, "beta": 0.5, "n": 2, "rounds": 1, "pairs": 16, "online_rounds": 1,
     "online_samples": 16, "prompts_per_round": 8, "replay": 8, "scores": "rows", "logging_steps": 1,
 }  # fmt: skip
@@ -70,7 +70,7 @@ def asked(name: str, weights: Weights) -> Any:
     if name not in ON_THRESHOLDS:
         return weights
     free = weights.values.index(max(weights))
-    return Thresholds(tuple(None if k == free or not w else 0.3 for k, w in enumerate(weights)))
+    return Thresholds(tuple(None if k == free else 0.3 if w else -1.0 for k, w in enumerate(weights)))
 
 
 def fit(name: str, *, reference: str, out: Path, preferences: Any, count: int = 2, ledger: Ledger | None = None,
