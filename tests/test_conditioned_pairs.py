@@ -179,7 +179,8 @@ def test_one_run_on_pairs(aggregate: str, reference: str, tmp_path: Path) -> Non
     """
     concentration = {"scalarised": 0.7, "losses": 0.05}[aggregate]
     settings = {**PAIRS, "data": "pairs", "aggregate": aggregate, "concentration": concentration}
-    data = {"reference": reference, "weights": ASKED, "comparisons": pair_rows(3000)}
+    settings |= {"tau": 0.2, "batch_size": 64}
+    data = {"reference": reference, "weights": ASKED, "comparisons": pair_rows(1500)}
     family = fit(joint_soup, joint_soup.Config(**settings), out=tmp_path, **data)
     asked = ASKED if aggregate == "scalarised" else ASKED[::2]
     assert pair_share(family, reference, asked) < 0.15

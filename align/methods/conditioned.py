@@ -33,6 +33,7 @@ class Config(onpolicy.OnPolicyConfig, conditioned_pairs.PairConfig):
     data: str = "on_policy"
     draw: str = "prompt"  # on_policy: a preference for each prompt of a step, or one for the whole step
     rest: bool = False  # embeddings, norms and output are trained as well, alike for every preference
+    adam_beta2: float = 0.999  # on_policy
 
 
 def fit(
@@ -96,6 +97,8 @@ def check_config(config: Config) -> None:
     conditioned_pairs.check_config(config)
     if config.data == "on_policy":
         onpolicy.check_sampling(config)
+    if not 0 <= config.adam_beta2 < 1:
+        raise UserError(f"adam_beta2 must be in [0, 1), not {config.adam_beta2:g}")
     if config.lora_r:
         raise UserError("the conditioned adapter is this method's adapter; leave lora_r at 0")
 
@@ -199,6 +202,7 @@ def build_trainer(
         model=model,
         trainer_class=trainer_class(preferences),
         select=preferences.only,
+        adam_beta2=config.adam_beta2,
     )
     weights = [list(w) for w in scheduled_weights(config, objectives=len(objectives))]
     trainer.train_dataset = trainer.train_dataset.add_column("w", weights)
