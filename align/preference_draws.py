@@ -1,4 +1,4 @@
-"""Preferences drawn to train on: weights spread evenly over the simplex, and directions in a cone; pure
+"""Preferences drawn to train on: weights over the simplex with a share of vertices, and directions in a cone; pure
 
 Legend: N draws, K objectives.
 """
@@ -6,35 +6,30 @@ Legend: N draws, K objectives.
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Sequence
 
 import numpy as np
 
 from align.preferences import Direction, Weights
+from align.simplex import even_draws
 
 
 def draw_weights(
     count: int, *, objectives: int, rng: np.random.Generator, alpha: float = 1.0, vertices: float = 0.0
 ) -> list[Weights]:
-    """`count` weights of Dirichlet(alpha, ..., alpha), a share `vertices` of them replaced by vertices in turn.
+    """`count` weights of Dirichlet(alpha, ..., alpha), evenly spread, a share `vertices` of them vertices in turn.
 
-    Stratified: the first weight falls once into each of the equally likely intervals of its law, so does the second's
-    share of the rest, and so on; they are joined at random, which leaves each draw's law what it is. Below alpha 1 the
-    edges of the simplex are likelier than its middle.
+    Below alpha 1 the edges of the simplex are likelier than its middle, which the vertices are even more.
     """
     if count < 1 or objectives < 1 or not alpha > 0 or not 0 <= vertices <= 1:
         raise ValueError(f"cannot draw {count} weights of {objectives} objectives, alpha {alpha}, vertices {vertices}")
-    from scipy.special import betaincinv
-
     inner = count - int(count * vertices + rng.random())
-    rest_N, columns = np.ones(inner), []
-    for k in range(objectives - 1):  # stick breaking: w_k takes a Beta(alpha, alpha (K - 1 - k)) share of what is left
-        even_N = (rng.permutation(inner) + rng.random(inner)) / max(inner, 1)
-        taken_N = rest_N * betaincinv(alpha, alpha * (objectives - 1 - k), even_N)
-        columns.append(taken_N)
-        rest_N = rest_N - taken_N
-    table_NK = np.clip(np.stack([*columns, rest_N], axis=1), 0.0, 1.0)
-    drawn = [Weights(tuple(row_K / row_K.sum())) for row_K in table_NK]
+    drawn: list[Weights] = []
+    if inner:
+        source = random.Random(int(rng.integers(2**63)))
+        points = even_draws(inner, objectives=objectives, concentration=alpha, rng=source)
+        drawn = [Weights(tuple(max(0.0, w) for w in point_K)) for point_K in points]
     first = int(rng.integers(objectives))
     drawn += [Weights.vertex((first + i) % objectives, objectives) for i in range(count - inner)]
     return [drawn[i] for i in rng.permutation(count)]

@@ -1,0 +1,154 @@
+"""Preference-conditioned DPO: pairs labelled by one annotator at many weights, which the policy reads in its prompt.
+
+For each comparison and each drawn w, the annotator of temperature tau who values `w . r` picks a response; one model is
+trained on all of them by `-log sigmoid((beta / tau) [dlog(pi(. | x, w) / ref(. | x))])`. The reference is the original
+model at the prompt without tags, so that for every w the minimiser over all policies is `ref exp(w . r / beta)`, the
+optimum of `J = E[w . r] - beta KL(pi || ref)`, on the support of the pairs.
+
+Ours: the offline twin of MO-ODPO (Gupta et al. 2025). COS-DPO (Ren et al. 2025) conditions one model, too, but sums
+`w_k DPO_k` over each objective's labels, whose minimiser has the log-odds of `sum_k w_k sigmoid(dr_k / tau)` and is the
+optimum of w . r at the vertices only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from align import checks
+from align.conditioning import TaggedFamily, Tags
+from align.errors import UserError
+from align.methods import dpo, tagged
+from align.methods.base import Objective, Row, annotated_pairs, check_preferences, inputs_of
+from align.methods.tagged_training import TaggedPair, build_pair_trainer, encoded, finish, frozen
+from align.preference_draws import draw_weights
+from align.preferences import Weights
+from align.runs import Ledger
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(tagged.TagFields, dpo.Config):
+    """DPO's fields (labels: scalarised or objectives), and the weights that each comparison is judged at."""
+
+    labels: str = "scalarised"
+    draws: int = 2  # weights per comparison
+    alpha: float = 1.0  # of the Dirichlet law of the weights; 1 is uniform on the simplex
+    vertices: float = 0.1  # share of the draws that are vertices
+
+
+def fit(
+    config: Config,
+    *,
+    reference: str,
+    objectives: Mapping[str, Objective],
+    preferences: Sequence[Weights],
+    out: Path,
+    ledger: Ledger,
+    comparisons: Sequence[Row] | None = None,
+    prompts: Sequence[Row] | None = None,
+) -> TaggedFamily:
+    """One model for all weights. `prompts` is not used, nor are the objectives unless `labels` is objectives.
+
+    UserError when comparisons are missing or do not carry what `labels` needs.
+    """
+    names = check_preferences(preferences, objectives=objectives)
+    check_config(config)
+    rows = dpo.required_rows(comparisons, method="conditioned_dpo")
+    inputs = inputs_of(reference=reference, objectives=objectives, rows=rows)
+    tags = tagged.make_tags(config, reference=reference, names=names)
+    scores = dpo.scores_for(config, rows=rows, objectives=objectives, ledger=ledger)
+    assert scores is not None  # given labels were refused
+
+    def body(folder: Path, cost: Ledger) -> Mapping[str, Any]:
+        pairs = judged(rows, scores=scores, config=config, reference=reference, objectives=len(names))
+        cost.add(scores_read=len(pairs))
+        with tagged.start_model(config, reference=reference, tags=tags, folder=folder) as start:
+            return train(
+                pairs, config=config, reference=reference, start=start, tags=tags, folder=folder, ledger=cost
+            )
+
+    run = tagged.part(
+        Path(out) / "conditioned", method="conditioned_dpo", config=config, inputs=inputs, ledger=ledger, body=body
+    )
+    return tagged.family(
+        "conditioned_dpo", model=run.path / "model", tags=tags, preferences=preferences, claim=describe(config)
+    )
+
+
+def check_config(config: Config) -> None:
+    """UserError on a value that no run can mean."""
+    dpo.check_pair_config(config)
+    if config.labels == "given":
+        raise UserError("given labels follow one objective each; use labels: scalarised or objectives")
+    check_weight_law(config)
+    checks.at_least(1, config, "draws")
+
+
+def check_weight_law(config: Any) -> None:
+    """UserError on an `alpha` or a share of `vertices` that no law of weights has."""
+    checks.above_zero(config, "alpha")
+    if not 0 <= config.vertices <= 1:
+        raise UserError(f"vertices must be a share in [0, 1], not {config.vertices:g}")
+
+
+def describe(config: Config) -> str:
+    """One line: the J that is optimised at every weight, and from what data."""
+    text = (
+        f"E[w.r] - {config.beta:g} KL(pi||ref) at every w at once, from offline pairs (labels: {config.labels}, "
+        f"annotator temperature {config.tau:g}, DPO beta {config.beta / config.tau:g}), "
+        f"w of Dirichlet({config.alpha:g})"
+    )
+    return text + (f", plus {config.mle_weight:g} x token NLL of the chosen response" if config.mle_weight else "")
+
+
+def judged(
+    rows: Sequence[Row], *, scores: Mapping[str, Sequence[Sequence[float]]], config: Config, reference: str,
+    objectives: int,
+) -> list[TaggedPair]:  # fmt: skip
+    """Every comparison at `draws` weights, each pass over the comparisons spread evenly; the same draw of the
+    annotator's noise serves a row at all weights, as if it were asked each time.
+    """
+    from align.models import load_tokenizer
+
+    tokenizer, rng = load_tokenizer(reference), np.random.default_rng(config.seed)
+    made = []
+    for _ in range(config.draws):
+        weights = draw_weights(
+            len(rows), objectives=objectives, rng=rng, alpha=config.alpha, vertices=config.vertices
+        )
+        pairs = [
+            annotated_pairs([row], scores=scores, weights=w, tau=config.tau, seed=config.seed)[0]
+            for row, w in zip(rows, weights, strict=True)
+        ]
+        texts = [p.prompt for p in pairs]
+        chosen, rejected = (
+            tagged.response_ids(tokenizer, texts, replies)
+            for replies in ([p.chosen for p in pairs], [p.rejected for p in pairs])
+        )
+        made += [
+            TaggedPair(p.prompt, w.values, c, r) for p, w, c, r in zip(pairs, weights, chosen, rejected, strict=True)
+        ]
+    return made
+
+
+def train(
+    pairs: Sequence[TaggedPair], *, config: Config, reference: str, start: str, tags: Tags, folder: Path,
+    ledger: Ledger,
+) -> dict[str, Any]:  # fmt: skip
+    """DPO at `beta / tau` against the original reference; metrics."""
+    from datasets import Dataset
+
+    from align.models import load_tokenizer
+
+    rows = encoded(
+        pairs, tokenizer=load_tokenizer(start), tags=tags, reference=frozen(reference), ledger=ledger, config=config
+    )
+    trainer = build_pair_trainer(
+        config, start=start, tags=tags, beta=config.beta / config.tau, folder=folder, dataset=Dataset.from_list(rows)
+    )
+    loss = finish(trainer, config=config, label="conditioned dpo", folder=folder, ledger=ledger)
+    return {"loss": loss, "pairs": len(rows), "pairs_dropped_by_length": len(pairs) - len(rows)}

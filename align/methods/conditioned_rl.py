@@ -1,0 +1,175 @@
+"""Preference-conditioned reinforcement learning: one GRPO run over the whole simplex, the weights told in the prompt.
+
+Every step draws weights for its prompts, spread evenly over the simplex (all samples of a group share theirs, so that
+the group's mean stays an unbiased baseline), and maximises `w . r(x, y) - beta log(pi(y | x, w) / ref(y | x))`: the
+reward is scored, and the reference read, at the prompt without tags. The expected update is the gradient of the mean
+over w of `J_w = E[w . r] - beta KL(pi(. | x, w) || ref)`, which for a policy that can tell all w apart is maximal
+where every J_w is. The conditioned form of MORLHF (as P-MORL in Jang et al. 2023, whose code's reward never saw the
+response, and MOC of He et al. 2026), with the sequence's KL in the reward and unscaled advantages
+(align/methods/onpolicy.py).
+Legend: K objectives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from align.conditioning import TaggedFamily, Tags, forbid, tag_ids
+from align.methods import onpolicy, tagged
+from align.methods.base import Objective, Row, check_preferences, inputs_of, model_to_train
+from align.methods.conditioned_dpo import check_weight_law
+from align.preference_draws import draw_weights
+from align.preferences import Weights
+from align.runs import Ledger
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(tagged.TagFields, onpolicy.OnPolicyConfig):
+    """How to sample and train, and the law of the weights."""
+
+    alpha: float = 1.0  # of the Dirichlet law of the weights; 1 is uniform on the simplex
+    vertices: float = 0.1  # share of the draws that are vertices
+
+
+def fit(
+    config: Config,
+    *,
+    reference: str,
+    objectives: Mapping[str, Objective],
+    preferences: Sequence[Weights],
+    out: Path,
+    ledger: Ledger,
+    comparisons: Sequence[Row] | None = None,
+    prompts: Sequence[Row] | None = None,
+) -> TaggedFamily:
+    """One model for all weights, trained on samples for `prompts` (rows with `prompt`). `comparisons` is not used.
+
+    Where an objective does not apply (None) it adds nothing to that completion's sum. UserError on an impossible
+    configuration or when there are no prompts.
+    """
+    names = check_preferences(preferences, objectives=objectives)
+    onpolicy.check_sampling(config)
+    check_weight_law(config)
+    rows = onpolicy.required_prompts(prompts, method="conditioned_rl")
+    inputs = inputs_of(reference=reference, objectives=objectives, rows=rows)
+    tags = tagged.make_tags(config, reference=reference, names=names)
+
+    def body(folder: Path, cost: Ledger) -> Mapping[str, Any]:
+        from align.models import save_model
+
+        with tagged.start_model(config, reference=reference, tags=tags, folder=folder) as start:
+            trainer = build_trainer(
+                config, reference=reference, start=start, tags=tags, objectives=objectives, prompts=rows,
+                folder=folder, ledger=cost,
+            )  # fmt: skip
+            means = onpolicy.run_trainer(trainer, label="conditioned rl", folder=folder, ledger=cost, save=False)
+            trained = trainer.accelerator.unwrap_model(trainer.model)
+            merged = trained.merge_and_unload() if config.lora_r else trained
+            save_model(merged, trainer.processing_class, folder / "model")
+        return means
+
+    run = tagged.part(
+        Path(out) / "conditioned", method="conditioned_rl", config=config, inputs=inputs, ledger=ledger, body=body
+    )
+    return tagged.family(
+        "conditioned_rl", model=run.path / "model", tags=tags, preferences=preferences, claim=describe(config)
+    )
+
+
+def describe(config: Config) -> str:
+    """One line: what is optimised at every weight."""
+    return (
+        f"E[w.r] - {config.beta:g} KL(pi||ref) at every w at once, on-policy grpo: sequence KL in the reward, unscaled "
+        f"rewards, w of Dirichlet({config.alpha:g}) with {config.vertices:.0%} vertices"
+    )
+
+
+def build_trainer(
+    config: Config, *, reference: str, start: str, tags: Tags, objectives: Mapping[str, Objective],
+    prompts: Sequence[Row], folder: Path, ledger: Ledger,
+) -> Any:  # fmt: skip
+    """The GRPO trainer from the checkpoint `start`, whose data set tells each group its own weights."""
+    from align.models import load_tokenizer
+
+    tokenizer = load_tokenizer(start)
+    total = WeightedSum(onpolicy.metered(objectives, ledger=ledger), tags=tags)
+    model = forbid(model_to_train(start), tag_ids(tokenizer, tags))
+    middle = (1 / len(objectives),) * len(objectives)
+    trainer = onpolicy.build_trainer(
+        config,
+        reference=start,
+        reward_funcs=[total, *total.parts()],
+        reward_weights=[1.0] + [0.0] * len(objectives),
+        prompts=[{**row, "prompt": tags.apply(row["prompt"], middle)} for row in prompts],
+        folder=folder,
+        ledger=ledger,
+        algorithm="grpo",
+        model=model,
+        tokenizer=tokenizer,
+        kl_reference=reference,
+        strip=tags.strip,
+    )
+    trainer.train_dataset = with_weights(trainer.train_dataset, config=config, tags=tags)
+    told = [{"prompt": text} for text in dict.fromkeys(trainer.train_dataset["prompt"])]
+    onpolicy.check_prompts(told, config=config, model=model, tokenizer=tokenizer)  # numbers differ in length as text
+    return trainer
+
+
+def with_weights(dataset: Any, *, config: Config, tags: Tags) -> Any:
+    """The scheduled prompts, those of each step behind weights that are spread evenly, and the weights as column w."""
+    rng = np.random.default_rng(config.seed)
+    groups = config.batch_size * config.gradient_accumulation // config.num_generations
+    weights = [
+        w.values
+        for _ in range(0, len(dataset), groups)
+        for w in draw_weights(
+            groups, objectives=len(tags.names), rng=rng, alpha=config.alpha, vertices=config.vertices
+        )
+    ][: len(dataset)]
+    prompts = [tags.apply(tags.strip(p), w) for p, w in zip(dataset["prompt"], weights, strict=True)]
+    return dataset.remove_columns("prompt").add_column("prompt", prompts).add_column("w", [list(w) for w in weights])
+
+
+class WeightedSum:
+    """The reward `w . r` of each completion with its row's own w; the objectives see prompts without tags.
+
+    They are asked once: `parts` are reward functions that give each objective's scores of the latest call, for the log.
+    """
+
+    def __init__(self, objectives: Sequence[Any], *, tags: Tags) -> None:
+        self.__name__ = "weighted_sum"
+        self.objectives, self.tags = list(objectives), tags
+        self.scored: list[str] = []
+
+    def __call__(
+        self, prompts: Sequence[str], completions: Sequence[str], *, w: Sequence[Sequence[float]], **columns: Any
+    ) -> list[float | None]:
+        """One sum per completion over the objectives that apply; None where none does."""
+        plain = [self.tags.strip(prompt) for prompt in prompts]
+        scores_K = [objective(plain, completions, **columns) for objective in self.objectives]
+        self.scored = list(completions)
+        sums: list[float | None] = []
+        for w_K, r_K in zip(w, zip(*scores_K, strict=True), strict=True):
+            applying = [weight * r for weight, r in zip(w_K, r_K, strict=True) if r is not None]
+            sums.append(sum(applying) if applying else None)
+        return sums
+
+    def parts(self) -> list[Any]:
+        """One reward function per objective, under its name."""
+        return [_Part(self, objective) for objective in self.objectives]
+
+
+class _Part:
+    def __init__(self, total: WeightedSum, objective: Any) -> None:
+        self.__name__ = objective.__name__
+        self.total, self.objective = total, objective
+
+    def __call__(self, prompts: Sequence[str], completions: Sequence[str], **_: Any) -> list[float | None]:
+        if list(completions) != self.total.scored:
+            raise RuntimeError("the weighted sum has not scored these completions; it must be asked first")
+        return list(self.objective.last)

@@ -1,0 +1,175 @@
+"""Directional preference alignment (DPA, Wang et al. 2024): SFT on the best of n samples in the prompt's direction
+
+A preference is a unit vector v of objective space, whose coordinates stand before the prompt. Each round draws a
+direction for every prompt, n responses, keeps `argmax v . r`, and trains on (x, v, y) with those of the earlier rounds.
+The first round's responses are the reference's, at the prompt without tags; later ones are the model's own, behind
+them. Asked for weights w, the family goes in the direction `w / |w|`, along which `v . r` orders responses as w . r.
+
+There is no KL to the reference and no J: a round's fixed point is best-of-n of the round before, whose KL to it is at
+most `log n - (n - 1) / n` nats, so that rounds and n say how far the policy goes.
+*Deviations*: the training code was never released; the text's steps are followed, with tags of two decimals instead of
+a sentence with integers of 0 to 100, raw objectives instead of one regression model's scale, and directions uniform on
+the positive orthant (or on a cone: theirs are within 45 degrees of helpfulness, negative verbosity included).
+Legend: K objectives.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from align import checks
+from align.conditioning import TaggedFamily, Tags, forbid, tag_ids
+from align.errors import UserError
+from align.methods import tagged
+from align.methods.base import Objective, Row, TrainingConfig, check_preferences, check_training, inputs_of
+from align.methods.tagged import Response
+from align.methods.tagged_training import Example, frozen, imitate
+from align.preference_draws import draw_directions
+from align.preferences import Direction, Preference, Weights
+from align.runs import Ledger, Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(tagged.TagFields, TrainingConfig):
+    """Rounds, samples and directions; `beta` has no part in it. The scheduler runs within each round."""
+
+    rounds: int = 3
+    prompts_per_round: int = 512
+    n: int = 8  # responses per prompt, of which the best is kept
+    epochs: float = 2.0  # of each round, over its own examples and those of earlier rounds
+    axis: tuple[float, ...] = ()  # of the cone of directions; empty: the diagonal
+    max_angle: float | None = None  # degrees between axis and directions; null: the whole positive orthant
+    max_completion_length: int = 64  # tokens, the end token included
+    sample_batch_size: int = 256
+
+
+def fit(
+    config: Config,
+    *,
+    reference: str,
+    objectives: Mapping[str, Objective],
+    preferences: Sequence[Preference],
+    out: Path,
+    ledger: Ledger,
+    comparisons: Sequence[Row] | None = None,
+    prompts: Sequence[Row] | None = None,
+) -> TaggedFamily:
+    """One model for all directions and weights, from samples on `prompts`, else on those of the comparisons.
+
+    UserError on an impossible configuration and without prompts.
+    """
+    names = check_preferences(preferences, objectives=objectives, kinds=(Weights, Direction))
+    check_config(config, objectives=len(names))
+    rows = tagged.prompts_to_ask(prompts, comparisons, method="dpa")
+    inputs = inputs_of(reference=reference, objectives=objectives, rows=rows)
+    tags = tagged.make_tags(config, reference=reference, names=names, low=lowest(config, len(names)), high=1.0)
+    run: Run | None = None
+    for number in range(1, config.rounds + 1):
+        body = partial(
+            one_round, config=config, number=number, reference=reference, previous=run, tags=tags,
+            objectives=objectives, prompts=rows, out=Path(out),
+        )  # fmt: skip
+        following = tagged.part(
+            Path(out) / f"round-{number}", method="dpa", config=config, ledger=ledger, body=body,
+            inputs={**inputs, **({"previous": run.fingerprint} if run else {})},
+        )  # fmt: skip
+        if run is not None:
+            tagged.used_up(run)
+        run = following
+    assert run is not None  # rounds is at least 1
+    return tagged.family(
+        "dpa", model=run.path / "model", tags=tags, preferences=preferences, claim=describe(config), asked="direction"
+    )
+
+
+def check_config(config: Config, *, objectives: int) -> None:
+    """UserError on a value that no run can mean."""
+    check_training(config)
+    checks.above_zero(config, "epochs")
+    checks.at_least(1, config, "rounds", "prompts_per_round", "n", "max_completion_length", "sample_batch_size")
+    if config.axis and (len(config.axis) != objectives or not any(config.axis) or config.max_angle is None):
+        raise UserError(f"axis needs one number for each of the {objectives} objectives, not all 0, and a max_angle")
+    if config.max_angle is not None and not 0 < config.max_angle <= 180:
+        raise UserError(f"max_angle must be null (the positive orthant) or in (0, 180], not {config.max_angle:g}")
+
+
+def describe(config: Config) -> str:
+    """One line: the fixed point of the training, which is no optimum of J."""
+    far = config.rounds * (math.log(config.n) - (config.n - 1) / config.n)
+    return (
+        f"no J: likelihood of the best of {config.n} by v.r, drawn from the round before, {config.rounds} rounds (KL "
+        f"about {far:.3g} nats at most), whatever beta; weights ask for v = w / |w|_2"
+    )
+
+
+def cone(config: Config, objectives: int) -> tuple[float, ...]:
+    """The axis of the cone as a unit vector."""
+    axis = config.axis or (1.0,) * objectives
+    return tuple(a / math.hypot(*axis) for a in axis)
+
+
+def lowest(config: Config, objectives: int) -> float:
+    """The lowest coordinate of a direction, rounded down to a tenth: 0 on the positive orthant."""
+    if config.max_angle is None:
+        return 0.0
+    widest = max(math.acos(max(-1.0, min(1.0, a))) for a in cone(config, objectives)) + math.radians(config.max_angle)
+    return min(0.0, math.floor(10 * math.cos(min(widest, math.pi)) + 1e-9) / 10)
+
+
+def along(response: Response, direction: Sequence[float]) -> float:
+    """`v . r` of a response."""
+    return sum(v * r for v, r in zip(direction, response.scores, strict=True))
+
+
+def best_of(responses: Sequence[Response], *, direction: Sequence[float]) -> Response:
+    """The response of the largest `v . r`, the first of equal ones (they are drawn alike)."""
+    return max(responses, key=lambda response: along(response, direction))
+
+
+def one_round(
+    folder: Path, ledger: Ledger, *, config: Config, number: int, reference: str, previous: Run | None, tags: Tags,
+    objectives: Mapping[str, Objective], prompts: Sequence[Row], out: Path,
+) -> dict[str, Any]:  # fmt: skip
+    """Draw directions and responses, keep the best, train on them and on those of earlier rounds; metrics."""
+    from align.models import load_tokenizer
+
+    rng = np.random.default_rng([config.seed, number])
+    source = reference if previous is None else str(previous.path)
+    model, tokenizer = frozen(source), load_tokenizer(source)
+    if previous is not None:
+        forbid(model, tag_ids(tokenizer, tags))
+    order = tagged.passes(len(prompts), count=config.prompts_per_round, rng=rng)
+    directions = draw_directions(len(order), axis=cone(config, len(objectives)), max_angle=config.max_angle, rng=rng)
+    drawn = tagged.sample(
+        model, tokenizer,
+        asked=[
+            (prompts[i], None if previous is None else v.values)
+            for i, v in zip(order, directions, strict=True) for _ in range(config.n)
+        ],
+        tags=tags, objectives=objectives, max_tokens=config.max_completion_length,
+        batch_size=config.sample_batch_size, seed=int(rng.integers(2**31)), ledger=ledger,
+    )  # fmt: skip
+    groups = [drawn[i : i + config.n] for i in range(0, len(drawn), config.n)]
+    best = [best_of(group, direction=v.values) for group, v in zip(groups, directions, strict=True)]
+    new = [Example(r.prompt, v.values, r.ids) for r, v in zip(best, directions, strict=True)]
+    tagged.keep(new, folder)
+    earlier = [e for i in range(1, number) for e in tagged.kept(out / f"round-{i}", Example)]
+    with ExitStack() as stack:
+        if previous is None:
+            source = stack.enter_context(
+                tagged.start_model(config, reference=reference, tags=tags, folder=folder)
+            )
+        metrics = imitate(
+            [*earlier, *new], config=config, model=source, tags=tags, folder=folder, ledger=ledger, epochs=config.epochs
+        )
+    values = [[along(r, v.values) for r in group] for group, v in zip(groups, directions, strict=True)]
+    gain = sum(max(group) - sum(group) / len(group) for group in values) / len(values)
+    return {**metrics, "gain_of_best": gain}
