@@ -287,8 +287,8 @@ def test_fit_refuses_unknown_merges_and_bad_settings(base: str, full: list[str],
         fit(rewarded_soups.Config(method="rewarded_soups"), base, tmp_path)
     with pytest.raises(UserError, match="3 specialists for 2 objectives"):
         fit(rewarded_soups.Config(specialists=tuple(full)), base, tmp_path)
-    with pytest.raises(UserError, match="no method 'ppo'"):
-        fit(rewarded_soups.Config(method="ppo"), base, tmp_path)
+    with pytest.raises(UserError, match="no method 'reinforce'"):
+        fit(rewarded_soups.Config(method="reinforce"), base, tmp_path)
     with pytest.raises(UserError, match="no key 'learning'"):
         fit(rewarded_soups.Config(method="dpo", method_config={"learning": 1}), base, tmp_path)
 
