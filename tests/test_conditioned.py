@@ -288,6 +288,19 @@ def test_one_run_serves_every_preference(method: str, reference: str, tmp_path: 
     assert ledger.tokens == 2 * before  # reused for a preference that was not listed, and charged
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_three_objectives(method: str, reference: str, tmp_path: Path) -> None:
+    def three(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float | None]:
+        assert all(len(w) == 3 and sum(w) == pytest.approx(1) for w in columns["w"])
+        return [None if i % 2 else 0.5 for i in range(len(prompts))]  # it does not always apply
+
+    module, asked = METHODS[method], [Weights((0.2, 0.3, 0.5)), Weights((0.0, 0.0, 1.0))]
+    config = module.Config(**{**RL, "steps": 2, "num_generations": 8})
+    data = {"reference": reference, "prompts": PROMPT_ROWS, "objectives": {**OBJECTIVES, "three": three}}
+    family = fit(module, config, weights=asked, out=tmp_path, **data)
+    assert not same_weights(family.policy(asked[0]).path, family.policy(asked[1]).path)
+
+
 class Interrupting:
     """An objective that works `calls` times and then stands for a killed process."""
 

@@ -54,15 +54,13 @@ def pair_data(*, rows: Any = None, **changes: Any) -> tuple[Any, list[Any], list
     return config, pairs, weights
 
 
-@pytest.mark.parametrize("reference_free", [False, True])
-def test_dpo_reads_each_pair_at_its_preference(reference_free: bool, many_tokens: str, tmp_path: Path) -> None:
+def test_dpo_reads_each_pair_at_its_preference(many_tokens: str, tmp_path: Path) -> None:
     """Contract: the column reaches the model through collator and loss, for chosen and rejected alike; the reference's
-    log-probabilities are the bare checkpoint's, or left out (PARM).
+    log-probabilities are the bare checkpoint's.
     """
     config, pairs, weights = pair_data(batch_size=32, tau=0.2)
     trainer = conditioned_pairs.build_trainer(
         pairs, weights, adapter=AdapterConfig("dense"), config=config, reference=many_tokens, beta=2.5, folder=tmp_path,
-        reference_free=reference_free,
     )  # fmt: skip
     disturb(trainer.model, size=0.3)
     trainer.model.eval()
@@ -85,8 +83,6 @@ def test_dpo_reads_each_pair_at_its_preference(reference_free: bool, many_tokens
 
     chosen, rejected = logps(trainer.model)
     ref_chosen, ref_rejected = logps(load_model(many_tokens))
-    if reference_free:
-        ref_chosen, ref_rejected = torch.zeros(32), torch.zeros(32)
     expected = dpo_loss(chosen, rejected_B=rejected, ref_chosen_B=ref_chosen, ref_rejected_B=ref_rejected, beta=2.5)
     assert loss == pytest.approx(expected.mean().item(), abs=1e-4)
 
@@ -188,3 +184,20 @@ def test_one_run_on_pairs(aggregate: str, reference: str, tmp_path: Path) -> Non
     assert pair_share(swapped, reference, asked) > 1  # it reads the preference
     assert ("not the optimum of J" in family.optimises[ASKED[1].label]) == (aggregate == "losses")
     assert "not the optimum of J" not in family.optimises["1,0"]
+
+
+def test_three_objectives_on_pairs(many_tokens: str, tmp_path: Path) -> None:
+    rows = [{**r, "scores_a": [*r["scores_a"], 0.3], "scores_b": [*r["scores_b"], 0.1]} for r in pair_rows(24)]
+    objectives = {**OBJECTIVES, "three": OBJECTIVES["two"]}
+    asked = Weights((0.2, 0.3, 0.5))
+    config = joint_soup.Config(**{**PAIRS, "data": "pairs", "epochs": 1.5, "batch_size": 8})
+    ledger = Ledger()
+    family = fit(
+        joint_soup, config, reference=many_tokens, weights=[asked], out=tmp_path, comparisons=rows,
+        objectives=objectives, ledger=ledger,
+    )  # fmt: skip
+    assert ledger.scores_read == 3 * 24 and ledger.tokens > 0 and ledger.flops > 0
+    changes = [
+        ModelPolicy(path).sequence_logprobs(["x :"], [" A"])[0] for path in (family.policy(asked).path, many_tokens)
+    ]
+    assert changes[0] != changes[1]

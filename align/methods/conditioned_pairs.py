@@ -113,19 +113,17 @@ def train_on_pairs(
     beta: float,
     folder: Path,
     ledger: Ledger,
-    reference_free: bool = False,
 ) -> dict[str, Any]:
     """Train an adapter of `reference` by one pass over the pairs, each at its preference, and save `folder/adapter`.
 
-    `reference_free` leaves the reference out of the loss: `-log sigmoid(beta [log pi(y_w) - log pi(y_l)])`, with which
-    PARM trains its autoregressive reward model (Lin et al. 2025). Returns metrics.
+    Returns metrics.
     """
     from align.models import count_parameters
     from align.training.common import drop_checkpoints, final_loss, finish_trainer, resume_point
 
     kept = dpo.check_lengths(pairs, reference=reference, max_length=config.max_length)
     data: dict[str, Any] = {"adapter": adapter, "config": config, "reference": reference, "beta": beta}
-    trainer = build_trainer(pairs, weights, folder=folder, reference_free=reference_free, **data)
+    trainer = build_trainer(pairs, weights, folder=folder, **data)
     used = multiplied_parameters(trainer.model, tokens_per_preference=mean_length(trainer.train_dataset))
     plain = count_parameters(trainer.model, embeddings=False)
     spent = Ledger()
@@ -147,7 +145,6 @@ def build_trainer(
     reference: str,
     beta: float,
     folder: Path,
-    reference_free: bool = False,
 ) -> Any:
     """DPO's trainer whose batches carry `preferences`, which the adapted model takes as an input of its own.
 
@@ -159,12 +156,8 @@ def build_trainer(
     by_id = {pair.id: list(w) for pair, w in zip(pairs, weights, strict=True)}
     if len(by_id) != len(pairs):
         raise ValueError("two pairs share an id")
-    dataset = trainer.train_dataset
-    dataset = dataset.add_column("preferences", [by_id[i] for i in dataset["id"]])
-    if reference_free:
-        for name in ("ref_chosen_logps", "ref_rejected_logps"):
-            dataset = dataset.remove_columns(name).add_column(name, [0.0] * len(dataset))
-    trainer.train_dataset = dataset
+    column = [by_id[i] for i in trainer.train_dataset["id"]]
+    trainer.train_dataset = trainer.train_dataset.add_column("preferences", column)
     trainer._set_signature_columns_if_needed()
     trainer._signature_columns.append("preferences")  # or it would be dropped before the collator
     trainer.data_collator = WithPreferences(trainer.data_collator)
