@@ -220,14 +220,10 @@ def test_conditioned_dpo_asks_objectives_and_takes_three_of_them(reference: str,
 
 def test_lora_is_merged_into_one_model_for_all_weights(reference: str, tmp_path: Path) -> None:
     config = conditioned_dpo.Config(**{**PAIRS, "learning_rate": 2e-2}, lora_r=4)
-    family = fit(
-        conditioned_dpo, config, reference=reference, weights=MIDDLE, out=tmp_path, comparisons=pair_rows(256)
-    )
+    family = fit(conditioned_dpo, config, reference=reference, weights=MIDDLE, out=tmp_path, comparisons=pair_rows(256))
     assert (Path(family.model) / "model.safetensors").is_file()
     assert not (Path(family.model) / "adapter_config.json").exists()
-    before, after = (
-        load_model(path).model.layers[0].mlp.down_proj.weight for path in (reference, family.model)
-    )
+    before, after = (load_model(path).model.layers[0].mlp.down_proj.weight for path in (reference, family.model))
     assert not torch.equal(before, after)
     family.save(tmp_path)
     tmp_path.rename(tmp_path.with_name("moved"))
@@ -597,7 +593,12 @@ def test_sampled_responses_are_scored_on_their_ids_and_metered(many_tokens: str,
     objectives, ledger = recorders(), Ledger()
     asked = [(PROMPT_ROWS[i % 2], (0.5, 0.5) if i % 3 else None) for i in range(60)]
     settings: dict[str, Any] = {
-        "tags": TAGS, "objectives": objectives, "max_tokens": 4, "batch_size": 16, "ledger": ledger, "asked": asked
+        "tags": TAGS,
+        "objectives": objectives,
+        "max_tokens": 4,
+        "batch_size": 16,
+        "ledger": ledger,
+        "asked": asked,
     }
     state = torch.get_rng_state()
     drawn = tagged.sample(model, tokenizer, seed=3, **settings)

@@ -67,9 +67,7 @@ def fit(
         pairs = judged(rows, scores=scores, config=config, reference=reference, objectives=len(names))
         cost.add(scores_read=len(pairs))
         with tagged.start_model(config, reference=reference, tags=tags, folder=folder) as start:
-            return train(
-                pairs, config=config, reference=reference, start=start, tags=tags, folder=folder, ledger=cost
-            )
+            return train(pairs, config=config, reference=reference, start=start, tags=tags, folder=folder, ledger=cost)
 
     run = tagged.part(
         Path(out) / "conditioned", method="conditioned_dpo", config=config, inputs=inputs, ledger=ledger, body=body
@@ -117,9 +115,7 @@ def judged(
     tokenizer, rng = load_tokenizer(reference), np.random.default_rng(config.seed)
     made = []
     for _ in range(config.draws):
-        weights = draw_weights(
-            len(rows), objectives=objectives, rng=rng, alpha=config.alpha, vertices=config.vertices
-        )
+        weights = draw_weights(len(rows), objectives=objectives, rng=rng, alpha=config.alpha, vertices=config.vertices)
         pairs = [
             annotated_pairs([row], scores=scores, weights=w, tau=config.tau, seed=config.seed)[0]
             for row, w in zip(rows, weights, strict=True)

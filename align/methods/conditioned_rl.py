@@ -127,9 +127,7 @@ def with_weights(dataset: Any, *, config: Config, tags: Tags) -> Any:
     weights = [
         w.values
         for _ in range(0, len(dataset), groups)
-        for w in draw_weights(
-            groups, objectives=len(tags.names), rng=rng, alpha=config.alpha, vertices=config.vertices
-        )
+        for w in draw_weights(groups, objectives=len(tags.names), rng=rng, alpha=config.alpha, vertices=config.vertices)
     ][: len(dataset)]
     prompts = [tags.apply(tags.strip(p), w) for p, w in zip(dataset["prompt"], weights, strict=True)]
     return dataset.remove_columns("prompt").add_column("prompt", prompts).add_column("w", [list(w) for w in weights])

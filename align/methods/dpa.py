@@ -164,9 +164,7 @@ def one_round(
     earlier = [e for i in range(1, number) for e in tagged.kept(out / f"round-{i}", Example)]
     with ExitStack() as stack:
         if previous is None:
-            source = stack.enter_context(
-                tagged.start_model(config, reference=reference, tags=tags, folder=folder)
-            )
+            source = stack.enter_context(tagged.start_model(config, reference=reference, tags=tags, folder=folder))
         metrics = imitate(
             [*earlier, *new], config=config, model=source, tags=tags, folder=folder, ledger=ledger, epochs=config.epochs
         )
