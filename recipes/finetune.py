@@ -126,8 +126,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     inputs = {"model": content_key(config.model), **objective_keys(config.objectives)}
     inputs |= {f"data {name}": content_key(source) for name, source in sources.items()}
-    for name in ("specialists", "margin_models"):
-        for i, source in enumerate(getattr(settings["training"], name, ())):
+    for name in ("specialists", "margin_models", "start"):
+        given = getattr(settings["training"], name, ())
+        for i, source in enumerate((given,) if isinstance(given, str) else given):
             inputs[f"{name} {i}"] = content_key(source) if source else ""
     run = run_stage(config.out, stage="finetune", config={**settings, "limit": config.limit}, body=body, inputs=inputs)
     print(closing_line(run))

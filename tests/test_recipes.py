@@ -18,14 +18,40 @@ Rows = dict[str, Path]
 TINY = ["training.batch_size=8", "training.learning_rate=1e-3", "training.save_steps=null"]
 SHAPE = ["hidden=32", "layers=1", "heads=2", "context=32"]
 # What each method of `align.methods.METHODS` needs to take two steps on 16 rows; a new method adds its line.
+RL = ["training.steps=2", "training.batch_size=8", "training.num_generations=4", "training.max_completion_length=6"]
+PAIRS = ["training.labels=objectives", "training.batch_size=8"]
+MADE_OF_DPO = ["training.method=dpo", "training.method_config.labels=objectives", "training.method_config.batch_size=8"]
+SFT = ["training.batch_size=8", "training.max_completion_length=6"]
 METHOD_STEPS = {
-    "dpo": ["training.labels=objectives", "training.batch_size=8"],
-    "modpo": ["training.labels=objectives", "training.batch_size=8"],
-    "morlhf": ["training.steps=2", "training.batch_size=8", "training.num_generations=4"]
-    + ["training.max_completion_length=6"],
-    "rewarded_soups": ["training.method=dpo", "training.method_config.labels=objectives"]
-    + ["training.method_config.batch_size=8"],
+    "dpo": PAIRS,
+    "modpo": PAIRS,
+    "morlhf": RL,
+    "rewarded_soups": MADE_OF_DPO,
+    "best_of_n": ["training.n=2"],
+    "best_sft": [*SFT, "training.n=2"],
+    "ppo": ["training.steps=2", "training.batch_size=8", "training.max_completion_length=6"],
+    "chebyshev": [*RL, "training.ideal=[1.0,1.0]"],
+    "ctwa": RL,
+    "lagrangian": RL,
+    "kto": PAIRS,
+    "gradient_dpo": PAIRS,
+    "gradient_rl": RL,
+    "personalised_soups": MADE_OF_DPO,
+    "mod": MADE_OF_DPO,
+    "genarm": PAIRS,
+    "parm": PAIRS,
+    "ric": [*SFT, "training.scores=objectives", "training.online_rounds=1", "training.online_samples=8"],
+    "cpo": ["training.batch_size=8", "training.scores=objectives"],
+    "dpa": [*SFT, "training.rounds=1", "training.prompts_per_round=8", "training.n=2"],
+    "conditioned_dpo": PAIRS,
+    "mo_odpo": [*SFT, "training.rounds=1", "training.pairs=8"],
+    "conditioned_rl": RL,
+    "panacea": RL,
+    "pblora": RL,
+    "joint_soup": RL,
 }
+EVERY_TIME = ("dpo", "morlhf", "rewarded_soups", "lagrangian", "conditioned_dpo")  # the rest with `make test-all`
+STEPPED = [name if name in EVERY_TIME else pytest.param(name, marks=pytest.mark.slow) for name in METHOD_STEPS]
 
 
 def settings(assignments: list[str]) -> list[str]:
@@ -79,7 +105,13 @@ def test_reward_model(run_command: Command, tiny_model: Path, tiny_rows: Rows, t
     assert 0 <= run["metrics"]["accuracy"] <= 1
 
 
-@pytest.mark.parametrize("method", METHOD_STEPS)
+def test_every_method_takes_its_steps_here() -> None:
+    from align.methods import METHODS
+
+    assert set(METHOD_STEPS) == set(METHODS)
+
+
+@pytest.mark.parametrize("method", STEPPED)
 def test_finetune_evaluate_report(
     method: str, run_command: Command, tiny_model: Path, tiny_rows: Rows, tmp_path: Path
 ) -> None:
@@ -88,6 +120,7 @@ def test_finetune_evaluate_report(
     objectives = settings_file(tmp_path)
     arguments = ["finetune", method, "--config", objectives, "--model", tiny_model, "--data", tiny_rows["comparisons"]]
     wide = ["--weights", "1,0", "0,1"] if method in ("dpo", "rewarded_soups") else ["--weights", "0.5,0.5"]
+    wide = ["--weights", "thresholds=none,0.1"] if method == "lagrangian" else wide
     done = run_command(*arguments, "--out", out, "--limit", "16", *wide, *settings(METHOD_STEPS[method]))
     run = finished(done, out)
     assert run["metrics"]["method"] == method
