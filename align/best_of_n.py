@@ -226,12 +226,14 @@ class BestOfNFamily:
 
 def _entry(objective: Any, folder: Path) -> dict[str, Any] | None:
     """What `build_objective` makes a reward model of again; None for any other objective."""
-    from align.objectives import RewardModelObjective
+    from align.objectives import RewardModelObjective, SharedRewardModel
 
-    if type(objective) is not RewardModelObjective:
+    kinds = {RewardModelObjective: "reward_model", SharedRewardModel: "shared_reward_model"}
+    kind = kinds.get(type(objective))
+    if kind is None:
         return None
     kept = {key: getattr(objective, key) for key in ("scale", "shift", "batch_size")}
-    return {"kind": "reward_model", "name": objective.__name__, "path": _stored(objective.path, folder), **kept}
+    return {"kind": kind, "name": objective.__name__, "path": _stored(objective.path, folder), **kept}
 
 
 def _stored(path: str, folder: Path) -> str:

@@ -123,7 +123,7 @@ def rewards_of(run: Run) -> str:
     if run.config["training"].get("labels") == "given":
         return "none"
     sources = [e["kind"] if isinstance(e, dict) else e.partition("=")[2] or e for e in run.metrics["objectives"]]
-    rules = {kind for kind in OBJECTIVES if kind not in ("reward_model", "implicit")}
+    rules = {kind for kind in OBJECTIVES if kind not in ("reward_model", "shared_reward_model", "implicit")}
     return " and ".join(sorted({"rule" if source in rules else "learned" for source in sources}))
 
 

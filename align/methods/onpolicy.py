@@ -27,6 +27,7 @@ from align.methods.base import (
 )
 from align.methods.sequence_kl import SequenceKL
 from align.runs import Ledger
+from align.shared_backbone import bind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +63,13 @@ def required_prompts(prompts: Sequence[Row] | None, *, method: str) -> Sequence[
     return prompts
 
 
-def metered(objectives: Mapping[str, Objective], *, ledger: Ledger) -> list[Metered]:
-    """The objectives as TRL's `reward_funcs`, each under its own name and charged for what it scores."""
+def metered(objectives: Mapping[str, Objective], *, ledger: Ledger, policy: Any = None) -> list[Metered]:
+    """The objectives as TRL's `reward_funcs`, each under its own name and charged for what it scores.
+
+    `policy`: the model in training, whose backbone objectives may share (`build_trainer` gives it itself).
+    """
+    if policy is not None:
+        bind(objectives.values(), policy)
     return [Metered(name, objective, ledger) for name, objective in objectives.items()]
 
 
@@ -90,7 +96,8 @@ def build_trainer(
     rloo: TRL subtracts beta times the sequence's log-ratio from the reward. grpo: `SequenceKL` is one more reward of
     weight -beta, against `kl_reference` where training starts from an extended copy of it; `strip` and `select` are its
     own. Keywords in `grpo` replace GRPO's settings and may change the objective (see morlhf). `model` is the policy
-    where it is not the checkpoint `reference` as it is (an adapted copy in memory), `tokenizer` its tokenizer.
+    where it is not the checkpoint `reference` as it is (an adapted copy in memory), `tokenizer` its tokenizer. Reward
+    models kept as adapters are bound to a LoRA policy's backbone (align/shared_backbone.py).
     """
     from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
@@ -122,7 +129,9 @@ def build_trainer(
     }
     if algorithm == "rloo":
         args = RLOOConfig(**arguments, beta=config.beta, reward_weights=weights, normalize_advantages=False)
-        return (trainer_class or RLOOTrainer)(args=args, reward_funcs=funcs, **common)
+        trainer = (trainer_class or RLOOTrainer)(args=args, reward_funcs=funcs, **common)
+        bind(funcs, trainer.model)
+        return trainer
     settings = {
         "beta": 0.0,
         "scale_rewards": "none",
@@ -137,6 +146,7 @@ def build_trainer(
         funcs, weights = [*funcs, penalty], [*weights, -config.beta]
     args = GRPOConfig(**{**arguments, **settings}, reward_weights=weights)
     trainer = (trainer_class or GRPOTrainer)(args=args, reward_funcs=funcs, **common)
+    bind(funcs, trainer.model)
     if penalty is not None:
         penalty.trainer = trainer
     return trainer

@@ -132,9 +132,9 @@ class Trainer:
         torch.manual_seed(config.seed)  # of sampling, of the order of rows and of a new adapter
         asked = {name: f for (name, f), w in zip(objectives.items(), weights, strict=True) if w}
         self.config, self.ledger, self.label = config, ledger, f"ppo {weights.label}"
-        self.rewards, self.weights = onpolicy.metered(asked, ledger=ledger), [w for w in weights if w]
         self.actor = ActorCritic(reference, lora_r=config.lora_r, lora_alpha=config.lora_alpha or None)
-        self.size = count_parameters(self.actor.policy, embeddings=False)
+        rewards, kept = onpolicy.metered(asked, ledger=ledger, policy=self.actor.policy), [w for w in weights if w]
+        self.rewards, self.weights, self.size = rewards, kept, count_parameters(self.actor.policy, embeddings=False)
         groups = self.actor.groups(weight_decay=config.weight_decay, value_learning_rate=config.value_learning_rate)
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
         updates = config.steps * config.epochs * config.minibatches

@@ -25,10 +25,12 @@ from align.objectives.normalizers import (
 )
 from align.objectives.reward_model import RewardModelObjective
 from align.objectives.rules import Keywords, Length, Pattern
+from align.objectives.shared_reward_model import SharedRewardModel
 
 # A new objective is one file and one line here.
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "reward_model": RewardModelObjective,
+    "shared_reward_model": SharedRewardModel,
     "implicit": ImplicitReward,
     "length": Length,
     "keywords": Keywords,
@@ -48,6 +50,7 @@ __all__ = [
     "Pattern",
     "Quantile",
     "RewardModelObjective",
+    "SharedRewardModel",
     "ZScore",
     "build_objective",
     "check_names",

@@ -22,7 +22,7 @@ from align.models import count_parameters, load_tokenizer, lora_config, save_mod
 from align.objectives.reward_model import score, scored_ids
 from align.runs import Ledger
 from align.training.common import drop_checkpoints, final_loss, finish_trainer, resume_point
-from align.training.reward_model import BEST, EpochChoice, RewardModelConfig, reward_arguments, scorer_to_train
+from align.training.reward_model import BEST, EpochChoice, RewardModelConfig, merged, reward_arguments, scorer_to_train
 
 LABELS = ("safe_chosen", "safe_rejected")
 
@@ -113,7 +113,7 @@ def train_cost_model(
     trainer.train(resume_from_checkpoint=resume_point(out))
     if choice is not None:
         choice.restore(trainer.model)
-    trained = trainer.model.merge_and_unload() if config.lora_r else trainer.model
+    trained = merged(trainer.model, config, tokenizer=tokenizer, out=out)
     save_model(trained, tokenizer, out / "model")
     drop_checkpoints(out)
     shutil.rmtree(out / BEST, ignore_errors=True)

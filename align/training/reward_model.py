@@ -45,7 +45,9 @@ class RewardModelConfig(StageConfig):
     causal LM, whose head is replaced, or a classifier). `max_length` in tokens, end token included (None: the model's
     positions): pairs with a longer side are left out and counted. `dropout` is the residual dropout, `center` the
     coefficient of (r_chosen + r_rejected)^2 (Eisenstein et al. 2023; 0: off). `choose_epoch` keeps the epoch with the
-    best validation accuracy. `lora_r` above 0 trains an adapter and the head, and merges them into the saved model.
+    best validation accuracy. `lora_r` above 0 trains an adapter and the head, and merges them into the saved model;
+    `keep_adapter` also saves the two as they are, in `adapter`, for several reward models on one backbone in memory
+    (align/shared_backbone.py).
     """
 
     encoder: ModelConfig | None = None
@@ -55,11 +57,14 @@ class RewardModelConfig(StageConfig):
     choose_epoch: bool = False
     lora_r: int = 0
     lora_alpha: float | None = None
+    keep_adapter: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.regularisers(self)
         checks.at_least(0, self, "center")
+        if self.keep_adapter and not self.lora_r:
+            raise UserError("keep_adapter keeps what lora_r trains, and lora_r is 0; set lora_r to a rank, like 8")
 
 
 def train_reward_model(
@@ -103,7 +108,7 @@ def train_reward_model(
     trainer.train(resume_from_checkpoint=resume_point(out))
     if choice is not None:
         choice.restore(trainer.model)
-    trained = trainer.model.merge_and_unload() if config.lora_r else trainer.model
+    trained = merged(trainer.model, config, tokenizer=tokenizer, out=out)
     save_model(trained, tokenizer, out / "model")
     drop_checkpoints(out)
     shutil.rmtree(out / BEST, ignore_errors=True)
@@ -131,6 +136,13 @@ def scorer_to_train(
         scorer = load_scorer(model, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
     set_dropout(scorer, config.dropout)
     return scorer
+
+
+def merged(model: Any, config: RewardModelConfig, *, tokenizer: PreTrainedTokenizerBase, out: Path) -> PreTrainedModel:
+    """The trained scorer as one plain model; with `keep_adapter` its adapter and head are saved in `out/adapter`."""
+    if config.keep_adapter:
+        save_model(model, tokenizer, out / "adapter")
+    return model.merge_and_unload() if config.lora_r else model
 
 
 def reward_arguments(config: RewardModelConfig, out: Path) -> Any:
