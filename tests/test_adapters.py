@@ -253,6 +253,18 @@ def test_generation_reads_the_rows_preferences_and_fresh_weights(many_tokens: st
     assert any(a != b for a, b in zip(seen, seen[1:], strict=False))
 
 
+@pytest.mark.parametrize("config", ALL, ids=name_of)
+def test_passes_without_gradients_follow_new_preferences(config: AdapterConfig, reference: str) -> None:
+    model = load_model(reference)
+    preferences = attach(model, config)
+    disturb(model)
+    for rows in (ROWS, ROWS.flip(1)):
+        preferences.set(rows)
+        with torch.no_grad():
+            quick = model(IDS).logits
+        assert torch.allclose(quick, model(IDS).logits, atol=1e-5)
+
+
 def test_preferences_must_be_set_and_fit(reference: str) -> None:
     model = load_model(reference)
     preferences = attach(model, AdapterConfig("svd"))
