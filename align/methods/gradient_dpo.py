@@ -1,0 +1,223 @@
+"""One DPO loss per objective on the same pairs, their gradients combined (RACO, CAGrad, MGDA, PCGrad, Nash-MTL or sum).
+
+Each pair is labelled once for every objective, by an annotator of temperature tau who sees that objective's scores
+alone. With `combiner: sum` this is DPO on the weighted sum of the losses, the baseline that gradient methods are
+measured against; its minimiser prefers a to b by `logit sum_k w_k sigmoid(dr_k / tau)`, the *labels'* average, which is
+`w . dr / tau` to first order only: not the optimum of `J = E[w . r] - beta KL`, even with pairs without end. What a
+preference means under the other combiners is said in align/gradients.py; at w = e_k all of them are DPO on objective
+k, bit for bit.
+*Deviations from the official code* (PeterLauLukChen/RACO, fd94b6f): there a tie is a label of 0, which only adds a
+constant to the loss; here the annotator breaks it. How gradients are gathered: see align/gradient_step.py.
+Legend: B pairs, K objectives of weight above 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align.errors import UserError
+from align.gradients import FIXED_POINTS, Combination, check_combiner
+from align.methods import dpo
+from align.methods.base import (
+    Objective,
+    Pair,
+    Row,
+    annotated_pairs,
+    check_preferences,
+    inputs_of,
+    train_points,
+)
+from align.policies import PointFamily
+from align.preferences import Weights
+from align.runs import Ledger
+
+if TYPE_CHECKING:
+    from align.gradient_step import ConflictRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(dpo.Config):
+    """DPO's fields, and how gradients are combined; `labels: given` is not for pairs that all objectives share."""
+
+    labels: str = "scalarised"  # from the row's scores_a, scores_b, one objective at a time; or objectives
+    combiner: str = "raco"
+    c: float = 0.5  # radius of CAGrad and RACO, in [0, 1); 0 is the weighted sum
+
+
+def fit(
+    config: Config,
+    *,
+    reference: str,
+    objectives: Mapping[str, Objective],
+    preferences: Sequence[Weights],
+    out: Path,
+    ledger: Ledger,
+    comparisons: Sequence[Row] | None = None,
+    prompts: Sequence[Row] | None = None,
+) -> PointFamily:
+    """One model per preference. Objectives of weight 0 have no labels and no gradient. `prompts` is not used, nor are
+    the objectives, but for their names, unless `labels` is objectives.
+
+    UserError when comparisons are missing or carry no scores, or on a value that is no configuration.
+    """
+    names = check_preferences(preferences, objectives=objectives)
+    check_config(config)
+    rows = dpo.required_rows(comparisons, method="gradient_dpo")
+    scores = dpo.scores_for(config, rows=rows, objectives=objectives, ledger=ledger)
+    assert scores is not None  # labels are not given
+
+    def body(folder: Path, cost: Ledger, weights: Weights) -> Mapping[str, Any]:
+        counts = [k for k, w in enumerate(weights) if w]
+        labelled = {
+            k: annotated_pairs(
+                rows, scores=scores, weights=Weights.vertex(k, len(names)), tau=config.tau, seed=config.seed
+            )
+            for k in counts
+        }
+        cost.add(scores_read=len(counts) * len(rows))
+        combination = Combination(
+            config.combiner, tuple(weights[k] for k in counts), tuple(names[k] for k in counts), config.c, config.seed
+        )
+        return train_on(
+            [labelled[k] for k in counts],
+            combination=combination,
+            config=config,
+            reference=reference,
+            folder=folder,
+            ledger=cost,
+        )
+
+    return train_points(
+        "gradient_dpo",
+        config=config,
+        preferences=preferences,
+        inputs=inputs_of(reference=reference, objectives=objectives, rows=rows),
+        out=out,
+        ledger=ledger,
+        body=body,
+        optimises=lambda weights: describe(config, weights=weights),
+    )
+
+
+def check_config(config: Config) -> None:
+    """UserError on a value that is no configuration of this method."""
+    dpo.check_pair_config(config)
+    check_combiner(config)
+    if config.labels == "given":
+        raise UserError(
+            "gradient_dpo labels every pair for every objective, and given labels are each of one; "
+            "set labels: scalarised or objectives"
+        )
+    if config.mle_weight:
+        raise UserError("gradient_dpo has no mle_weight: a pair has no chosen response that all objectives share")
+
+
+def describe(config: Config, *, weights: Weights) -> str:
+    """One line: what a point's training really optimises."""
+    data = f"offline pairs labelled per objective (labels: {config.labels}, annotator temperature {config.tau:g})"
+    if weights.is_vertex:
+        return (
+            f"E[w.r] - {config.beta:g} KL(pi||ref) at w = {weights.label}, from {data}: "
+            f"DPO of one objective at beta {config.beta / config.tau:g}"
+        )
+    how = FIXED_POINTS[config.combiner].format(c=config.c)
+    return (
+        f"no J at w = {weights.label}: one DPO loss per objective (beta {config.beta / config.tau:g}) by {how}; "
+        f"from {data}; the sum's own optimum averages labels, and is that of w.r to first order only"
+    )
+
+
+def train_on(
+    labelled: Sequence[Sequence[Pair]],
+    *,
+    combination: Combination,
+    config: Config,
+    reference: str,
+    folder: Path,
+    ledger: Ledger,
+) -> dict[str, Any]:
+    """Train one model on the same pairs under every objective's labels, save it in `folder/model`; metrics."""
+    from align.models import count_parameters, save_model
+    from align.training.common import drop_checkpoints, final_loss, finish_trainer, resume_point
+
+    kept = dpo.check_lengths(labelled[0], reference=reference, max_length=config.max_length)
+    trainer, record = build_trainer(
+        labelled, combination=combination, config=config, reference=reference, folder=folder
+    )
+    parameters = count_parameters(trainer.model, embeddings=False)
+    finish_trainer(trainer, label=f"gradient_dpo {folder.stem}", ledger=ledger, parameters=parameters)
+    before = ledger.tokens
+    trainer.train(resume_from_checkpoint=resume_point(folder))
+    # Beside training: one pass of the reference over the pairs (2 N a token), a backward pass (4 N) per objective more.
+    tokens = ledger.tokens - before
+    ledger.add(flops=2 * parameters * tokens / config.epochs + 4 * parameters * tokens * (len(labelled) - 1))
+    save_model(trainer.model, trainer.processing_class, folder / "model")
+    drop_checkpoints(folder)
+    counts = {"pairs": len(labelled[0]), "pairs_dropped_by_length": len(labelled[0]) - kept}
+    return {"loss": final_loss(trainer), **counts, **record.report()}
+
+
+def build_trainer(
+    labelled: Sequence[Sequence[Pair]], *, combination: Combination, config: Config, reference: str, folder: Path
+) -> tuple[Any, ConflictRecord]:
+    """DPO's own trainer on the pairs as the first objective labels them, with the others' signs beside as a column.
+
+    So pairs and loss at a vertex are those of plain DPO. Signs are joined by id: TRL may drop rows by length.
+    """
+    from trl import DPOTrainer
+
+    from align.gradient_step import CombinedGradients, combine
+
+    signs = {
+        pairs[0].id: [1.0 if pair.swapped == pairs[0].swapped else -1.0 for pair in pairs]
+        for pairs in zip(*labelled, strict=True)
+    }
+    trainer = dpo.build_trainer(
+        labelled[0], config=config, reference=reference, beta=config.beta / config.tau, folder=folder
+    )
+    # dpo.build_trainer stays the one place that knows DPO's settings; only the step of what it built is another.
+    trainer.__class__ = type("CombinedDPOTrainer", (SignedLosses, CombinedGradients, DPOTrainer), {})
+    trainer.train_dataset = trainer.train_dataset.add_column("signs", [signs[i] for i in trainer.train_dataset["id"]])
+    trainer.data_collator = with_signs(trainer.data_collator)
+    return trainer, combine(trainer, combination)
+
+
+def with_signs(collate: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """A collator that also hands on the column `signs` as a tensor (B, K)."""
+
+    def collate_with_signs(examples: list[dict[str, Any]]) -> dict[str, Any]:
+        import torch
+
+        return {**collate(examples), "signs": torch.tensor([example["signs"] for example in examples])}
+
+    return collate_with_signs
+
+
+class SignedLosses:
+    """Before `CombinedGradients` and DPOTrainer: objective k's loss is DPO's with beta times +1 or -1 for each pair.
+
+    TRL's logged rewards are averages over objectives; its `rewards/chosen` and `rewards/rejected` say nothing here,
+    margins and accuracies are right.
+    """
+
+    beta: Any
+    _signature_columns: Any
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()  # type: ignore[misc]
+        if "signs" not in self._signature_columns:
+            self._signature_columns = [*self._signature_columns, "signs"]
+
+    def objective_inputs(self, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        plain, beta = {name: value for name, value in inputs.items() if name != "signs"}, self.beta
+        try:
+            for signs_B in inputs["signs"].unbind(-1):
+                self.beta = beta * signs_B
+                yield plain
+                # Only the first loss runs the model: from the second on the mask would only count its tokens again.
+                plain = {**plain, "attention_mask": plain["attention_mask"].new_zeros(plain["attention_mask"].shape)}
+        finally:
+            self.beta = beta

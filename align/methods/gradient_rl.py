@@ -1,0 +1,197 @@
+"""One policy gradient per objective from the same samples, combined (CAGrad, RACO, MGDA, PCGrad, Nash-MTL or sum).
+
+Objective k's gradient is that of `J_k = E[r_k] - beta KL(pi || ref)`: the KL is part of every one of them, so that
+`sum_k w_k J_k` is J (the weights sum to 1) and `combiner: sum` is MORLHF's update. The Pareto front of the J_k is the
+set of the optima at all weights; a combiner that stops at any Pareto-stationary point ends at the optimum of *some*
+weights, which the metrics estimate (the last `coefficient_shares` of `trace`). At w = e_k every combiner is MORLHF on
+objective k, bit for bit. Cosines in the metrics are of the J_k's gradients, the common KL included.
+
+Samples, rewards and KL are those of align/methods/onpolicy.py; only advantages become K: with A the trainer's own,
+`A_k = A + (r_k - w . r, minus the group's baseline)`, exactly A where w = e_k. How gradients are gathered and combined:
+align/gradient_step.py. Legend: B completions in P groups of G, F reward functions of which the first K are the
+objectives of weight above 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align.errors import UserError
+from align.gradients import FIXED_POINTS, Combination, check_combiner
+from align.methods import onpolicy
+from align.methods.base import Objective, Row, check_preferences, inputs_of, train_points
+from align.methods.morlhf import ALGORITHMS
+from align.policies import PointFamily
+from align.preferences import Weights
+from align.runs import Ledger
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from align.gradient_step import ConflictRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(onpolicy.OnPolicyConfig):
+    """How to sample and train, and how gradients are combined."""
+
+    algorithm: str = "rloo"  # rloo or grpo, both with the sequence's KL and unscaled rewards
+    combiner: str = "cagrad"
+    c: float = 0.5  # radius of CAGrad and RACO, in [0, 1); 0 is the weighted sum
+
+
+def fit(
+    config: Config,
+    *,
+    reference: str,
+    objectives: Mapping[str, Objective],
+    preferences: Sequence[Weights],
+    out: Path,
+    ledger: Ledger,
+    comparisons: Sequence[Row] | None = None,
+    prompts: Sequence[Row] | None = None,
+) -> PointFamily:
+    """One policy per preference, trained on samples for `prompts` (rows with `prompt`). `comparisons` is not used.
+
+    Objectives of weight 0 are not asked. Where an objective does not apply (None) it counts as 0, as in MORLHF's sum.
+    UserError on an impossible configuration or when there are no prompts.
+    """
+    names = check_preferences(preferences, objectives=objectives)
+    check_config(config)
+    rows = onpolicy.required_prompts(prompts, method="gradient_rl")
+
+    def body(folder: Path, cost: Ledger, weights: Weights) -> Mapping[str, Any]:
+        from align.models import count_parameters
+
+        asked = {name: w for name, w in zip(names, weights, strict=True) if w}
+        combination = Combination(config.combiner, tuple(asked.values()), tuple(asked), config.c, config.seed)
+        trainer, record = build_trainer(
+            config,
+            combination=combination,
+            reference=reference,
+            objectives=objectives,
+            prompts=rows,
+            folder=folder,
+            ledger=cost,
+        )
+        before = cost.tokens
+        means = onpolicy.run_trainer(trainer, label=f"gradient_rl {weights.label}", folder=folder, ledger=cost)
+        parameters = count_parameters(trainer.model, embeddings=False)
+        cost.add(flops=4 * parameters * (cost.tokens - before) * (len(asked) - 1))  # one backward pass more for each
+        return {**means, **record.report()}
+
+    return train_points(
+        "gradient_rl",
+        config=config,
+        preferences=preferences,
+        inputs=inputs_of(reference=reference, objectives=objectives, rows=rows),
+        out=out,
+        ledger=ledger,
+        body=body,
+        optimises=lambda weights: describe(config, weights=weights),
+    )
+
+
+def check_config(config: Config) -> None:
+    """UserError on a value that the combiner or the trainer cannot mean."""
+    onpolicy.check_sampling(config)
+    check_combiner(config)
+    if config.algorithm not in ALGORITHMS:
+        raise UserError(f"algorithm must be one of {', '.join(ALGORITHMS)}, not {config.algorithm!r}")
+
+
+def describe(config: Config, *, weights: Weights) -> str:
+    """One line: what a point's training really optimises."""
+    target = f"E[w.r] - {config.beta:g} KL(pi||ref) at w = {weights.label}"
+    end = f"on-policy {config.algorithm}: sequence KL in the reward, unscaled rewards"
+    if weights.is_vertex or config.combiner == "sum":
+        return f"{target}, {end}"
+    how = FIXED_POINTS[config.combiner].format(c=config.c)
+    text = f"gradients of E[r_k] - {config.beta:g} KL(pi||ref), the KL in each, by {how}; {end}"
+    return f"{target}: {text}" if config.combiner in ("cagrad", "raco") else f"no J at w = {weights.label}: {text}"
+
+
+def build_trainer(
+    config: Config,
+    *,
+    combination: Combination,
+    reference: str,
+    objectives: Mapping[str, Objective],
+    prompts: Sequence[Row],
+    folder: Path,
+    ledger: Ledger,
+) -> tuple[Any, ConflictRecord]:
+    """The on-policy trainer whose steps combine the gradients of the objectives that the combination names."""
+    from trl import GRPOTrainer, RLOOTrainer
+
+    from align.gradient_step import CombinedGradients, combine
+
+    base = {"rloo": RLOOTrainer, "grpo": GRPOTrainer}[config.algorithm]
+    asked = {name: objectives[name] for name in combination.names}
+    trainer = onpolicy.build_trainer(
+        config,
+        reference=reference,
+        reward_funcs=onpolicy.metered(asked, ledger=ledger),
+        reward_weights=combination.weights,
+        prompts=prompts,
+        folder=folder,
+        ledger=ledger,
+        algorithm=config.algorithm,
+        trainer_class=type(f"Combined{base.__name__}", (ObjectiveAdvantages, CombinedGradients, base), {}),
+    )
+    trainer.leave_one_out = config.algorithm == "rloo"
+    return trainer, combine(trainer, combination)
+
+
+class ObjectiveAdvantages:
+    """Before `CombinedGradients` and RLOOTrainer or GRPOTrainer: objective k's loss is the trainer's own with A_k."""
+
+    accelerator: Any
+    combining: Any
+    num_generations: int
+    leave_one_out: bool  # whether the trainer's baseline is the mean of the *others* of a group (RLOO)
+    _latest_rewards: Any
+
+    def _calculate_rewards(self, inputs: Any, *others: Any) -> Any:
+        self._latest_rewards = super()._calculate_rewards(inputs, *others)  # type: ignore[misc]
+        return self._latest_rewards
+
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        output = super()._generate_and_score_completions(inputs)  # type: ignore[misc]
+        extra_BK = advantages_apart(
+            self._latest_rewards,
+            weights=self.combining.combination.weights,
+            group=self.num_generations,
+            leave_one_out=self.leave_one_out,
+        )
+        size = len(output["advantages"])  # rewards are those of all processes, in their order
+        start = self.accelerator.process_index * size
+        output["objective_advantages"] = output["advantages"][:, None] + extra_BK[start : start + size]
+        return output
+
+    def objective_inputs(self, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        for advantages_B in inputs["objective_advantages"].unbind(-1):
+            yield {**inputs, "advantages": advantages_B}
+
+
+def advantages_apart(rewards_BF: Tensor, *, weights: Sequence[float], group: int, leave_one_out: bool) -> Tensor:
+    """(B, K) what to add to the advantages of `w . r` (with whatever else is rewarded) for those of each r_k.
+
+    `r_k - w . r` minus its baseline, for groups of `group` completions that lie together: the mean of the group, or of
+    its other members. nan is an objective that does not apply, which counts as 0; a completion that no reward function
+    applies to is left out of the baseline and gets 0, and so does one without others (TRL does the same).
+    """
+    import torch
+
+    rewards_BK = rewards_BF[:, : len(weights)].nan_to_num(0.0)
+    apart_BK = rewards_BK - (rewards_BK * rewards_BK.new_tensor(weights)).sum(1, keepdim=True)
+    scored_PG = (~rewards_BF.isnan().all(1)).view(-1, group)
+    apart_PGK = apart_BK.view(-1, group, len(weights)) * scored_PG[..., None]
+    count_P = scored_PG.sum(1)
+    centred_PGK = apart_PGK - (apart_PGK.sum(1) / count_P.clamp(min=1)[:, None])[:, None]
+    if leave_one_out:
+        centred_PGK = centred_PGK * (count_P / (count_P - 1).clamp(min=1))[:, None, None]
+    return torch.where(scored_PG[..., None], centred_PGK, 0.0).view_as(apart_BK)
