@@ -1,6 +1,8 @@
 """How far objectives disagree: labels, rankings within a prompt, gradients, covariance with the advantage; pure.
 
 Shapes: N comparisons, P prompts, S samples of one prompt, K objectives, D parameters. Higher rewards are better.
+`rank_correlation` and `advantage_covariance` take complete tables of any length per prompt; the two `of_groups` take
+one array of equal groups, nan where an objective does not apply, and are quick enough for every step of a training.
 """
 
 from collections.abc import Sequence
@@ -105,3 +107,56 @@ def advantage_covariance(rewards_PSK: Sequence[Array], *, advantages_PS: Sequenc
     if not covariances:
         raise ValueError("rewards_PSK needs at least one prompt")
     return np.mean(covariances, axis=0)
+
+
+def rank_correlation_of_groups(rewards_PSK: Array) -> Matrix:
+    """Kendall's tau-b of the objectives within a prompt, averaged over prompts, as `rank_correlation` gives it.
+
+    A pair of objectives is compared on the samples that both apply to; a prompt on which either is constant there says
+    nothing and is left out. ValueError for anything but a P x S x K array with S >= 2.
+    """
+    rewards = _groups(rewards_PSK)
+    first, second = np.triu_indices(rewards.shape[1], k=1)
+    signs_PMK = np.sign(rewards[:, first] - rewards[:, second])
+    known_PMK = np.isfinite(signs_PMK).astype(float)
+    signs_PMK = np.nan_to_num(signs_PMK)
+    inner_PKK = signs_PMK.transpose(0, 2, 1) @ signs_PMK
+    decided_PKK = np.abs(signs_PMK).transpose(0, 2, 1) @ known_PMK  # pairs that j decides and k applies to
+    scale_PKK = np.sqrt(decided_PKK * decided_PKK.transpose(0, 2, 1))
+    defined_PKK = scale_PKK > 0
+    tau_PKK = np.divide(inner_PKK, scale_PKK, out=np.zeros_like(inner_PKK), where=defined_PKK)
+    n_KK = defined_PKK.sum(0)
+    with np.errstate(invalid="ignore"):
+        return Matrix(np.where(n_KK > 0, tau_PKK.sum(0) / n_KK, np.nan), n_KK)
+
+
+def covariance_of_groups(rewards_PSK: Array, *, advantages_PS: Array) -> np.ndarray:
+    """Covariance of each objective with the advantage within a prompt, as `advantage_covariance` gives it; shape K.
+
+    Over the samples that the objective applies to; a prompt with fewer than two of them is left out, and nan stands
+    where no prompt is left. ValueError for shapes that do not fit or an advantage that is not finite.
+    """
+    rewards, advantages = _groups(rewards_PSK), np.asarray(advantages_PS, dtype=float)
+    if advantages.shape != rewards.shape[:2] or not np.isfinite(advantages).all():
+        raise ValueError(f"advantages_PS must be finite and of shape {rewards.shape[:2]}, not {advantages.shape}")
+    known_PSK = np.isfinite(rewards)
+    n_PK = known_PSK.sum(1)
+    advantages_PSK = np.where(known_PSK, advantages[:, :, None], 0.0)
+    rewards = np.where(known_PSK, rewards, 0.0)
+    centred_PSK = np.where(known_PSK, advantages_PSK - (advantages_PSK.sum(1) / np.maximum(n_PK, 1))[:, None], 0.0)
+    used_PK = n_PK >= 2
+    # Centring one of the two factors would do on paper; with both centred, rounding stays small.
+    centred_rewards_PSK = rewards - (rewards.sum(1) / np.maximum(n_PK, 1))[:, None]
+    covariances_PK = (centred_PSK * centred_rewards_PSK).sum(1) / np.maximum(n_PK - 1, 1)
+    prompts_K = used_PK.sum(0)
+    with np.errstate(invalid="ignore"):
+        return np.where(prompts_K > 0, np.where(used_PK, covariances_PK, 0.0).sum(0) / prompts_K, np.nan)
+
+
+def _groups(rewards_PSK: Array) -> np.ndarray:
+    rewards = np.asarray(rewards_PSK, dtype=float)
+    if rewards.ndim != 3 or not rewards.shape[0] or rewards.shape[1] < 2 or np.isinf(rewards).any():
+        raise ValueError(
+            f"rewards_PSK must be P x S x K with at least two samples a prompt, and not infinite; not {rewards.shape}"
+        )
+    return rewards

@@ -189,6 +189,8 @@ def _shared_tasks(
         Task("sft", stages.sft, {**tune, "training": sft}, ("pretrain",)),
         Task("comparisons", stages.comparisons, draw, ("sft",)),
     ]
+    cosines = {**base, "out": str(out / "gradient-cosines"), "reference": reference, "pairs": pairs}
+    tasks.append(Task("gradient cosines", stages.gradient_cosines, cosines, ("comparisons",)))
     for index, path in enumerate(models):
         arguments = {**base, "out": path, "reference": reference, "pairs": pairs, "objective": index}
         arguments["training"] = config.reward_model

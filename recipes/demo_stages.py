@@ -90,6 +90,36 @@ def comparisons(*, out: str, world: Settings, seed: int, reference: str, count: 
     run_stage(out, stage="comparisons", config={"seed": seed, "count": count}, body=body, inputs=inputs)
 
 
+def gradient_cosines(
+    *, out: str, world: Settings, seed: int, reference: str, pairs: str, samples: int = 16, count: int = 1024
+) -> None:
+    """How the gold objectives' gradients lie at the reference: on its own samples, and on the first comparisons."""
+
+    def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
+        from align.gradient_conflict import gradient_conflict
+        from align.testbed.gold import gold_objectives
+
+        place = world_of(world)
+        found = gradient_conflict(
+            f"{reference}/model",
+            objectives=gold_objectives(place),
+            prompts=[{"id": p.text, "prompt": p.text} for p in place.train_prompts],
+            comparisons=_rows(pairs)[:count],
+            samples=samples,
+            max_completion_length=place.config.max_tokens + 1,
+            tau=place.config.tau,
+            batch_size=512,
+            seed=seed,
+            ledger=ledger,
+        )
+        return found.metrics()
+
+    inputs = {"reference": open_run(reference).fingerprint, "pairs": open_run(pairs).fingerprint}
+    inputs |= {"world": world_of(world).hash}
+    config = {"seed": seed, "samples": samples, "count": count}
+    run_stage(out, stage="gradient cosines", config=config, body=body, inputs=inputs)
+
+
 def _rows(folder: str) -> list[dict[str, Any]]:
     with open(Path(folder) / "rows.jsonl", encoding="utf-8") as handle:
         return [json.loads(line) for line in handle]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.runs import RUN_FILE, Run, open_run
+from recipes.conflict_summary import gradient_cosines, training_conflict
 from recipes.report import ledger_table, provenance
 from recipes.stages import joined_claims
 
@@ -85,7 +86,11 @@ def summarise(config: Config, *, plan: Plan, out: Path) -> dict[str, Any]:
             reference_point=point,
         ),
         "controls": controls,
-        "conflict": _conflict(out / "comparisons" / "rows.jsonl", names=world.objectives),
+        "conflict": {
+            **_conflict(out / "comparisons" / "rows.jsonl", names=world.objectives),
+            **gradient_cosines(open_run(out / "gradient-cosines")),
+            "training": training_conflict(plan.policies),
+        },
         "reward_models": _reward_models(out, world=world),
         "notes": _notes(config, responses=details["responses"]),
         "provenance": provenance(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.runs import Run, open_run
+from recipes.conflict_summary import training_conflict
 from recipes.report import ledger_table, provenance
 from recipes.stages import content_key, joined_claims
 
@@ -55,6 +56,7 @@ def summarise(config: Config, *, plan: Plan, out: Path) -> dict[str, Any]:
     summary["controls"] = controls_table(
         summary["methods"], controls={"reference": "reference", **{name: name for name in CONTROL_NOTES}}
     )
+    summary["conflict"]["training"] = training_conflict(plan.points)
     language_model = _language_model(plan)
     summary["world_details"] |= {
         "judges": "reward models trained on comparisons that nothing else was trained on; raw scores",

@@ -11,7 +11,7 @@ import summaries
 
 from align.errors import UserError
 from evals import report
-from evals.report import figures, svg, words
+from evals.report import conflict_figure, figures, svg, words
 
 
 class Tags(HTMLParser):
@@ -188,3 +188,88 @@ def test_numbers_in_words() -> None:
     assert words.num(8e-17) == "0.000" and words.signed(0.0) == "0.000" and words.signed(0.25) == "+0.250"
     assert words.amount(1_234_567) == "1.23 M" and words.duration(5400) == "1.5 h" and words.percent(0.634) == "63 %"
     assert words.weights([0.25, 0.75], ["a", "b"]) == "0.25 a, 0.75 b" and words.weights([0, 1], ["a", "b"]) == "b only"
+
+
+# ------------------------------------------------------------------------------------------- conflict during training
+
+HOSTILE_NAME = "<script>alert('x')</script> & \"down\""
+
+
+def trained(values: list, *, names: tuple[str, ...] = ("helpfulness", "harmlessness")) -> dict:
+    """What one point logged: `values[i]` are its objectives' covariances at step 2 (i + 1)."""
+    pairs = [[a, b] for i, a in enumerate(names) for b in names[i + 1 :]]
+    ranks = [-0.5] * len(pairs)
+    trace = [{"step": 2 * (i + 1), "covariance": row, "rank_correlation": ranks} for i, row in enumerate(values)]
+    return {"asked": "0.25,0.75", "names": list(names), "pairs": pairs, "advantage": "centred, with KL", "trace": trace}
+
+
+def test_covariances_are_drawn_over_steps_below_zero_for_what_is_trained_down() -> None:
+    summary = summaries.exact_summary() | {}
+    point = trained([[-0.2, 0.4], [-0.1, 0.2], [-0.05, 0.1]])
+    summary["conflict"] = summary["conflict"] | {"training": {"morlhf/rloo": [point], "dpo": []}}
+    drawn = conflict_figure.training(summary, width=600)
+    down, up = ([tuple(map(float, spot.split(","))) for spot in line.split()]
+                for line in re.findall(r'<polyline points="([^"]*)"', drawn))  # fmt: skip
+    zero = float(re.findall(r'<line [^>]*y1="([\d.]+)"[^>]*stroke-width="1.2"', drawn)[0])
+    assert all(y > zero for _, y in down) and all(y < zero for _, y in up)  # SVG's y grows downwards
+    heights = [zero - y for _, y in up]
+    assert heights[0] == pytest.approx(2 * heights[1], rel=0.02) and [x for x, _ in up] == sorted(x for x, _ in up)
+    assert zero - up[0][1] == pytest.approx(2 * (down[0][1] - zero), rel=0.02)
+    page = Tags(report.render(summary))
+    for text in ("During training", "an objective below zero is being trained down", "centred, with KL"):
+        assert text in page.text
+    assert "morlhf/rloo, 0.25,0.75: helpfulness \u22120.050 at step 6" in page.text
+    assert page.names.count("svg") > Tags(report.render(summaries.exact_summary())).names.count("svg")
+
+
+def test_a_gap_breaks_the_line_and_a_row_without_a_trace_has_no_panel() -> None:
+    gap = trained([[0.1, 0.1], [0.2, None], [0.3, None], [0.2, 0.1], [0.1, 0.2]])
+    summary = {"kind": "testbed", "methods": {}, "conflict": {"training": {"a": [gap], "b": [trained([])]}}}
+    drawn = conflict_figure.training(summary, width=600)
+    assert [len(line.split()) for line in re.findall(r'<polyline points="([^"]*)"', drawn)] == [5, 2]
+    assert drawn.count("asked for") == 1
+    for empty in (None, {}, {"training": {}}, {"training": {"b": [trained([])]}}):
+        assert conflict_figure.training(summary | {"conflict": empty}, width=600) == ""
+        assert conflict_figure.caption(summary | {"conflict": empty}) == ""
+
+
+@pytest.mark.parametrize("width", [330, 1040])
+def test_many_policies_of_three_objectives_fit_and_what_is_left_out_is_said(width: int) -> None:
+    points = [trained([[0.1, 0.0, -0.1]] * 3, names=("one", "two", "three"))] * 7
+    summary = {"kind": "testbed", "methods": {}, "conflict": {"training": {"first": points, "second": points}}}
+    drawn = conflict_figure.training(summary, width=width)
+    assert drawn.count("<polyline") == 12 * 3 and "The first 12 of 14 policies" in conflict_figure.caption(summary)
+    lines = " ".join(re.findall(r'<polyline points="([^"]*)"', drawn))
+    assert max(float(x) for x in re.findall(r"([\d.]+),", lines)) <= width
+    ranks = conflict_figure.training(summary, width=width, key="rank_correlation")
+    assert "one with two" in ranks and "two with three" in ranks
+
+
+def test_names_of_objectives_and_rows_are_only_text() -> None:
+    summary = copy.deepcopy(summaries.exact_summary())
+    names = (HOSTILE_NAME, "harmlessness")
+    point = trained([[0.1, 0.2]] * 2, names=names) | {"advantage": HOSTILE_NAME, "asked": HOSTILE_NAME}
+    summary["conflict"] |= {
+        "names": list(names),
+        "training": {HOSTILE_NAME: [point]},
+        "gradient_cosines": [[1.0, -0.7], [-0.7, 1.0]],
+        "gradient_cosines_over": HOSTILE_NAME,
+    }
+    html = report.render(summary)
+    assert "<script" not in html and "alert(" in html
+    Tags(html)
+
+
+def test_gradient_cosines_stand_beside_the_other_tables() -> None:
+    summary = copy.deepcopy(summaries.exact_summary())
+    assert "Policy gradients" not in Tags(report.render(summary)).text
+    summary["conflict"] |= {
+        "gradient_cosines": [[1.0, -0.73], [-0.73, 1.0]],
+        "gradient_cosines_over": "3,456 reference samples",
+        "dpo_gradient_cosines": [[1.0, None], [None, None]],
+        "dpo_gradient_cosines_over": "1,024 comparisons",
+    }
+    text = Tags(report.render(summary)).text
+    assert "Policy gradients" in text and "3,456 reference samples" in text and "\u22120.73" in text
+    assert "Gradients of DPO losses" in text and "1,024 comparisons" in text
+    assert "n = 2000, response pairs" in text

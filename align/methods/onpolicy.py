@@ -153,13 +153,17 @@ def build_trainer(
 
 
 def run_trainer(trainer: Any, *, label: str, folder: Path, ledger: Ledger, save: bool = True) -> dict[str, Any]:
-    """Train (resuming where a checkpoint lies), charge the ledger, save `folder/model`; the last logged means."""
+    """Train (resuming where a checkpoint lies), charge the ledger, save `folder/model`; the last logged means.
+
+    With two objectives or more also `conflict`, how they pulled apart (align/conflict_log.py).
+    """
+    from align.conflict_log import attach
     from align.models import count_parameters, save_model
     from align.training.common import drop_checkpoints, finish_trainer, resume_point
 
     parameters = count_parameters(trainer.model, embeddings=False)
     finish_trainer(trainer, label=label, ledger=ledger, parameters=parameters)
-    before = ledger.tokens
+    before, conflict = ledger.tokens, attach(trainer)
     try:
         trainer.train(resume_from_checkpoint=resume_point(folder))
     except RuntimeError:
@@ -170,7 +174,8 @@ def run_trainer(trainer: Any, *, label: str, folder: Path, ledger: Ledger, save:
     if save:
         save_model(trainer.model, trainer.processing_class, folder / "model")
     drop_checkpoints(folder)
-    return last_means(trainer.state.log_history)
+    means = last_means(trainer.state.log_history)
+    return means if conflict is None else {**means, "conflict": conflict.report()}
 
 
 def last_means(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -124,7 +124,8 @@ def _points(
         board.marker(px, py, look["shape"], color=look["color"], hollow=look["hollow"], opacity=faint, title=told)
 
 
-def _short(text: str, room: float) -> str:
+def short(text: str, room: float) -> str:
+    """The text, its end cut off where it needs more than `room` pixels."""
     most = max(int(room / 7.2), 4)
     return text if len(text) <= most else text[: most - 1] + "\u2026"
 
@@ -153,7 +154,7 @@ def _grid(
     spots: dict[str, tuple[Scale, float]] = {}
     for shift, (left, top) in zip(shifts, corners, strict=True):
         scale, bottom = Scale(low, high, left, left + wide), top + 26 + len(rows) * line
-        board.text(left, top + 14, _short(shift, wide), size=13, weight=600)
+        board.text(left, top + 14, short(shift, wide), size=13, weight=600)
         for tick in scale.ticks(4 if wide < 220 else 6):
             board.line(scale(tick), top + 22, scale(tick), bottom, stroke=GRID)
             board.text(scale(tick), bottom + 15, tick_label(tick), anchor="middle", fill=MUTED, size=11)
@@ -162,7 +163,7 @@ def _grid(
         if left == corners[0][0]:
             for i, row in enumerate(rows):
                 fill = MUTED if looks[row]["color"] == GREY else INK
-                board.text(left - 8, top + 26 + (i + 0.5) * line + 4, _short(row, left - 10), anchor="end", fill=fill)
+                board.text(left - 8, top + 26 + (i + 0.5) * line + 4, short(row, left - 10), anchor="end", fill=fill)
     return board, spots
 
 

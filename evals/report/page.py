@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-from evals.report import figures, words
+from evals.report import conflict_figure, figures, words
 
 FRONT, PANELS, NARROW = 760, 1040, 330  # pixel widths that figures are drawn at; the style sheet shows what fits
 LONGEST = 2000  # characters of a sample completion that are shown
@@ -59,6 +59,9 @@ def sections(summary: Mapping[str, Any]) -> dict[str, Any]:
         "gate_bar": next((row["gate_bar"] for row in rows.values() if "gate_bar" in row), None),
         "bar_full": _bar_full(rows),
         "matrices": _matrices(summary.get("conflict") or {}),
+        "trained_down": _both(conflict_figure.training, summary, PANELS),
+        "trained_ranks": _both(conflict_figure.training, summary, PANELS, key="rank_correlation"),
+        "trained_words": conflict_figure.caption(summary),
         "reward_models": _reward_models(summary.get("reward_models") or []),
         "samples": _samples(summary.get("samples") or []),
         "point_words": next((p["ci_over"] for r in rows.values() for p in r.get("front") or [] if "ci_over" in p), ""),
@@ -94,18 +97,35 @@ def _gap_words(summary: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def _matrices(conflict: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The conflict tables with a tint per cell: share of opposed labels (0 to 1), rank correlation (-1 to 1)."""
+    """The conflict tables with a tint per cell: share of opposed labels (0 to 1), correlations, cosines (-1 to 1)."""
+    over = "".join((f"; n = {conflict['n']}" if conflict.get("n") else "", f", {conflict.get('over') or ''}"))
+    over = over.rstrip(", ")
     tables = []
-    for key, title, how in (
+    for key, title, how, of in (
         (
             "disagreement",
             "Opposed preferences",
             "share of response pairs on which two objectives prefer different ones",
+            over,
         ),
         (
             "rank_correlation",
             "Rank correlation",
             "of two objectives over responses to one prompt, \u22121 is full conflict",
+            over,
+        ),
+        (
+            "gradient_cosines",
+            "Policy gradients",
+            "cosine of the directions that raise two objectives fastest, before training; \u22121: what raises one "
+            "lowers the other",
+            f"; {conflict.get('gradient_cosines_over') or ''}",
+        ),
+        (
+            "dpo_gradient_cosines",
+            "Gradients of DPO losses",
+            "cosine of the directions in which comparisons of two objectives push first",
+            f"; {conflict.get('dpo_gradient_cosines_over') or ''}",
         ),
     ):
         values = conflict.get(key)
@@ -115,7 +135,8 @@ def _matrices(conflict: Mapping[str, Any]) -> list[dict[str, Any]]:
                 for r in values
             ]
             cells = [list(zip(row, tint, strict=True)) for row, tint in zip(values, tints, strict=True)]
-            tables.append({"title": title, "how": how, "rows": list(zip(conflict["names"], cells, strict=True))})
+            rows = list(zip(conflict["names"], cells, strict=True))
+            tables.append({"title": title, "how": how + of.rstrip("; "), "rows": rows})
     return tables
 
 
