@@ -229,8 +229,11 @@ class Scorer:
 
 
 def adapter_dir(path: str | Path) -> str:
-    """The directory of a reward model's adapter: `path`, or `adapter` of a run; UserError when neither is one."""
-    for folder in (Path(path), Path(path) / "adapter", Path(path).parent / "adapter"):
+    """The directory of a reward model's adapter: `path`, or `adapter` of a run (or beside its `model`); UserError when
+    there is none.
+    """
+    run = Path(path).parent if Path(path).name == "model" else Path(path)
+    for folder in (Path(path), run / "adapter"):
         if (folder / "adapter_config.json").is_file():
             return str(folder)
     raise UserError(f"{path} holds no adapter; train the reward model with lora_r above 0 and keep_adapter: true")
