@@ -286,8 +286,8 @@ def page(result: dict[str, Any]) -> str:
         llama of {result["backbone_parameters"]:,} parameters in float32, {step["batch_size"]} completions of
         {step["max_completion_length"]} tokens after prompts of {step["prompt_tokens"]}, AdamW, one CPU thread,
         K = {count}. Made by `python benchmarks/shared_backbone.py`, which says how it measures: the resident set's peak
-        over two steps, above what the process held before any of these models was loaded. Rounds: {result["repeats"]}; their
-        medians, ratios within a round with the smallest and the largest beside them."""
+        over two steps, above what the process held before any of these models was loaded. Rounds:
+        {result["repeats"]}; their medians, ratios within a round with the smallest and the largest beside them."""
     lines = [
         "| in memory | peak, MiB | ratio to the first | parameters | optimizer | gradients | the rest | CPU s a step |",
         "|---|---|---|---|---|---|---|---|",
