@@ -202,10 +202,12 @@ class _Grid:
         from align.methods import METHODS
 
         world = self.world.config
-        offered = {
+        offered: dict[str, Any] = {
             "seed": self.seed, "beta": world.beta, "tau": world.tau, "max_completion_length": world.max_tokens + 1,
             "ideal": (1.0,) * world.objectives,
         }  # fmt: skip
+        if spec.get("specialists_of"):
+            offered["betas"] = (world.beta,) * world.objectives  # every specialist's own coefficient
         known = {f.name for f in dataclasses.fields(METHODS[spec["method"]].Config)}
         settings = {name: value for name, value in offered.items() if name in known}
         return {**settings, **spec.get("settings", {}), **(spec.get("smoke", {}) if self.smoke else {})}

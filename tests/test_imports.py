@@ -20,7 +20,8 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 # A package may import itself and the packages on its right.
 MAY_IMPORT = {"align": {"align"}, "evals": {"align", "evals"}, "recipes": {"align", "evals", "recipes"}}
 PURE = (
-    "preferences", "losses", "fronts", "conflict", "stats", "tradeoffs", "generalization", "policy_gradient", "gradients",
+    "preferences", "losses", "fronts", "conflict", "stats", "tradeoffs", "generalization", "policy_gradient",
+    "gradients",
 )  # fmt: skip
 NAMES = [str(path.relative_to(ROOT)) for path in FILES]
 
