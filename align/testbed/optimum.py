@@ -99,9 +99,40 @@ def front_at_kl(prompts: Sequence[RewardClasses], preferences: Sequence[Weights]
     """(N, K) values of the exact front, beta solved anew at each preference so that each point spends `kl` nats.
 
     Where even the smallest beta tried spends less (all mass on the best responses), the point is the one at that beta.
+    All preferences are solved at once, by bisection of log beta between the ends that `beta_at_kl` tries.
     """
-    points = [optimum(prompts, w, beta=beta_at_kl(prompts, w, kl=kl)) for w in preferences]
-    return np.array([p.values for p in points])
+    if kl <= 0:
+        raise ValueError(f"the KL to match must be positive, not {kl}")
+    rewards_PCK, log_mass_PC = _padded(prompts)
+    scores_NPC = np.einsum("pck,nk->npc", rewards_PCK, np.array([w.values for w in preferences]))
+
+    def at(log_beta_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        tilted_NPC = scores_NPC * np.exp(-log_beta_N)[:, None, None]
+        logits_NPC = log_mass_PC + tilted_NPC
+        top_NP1 = logits_NPC.max(-1, keepdims=True)
+        weight_NPC = np.exp(logits_NPC - top_NP1)
+        log_z_NP = top_NP1[..., 0] + np.log(weight_NPC.sum(-1))
+        p_NPC = weight_NPC / weight_NPC.sum(-1, keepdims=True)
+        return p_NPC, ((p_NPC * tilted_NPC).sum(-1) - log_z_NP).mean(-1)
+
+    low_N, high_N = np.full(len(preferences), -7.0), np.full(len(preferences), 7.0)
+    for _ in range(60):  # 14 / 2^60: below one unit in the last place
+        middle_N = (low_N + high_N) / 2
+        spends_more_N = at(middle_N)[1] > kl
+        low_N, high_N = np.where(spends_more_N, middle_N, low_N), np.where(spends_more_N, high_N, middle_N)
+    p_NPC, _ = at((low_N + high_N) / 2)
+    return np.einsum("npc,pck->nk", p_NPC, rewards_PCK) / len(prompts)
+
+
+def _padded(prompts: Sequence[RewardClasses]) -> tuple[np.ndarray, np.ndarray]:
+    """(P, C, K) rewards and (P, C) log-masses; prompts with fewer classes get classes of no mass."""
+    most = max(len(classes.log_mass_C) for classes in prompts)
+    rewards, masses = [], []
+    for classes in prompts:
+        missing = most - len(classes.log_mass_C)
+        rewards.append(np.pad(classes.rewards_CK, ((0, missing), (0, 0))))
+        masses.append(np.pad(classes.log_mass_C, (0, missing), constant_values=-np.inf))
+    return np.stack(rewards), np.stack(masses)
 
 
 @dataclass(frozen=True)
