@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -63,7 +64,9 @@ def resolve(config: Config, *, where: str) -> dict[str, Any]:
     from align.methods import METHODS
 
     if config.method not in METHODS:
-        raise UserError(f"{where}: method {config.method!r} is not one of {', '.join(METHODS)}; choose one of these")
+        near = difflib.get_close_matches(config.method, METHODS, n=1)
+        mend = f"did you mean {near[0]}?" if near else "choose one of these"
+        raise UserError(f"{where}: method {config.method!r} is not one of {', '.join(METHODS)}; {mend}")
     return {"method": config.method, "training": method_config(config, where=where), "preferences": preferences}
 
 

@@ -109,7 +109,7 @@ def test_bad_weights(
 def test_unknown_method_and_objective(capsys: Any, tiny_model: Path, tiny_rows: Rows, tmp_path: Path) -> None:
     shared = ["--model", tiny_model, "--data", tiny_rows["comparisons"], "--weights", "1", "--objectives"]
     error = refused(capsys, tmp_path / "out", "finetune", "dpoo", *shared, "long=length")
-    assert "'dpoo' is not one of dpo" in error
+    assert "'dpoo' is not one of best_of_n" in error and "did you mean dpo?" in error
     error = refused(capsys, tmp_path / "out", "finetune", "dpo", *shared, f"helpful={tmp_path}/rm")
     assert f"{tmp_path}/rm does not exist" in error
 

@@ -281,9 +281,9 @@ def test_objectives_are_built_from_config_entries(tmp_path: Path) -> None:
     objective = build_objective(spec)
     assert objective.__name__ == "short" and isinstance(objective, Objective)
     assert objective(["p"], ["one two three four"]) == [-1.0]  # (-4 - -2) / 2: first the sign, then the normalizer
-    assert set(OBJECTIVES) == {"reward_model", "implicit", "length", "keywords", "pattern"}
+    assert set(OBJECTIVES) == {"reward_model", "shared_reward_model", "implicit", "length", "keywords", "pattern"}
     for wrong, said in (
-        ({"kind": "lenght"}, "reward_model, implicit"),
+        ({"kind": "lenght"}, "reward_model, shared_reward_model, implicit"),
         ({}, "None is not one of"),
         ({"kind": "length", "unit": "word"}, "no option 'unit'"),
         ({"kind": "pattern"}, "needs 'pattern'"),
