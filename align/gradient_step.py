@@ -18,6 +18,7 @@ Legend: K objectives, D trained weights.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ from align.gradients import Combination, cosines_of
 _CHUNK = 1 << 22  # weights that are held in double precision at a time
 
 
-class CombinedGradients:
+class CombinedGradients(ABC):
     """Put before a trainer class, with an `objective_inputs`; `combine` then sets it to work."""
 
     combining: ObjectiveGradients
@@ -39,9 +40,9 @@ class CombinedGradients:
     state: Any
     model: Any
 
+    @abstractmethod
     def objective_inputs(self, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """The inputs of the trainer's own loss, one objective after the other, in the order of the weights."""
-        raise NotImplementedError
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
         with self.accelerator.no_sync(model):  # nothing is averaged over processes before all of it is known
