@@ -1,0 +1,112 @@
+"""What goes into an evaluation and what may come back without a value: items, prompts, and Missing with its reason."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class Missing:
+    """No value, and why: an outage, a prompt that does not fit, a shift that does not apply. Never a verdict, never 0.
+
+    `reason` is a short slug that tables count ("context", "http_429", "empty_completion"); `detail` is one line for a
+    reader, free of secrets. `lasting` says that asking again cannot help (the cell is kept); otherwise a later run asks
+    again.
+    """
+
+    reason: str
+    detail: str = ""
+    lasting: bool = False
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation; `role` is one of ROLES."""
+
+    role: str
+    content: str
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise ValueError(f"role {self.role!r} is not one of {', '.join(ROLES)}")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a policy is asked: turns in order. A last turn by the assistant is a prefill that the answer begins with."""
+
+    turns: tuple[Message, ...]
+
+    def __post_init__(self) -> None:
+        if not self.turns:
+            raise ValueError("a prompt has at least one turn")
+
+    @classmethod
+    def user(cls, text: str, *, system: str | None = None, prefill: str | None = None) -> Prompt:
+        """A single question, with a system message and a prefill where they are given."""
+        before = () if system is None else (Message("system", system),)
+        after = () if prefill is None else (Message("assistant", prefill),)
+        return cls((*before, Message("user", text), *after))
+
+    @property
+    def prefill(self) -> str:
+        """The text that the answer is forced to begin with; empty for none."""
+        return self.turns[-1].content if self.turns[-1].role == "assistant" else ""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What a backend must be able to do: "system" and "prefill" where such turns are there."""
+        found = {"system"} if any(turn.role == "system" for turn in self.turns) else set()
+        return frozenset(found | ({"prefill"} if self.prefill else set()))
+
+    def jsonable(self) -> list[list[str]]:
+        return [[turn.role, turn.content] for turn in self.turns]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One base item of a suite: the cluster of every interval, whatever shift it goes through.
+
+    `request` is the plain text that shifts work on; `before` are earlier turns, which no shift touches. `label` is what
+    the suite says about it ("harmful", "benign", a class); `group` its type, for worst-group tables; `twin` the id of
+    its contrast. `choices` and `target` are for closed questions; `columns` holds the rest of the row.
+    """
+
+    id: str
+    request: str
+    label: str = ""
+    group: str = ""
+    before: tuple[Message, ...] = ()
+    choices: tuple[str, ...] = ()
+    target: str | int | None = None
+    twin: str | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def harmful(self) -> bool:
+        """Whether answering is the failure (else refusing is)."""
+        return self.label == "harmful"
+
+
+def digest(*parts: Any) -> str:
+    """First 24 hex digits of the SHA-256 of the parts as canonical JSON: keys of cells, seeds of draws."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def seed_of(*parts: Any) -> int:
+    """A 63-bit seed from what it is for, so that one more shift or item never changes another one's draws."""
+    return int(digest(*parts)[:16], 16) >> 1
+
+
+def with_user_text(item: Item, texts: Sequence[Message]) -> Prompt:
+    """The item's earlier turns followed by the given ones; a system turn among these goes to the front."""
+    system = tuple(turn for turn in texts if turn.role == "system")
+    rest = tuple(turn for turn in texts if turn.role != "system")
+    return Prompt((*system, *item.before, *rest))
