@@ -1,0 +1,259 @@
+"""A causal LM in memory (with or without a PEFT adapter) as a backend: batched, length-sorted, batch-invariant.
+
+Legend: B rows, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from align import checks
+from align.errors import UserError
+from evals.backends.base import Completion, Generation
+from evals.backends.batching import Batcher
+from evals.backends.sampling import SeededGumbel
+from evals.fingerprints import tokenizer_fingerprint, weights_fingerprint
+from evals.prompts import Missing, Prompt, digest
+from evals.rendering import renderer
+
+Encoded = list[int] | Missing
+
+
+class TransformersBackend:
+    """Generates and scores with one model. With `adapters=False` a PEFT model answers as its base: the reference.
+
+    `batch_size` is where automatic halving starts. `prefix` are token ids put before every prompt (tagged policies),
+    `banned` ids that are never drawn.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, *, name: str, template: str = "auto", batch_size: int = 64,
+        adapters: bool = True, prefix: Sequence[int] = (), banned: Sequence[int] = (),
+    ) -> None:  # fmt: skip
+        checks_batch(batch_size)
+        self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
+        self.renderer = renderer(tokenizer, template=template)
+        self.batcher, self.adapters = Batcher(batch_size), adapters
+        self.prefix, self.banned = tuple(prefix), tuple(banned)
+        self.can = self.renderer.can | {"logprobs"}
+        self._fingerprint: str | None = None
+
+    @classmethod
+    def load(cls, path: str | Path, *, name: str | None = None, **options: Any) -> TransformersBackend:
+        """From a run, a model directory or a hub id; an adapter directory stays an adapter on its base."""
+        import torch
+
+        from align.models import load_model, load_tokenizer
+        from align.runs import model_dir
+
+        source = model_dir(path)
+        if (Path(source) / "adapter_config.json").is_file():
+            from peft import AutoPeftModelForCausalLM
+
+            model: Any = AutoPeftModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+        else:
+            model = load_model(source)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return cls(model.to(device), load_tokenizer(source), name=name or Path(path).name, **options)
+
+    def reference(self, *, name: str = "reference") -> TransformersBackend:
+        """The same backbone with its adapters off; UserError for a model without adapters."""
+        if not hasattr(self.model, "disable_adapter"):
+            raise UserError(f"{self.name} has no adapter to switch off; name the reference model itself")
+        return TransformersBackend(
+            self.model, self.tokenizer, name=name, template=self.renderer.template, batch_size=self.batcher.size,
+            adapters=False,
+        )  # fmt: skip
+
+    @property
+    def fingerprint(self) -> str:
+        """Of weights, whether adapters are on, tokenizer, template, tag tokens and banned tokens; computed once."""
+        if self._fingerprint is None:
+            self._fingerprint = digest(
+                weights_fingerprint(self.model), self.adapters, tokenizer_fingerprint(self.tokenizer),
+                self.renderer.template, self.prefix, self.banned,
+            )[:16]  # fmt: skip
+        return self._fingerprint
+
+    @property
+    def context(self) -> int | None:
+        """The model's context in tokens, where its config says one."""
+        return checks.context_of(self.model)
+
+    def encode(self, prompt: Prompt) -> Encoded:
+        """Token ids of a rendered prompt; Missing where the template has no place for one of its turns."""
+        text = self.renderer.text(prompt)
+        return text if isinstance(text, Missing) else self._ids(text)
+
+    def _ids(self, text: str) -> list[int]:
+        return [*self.prefix, *self.tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+    def length(self, prompt: Prompt) -> int:
+        """Tokens of a prompt (0 where it cannot be rendered): what batches are sorted by."""
+        ids = self.encode(prompt)
+        return 0 if isinstance(ids, Missing) else len(ids)
+
+    def _fits(self, ids: Encoded, *, more: int) -> Encoded:
+        if isinstance(ids, Missing):
+            return ids
+        if not ids:
+            return Missing("empty_prompt", "the prompt has no token", lasting=True)
+        if self.context is not None and len(ids) + more > self.context:
+            words = f"{len(ids)} tokens and {more} more do not fit in {self.context}"
+            return Missing("context", words, lasting=True)
+        return ids
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Inference without gradients, adapters on or off as this backend says."""
+        import torch
+
+        off = nullcontext() if self.adapters else self.model.disable_adapter()
+        with torch.inference_mode(), off:
+            yield
+
+    def generate(
+        self, prompts: Sequence[Prompt], *, config: Generation, seeds: Sequence[int]
+    ) -> list[Completion | Missing]:
+        """One completion per prompt, the same whatever else is in the batch; Missing where a prompt does not fit."""
+        encoded = [self._fits(self.encode(prompt), more=config.max_new_tokens) for prompt in prompts]
+        places = [i for i, ids in enumerate(encoded) if not isinstance(ids, Missing)]
+        rows: list[list[int]] = [ids for ids in encoded if not isinstance(ids, Missing)]
+        found = self.batcher.run(
+            [len(ids) for ids in rows],
+            work=lambda chosen: self._generate([rows[i] for i in chosen], config, [seeds[places[i]] for i in chosen]),
+        )
+        results: list[Completion | Missing] = [ids if isinstance(ids, Missing) else Missing("lost") for ids in encoded]
+        for place, completion in zip(places, found, strict=True):
+            results[place] = completion
+        return results
+
+    def _generate(self, rows: Sequence[list[int]], config: Generation, seeds: Sequence[int]) -> list[Completion]:
+        from transformers import GenerationConfig, LogitsProcessorList
+
+        ids_BT, mask_BT = self._pad(rows, left=True)
+        noise = [SeededGumbel(seeds, temperature=config.temperature)] if config.temperature > 0 else []
+        settings = GenerationConfig(
+            max_new_tokens=config.max_new_tokens, do_sample=False, num_beams=1, repetition_penalty=1.0,
+            pad_token_id=self.tokenizer.pad_token_id, eos_token_id=self.ends, bos_token_id=self.tokenizer.bos_token_id,
+            suppress_tokens=list(self.banned) or None, stop_strings=list(config.stop) or None,
+        )  # fmt: skip
+        with self.active(), _plain_generation(self.model):
+            out_BT = self.model.generate(
+                input_ids=ids_BT, attention_mask=mask_BT, generation_config=settings,
+                logits_processor=LogitsProcessorList(noise), tokenizer=self.tokenizer if config.stop else None,
+            )  # fmt: skip
+        new_BT = out_BT[:, ids_BT.shape[1] :].tolist()
+        return [self._completion(new, config) for new in new_BT]
+
+    @property
+    def ends(self) -> list[int]:
+        """Every token that ends an answer: the tokenizer's, and those the checkpoint's generation config lists."""
+        listed = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
+        more = listed if isinstance(listed, list) else [] if listed is None else [listed]
+        return list(dict.fromkeys([self.tokenizer.eos_token_id, *more]))
+
+    def _completion(self, new: Sequence[int], config: Generation) -> Completion:
+        ends = set(self.ends)
+        stop = next((t for t, token in enumerate(new) if token in ends), None)
+        kept = list(new if stop is None else new[:stop])
+        text = self.tokenizer.decode(kept, skip_special_tokens=True)
+        cuts = [text.find(word) for word in config.stop if word in text]
+        text = text[: min(cuts)] if cuts else text
+        return Completion(text, len(kept), stop is not None or bool(cuts))
+
+    def _pad(self, rows: Sequence[list[int]], *, left: bool) -> tuple[Any, Any]:
+        import torch
+
+        width = max(map(len, rows))
+        ids_BT = torch.full((len(rows), width), self.tokenizer.pad_token_id)
+        mask_BT = torch.zeros((len(rows), width), dtype=torch.long)
+        for b, row in enumerate(rows):
+            span = slice(width - len(row), width) if left else slice(0, len(row))
+            ids_BT[b, span], mask_BT[b, span] = torch.tensor(row), 1
+        return ids_BT.to(self.model.device), mask_BT.to(self.model.device)
+
+    def pair_ids(self, prompt: Prompt, continuation: str) -> tuple[list[int], int] | Missing:
+        """(Token ids of prompt and continuation, how many of them are the prompt's).
+
+        The two are encoded together, as the text would be read, and the continuation is what follows the prompt's own
+        number of tokens; white space at the prompt's end belongs to the continuation (as in lm_eval).
+        """
+        text = self.renderer.text(prompt)
+        if isinstance(text, Missing):
+            return text
+        head = text.rstrip()
+        whole, start = self._ids(text + continuation), len(self._ids(head))
+        if start == 0 or start >= len(whole):
+            return Missing("empty_continuation", "nothing follows the prompt, or nothing precedes it", lasting=True)
+        fitting = self._fits(whole, more=0)
+        return fitting if isinstance(fitting, Missing) else (whole, start)
+
+    def continuation_logprobs(
+        self, prompts: Sequence[Prompt], *, continuations: Sequence[str], end: bool = False
+    ) -> list[tuple[float, int] | Missing]:
+        """(Sum of log-probabilities in nats, number of tokens) of each continuation; with `end` its end token too."""
+        found = self.token_logprobs(prompts, continuations=continuations, end=end)
+        return [v if isinstance(v, Missing) else (float(sum(v)), len(v)) for v in found]
+
+    def token_logprobs(
+        self, prompts: Sequence[Prompt], *, continuations: Sequence[str], end: bool = False, left: bool = False
+    ) -> list[list[float] | Missing]:
+        """Log-probability of every token of each continuation, in nats. `left` pads on the left (same numbers)."""
+        pairs = [self.pair_ids(p, c) for p, c in zip(prompts, continuations, strict=True)]
+        if end:
+            eos = self.tokenizer.eos_token_id
+            pairs = [p if isinstance(p, Missing) else ([*p[0], eos], p[1]) for p in pairs]
+        places = [i for i, pair in enumerate(pairs) if not isinstance(pair, Missing)]
+        rows = [pair for pair in pairs if not isinstance(pair, Missing)]
+        found = self.batcher.run(
+            [len(ids) for ids, _ in rows], work=lambda chosen: self._token_logprobs([rows[i] for i in chosen], left)
+        )
+        results: list[list[float] | Missing] = [p if isinstance(p, Missing) else Missing("lost") for p in pairs]
+        for place, values in zip(places, found, strict=True):
+            results[place] = values
+        return results
+
+    def _token_logprobs(self, rows: Sequence[tuple[list[int], int]], left: bool) -> list[list[float]]:
+        logp_BTV, ids_BT, _ = self.logprobs([ids for ids, _ in rows], left=left)
+        chosen_BT = logp_BTV[:, :-1].gather(-1, ids_BT[:, 1:, None])[..., 0]
+        width, values = ids_BT.shape[1], []
+        for b, (ids, start) in enumerate(rows):
+            shift = width - len(ids) if left else 0
+            values.append(chosen_BT[b, shift + start - 1 : shift + len(ids) - 1].tolist())
+        return values
+
+    def logprobs(self, rows: Sequence[list[int]], *, left: bool = False) -> tuple[Any, Any, Any]:
+        """(B, T, V) float32 log-probabilities of the next token at every position, the padded ids, and the mask."""
+        import torch
+
+        ids_BT, mask_BT = self._pad(rows, left=left)
+        positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
+        with self.active():
+            logits_BTV = self.model(input_ids=ids_BT, attention_mask=mask_BT, position_ids=positions_BT).logits.float()
+            if self.banned:
+                logits_BTV[..., list(self.banned)] = -float("inf")
+            return torch.log_softmax(logits_BTV, -1), ids_BT, mask_BT
+
+
+def checks_batch(batch_size: int) -> None:
+    """UserError unless the batch size is a whole number of at least 1."""
+    if batch_size < 1:
+        raise UserError(f"batch_size must be at least 1, not {batch_size}")
+
+
+@contextmanager
+def _plain_generation(model: Any) -> Iterator[None]:
+    """Without the checkpoint's own sampling habits, which `generate` would merge into the settings given."""
+    from transformers import GenerationConfig
+
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    kept = inner.generation_config
+    inner.generation_config = GenerationConfig(eos_token_id=kept.eos_token_id, pad_token_id=kept.pad_token_id)
+    try:
+        yield
+    finally:
+        inner.generation_config = kept
