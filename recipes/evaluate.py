@@ -2,6 +2,7 @@
 
 align evaluate runs/dpo runs/morlhf --data prompts.jsonl --out runs/evaluation
 python recipes/evaluate.py --config recipes/configs/evaluate.yaml --data none=prompts.jsonl cipher=ciphered.jsonl
+align evaluate MODEL --suite xstest --shift all --data FOLDER      (paired cells: recipes/evaluate_suites.py)
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from align.best_of_n import BestOfNFamily
 from align.errors import UserError
 from align.preferences import Weights, simplex_grid
 from align.runs import RUN_FILE, Ledger, Run, open_run, run_stage, write_json
-from recipes.config import option, parse
+from recipes.config import option, parse, read_yaml
 from recipes.measure import REFERENCE, Point, Sampling, sample_cells, sampled_summary
 from recipes.stages import (
     closing_line,
@@ -145,7 +147,24 @@ def info_of(rows: Mapping[str, str], *, bits: Mapping[str, Any], names: Sequence
     return info
 
 
+def names_a_suite(argv: Sequence[str] | None) -> bool:
+    """Whether the command or its --config file asks for suites: then recipes/evaluate_suites.py answers."""
+    import sys
+
+    words = list(sys.argv[1:] if argv is None else argv)
+    files = [b for a, b in pairwise([*words, ""]) if a == "--config"] + [
+        a.removeprefix("--config=") for a in words if a.startswith("--config=")
+    ]
+    if any(word == "--suite" or word.startswith("--suite=") for word in words):
+        return True
+    return any("suite" in read_yaml(file) for file in files if Path(file).is_file())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
+    if names_a_suite(argv):
+        from recipes import evaluate_suites
+
+        return evaluate_suites.main(argv)
     config, where = parse(Config, argv, program="align evaluate", about=__doc__ or "", positional=("runs",))
     settings = resolve(config, where=where)
     rows = {(Path(k).name if k == v else k): v for k, v in named(config.runs, what="run").items()}

@@ -36,8 +36,10 @@ class Backend(Protocol):
     """
 
     name: str
-    fingerprint: str
     can: frozenset[str]
+
+    @property
+    def fingerprint(self) -> str: ...
 
     def generate(
         self, prompts: Sequence[Prompt], *, config: Generation, seeds: Sequence[int]

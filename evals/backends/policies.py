@@ -1,0 +1,110 @@
+"""Policies of our families as backends: plain and tagged models in full, decoding rules by sampling only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from align.errors import UserError
+from align.policies import FAMILY_FILE, ModelPolicy
+from align.preferences import parse_preference
+from evals.backends.base import Backend, Completion, Generation
+from evals.backends.transformers import TransformersBackend
+from evals.fingerprints import tokenizer_fingerprint, weights_fingerprint
+from evals.prompts import Missing, Prompt, digest
+from evals.rendering import renderer
+
+
+class PolicyBackend:
+    """A policy that is a decoding rule (mixed, guided, best-of-n), asked through its own `generate`.
+
+    It samples at temperature 1 with one seed per batch, as the policy does everywhere else here: its completions are
+    reproducible at the same batches, not independent of them. Longer prompts than the model has room for are Missing.
+    """
+
+    def __init__(self, policy: Any, *, name: str, template: str, rule: str, batch_size: int = 64) -> None:
+        self.policy, self.name, self.batch_size = policy, name, batch_size
+        self.renderer = renderer(policy.tokenizer, template=template)
+        self.can = self.renderer.can
+        models = [c.model for c in policy.components()] if hasattr(policy, "components") else [policy.model]
+        weights = [weights_fingerprint(model) for model in models]
+        self.context = min((c for c in map(_context, models) if c is not None), default=None)
+        self.fingerprint = digest(
+            rule, weights, tokenizer_fingerprint(policy.tokenizer), self.renderer.template, batch_size
+        )[:16]
+
+    def length(self, prompt: Prompt) -> int:
+        text = self.renderer.text(prompt)
+        if isinstance(text, Missing):
+            return 0
+        return len(self.policy.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def generate(
+        self, prompts: Sequence[Prompt], *, config: Generation, seeds: Sequence[int]
+    ) -> list[Completion | Missing]:
+        """One sample each. UserError where greedy decoding or stop words are asked for, which the policy has not."""
+        if config.temperature != 1 or config.stop:
+            raise UserError(f"{self.name} is a decoding rule that samples; ask with --temperature 1 and no stop words")
+        texts = [self.renderer.text(prompt) for prompt in prompts]
+        results: list[Completion | Missing] = [t if isinstance(t, Missing) else Missing("lost") for t in texts]
+        places = []
+        for i, prompt in enumerate(prompts):
+            if isinstance(texts[i], Missing):
+                continue
+            if self.context is not None and self.length(prompt) + config.max_new_tokens > self.context:
+                results[i] = Missing("context", f"the prompt does not fit in {self.context} tokens", lasting=True)
+            else:
+                places.append(i)
+        if places:
+            seed = int(digest(*(seeds[i] for i in places))[:8], 16)
+            drawn = self.policy.generate(
+                [texts[i] for i in places], max_new_tokens=config.max_new_tokens, seed=seed, batch_size=self.batch_size
+            )
+            for i, text in zip(places, drawn, strict=True):
+                results[i] = self._completion(text, config)
+        return results
+
+    def _completion(self, text: str, config: Generation) -> Completion:
+        tokens = len(self.policy.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return Completion(text, tokens, tokens < config.max_new_tokens)
+
+    def continuation_logprobs(
+        self, prompts: Sequence[Prompt], *, continuations: Sequence[str]
+    ) -> list[tuple[float, int] | Missing]:
+        """Missing: the log-probabilities of a decoding rule are not offered here."""
+        why = Missing("unsupported_logprobs", "a decoding rule gives completions only", lasting=True)
+        return [why] * len(prompts)
+
+
+def _context(model: Any) -> int | None:
+    config = getattr(model, "config", None)
+    return getattr(config, "max_position_embeddings", None)
+
+
+def backend_of(path: str, *, weights: str | None, template: str = "auto", batch_size: int = 64) -> Backend:
+    """The backend of a model directory, hub id, run, or of a family's policy at a preference.
+
+    UserError where a family is given without a preference (it lists what it can be asked for), or a model with one.
+    """
+    options: dict[str, Any] = {"template": template, "batch_size": batch_size}
+    if not (Path(path) / FAMILY_FILE).is_file():
+        if weights is not None:
+            raise UserError(f"{path} is a single model; leave out --weights, which asks a family of policies")
+        return TransformersBackend.load(path, **options)
+    from align.conditioning import TaggedPolicy
+    from align.families import load_family
+
+    family = load_family(path)
+    if weights is None:
+        raise UserError(f"{path} is a family of policies; add --weights with one of {family.domain}")
+    policy = family.policy(parse_preference(weights))
+    name = f"{Path(path).name}@{weights}"
+    if isinstance(policy, TaggedPolicy):
+        return TransformersBackend(
+            policy.model, policy.tokenizer, name=name, prefix=policy.prefix(), banned=policy.banned, **options
+        )
+    if type(policy) is ModelPolicy:
+        return TransformersBackend(policy.model, policy.tokenizer, name=name, **options)
+    rule = f"{type(policy).__name__} {getattr(policy, 'mixture', '')} {getattr(policy, 'samples_per_response', 1)}"
+    return PolicyBackend(policy, name=name, rule=rule, template=template, batch_size=batch_size)

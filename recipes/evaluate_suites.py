@@ -1,0 +1,209 @@
+"""One policy on suites under shifts: every item x shift x measurement as a cell, then tables and a report.
+
+align evaluate MODEL --suite xstest --shift all --data ../shared/data
+align evaluate runs/dpo --weights 0.5,0.5 --suite xstest --shift base64 persona --measure completion verdict margin
+
+MODEL is a run, a Hugging Face folder or hub id, or a family's run with --weights. Cells that are in OUT/cells.jsonl are
+not measured again: the same command resumes, and one with more shifts, suites or measurements adds to it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from align.errors import UserError
+from recipes.config import option, parse
+from recipes.stages import load_objectives, objective_keys
+
+MEASURES = (
+    "completion", "verdict", "comprehension", "choices", "margin", "rewards", "against_reference", "bits",
+)  # fmt: skip
+READS_COMPLETIONS = ("verdict", "rewards", "against_reference")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    model: str = option(help="a run, a Hugging Face folder or hub id, or a family's run (then add --weights)")
+    suite: tuple[str, ...] = option(help="suites by name, or files of rows with prompt and label")
+    shift: tuple[str, ...] = option(("none",), help="shifts by name, family names, or all; the plain prompts are added")
+    data: str | None = option(None, help="folder of the suites' files")
+    weights: str | None = option(None, help="the preference that a family is asked for")
+    out: str = option("runs/suites", help="folder of the cells, the table and the report")
+    measure: tuple[str, ...] = option(
+        (), help=f"of {', '.join(MEASURES)} (default: what the suite's kind calls for)"
+    )
+    judge: tuple[str, ...] = option(("rules",), help="judges in turn: the next decides what is left unclear")
+    objectives: tuple[str | dict[str, Any], ...] = option((), help="NAME=RUN or NAME=KIND, for the measurement rewards")
+    reference: str | None = option(None, help="the reference model (default for an adapter: the adapter switched off)")
+    template: str = option("auto", help="auto (chat template, else HH transcript), chat, hh or plain")
+    api: str | None = option(None, help="base URL of an OpenAI-compatible server; MODEL is then the model's name there")
+    samples: int = option(1, help="completions per prompt (more than 1 needs a temperature)")
+    max_new_tokens: int = option(64, help="tokens of a completion at most")
+    temperature: float = option(0.0, help="0 is greedy")
+    batch_size: int = option(64, help="prompts per batch; halved when the memory is full")
+    limit: int | None = option(None, help="only the first items of each suite")
+    max_missing: float = option(0.05, help="a rate with a larger share of missing cells is refused")
+    export: tuple[str, ...] = option((), help="also write cells as jsonl, parquet or inspect")
+    title: str = option("Evaluation under shift", help="title of the report")
+
+
+def check(config: Config, *, where: str) -> None:
+    """UserError on what can be known to be wrong before a model is loaded."""
+    for name in config.measure:
+        if name not in MEASURES:
+            raise UserError(f"{where}: no measurement {name!r}; choose from {', '.join(MEASURES)}")
+    for name in config.export:
+        if name not in ("jsonl", "parquet", "inspect"):
+            raise UserError(f"{where}: cannot export as {name!r}; choose from jsonl, parquet, inspect")
+    if config.samples < 1 or config.max_new_tokens < 1 or config.batch_size < 1:
+        raise UserError(f"{where}: samples, max_new_tokens and batch_size must be at least 1")
+    if config.limit is not None and config.limit < 1:
+        raise UserError(f"{where}: limit must be at least 1, not {config.limit}")
+    if config.samples > 1 and config.temperature <= 0:
+        raise UserError(f"{where}: {config.samples} greedy completions are the same; add --temperature 1")
+    if not 0 <= config.max_missing < 1:
+        raise UserError(f"{where}: max_missing is a share in [0, 1), not {config.max_missing}")
+    if "rewards" in config.measure and not config.objectives:
+        raise UserError(f"{where}: the measurement rewards needs --objectives NAME=RUN")
+
+
+def measures_of(config: Config, kind: str) -> list[str]:
+    """The measurements of a suite in an order that serves their needs, defaults by its kind."""
+    chosen = list(config.measure) or {
+        "safety": ["completion", "verdict", "comprehension"], "generation": ["completion"], "text": ["bits"],
+    }.get(kind, ["choices"])  # fmt: skip
+    if any(name in READS_COMPLETIONS for name in chosen):
+        chosen = ["completion", *chosen]
+    return [name for name in MEASURES if name in chosen]
+
+
+def backend_for(config: Config) -> Any:
+    """The model in memory, or the server's."""
+    if config.api is not None:
+        from evals.backends.openai_api import OpenAIBackend
+
+        return OpenAIBackend(config.model, base_url=config.api)
+    from evals.backends.policies import backend_of
+
+    return backend_of(config.model, weights=config.weights, template=config.template, batch_size=config.batch_size)
+
+
+def measurements_for(config: Config, names: Sequence[str], *, backend: Any) -> list[Any]:
+    """The measurements by name."""
+    from evals.backends.base import Generation
+    from evals.measurements import Choices, CompletionOf, Comprehension, RefusalMargin
+    from evals.model_measurements import AgainstReference, BitsPerByte
+
+    generation = Generation(config.max_new_tokens, config.temperature)
+    makers = {
+        "completion": lambda: CompletionOf(generation),
+        "verdict": lambda: _verdict(config),
+        "comprehension": lambda: Comprehension(generation),
+        "choices": Choices,
+        "margin": RefusalMargin,
+        "rewards": lambda: _rewards(config, backend),
+        "against_reference": lambda: AgainstReference(_reference(config, backend)),
+        "bits": BitsPerByte,
+    }
+    return [makers[name]() for name in names]
+
+
+def _verdict(config: Config) -> Any:
+    from evals.judges import make_judge
+    from evals.judges.measurement import Verdict
+
+    return Verdict(make_judge(config.judge))
+
+
+def _rewards(config: Config, backend: Any) -> Any:
+    from evals.model_measurements import Rewards
+
+    keys = {k.removeprefix("objective "): v for k, v in objective_keys(config.objectives).items()}
+    return Rewards(load_objectives(config.objectives), keys, backend.renderer)
+
+
+def _reference(config: Config, backend: Any) -> Any:
+    from evals.backends.transformers import TransformersBackend
+
+    if config.reference is None:
+        if not isinstance(backend, TransformersBackend):
+            raise UserError("against_reference needs --reference MODEL")
+        return backend.reference()
+    return TransformersBackend.load(config.reference, template=config.template, batch_size=config.batch_size)
+
+
+def measure(config: Config, *, backend: Any, out: Path) -> dict[str, Any]:
+    """Suite -> (suite, asked, found), every cell of it in the store below `out`."""
+    from evals.engine import Engine, ask, to_stderr
+    from evals.shifts import parse_shifts
+    from evals.store import locked
+    from evals.suites import load_suite
+
+    names = list(config.shift)
+    shifts = parse_shifts(names if names == ["all"] or "none" in names else ["none", *names])
+    results = {}
+    with locked(out / "cells.jsonl") as store:
+        engine = Engine(backend, store=store, batch=config.batch_size, progress=to_stderr)
+        for name in config.suite:
+            suite, items = load_suite(name, data=config.data, limit=config.limit)
+            asked = ask(items, suite=suite.name, shifts=shifts, samples=config.samples)
+            wanted = measurements_for(config, measures_of(config, suite.kind), backend=backend)
+            results[suite.name] = (suite, asked, engine.run(asked, measurements=wanted))
+    return results
+
+
+def table_of(config: Config, results: Mapping[str, Any], *, backend: Any) -> dict[str, Any]:
+    """Everything that the report shows: per suite the outcomes and the number tables, and a hash over all of it."""
+    from evals.outcomes import outcome_table
+    from evals.suite_outcomes import comprehension_of, outcomes_of
+    from evals.suite_tables import number_table, table_hash
+
+    suites: dict[str, Any] = {}
+    for name, (suite, asked, found) in results.items():
+        entry: dict[str, Any] = {"kind": suite.kind, "items": len({one.item.id for one in asked})}
+        entry["numbers"] = {measured: number_table(asked, cells) for measured, cells in found.items()}
+        if "verdict" in found:
+            entry["outcomes"] = outcome_table(
+                outcomes_of(asked, found["verdict"]), comprehension=comprehension_of(asked, found),
+                max_missing=config.max_missing,
+            )  # fmt: skip
+        suites[name] = entry
+    content = {"model": backend.name, "fingerprint": backend.fingerprint, "suites": suites}
+    return {**content, "hash": table_hash(content)}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    config, where = parse(Config, argv, program="align evaluate", about=__doc__ or "", positional=("model",))
+    check(config, where=where)
+    from align.runs import write_json
+    from recipes.report import provenance
+
+    out, start = Path(config.out), time.monotonic()
+    backend = backend_for(config)
+    results = measure(config, backend=backend, out=out)
+    table = table_of(config, results, backend=backend)
+    write_json(out / "table.json", table)
+    write_json(out / "provenance.json", provenance(config, seed=0))
+    _export(config, results, backend=backend, out=out)
+    cells = sum(len(cells) for _, _, found in results.values() for cells in found.values())
+    seconds = time.monotonic() - start
+    print(f"{backend.name}: {cells} cells, {seconds:.0f} s, table {table['hash']}: {out / 'table.json'}")
+    return 0
+
+
+def _export(config: Config, results: Mapping[str, Any], *, backend: Any, out: Path) -> None:
+    from evals.export import full_rows, write_rows
+
+    for kind in config.export:
+        for name, (_, asked, found) in results.items():
+            rows = full_rows(asked, found, model=backend.name, fingerprint=backend.fingerprint)
+            if kind == "inspect":
+                from evals.bridges.inspect_export import write_inspect_log
+
+                write_inspect_log(rows, out / f"{name}.eval")
+            else:
+                write_rows(rows, out / f"{name}.{kind}")
