@@ -1,0 +1,67 @@
+"""Two evaluations of suites, paired item by item: differences per shift with intervals, exact tests and Holm.
+
+align compare runs/before runs/after
+
+Both folders were written by `align evaluate MODEL --suite ...` with the same suites and shifts. Positive differences say
+that the second fails more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from align.errors import UserError
+from recipes.config import option, parse
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    runs: tuple[str, ...] = option(help="two folders written by align evaluate --suite")
+    out: str | None = option(None, help="file for the numbers (default: comparison.json in the second folder)")
+
+
+def read_rows(folder: str) -> list[dict[str, Any]]:
+    """The verdict rows of an evaluation, UserError where the folder holds none."""
+    import json
+
+    file = Path(folder) / "outcomes.jsonl"
+    if not file.is_file():
+        raise UserError(f"{folder} holds no outcomes.jsonl; run align evaluate MODEL --suite ... --out {folder} first")
+    with file.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def by_suite(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """suite -> its outcomes."""
+    from evals.outcomes import Outcome
+    from evals.prompts import Missing
+
+    found: dict[str, list[Any]] = {}
+    for row in rows:
+        fields = {name: row[name] for name in ("item", "cluster", "shift", "harmful", "group", "sample")}
+        verdict = row["verdict"] if row["missing"] is None else Missing(row["missing"])
+        found.setdefault(row["suite"], []).append(Outcome(verdict=verdict, **fields))
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    config, where = parse(Config, argv, program="align compare", about=__doc__ or "", positional=("runs",))
+    if len(config.runs) != 2:
+        raise UserError(f"{where}: give two folders, not {len(config.runs)}")
+    from align.runs import write_json
+    from evals.outcomes import compare_outcomes
+
+    first, second = (by_suite(read_rows(folder)) for folder in config.runs)
+    if set(first) != set(second):
+        odd = sorted(set(first) ^ set(second))[0]
+        raise UserError(f"{where}: suite {odd!r} was evaluated in one of the two folders only; evaluate it in both")
+    compared = {suite: compare_outcomes(first[suite], second[suite]) for suite in first}
+    target = Path(config.out) if config.out else Path(config.runs[1]) / "comparison.json"
+    write_json(target, {"first": config.runs[0], "second": config.runs[1], "suites": compared})
+    for line in lines_of(compared):
+        print(line)
+    print(f"numbers: {target}")
+    return 0
