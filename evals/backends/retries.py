@@ -1,7 +1,7 @@
-"""Calls to a server that may fail: paced, retried with growing waits, cut at a total time; a reply or Missing comes back.
+"""Calls to a server that may fail: paced, retried with growing waits, cut at a total time; replies or Missing come out.
 
-Knows nothing of HTTP: `sort` says what an exception means. One `Caller` is shared by all threads of a backend, so its pace
-and the waits that the server asks for hold for all of them.
+Knows nothing of HTTP: `sort` says what an exception means. One `Caller` is shared by all threads of a backend, so its
+pace and the waits that the server asks for hold for all of them.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ T = TypeVar("T")
 class Failure:
     """What an exception of a call means.
 
-    `retry`: asking again may help. `fatal`: no other call can succeed either (a refused key), so the rest of the batch is
-    not sent. `wait`: seconds that the server asks for, if it does.
+    `retry`: asking again may help. `fatal`: no other call can succeed either (a refused key), so the rest of the batch
+    is not sent. `wait`: seconds that the server asks for, if it does.
     """
 
     missing: Missing
@@ -126,7 +126,7 @@ def within(call: Callable[[], T], *, seconds: float) -> T:
 
 
 class Caller(Generic[T]):
-    """Runs calls under a `Patience`. A call is given the seconds it may take; `sort(error)` is None for a bug: it is raised."""
+    """Runs calls under a `Patience`. A call is given the seconds it may take; `sort(error)` is None for a bug."""
 
     def __init__(
         self,

@@ -1,0 +1,297 @@
+"""A model behind an OpenAI-compatible API as a backend, and as a chat callable for judges and for shifts that ask one.
+
+Through the official client (`pip install 'align-tradeoffs[api]'`), whose own retries are off: `retries.Caller` does
+them, so that pace, waits and limits hold for all threads together. Settings name the environment variable of the key;
+the key itself is held for the client alone and is cut out of everything that comes back.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+from urllib.parse import urlsplit
+
+from align.errors import UserError
+from evals.backends.api_replies import Faulty, Secret, completion_text, echoed_logprobs, meaning
+from evals.backends.base import Completion, Generation
+from evals.backends.retries import Caller, Patience
+from evals.prompts import Message, Missing, Prompt, digest
+
+OPENAI = "https://api.openai.com/v1"
+TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")
+# What stays the same while a server serves the same model; `created` is the time of the question on some servers.
+DESCRIPTION = ("id", "owned_by", "root", "parent", "meta")
+PROBE = Prompt((Message("user", "a"), Message("assistant", "b"), Message("user", "c")))
+
+
+@dataclass(frozen=True)
+class Served(Completion):
+    """A completion with what the server said of itself: the model that answered and its system fingerprint, if any.
+
+    Reasoning that a server returns beside the answer (`reasoning_content`) is not in the text: judges read answers.
+    """
+
+    model: str | None = None
+    system_fingerprint: str | None = None
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where and how to ask: what every request of a backend shares.
+
+    Args:
+        base_url: the address up to and with "/v1", without credentials.
+        api_key_env: name of the environment variable that holds the key; None for a server that wants none.
+        system: whether the model takes a system turn.
+        prefill: whether the server can go on with a begun answer (vLLM's `continue_final_message`).
+        logprobs: whether the legacy completions endpoint echoes the prompt with log-probabilities.
+        render: prompt -> the exact text that the legacy endpoint is given (a chat template without its start token,
+            which the server adds); None scores single user turns as they are.
+        token_limit: the name of the limit's parameter; newer OpenAI models want "max_completion_tokens".
+        count_tokens: text -> tokens, for a server that reports no usage.
+        describe: ask the server once what it says of the model and put that into the fingerprint. A server that does
+            not say, or cannot be reached, adds nothing: so re-reading stored cells without the server needs False.
+        extra_body: further parameters of every request, as {"chat_template_kwargs": {"enable_thinking": False}}.
+    """
+
+    base_url: str = OPENAI
+    api_key_env: str | None = "OPENAI_API_KEY"
+    system: bool = True
+    prefill: bool = False
+    logprobs: bool = False
+    render: Callable[[Prompt], str] | None = None
+    token_limit: str = "max_tokens"
+    count_tokens: Callable[[str], int] | None = None
+    describe: bool = True
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.base_url)
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            raise UserError("base_url holds credentials or a query; give the plain address, and the key by api_key_env")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UserError(f"base_url {self.base_url!r} is no http(s) address; give one such as {OPENAI}")
+        if self.token_limit not in TOKEN_LIMITS:
+            raise UserError(f"token_limit {self.token_limit!r} is not one of {', '.join(TOKEN_LIMITS)}")
+
+    @property
+    def host(self) -> str:
+        """Host and port: the part of the address that may stand in keys and reports."""
+        parts = urlsplit(self.base_url)
+        return f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)
+
+    def secret(self) -> Secret:
+        """The key, from the environment; UserError (which never shows it) where it is unset or cannot be a key."""
+        if self.api_key_env is None:
+            return Secret("")
+        key = os.environ.get(self.api_key_env, "").strip()
+        if not key:
+            raise UserError(
+                f"{self.api_key_env} is not set: export the API's key there, or give api_key_env=None if it wants none"
+            )
+        if not key.isascii() or not key.isprintable() or " " in key:
+            raise UserError(f"{self.api_key_env} holds blanks or odd characters, so it is no API key; export it anew")
+        if key in self.base_url:
+            raise UserError(f"base_url holds the key of {self.api_key_env}; give the plain address")
+        return Secret(key)
+
+
+class OpenAIBackend:
+    """A model by name at an endpoint. Entries that fail are Missing with the reason; order is kept.
+
+    A 401 or 403 ends the batch: what was not sent yet is Missing with the same reason. Pickles and copies hold the
+    name of the key's environment variable, never the key. UserError without the client, or without the key.
+    """
+
+    def __init__(
+        self, model: str, *, name: str | None = None, endpoint: Endpoint | None = None, patience: Patience | None = None
+    ) -> None:
+        self.model, self.name = model, name or model
+        self.endpoint, self.patience = endpoint or Endpoint(), patience or Patience()
+        self.can = frozenset(what for what in ("system", "prefill", "logprobs") if getattr(self.endpoint, what))
+        self._fingerprint: str | None = None
+        self._connect()
+
+    def _connect(self) -> None:
+        openai = _openai()
+        self._secret = self.endpoint.secret()
+        self._client = openai.OpenAI(
+            api_key=self._secret.reveal() or "none", base_url=self.endpoint.base_url, max_retries=0,
+            timeout=self.patience.attempt_seconds,
+        )  # fmt: skip
+        self._caller: Caller[Any] = Caller(self.patience, sort=lambda error: meaning(error, openai, self._secret))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: v for key, v in self.__dict__.items() if key not in ("_client", "_caller", "_secret")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._connect()
+
+    def __repr__(self) -> str:
+        return f"OpenAIBackend({self.model!r} at {self.endpoint.host}, key from {self.endpoint.api_key_env})"
+
+    @property
+    def fingerprint(self) -> str:
+        """Host, model name, what the server says of the model, and the prompt format. It says "weights-unseen", because
+        weights cannot be fingerprinted over an API: a model changed behind its name is not noticed here.
+        """
+        if self._fingerprint is None:
+            text = None if self.endpoint.render is None else self.endpoint.render(PROBE)
+            says = self._description() if self.endpoint.describe else {}
+            parts = digest(self.model, says, text, dict(self.endpoint.extra_body))
+            self._fingerprint = f"api:{self.endpoint.host}:{self.model}:weights-unseen:{parts[:16]}"
+        return self._fingerprint
+
+    def _description(self) -> dict[str, Any]:
+        def ask(seconds: float) -> list[Any]:
+            return list(self._client.models.list(timeout=self._timeout(seconds)).data or [])
+
+        found = self._caller.run([ask])[0]
+        listed = [] if isinstance(found, Missing) else [entry.to_dict() for entry in found]
+        mine: dict[str, Any] = next((entry for entry in listed if entry.get("id") == self.model), {})
+        return {key: mine[key] for key in DESCRIPTION if mine.get(key) is not None}
+
+    def _timeout(self, seconds: float) -> float:
+        return max(0.001, min(self.patience.attempt_seconds, seconds))
+
+    def generate(
+        self, prompts: Sequence[Prompt], *, config: Generation, seeds: Sequence[int]
+    ) -> list[Completion | Missing]:
+        """Chat completions, in order. Seeds are sent (31 bits of them) where something is drawn."""
+        if len(prompts) != len(seeds):
+            raise ValueError(f"{len(prompts)} prompts with {len(seeds)} seeds: one each")
+        lacking = [self._lacking(prompt) for prompt in prompts]
+        places = [i for i, missing in enumerate(lacking) if missing is None]
+        calls = [self._completion_of(prompts[i], config, seeds[i]) for i in places]
+        return _placed(lacking, places, self._caller.run(calls))
+
+    def _lacking(self, prompt: Prompt) -> Missing | None:
+        lacking = sorted(prompt.needs - self.can)
+        return Missing(f"unsupported_{lacking[0]}", f"{self.name} is not set up for it") if lacking else None
+
+    def _completion_of(self, prompt: Prompt, config: Generation, seed: int) -> Callable[[float], Completion]:
+        options: dict[str, Any] = {self.endpoint.token_limit: config.max_new_tokens, "temperature": config.temperature}
+        if config.temperature > 0:
+            options["seed"] = seed & 0x7FFFFFFF
+        if config.stop:
+            options["stop"] = list(config.stop)
+        going_on = {"continue_final_message": True, "add_generation_prompt": False} if prompt.prefill else {}
+        messages = [{"role": turn.role, "content": turn.content} for turn in prompt.turns]
+
+        def ask(seconds: float) -> Completion:
+            reply = self._client.chat.completions.create(
+                model=self.model, messages=messages, timeout=self._timeout(seconds),
+                extra_body={**self.endpoint.extra_body, **going_on}, **options,
+            )  # type: ignore[call-overload]  # fmt: skip
+            text, finished = completion_text(reply)
+            text = self._secret.cut(text)
+            return Served(text, self._tokens(reply, text), finished, *map(self._secret.line, _origin(reply)))
+
+        return ask
+
+    def _tokens(self, reply: Any, text: str) -> int:
+        counted = getattr(getattr(reply, "usage", None), "completion_tokens", None)
+        if isinstance(counted, int):
+            return counted
+        if self.endpoint.count_tokens is None:
+            raise Faulty("no_usage", "the server counts no tokens; give count_tokens=")
+        return self.endpoint.count_tokens(text)
+
+    def continuation_logprobs(
+        self, prompts: Sequence[Prompt], *, continuations: Sequence[str]
+    ) -> list[tuple[float, int] | Missing]:
+        """From the legacy completions endpoint, which echoes prompt + continuation with a log-probability per token.
+
+        Missing("unsupported_logprobs") without `logprobs=True`, or without `render` for more than one user turn;
+        Missing("token_boundary") where a token spans the end of the prompt: its value belongs to neither side.
+        """
+        texts = [self._text(prompt) for prompt in prompts]
+        lacking = [text if isinstance(text, Missing) else None for text in texts]
+        pairs = list(zip(texts, continuations, strict=True))
+        places = [i for i, missing in enumerate(lacking) if missing is None]
+        return _placed(lacking, places, self._caller.run([self._logprobs_of(*pairs[i]) for i in places]))  # type: ignore[arg-type]
+
+    def _text(self, prompt: Prompt) -> str | Missing:
+        if not self.endpoint.logprobs:
+            return Missing("unsupported_logprobs", "set logprobs=True where the server echoes prompts")
+        if self.endpoint.render is not None:
+            return self.endpoint.render(prompt)
+        if [turn.role for turn in prompt.turns] != ["user"]:
+            return Missing("unsupported_logprobs", "more than one user turn needs render=, the model's prompt format")
+        return prompt.turns[0].content
+
+    def _logprobs_of(self, text: str, continuation: str) -> Callable[[float], tuple[float, int]]:
+        def ask(seconds: float) -> tuple[float, int]:
+            reply = self._client.completions.create(
+                model=self.model, prompt=text + continuation, echo=True, logprobs=1, max_tokens=1, temperature=0.0,
+                timeout=self._timeout(seconds), extra_body=dict(self.endpoint.extra_body),
+            )  # fmt: skip
+            return echoed_logprobs(reply, text=text, continuation=continuation)
+
+        return ask
+
+
+class OpenAIChat:
+    """One instruction in, the answer at temperature 0 or Missing out; an answer cut at `max_new_tokens` is Missing.
+
+    `many` asks with the patience's concurrency. The server is not asked to describe the model, so that judged cells can
+    be read again while the judge's server is away; nor need it count tokens.
+    """
+
+    def __init__(
+        self, model: str, *, endpoint: Endpoint | None = None, patience: Patience | None = None,
+        max_new_tokens: int = 512,
+    ) -> None:  # fmt: skip
+        self.max_new_tokens = max_new_tokens
+        endpoint = replace(endpoint or Endpoint(), describe=False, count_tokens=_zero)
+        self.backend = OpenAIBackend(model, endpoint=endpoint, patience=patience)
+
+    @property
+    def fingerprint(self) -> str:
+        """The backend's, with the limit of an answer."""
+        return f"{self.backend.fingerprint}:{self.max_new_tokens}"
+
+    def __repr__(self) -> str:
+        return f"OpenAIChat({self.backend!r})"
+
+    def __call__(self, instruction: str) -> str | Missing:
+        return self.many([instruction])[0]
+
+    def many(self, instructions: Sequence[str]) -> list[str | Missing]:
+        """Answers in order."""
+        config = Generation(self.max_new_tokens, temperature=0.0)
+        prompts = [Prompt.user(text) for text in instructions]
+        found = self.backend.generate(prompts, config=config, seeds=[0] * len(prompts))
+        return [_whole(completion) for completion in found]
+
+
+def _whole(completion: Completion | Missing) -> str | Missing:
+    if isinstance(completion, Completion) and not completion.finished:
+        return Missing("truncated", "the answer was cut at its token limit; raise max_new_tokens")
+    return completion if isinstance(completion, Missing) else completion.text
+
+
+def _zero(text: str) -> int:
+    return 0
+
+
+def _origin(reply: Any) -> tuple[Any, Any]:
+    return getattr(reply, "model", None), getattr(reply, "system_fingerprint", None)
+
+
+def _placed(lacking: Sequence[Missing | None], places: Sequence[int], found: Sequence[Any]) -> list[Any]:
+    results: list[Any] = list(lacking)
+    for place, value in zip(places, found, strict=True):
+        results[place] = value
+    return results
+
+
+def _openai() -> Any:
+    try:
+        import openai
+    except ImportError:
+        raise UserError("the API backend needs the openai package: pip install 'align-tradeoffs[api]'") from None
+    return openai
