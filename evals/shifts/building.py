@@ -1,0 +1,79 @@
+"""Building shifts: a request in a frame, a request in a code, and the probe that goes through the same encoding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+from evals.prompts import Missing, Prompt
+from evals.shifts.base import Codec, Encode, Probe, Shift, same
+from evals.shifts.probes import draw
+
+SLOT = "{request}"
+UNCHANGED = Missing("unchanged", "the shift leaves this request as it is", lasting=True)
+TRIES = 64
+
+
+def fill(frame: str, text: str) -> str:
+    """`frame` with `text` in its one slot. What looks like a slot within `text` stays. ValueError without a slot."""
+    before, slot, after = frame.partition(SLOT)
+    if not slot or SLOT in after:
+        raise ValueError(f"a frame has one {SLOT}")
+    return f"{before}{text}{after}"
+
+
+def framed(
+    name: str, frame: str, *, family: str, mode: str, about: str, system: str | None = None, **more: Any
+) -> Shift:
+    """The request, unchanged, inside fixed words; `system` is the system turn. `more` are fields of `Shift`."""
+    fill(frame, "")  # a frame without a slot fails here, not in the middle of a run
+    needs = frozenset({"system"}) if system is not None else frozenset()
+
+    def encode(request: str, rng: Random) -> Prompt:
+        return Prompt.user(fill(frame, request), system=system)
+
+    return Shift(name, family, mode, encode, about=about, needs=needs, **more)
+
+
+def disguised(
+    name: str, codec: Codec, *, about: str, frame: str = SLOT, family: str = "encoding", mode: str = "mismatched",
+    system: str | None = None, **more: Any,
+) -> Shift:  # fmt: skip
+    """The request in a code inside fixed words. A request that the code leaves as it is gives Missing."""
+    fill(frame, "")
+    needs = frozenset({"system"}) if system is not None else frozenset()
+
+    def encode(request: str, rng: Random) -> Prompt | Missing:
+        hidden = codec.encode(request)
+        return UNCHANGED if hidden == request else Prompt.user(fill(frame, hidden), system=system)
+
+    probe = probe_through(encode, more.get("decode", same))
+    return Shift(name, family, mode, encode, codec=codec, probe=probe, about=about, needs=needs, **more)
+
+
+def drawn(
+    name: str, change: Callable[[str, Random], str], *, family: str, about: str, mode: str = "mismatched", **more: Any
+) -> Shift:
+    """The request after a change that may draw from the generator. One that changes nothing gives Missing."""
+
+    def encode(request: str, rng: Random) -> Prompt | Missing:
+        changed = change(request, rng)
+        return UNCHANGED if changed == request else Prompt.user(changed)
+
+    return Shift(name, family, mode, encode, probe=probe_through(encode, more.get("decode", same)), about=about, **more)
+
+
+def probe_through(encode: Encode, decode: Callable[[str], str]) -> Callable[[Random], Probe]:
+    """A probe of `encode`: a harmless question that it changes, and a check that reads the answer through `decode`."""
+
+    def probe(rng: Random) -> Probe:
+        for _ in range(TRIES):
+            question = draw(rng)
+            prompt = encode(question.text, rng)
+            if isinstance(prompt, Prompt):
+                right = question.right
+                return Probe(prompt, lambda answer: right(decode(answer)))
+        raise ValueError(f"no question of {TRIES} is changed by the shift; draw from others")
+
+    return probe

@@ -1,0 +1,68 @@
+"""From a response to the text that a judge reads: ordered openings off, JSON joined, the asked part cut out; else as it is."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+
+_STRING = re.compile(r'"((?:[^"\\]|\\.)*)(?:"|$)', re.DOTALL)
+
+
+def without_opening(opening: str) -> Callable[[str], str]:
+    """A decoder that takes the ordered opening off, whatever its case and end mark; a bare opening stays."""
+    words = opening.rstrip(".!:")
+    start = re.compile(r"\s*[\"'*]*" + re.escape(words) + r"[.!:\"'*]*\s*", re.IGNORECASE)
+
+    def decode(response: str) -> str:
+        """the ordered opening is taken off"""
+        match = start.match(response)
+        return response[match.end() :] or response if match else response
+
+    return decode
+
+
+def after_mark(mark: str) -> Callable[[str], str]:
+    """A decoder that keeps what follows the first `mark`; without the mark, or with nothing after it, all of it."""
+
+    def decode(response: str) -> str:
+        """what follows the mark of the asked part"""
+        at = response.lower().find(mark.lower())
+        return response[at + len(mark) :].strip() or response if at >= 0 else response
+
+    return decode
+
+
+def _unquoted(inside: str) -> str:
+    """The text of a JSON string; as it is written where its escapes are broken."""
+    try:
+        return json.loads(f'"{inside}"', strict=False)
+    except json.JSONDecodeError:
+        return inside
+
+
+def json_list(response: str) -> str:
+    """the strings of the JSON list are joined, a cut list too; text before the list is kept"""
+    before, bracket, inside = response.partition("[")
+    found = [_unquoted(match.group(1)) for match in _STRING.finditer(inside.rpartition("]")[0] or inside)]
+    before = re.sub(r"```\w*\s*$", "", before).strip()
+    return " ".join(([before] if before else []) + found) if bracket and any(found) else response
+
+
+def json_response(response: str) -> str:
+    """the value of "response" in the JSON, a cut one too; or the JSON string that is the whole answer"""
+    keys = list(re.finditer(r'"response"\s*:\s*(?=")', response))
+    if not keys and not response.lstrip().startswith('"'):
+        return response
+    match = _STRING.search(response, keys[-1].end() if keys else 0)
+    return _unquoted(match.group(1)) or response if match else response
+
+
+def both(first: Callable[[str], str], then: Callable[[str], str]) -> Callable[[str], str]:
+    """Two decoders, one after the other."""
+
+    def decode(response: str) -> str:
+        return then(first(response))
+
+    decode.__doc__ = f"{first.__doc__}; then {then.__doc__}"
+    return decode
