@@ -99,17 +99,19 @@ class Endpoint:
 
 
 class OpenAIBackend:
-    """A model by name at an endpoint. Entries that fail are Missing with the reason; order is kept.
+    """A model by name at an endpoint (`base_url` is short for one with defaults). Entries that fail are Missing with
+    the reason; order is kept.
 
     A 401 or 403 ends the batch: what was not sent yet is Missing with the same reason. Pickles and copies hold the
     name of the key's environment variable, never the key. UserError without the client, or without the key.
     """
 
     def __init__(
-        self, model: str, *, name: str | None = None, endpoint: Endpoint | None = None, patience: Patience | None = None
-    ) -> None:
+        self, model: str, *, base_url: str | None = None, name: str | None = None, endpoint: Endpoint | None = None,
+        patience: Patience | None = None,
+    ) -> None:  # fmt: skip
         self.model, self.name = model, name or model
-        self.endpoint, self.patience = endpoint or Endpoint(), patience or Patience()
+        self.endpoint, self.patience = _at(base_url, endpoint), patience or Patience()
         self.can = frozenset(what for what in ("system", "prefill", "logprobs") if getattr(self.endpoint, what))
         self._fingerprint: str | None = None
         self._connect()
@@ -242,11 +244,11 @@ class OpenAIChat:
     """
 
     def __init__(
-        self, model: str, *, endpoint: Endpoint | None = None, patience: Patience | None = None,
-        max_new_tokens: int = 512,
+        self, model: str, *, base_url: str | None = None, endpoint: Endpoint | None = None,
+        patience: Patience | None = None, max_new_tokens: int = 512,
     ) -> None:  # fmt: skip
         self.max_new_tokens = max_new_tokens
-        endpoint = replace(endpoint or Endpoint(), describe=False, count_tokens=_zero)
+        endpoint = replace(_at(base_url, endpoint), describe=False, count_tokens=_zero)
         self.backend = OpenAIBackend(model, endpoint=endpoint, patience=patience)
 
     @property
@@ -272,6 +274,12 @@ def _whole(completion: Completion | Missing) -> str | Missing:
     if isinstance(completion, Completion) and not completion.finished:
         return Missing("truncated", "the answer was cut at its token limit; raise max_new_tokens")
     return completion if isinstance(completion, Missing) else completion.text
+
+
+def _at(base_url: str | None, endpoint: Endpoint | None) -> Endpoint:
+    """The endpoint, at `base_url` where that is given."""
+    endpoint = endpoint or Endpoint()
+    return endpoint if base_url is None else replace(endpoint, base_url=base_url)
 
 
 def _zero(text: str) -> int:
