@@ -51,11 +51,15 @@ class Weights:
 
     @classmethod
     def parse(cls, text: str) -> Weights:
-        """Weights from "0.25,0.75"; UserError on anything else."""
+        """Weights from "0.25,0.75"; UserError on anything else. A label's rounding (thirds) is scaled away."""
         try:
-            return cls(tuple(float(part) for part in text.split(",")))
+            numbers = tuple(float(part) for part in text.split(","))
         except ValueError as error:
             raise UserError(f"weights {text!r} are not numbers separated by commas, like 0.25,0.75") from error
+        total = sum(numbers)
+        if 0 < abs(total - 1) <= _TOLERANCE * len(numbers):
+            numbers = tuple(number / total for number in numbers)
+        return cls(numbers)
 
     @classmethod
     def vertex(cls, index: int, count: int) -> Weights:

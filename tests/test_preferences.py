@@ -88,3 +88,15 @@ def test_directions_thresholds_and_targets() -> None:
     assert Targets((1, 2)).values == (1.0, 2.0)
     with pytest.raises(UserError, match="targets must be numbers"):
         Targets(("x",))  # type: ignore[arg-type]
+
+
+def test_a_label_of_thirds_is_read_back_as_thirds() -> None:
+    """Six digits of 1/3 sum to 0.999999: the K = 3 benchmark once died of it."""
+    for values in [(1 / 3,) * 3, (1 / 7, 2 / 7, 4 / 7), (1 / 6, 1 / 3, 1 / 2), (1 / 9,) * 9]:
+        weights = Weights(values)
+        back = Weights.parse(weights.label)
+        assert back.label == weights.label and back.values == pytest.approx(values, abs=1e-6)
+        assert sum(back.values) == pytest.approx(1, abs=1e-12)
+    assert Weights.parse("0.25,0.75").values == (0.25, 0.75)
+    with pytest.raises(UserError, match="sum to"):
+        Weights.parse("0.33333,0.33333,0.33333")
