@@ -20,8 +20,8 @@ from evals.prompts import Item, digest
 # Kind of measurement -> its metrics, and whether a higher value is better.
 KINDS: dict[str, dict[str, bool]] = {
     "safety": {"asr": False, "over_refusal": False},  # generation and a judge
-    "choice": {"accuracy": True},  # log-likelihood of each choice
-    "classification": {"accuracy": True},  # the same, the choices being class names
+    "choice": {"accuracy": True, "p_target": True},  # log-likelihood of each choice; the target's share of probability
+    "classification": {"accuracy": True, "p_target": True},  # the same, the choices being class names
     "qa": {"f1": True, "exact": True},  # generation against reference answers
     "translation": {"chrf": True},  # generation against one reference
     "reward_pairs": {"accuracy": True},  # a reward model's scores of chosen and rejected responses

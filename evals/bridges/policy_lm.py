@@ -1,0 +1,183 @@
+"""A policy as a language model of `lm_eval`: its three kinds of request answered by one of our backends, in memory.
+
+A context is the user's turn, rendered by the backend's own template (chat, HH transcript or plain text; without a chat
+template nothing is invented). A continuation is encoded together with its prompt, so that " great" is cut where the
+text itself would be. The start token is the template's affair and comes at most once.
+
+What a backend cannot answer is recorded as Missing for its document. `lm_eval` has no such value: it is handed nan or
+an empty text in its place, and whoever reads its samples drops these documents (see `lm_eval_bridge`). `lm_eval` would
+cut a long context on the left instead and score what is left.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from align.errors import UserError
+from evals.backends.base import Backend, Completion, Generation
+from evals.prompts import Message, Missing, Prompt, seed_of
+
+_TURNS = "\x02turns:"  # opens a context that holds chat turns as JSON
+_NEUTRAL = {"top_p": (1, 1.0), "top_k": (0, 50), "num_beams": (1,), "repetition_penalty": (1, 1.0)}
+
+
+def as_prompt(context: str) -> Prompt:
+    """A context of `lm_eval` as a prompt: the turns that `apply_chat_template` wrote down, else one user turn."""
+    if not context.startswith(_TURNS):
+        return Prompt.user(context)
+    turns = json.loads(context[len(_TURNS) :])
+    return Prompt(tuple(Message(turn["role"], turn["content"]) for turn in turns))
+
+
+def generation_of(options: Mapping[str, Any], *, longest: int) -> Generation:
+    """`lm_eval`'s generation options as ours; UserError for sampling rules that a backend does not have."""
+    until = options.get("until") or []
+    sampled = bool(options.get("do_sample")) and float(options.get("temperature", 1.0)) > 0
+    for name, neutral in _NEUTRAL.items():
+        if options.get(name, neutral[0]) not in neutral and (sampled or name in ("num_beams", "repetition_penalty")):
+            raise UserError(f"a task asks for {name}={options[name]}, which no backend has; set it to {neutral[0]}")
+    return Generation(
+        max_new_tokens=int(options.get("max_gen_toks", options.get("max_new_tokens", longest))),
+        temperature=float(options.get("temperature", 1.0)) if sampled else 0.0,
+        stop=tuple([until] if isinstance(until, str) else until),
+    )
+
+
+class _Greedy:
+    """Whether greedy decoding would write a continuation: found out for all continuations at once, when first asked.
+
+    Accuracies do not read it, and it costs a generation each.
+    """
+
+    def __init__(self, answers: _GreedyAnswers, place: int) -> None:
+        self.answers, self.place = answers, place
+
+    def __bool__(self) -> bool:
+        return self.answers[self.place]
+
+    def __int__(self) -> int:
+        return int(bool(self))
+
+    def __reduce__(self) -> tuple[type[bool], tuple[bool]]:
+        return bool, (bool(self),)
+
+
+class _GreedyAnswers:
+    def __init__(
+        self, backend: Backend, prompts: Sequence[Prompt], continuations: Sequence[str], tokens: Sequence[int]
+    ) -> None:
+        self.backend, self.prompts, self.continuations, self.tokens = backend, prompts, continuations, tokens
+        self.found: list[bool] | None = None
+
+    def __getitem__(self, place: int) -> bool:
+        if self.found is None:
+            self.found = [False] * len(self.prompts)
+            for n in sorted(set(self.tokens) - {0}):
+                places = [i for i, tokens in enumerate(self.tokens) if tokens == n]
+                made = self.backend.generate(
+                    [self.prompts[i] for i in places], config=Generation(max_new_tokens=n), seeds=[0] * len(places)
+                )
+                for i, completion in zip(places, made, strict=True):
+                    text = "" if isinstance(completion, Missing) else completion.text
+                    self.found[i] = text.startswith(self.continuations[i])
+        return self.found[place]
+
+
+class PolicyRequests:
+    """The requests of `lm_eval` on a backend. `missing` holds (task, document number) -> why there is no answer."""
+
+    def __init__(self, backend: Backend, *, longest: int = 64) -> None:
+        super().__init__()
+        if "logprobs" not in backend.can:
+            raise UserError(f"{backend.name} gives no log-probabilities, which lm_eval's tasks need; use another one")
+        self.backend, self.longest = backend, longest
+        self.missing: dict[tuple[str, int], Missing] = {}
+
+    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, Any]]:
+        """(Log-probability in nats, whether it is the greedy answer) of each continuation after its context."""
+        prompts = [as_prompt(request.args[0]) for request in requests]
+        continuations = [request.args[1] for request in requests]
+        found = self.backend.continuation_logprobs(prompts, continuations=continuations)
+        tokens = [0 if isinstance(value, Missing) else value[1] for value in found]
+        greedy = _GreedyAnswers(self.backend, prompts, continuations, tokens)
+        results: list[tuple[float, Any]] = []
+        for i, (request, value) in enumerate(zip(requests, found, strict=True)):
+            if isinstance(value, Missing):
+                self._miss(request, value)
+                results.append((float("nan"), False))
+            else:
+                results.append((value[0], _Greedy(greedy, i)))
+        return results
+
+    def generate_until(self, requests: Sequence[Any]) -> list[str]:
+        """One completion per request; a request that is repeated gets another seed each time."""
+        groups: dict[Generation, list[int]] = defaultdict(list)
+        for i, request in enumerate(requests):
+            groups[generation_of(request.args[1], longest=self.longest)].append(i)
+        repeats: Counter[tuple[Any, ...]] = Counter()
+        seeds = []
+        for request in requests:
+            place = (request.task_name, request.doc_id, request.idx)
+            seeds.append(seed_of("lm_eval", *place, repeats[place]))
+            repeats[place] += 1
+        results = [""] * len(requests)
+        for config, places in groups.items():
+            prompts = [as_prompt(requests[i].args[0]) for i in places]
+            made = self.backend.generate(prompts, config=config, seeds=[seeds[i] for i in places])
+            for i, completion in zip(places, made, strict=True):
+                if isinstance(completion, Completion):
+                    results[i] = completion.text
+                else:
+                    self._miss(requests[i], completion)
+        return results
+
+    def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
+        """Log-likelihood of whole texts as they are, in windows of the model's context (each token predicted once)."""
+        from evals.bridges.rolling import rolling_logprob
+
+        return [rolling_logprob(request.args[0], backend=self.backend) for request in requests]
+
+    def _miss(self, request: Any, why: Missing) -> None:
+        self.missing.setdefault((request.task_name, request.doc_id), why)
+
+    def apply_chat_template(self, chat_history: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
+        """The turns, written down for `as_prompt`: the backend's renderer sees turns, never a text made of them.
+
+        Without `add_generation_prompt` the last turn is the assistant's, a prefill that the answer goes on from.
+        """
+        return _TURNS + json.dumps([dict(turn) for turn in chat_history])
+
+    def chat_template(self, chat_template: Any = False) -> str:
+        """What `lm_eval` logs as the template."""
+        return f"the template of {self.backend.name}"
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Part of `lm_eval`'s keys of cached requests: the fingerprint, so that no other model's are used."""
+        return self.backend.fingerprint
+
+
+def policy_lm(backend: Backend, *, longest: int = 64) -> Any:
+    """An `lm_eval.api.model.LM` on a backend. `longest` is the limit in tokens where a task names none.
+
+    UserError where lm_eval is not installed.
+    """
+    try:
+        from lm_eval.api.model import LM  # type: ignore[import-untyped,import-not-found,unused-ignore]
+    except ModuleNotFoundError as error:
+        raise UserError("lm_eval is not installed; pip install 'align-tradeoffs[lm-eval]'") from error
+
+    class PolicyLM(PolicyRequests, LM):  # type: ignore[misc]
+        """The requests above under the type that `simple_evaluate` asks for."""
+
+    return PolicyLM(backend, longest=longest)
+
+
+def policy_lm_of(model: Any, tokenizer: Any, *, name: str = "model", template: str = "auto", **options: Any) -> Any:
+    """An `lm_eval.api.model.LM` on a Hugging Face model in memory, with or without adapters."""
+    from evals.backends.transformers import TransformersBackend
+
+    return policy_lm(TransformersBackend(model, tokenizer, name=name, template=template, **options))
