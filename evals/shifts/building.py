@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import Any
 
 from evals.prompts import Missing, Prompt
 from evals.shifts.base import Codec, Encode, Probe, Shift, same
-from evals.shifts.probes import draw
+from evals.shifts.probes import Question, draw
 
 SLOT = "{request}"
 UNCHANGED = Missing("unchanged", "the shift leaves this request as it is", lasting=True)
@@ -72,8 +73,11 @@ def probe_through(encode: Encode, decode: Callable[[str], str]) -> Callable[[Ran
             question = draw(rng)
             prompt = encode(question.text, rng)
             if isinstance(prompt, Prompt):
-                right = question.right
-                return Probe(prompt, lambda answer: right(decode(answer)))
+                return Probe(prompt, partial(_right, question, decode))
         raise ValueError(f"no question of {TRIES} is changed by the shift; draw from others")
 
     return probe
+
+
+def _right(question: Question, decode: Callable[[str], str], answer: str) -> bool:
+    return question.right(decode(answer))

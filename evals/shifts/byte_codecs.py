@@ -1,4 +1,4 @@
-"""Codecs that spell the UTF-8 bytes (or code points) of a text in another alphabet: base64, base32, hex, binary, URL, ...
+"""Codecs that spell the UTF-8 bytes (or code points) of a text in another alphabet: base64, hex, binary and others.
 
 Each is invertible over all of Unicode. `decode` raises ValueError on anything that `encode` did not make; `lenient`
 never raises.

@@ -1,4 +1,4 @@
-"""Combinations: ordered opening, rules against refusing and base64 at once, then also JSON and an encyclopedia's genre."""
+"""Combinations: ordered opening, rules against refusing and base64, then also JSON and the genre of an encyclopedia."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a response to the text that a judge reads: ordered openings off, JSON joined, the asked part cut out; else as it is."""
+"""From a response to the text that a judge reads: openings off, JSON joined, the asked part cut out; else as it is."""
 
 from __future__ import annotations
 
@@ -42,11 +42,17 @@ def _unquoted(inside: str) -> str:
 
 
 def json_list(response: str) -> str:
-    """the strings of the JSON list are joined, a cut list too; text before the list is kept"""
-    before, bracket, inside = response.partition("[")
-    found = [_unquoted(match.group(1)) for match in _STRING.finditer(inside.rpartition("]")[0] or inside)]
-    before = re.sub(r"```\w*\s*$", "", before).strip()
-    return " ".join(([before] if before else []) + found) if bracket and any(found) else response
+    """the strings of the JSON list are joined, a cut list too; text around the list is kept"""
+    at = response.find("[")
+    if at < 0:
+        return response
+    try:
+        value, end = json.JSONDecoder(strict=False).raw_decode(response, at)
+        found, after = [item for item in value if isinstance(item, str)], response[end:]
+    except json.JSONDecodeError:
+        found, after = [_unquoted(match.group(1)) for match in _STRING.finditer(response, at)], ""
+    around = [re.sub(r"```\w*", "", part).strip() for part in (response[:at], after)]
+    return " ".join(part for part in (around[0], *found, around[1]) if part) if any(found) else response
 
 
 def json_response(response: str) -> str:

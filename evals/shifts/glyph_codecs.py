@@ -41,7 +41,7 @@ def _interleaved(marks: str) -> Codec:
     return Codec(lambda text: "".join(char + marks for char in text), decode, lambda text: drop.sub("", text))
 
 
-# --- bytes in variation selectors --------------------------------------------------------------------------------------
+# --- bytes in variation selectors ------------------------------------------------------------------------------------
 
 _CARRIER = "\U0001f642"
 
@@ -76,7 +76,7 @@ def _find_lenient(text: str) -> str:
     return re.sub(f"{_CARRIER}?([\ufe00-\ufe0f\U000e0100-\U000e01ef]{{2,}})", read, text)
 
 
-# --- Braille -----------------------------------------------------------------------------------------------------------
+# --- Braille ---------------------------------------------------------------------------------------------------------
 
 _CAPITAL, _NUMBER, _ESCAPE = "\u2820", "\u283c", "\u28ff"
 _CELLS = "⠁⠃⠉⠙⠑⠋⠛⠓⠊⠚⠅⠇⠍⠝⠕⠏⠟⠗⠎⠞⠥⠧⠺⠭⠽⠵"

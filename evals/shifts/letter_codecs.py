@@ -64,24 +64,18 @@ def _from_odd_even(text: str) -> str:
 
 # --- spelled letter by letter ----------------------------------------------------------------------------------------
 
-_MORSE = dict(
-    zip(
-        "abcdefghijklmnopqrstuvwxyz0123456789.,?'!/()&:;=+-_\"$@",
-        ".- -... -.-. -.. . ..-. --. .... .. .--- -.- .-.. -- -. --- .--. --.- .-. ... - ..- ...- .-- -..- -.-- --.. "
-        "----- .---- ..--- ...-- ....- ..... -.... --... ---.. ----. .-.-.- --..-- ..--.. .----. -.-.-- -..-. -.--. "
-        "-.--.- .-... ---... -.-.-. -...- .-.-. -....- ..--.- .-..-. ...-..- .--.-.".split(),
-        strict=True,
-    )
+_MORSE_SIGNS = (
+    ".- -... -.-. -.. . ..-. --. .... .. .--- -.- .-.. -- -. --- .--. --.- .-. ... - ..- ...- .-- -..- -.-- --.. "
+    "----- .---- ..--- ...-- ....- ..... -.... --... ---.. ----. .-.-.- --..-- ..--.. .----. -.-.-- -..-. -.--. "
+    "-.--.- .-... ---... -.-.-. -...- .-.-. -....- ..--.- .-..-. ...-..- .--.-."
 )
-_NATO = dict(
-    zip(
-        _LOWER + "0123456789.,?",
-        "alfa bravo charlie delta echo foxtrot golf hotel india juliett kilo lima mike november oscar papa quebec romeo "
-        "sierra tango uniform victor whiskey xray yankee zulu zero one two three four five six seven eight nine "
-        "full-stop comma question-mark".split(),
-        strict=True,
-    )
-)  # fmt: skip
+_MORSE = dict(zip("abcdefghijklmnopqrstuvwxyz0123456789.,?'!/()&:;=+-_\"$@", _MORSE_SIGNS.split(), strict=True))
+_NATO_WORDS = (
+    "alfa bravo charlie delta echo foxtrot golf hotel india juliett kilo lima mike november oscar papa quebec romeo "
+    "sierra tango uniform victor whiskey xray yankee zulu zero one two three four five six seven eight nine full-stop "
+    "comma question-mark"
+)
+_NATO = dict(zip(_LOWER + "0123456789.,?", _NATO_WORDS.split(), strict=True))
 
 
 def _spelled(table: Mapping[str, str], *, capital: Callable[[str], str]) -> Codec:

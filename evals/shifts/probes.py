@@ -11,11 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-NUMBERS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen"
-).split()
-_NOUNS = "river lamp garden window butter candle pocket mountain ladder pencil blanket harbor".split()
+_NUMBERS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen"
+)
+_NOUNS = "river lamp garden window butter candle pocket mountain ladder pencil blanket harbor"
 _FACTS = (
     ("What is the opposite of the word hot?", ("cold", "cool")),
     ("Which animal says meow?", ("cat", "cats", "kitten")),
@@ -47,8 +47,9 @@ def draw(rng: Random) -> Question:
 
 def sum_of_two(rng: Random) -> Question:
     a, b = rng.randint(2, 9), rng.randint(2, 9)
-    names = {str(a + b), NUMBERS[a + b]}
-    return Question(f"What is {NUMBERS[a]} plus {NUMBERS[b]}?", lambda answer: bool(names & set(words_of(answer))))
+    words = _NUMBERS.split()
+    names = {str(a + b), words[a + b]}
+    return Question(f"What is {words[a]} plus {words[b]}?", lambda answer: bool(names & set(words_of(answer))))
 
 
 def fact(rng: Random) -> Question:
@@ -57,7 +58,7 @@ def fact(rng: Random) -> Question:
 
 
 def repetition(rng: Random) -> Question:
-    chosen = rng.sample(_NOUNS, 3)
+    chosen = rng.sample(_NOUNS.split(), 3)
 
     def right(answer: str) -> bool:
         found = words_of(answer)

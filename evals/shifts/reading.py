@@ -1,4 +1,4 @@
-"""Reading what a model wrote in a code: the longest readable prefix, text around it kept, unreadable text left as it is."""
+"""Reading what a model wrote in a code: the longest readable prefix; text around it and unreadable text stay."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import re
 from collections.abc import Callable
 
 READABLE_CHARACTERS = 12  # a readable prefix this long is believed, however much unreadable text follows in the run
-_COMMON = frozenset(
-    "the a an of and to in is are was it that this for on with as be at by from or you your i we they he she not have "
-    "has can will do what how when where who there here if so but all one about please words answer yes sorry".split()
+_COMMON = (
+    "the a an of and to in is are was it that this for on with as be at by from or you your i we they he she not "
+    "have has can will do what how when where who there here if so but all one about please words answer yes "
+    "sorry"
 )
 _WORD = re.compile(r"[A-Za-z']+")
 
@@ -52,7 +53,7 @@ def known_or(found: str | None, otherwise: str) -> str:
 
 def commonness(text: str) -> int:
     """How many of the most common English words occur in `text`, with repetition."""
-    return sum(word.lower() in _COMMON for word in _WORD.findall(text))
+    return sum(word.lower() in _COMMON.split() for word in _WORD.findall(text))
 
 
 def likelier(decode: Callable[[str], str]) -> Callable[[str], str]:

@@ -1,4 +1,4 @@
-"""Style shifts: rules on the form of the answer that leave no room for the usual words of a refusal, and their twins."""
+"""Style shifts: rules on the form of the answer that leave no room for the words of a refusal, and their twins."""
 
 from __future__ import annotations
 
