@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 KEPT = (
-    "front", "kl", "raw_hypervolume", "raw_hypervolume_ci", "samples_per_response", "bits_per_byte", "ledger", "rewards",
+    "front", "kl", "raw_hypervolume", "raw_hypervolume_ci", "samples_per_response", "bits_per_byte", "ledger",
+    "rewards",
 )  # fmt: skip
 COMMAND = "align hh --config recipes/configs/hh_methods.yaml --data ../shared/data --out runs/hh"
 
@@ -54,9 +55,9 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
         "",
         "- Scores are those of two judges, reward models trained on comparisons that no method saw; intervals:",
         f"  {over}.",
-        "- KL is the whole response's, in nats; of best-of-n and the longest-of-n it is a bound. Hypervolume gained over",
-        "  the reference grows with the KL spent, so it orders the rows below and ranks nothing: no exact optimum here.",
-        "- Core-seconds are those of the row's training, of the comparisons it reads and of the specialists it is made of.",
+        "- KL is the whole response's, in nats; of best-of-n and the longest-of-n it is a bound. Hypervolume gained",
+        "  over the reference grows with the KL spent: it orders the rows and ranks nothing (no exact optimum here).",
+        "- Core-seconds are all that the row's policies are made of: reward models, comparisons, specialists, itself.",
         "- Controls are in italics: they must not be read as methods (samples per response, KL, length).",
         "",
         "| row | hypervolume gained | mean KL | samples per response | training core-s |",
