@@ -213,8 +213,8 @@ def _cell(value: Interval | None) -> str:
 
 
 COLUMNS = (
-    "task", "role", "suite", "metric", "n", "chance, majority", "before", "after", "after - before", "gap before", "gap after",
-    "gap change",
+    "task", "role", "suite", "metric", "n", "chance, majority", "before", "after", "after - before", "gap before",
+    "gap after", "gap change",
 )  # fmt: skip
 
 
