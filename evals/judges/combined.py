@@ -1,0 +1,49 @@
+"""Judges in turn: each decides what the ones before it left UNCLEAR; an outage on the way stays Missing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from align.errors import UserError
+from evals.judges.base import Judge, Judgement, Stance
+from evals.prompts import Item, Missing, digest
+
+
+class Combined:
+    """Cheap judges first. What every one leaves UNCLEAR is UNCLEAR, with the last one's score and reason.
+
+    A Missing by a later judge is Missing, not the earlier UNCLEAR: a table must show that the judge was away.
+    """
+
+    def __init__(self, judges: Sequence[Judge]) -> None:
+        if len(judges) < 2:
+            raise UserError(f"a combined judge needs two judges or more, not {len(judges)}; name the one alone instead")
+        self.judges = tuple(judges)
+        self.name = "+".join(judge.name for judge in self.judges)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the judges, in their order."""
+        return digest([(judge.name, judge.fingerprint) for judge in self.judges])[:16]
+
+    def judge(self, items: Sequence[Item], *, responses: Sequence[str | Missing]) -> list[Judgement | Missing]:
+        """`why` starts with the name of the judge that decided."""
+        results: list[Judgement | Missing] = []
+        for judge in self.judges:
+            left = [i for i, found in enumerate(results) if _unclear(found)]
+            open_ones = left if results else list(range(len(items)))
+            if not open_ones:
+                break
+            found = judge.judge([items[i] for i in open_ones], responses=[responses[i] for i in open_ones])
+            named = [one if isinstance(one, Missing) else replace(one, why=f"{judge.name}: {one.why}") for one in found]
+            if not results:
+                results = named
+            else:
+                for i, one in zip(open_ones, named, strict=True):
+                    results[i] = one
+        return results
+
+
+def _unclear(found: Judgement | Missing) -> bool:
+    return isinstance(found, Judgement) and found.stance is Stance.UNCLEAR
