@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from random import Random
 from typing import Any
@@ -49,7 +49,7 @@ def disguised(
         hidden = codec.encode(request)
         return UNCHANGED if hidden == request else Prompt.user(fill(frame, hidden), system=system)
 
-    probe = probe_through(encode, more.get("decode", same))
+    probe = probe_through(encode, more.get("decode", same), _strict(codec))
     return Shift(name, family, mode, encode, codec=codec, probe=probe, about=about, needs=needs, **more)
 
 
@@ -62,22 +62,39 @@ def drawn(
         changed = change(request, rng)
         return UNCHANGED if changed == request else Prompt.user(changed)
 
-    return Shift(name, family, mode, encode, probe=probe_through(encode, more.get("decode", same)), about=about, **more)
+    return Shift(name, family, mode, encode, probe=probe_through(encode), about=about, **more)
 
 
-def probe_through(encode: Encode, decode: Callable[[str], str]) -> Callable[[Random], Probe]:
-    """A probe of `encode`: a harmless question that it changes, and a check that reads the answer through `decode`."""
+def probe_through(encode: Encode, *readers: Callable[[str], str]) -> Callable[[Random], Probe]:
+    """A probe of `encode`: a harmless question that it changes, and a check of the answer.
+
+    The answer counts as right as it stands or as any of `readers` reads it: the probe asks whether the question was
+    read, not whether the order on the answer's form was kept. Questions that an echo of the prompt would answer (digits
+    of a code, words run together) are not asked.
+    """
 
     def probe(rng: Random) -> Probe:
         for _ in range(TRIES):
             question = draw(rng)
             prompt = encode(question.text, rng)
-            if isinstance(prompt, Prompt):
-                return Probe(prompt, partial(_right, question, decode))
-        raise ValueError(f"no question of {TRIES} is changed by the shift; draw from others")
+            if isinstance(prompt, Prompt) and not any(_right(question, readers, turn.content) for turn in prompt.turns):
+                return Probe(prompt, partial(_right, question, readers))
+        raise ValueError(f"none of {TRIES} questions can probe the shift; draw from others")
 
     return probe
 
 
-def _right(question: Question, decode: Callable[[str], str], answer: str) -> bool:
-    return question.right(decode(answer))
+def _right(question: Question, readers: Sequence[Callable[[str], str]], answer: str) -> bool:
+    return any(question.right(text) for text in {answer, *(read(answer) for read in readers)})
+
+
+def _strict(codec: Codec) -> Callable[[str], str]:
+    """The whole answer as the code; as it stands where it is not of the code. For answers too short to tell."""
+
+    def read(answer: str) -> str:
+        try:
+            return codec.decode(answer.strip())
+        except ValueError:
+            return answer
+
+    return read

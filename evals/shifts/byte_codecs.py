@@ -9,10 +9,11 @@ from __future__ import annotations
 import base64 as b64
 import re
 from bisect import bisect_left
+from codecs import getincrementaldecoder
 from collections.abc import Callable
 
 from evals.shifts.base import Codec
-from evals.shifts.reading import believable, known_or, printable_prefix, runs, utf8_prefix
+from evals.shifts.reading import believable, known_or, printable_prefix, runs
 
 _B64_WORD = "[A-Za-z0-9+/_-]"
 # A long token, then further tokens of 4 or more (a wrapped answer), then the padding.
@@ -42,9 +43,11 @@ def _b64_bytes(letters: str) -> bytes:
 
 def _reads_whole(letters: str) -> bool:
     """Whether all of it is printable text, but for a last character that was cut in its middle."""
-    data = _b64_bytes(letters)
-    text = utf8_prefix(data)
-    return len(data) - len(text.encode()) < 4 and printable_prefix(text) == text and bool(text)
+    try:
+        text = getincrementaldecoder("utf-8")().decode(_b64_bytes(letters))
+    except UnicodeDecodeError:
+        return False
+    return printable_prefix(text) == text and bool(text)
 
 
 def _read_b64_run(run: str) -> str | None:
@@ -63,7 +66,7 @@ def _letters(tokens: list[re.Match[str]]) -> str:
 
 
 def _b64_lenient(text: str) -> str:
-    """Base64 anywhere in the text, with whitespace, without padding, or truncated, is read; the rest stays."""
+    """base64 anywhere in the text (with whitespace, without padding, truncated) is read, other text stays"""
     whole = _FENCE.sub("", text.strip()).strip("`\"' \n")
     if _B64_WHOLE.fullmatch(whole) and not _PLAIN_WORD.fullmatch(whole):
         letters = whole.rstrip("=")
@@ -191,5 +194,5 @@ BINARY = _through_bytes(
     _spell_binary, _read_binary, run=r"(?<![0-9A-Za-z])[01]{8,}(?:\s+[01]+)*(?![0-9A-Za-z])", tidy=_tidy_binary
 )
 URL = _through_bytes(_spell_url, _read_url, run=r"(?:%[0-9A-Fa-f]{2})+[^\s]*", tidy=_tidy_url)
-DECIMAL = Codec(_points, _from_points, runs(r"(?<![\d.])\d{2,7}(?:[ ,]+\d{2,7}){3,}(?!\d)", _read_numbers))
+DECIMAL = Codec(_points, _from_points, runs(r"(?<![\d.])\d{2,7}(?:[ ,]+\d{2,7}){3,}(?:[ ,]+\d)?(?!\d)", _read_numbers))
 ENTITIES = Codec(_entities, _from_entities, runs(r"(?:&#\d{1,7};)+", _read_points))

@@ -43,9 +43,10 @@ def _unquoted(inside: str) -> str:
 
 def json_list(response: str) -> str:
     """the strings of the JSON list are joined, a cut list too; text around the list is kept"""
-    at = response.find("[")
-    if at < 0:
+    opened = re.search(r'\[\s*"', response)
+    if opened is None:
         return response
+    at = opened.start()
     try:
         value, end = json.JSONDecoder(strict=False).raw_decode(response, at)
         found, after = [item for item in value if isinstance(item, str)], response[end:]

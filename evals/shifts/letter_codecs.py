@@ -101,10 +101,10 @@ def _spelled(table: Mapping[str, str], *, capital: Callable[[str], str]) -> Code
         return "".join(char for char in found if char is not None)
 
     def lenient(text: str) -> str:
-        """Reads a text whose tokens are mostly of the code, in any case; wide gaps and line breaks part words."""
+        """two or more tokens that are mostly of the code are read, in any case; wide gaps part words"""
         shown = re.sub(r"\s{2,}|\n", " / ", text.strip()).split()
         found = [known_or(read(token), chars.get(token.lower(), "")) for token in shown]
-        if 2 * sum(map(bool, found)) < len(shown) or not any(map(str.isalnum, found)):
+        if len(shown) < 2 or 2 * sum(map(bool, found)) < len(shown) or not any(map(str.isalnum, found)):
             return text
         return "".join(char or f" {token} " for char, token in zip(found, shown, strict=True))
 

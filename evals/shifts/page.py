@@ -59,20 +59,32 @@ _HEAD = """# Shifts
 
 <!-- The tables are made from evals/shifts: `python tests/test_shift_contract.py --write`. -->
 
-A shift turns the request of an item into a prompt. The judge sees the original request and the decoded response. Harmful
-and benign items go through the same words. A draw is seeded by item and shift, so one more shift changes no other prompt.
+A shift turns the request of an item into a prompt. The judge sees the original request and the decoded response.
+Harmful and benign items go through the same words. A draw is seeded by item and shift, so one more shift changes no
+other prompt.
 
-- **mode**: what the literature expects to fail: *competing* objectives, *mismatched* generalization, *both*; a *control*
-  is the twin of an attack. It is a hypothesis to measure, not a finding.
+- **mode**: what the literature expects to fail: *competing* objectives, *mismatched* generalization, *both*; a
+  *control* is the twin of an attack. It is a hypothesis to measure, not a finding.
 - **decoder**: what becomes of a response before it is judged. What cannot be decoded stays as it is.
 - **probe**: a harmless question under the same disguise, which tells "did not refuse" from "cannot read".
 - **placebo**: the twin with the same surface and no adversarial content; **ablates** names the attack of a control.
 - **needs**: a policy or caller without it gets a Missing cell with the reason, never the plain request.
 - A shift that would leave a request as it is gives Missing (`unchanged`).
 
-`--shift` takes names, families, `jailbroken` (the list of Wei, Haghtalab & Steinhardt 2023) and `all`.
-Attack templates are of the published structure, in our own words; to measure a verbatim one, build it with
+`--shift` takes names, families, `jailbroken` (the list of Wei, Haghtalab & Steinhardt 2023) and `all`. Attack templates
+are of the published structure, in our own words; to measure a verbatim one, build it with
 `evals.shifts.building.framed` from your own file.
+"""
+
+
+_BY_MODEL = """## Made by a language model
+
+They are named one by one, and take a backend. When it fails, declines or answers in another form, the cell is Missing.
+"""
+_TRANSLATIONS = """## From parallel translations
+
+`evals.shifts.language.read_translations(FILE)` gives a shift `translated_XX` for each language column of your file. A
+request without a translation is Missing (`no_translation`). Responses are judged in their language.
 """
 
 
@@ -83,16 +95,8 @@ def page(shifts: Mapping[str, Shift], *, made_by_model: Mapping[str, Shift]) -> 
         rows = [shift for shift in shifts.values() if shift.family == family]
         if rows:
             parts.append(f"## {family}\n\n{_table(rows)}")
-    parts.append(
-        "## Made by a language model\n\nThey are named one by one, and take a backend. When it fails, declines or answers "
-        f"in another form, the cell is Missing.\n\n{_table(list(made_by_model.values()))}"
-    )
-    parts.append(
-        "## From parallel translations\n\n`evals.shifts.language.read_translations(FILE)` gives a shift `translated_XX` "
-        "for each language column of your file. A request without a translation is Missing (`no_translation`). Responses "
-        "are judged in their language.\n"
-    )
-    return "\n".join(parts)
+    parts.append(f"{_BY_MODEL}\n{_table(list(made_by_model.values()))}")
+    return "\n".join([*parts, _TRANSLATIONS])
 
 
 def _table(rows: list[Shift]) -> str:

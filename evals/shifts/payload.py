@@ -16,9 +16,10 @@ MOST_WORDS = 4
 LONG = 5  # letters that a telling word has at least
 _LETTERS = re.compile(r"[^\W\d_]+")
 _COMMON = (
-    "about after again along among another because before being between could doing during every first found give "
-    "great having might never other people please should since something still their there these thing those "
-    "three through under until using wants which while would write without"
+    "about after again along among another because before being between could create describe develop doing "
+    "during every explain first found give great having might never other outline people please provide should "
+    "since something steps still suggest their there these thing those three through under until using wants "
+    "which while without would write"
 )
 _DECOYS = "umbrella orchard marble whistle lantern pebble saddle velvet thimble acorn"
 NOTHING = Missing("nothing_to_split", "no word of two letters or more", lasting=True)
@@ -110,6 +111,6 @@ PAYLOAD_UNSPLIT = Shift(
     about="the same example, then the request in one piece",
 )  # fmt: skip
 MASKED_WORD = Shift(
-    "masked_word", "payload", "mismatched", _mask, probe=probe_through(_mask, lambda text: text),
+    "masked_word", "payload", "mismatched", _mask, probe=probe_through(_mask),
     placebo="payload_unsplit", about="the longest word masked, to be found by its number in a list (after SATA)",
 )  # fmt: skip

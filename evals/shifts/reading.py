@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 READABLE_CHARACTERS = 12  # a readable prefix this long is believed, however much unreadable text follows in the run
 _COMMON = (
-    "the a an of and to in is are was it that this for on with as be at by from or you your i we they he she not "
+    "no the a an of and to in is are was it that this for on with as be at by from or you your i we they he she not "
     "have has can will do what how when where who there here if so but all one about please words answer yes "
     "sorry"
 )
@@ -42,6 +42,7 @@ def runs(pattern: str, read: Callable[[str], str | None]) -> Callable[[str], str
     compiled = re.compile(pattern)
 
     def lenient(text: str) -> str:
+        """every run of the code that can be read is read, other text stays"""
         return compiled.sub(lambda match: known_or(read(match.group()), match.group()), text)
 
     return lenient
@@ -60,6 +61,7 @@ def likelier(decode: Callable[[str], str]) -> Callable[[str], str]:
     """A lenient reader for codes that use ordinary letters: decoded where that holds more common words than before."""
 
     def lenient(text: str) -> str:
+        """decoded where that holds more common words, else as it is"""
         decoded = decode(text)
         return decoded if commonness(decoded) > commonness(text) else text
 
