@@ -7,6 +7,7 @@ the key itself is held for the client alone and is cut out of everything that co
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -299,7 +300,6 @@ def _placed(lacking: Sequence[Missing | None], places: Sequence[int], found: Seq
 
 def _openai() -> Any:
     try:
-        import openai
+        return importlib.import_module("openai")
     except ImportError:
         raise UserError("the API backend needs the openai package: pip install 'align-tradeoffs[api]'") from None
-    return openai

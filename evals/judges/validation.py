@@ -224,7 +224,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def unseen(prompt: str) -> bool:
-    """Whether no answer to this prompt was looked at while the patterns were written (two halves were, by two hashes)."""
+    """Whether no answer to it was looked at while the patterns were written (two halves were, by two hashes)."""
     first = hashlib.sha256(prompt.encode()).digest()[0] % 2
     return bool(first and seed_of("rules-dev", prompt) % 2)
 

@@ -1,0 +1,153 @@
+"""vLLM as a backend: a thin layer over `vllm.LLM.generate` on token ids that are rendered as everywhere else here.
+
+Needs the extra `vllm` and a GPU. NOT RUN on a real vLLM by this repository: the tests use a stand-in module with the
+few calls made here (LLM, get_tokenizer, generate, SamplingParams with prompt_logprobs, LoRARequest), written after
+vLLM's documentation. Check a new vLLM against the transformers backend on a few prompts first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from align.errors import UserError
+from evals.backends.base import Completion, Generation
+from evals.fingerprints import tokenizer_fingerprint
+from evals.prompts import Missing, Prompt, digest
+from evals.rendering import renderer
+
+WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
+
+
+def folder_fingerprint(folder: str | Path) -> str:
+    """First 16 hex digits over name and bytes of every weights file, and of every JSON file, of a model folder.
+
+    UserError where there are no weights: over a hub id nothing would notice a changed model.
+    """
+    files = sorted(path for path in Path(folder).rglob("*") if path.suffix in (*WEIGHTS, ".json") and path.is_file())
+    if not any(path.suffix in WEIGHTS for path in files):
+        raise UserError(f"{folder}: no weights in this folder; vLLM models are given as a local directory")
+    total = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as stream:
+            inner = hashlib.file_digest(stream, "sha256").hexdigest()
+        total.update(f"{path.relative_to(folder)}={inner}\n".encode())
+    return total.hexdigest()[:16]
+
+
+class VLLMBackend:
+    """A model directory (with a LoRA adapter directory where one is given) served by vLLM in this process.
+
+    `context` bounds prompt and answer together in tokens; a longer one is Missing("context"), since vLLM would end the
+    whole batch for it. `engine` are further arguments of `vllm.LLM`. UserError where vLLM is not installed.
+    """
+
+    def __init__(
+        self, model: str | Path, *, adapter: str | Path | None = None, name: str | None = None, template: str = "auto",
+        context: int = 4096, **engine: Any,
+    ) -> None:  # fmt: skip
+        try:
+            vllm = importlib.import_module("vllm")
+        except ImportError:
+            raise UserError("the vLLM backend needs vllm: pip install 'align-tradeoffs[vllm]'") from None
+        self._weights = [folder_fingerprint(path) for path in (model, adapter) if path is not None]
+        self._vllm, self.context, self.name = vllm, context, name or Path(model).name
+        self._lora = _lora(adapter)
+        self._llm = vllm.LLM(model=str(model), max_model_len=context, enable_lora=adapter is not None, **engine)
+        self._tokenizer = self._llm.get_tokenizer()
+        self.renderer = renderer(self._tokenizer, template=template)
+        self.can = self.renderer.can | {"logprobs"}
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the files of model and adapter, the tokenizer, the template and the context."""
+        parts = (self._weights, tokenizer_fingerprint(self._tokenizer), self.renderer.template, self.context)
+        return digest("vllm", *parts)[:16]
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _fits(self, ids: list[int], *, more: int) -> list[int] | Missing:
+        if not ids:
+            return Missing("empty_prompt", "the prompt has no token", lasting=True)
+        if len(ids) + more > self.context:
+            words = f"{len(ids)} tokens and {more} more do not fit in {self.context}"
+            return Missing("context", words, lasting=True)
+        return ids
+
+    def _run(self, rows: Sequence[list[int]], params: Sequence[Any]) -> list[Any]:
+        if not rows:
+            return []
+        prompts = [{"prompt_token_ids": ids} for ids in rows]
+        return list(self._llm.generate(prompts, list(params), use_tqdm=False, lora_request=self._lora))
+
+    def generate(
+        self, prompts: Sequence[Prompt], *, config: Generation, seeds: Sequence[int]
+    ) -> list[Completion | Missing]:
+        """One completion per prompt; 31 bits of its seed where something is drawn."""
+        results: list[Any] = []
+        for prompt in prompts:
+            text = self.renderer.text(prompt)
+            fits = text if isinstance(text, Missing) else self._fits(self._ids(text), more=config.max_new_tokens)
+            results.append(fits)
+        places = [i for i, ids in enumerate(results) if not isinstance(ids, Missing)]
+        params = [self._params(config, seed) for seed in _paired(prompts, seeds)]
+        outputs = self._run([results[i] for i in places], [params[i] for i in places])
+        for i, output in zip(places, outputs, strict=True):
+            one = output.outputs[0]
+            results[i] = Completion(one.text, len(one.token_ids), one.finish_reason != "length")
+        return results
+
+    def _params(self, config: Generation, seed: int) -> Any:
+        drawn = {"seed": seed & 0x7FFFFFFF} if config.temperature > 0 else {}
+        return self._vllm.SamplingParams(
+            max_tokens=config.max_new_tokens, temperature=config.temperature, stop=list(config.stop) or None, **drawn
+        )
+
+    def continuation_logprobs(
+        self, prompts: Sequence[Prompt], *, continuations: Sequence[str]
+    ) -> list[tuple[float, int] | Missing]:
+        """From prompt_logprobs, the two encoded together; white space at the prompt's end is the continuation's."""
+        pairs = [self._pair(p, c) for p, c in zip(prompts, continuations, strict=True)]
+        places = [i for i, pair in enumerate(pairs) if not isinstance(pair, Missing)]
+        rows = [pair for pair in pairs if not isinstance(pair, Missing)]
+        params = self._vllm.SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=1)
+        outputs = self._run([ids for ids, _ in rows], [params] * len(rows))
+        results: list[Any] = list(pairs)
+        for i, (ids, start), output in zip(places, rows, outputs, strict=True):
+            results[i] = _summed(output.prompt_logprobs, ids, start)
+        return results
+
+    def _pair(self, prompt: Prompt, continuation: str) -> tuple[list[int], int] | Missing:
+        text = self.renderer.text(prompt)
+        if isinstance(text, Missing):
+            return text
+        whole, start = self._ids(text + continuation), len(self._ids(text.rstrip()))
+        if start == 0 or start >= len(whole):
+            return Missing("empty_continuation", "nothing follows the prompt, or nothing precedes it", lasting=True)
+        fits = self._fits(whole, more=1)
+        return fits if isinstance(fits, Missing) else (fits, start)
+
+
+def _summed(per_token: Any, ids: Sequence[int], start: int) -> tuple[float, int] | Missing:
+    """Sum over the tokens from `start` on; entry t of vLLM's list maps token ids at place t to their Logprob."""
+    found = [(per_token[t] or {}).get(ids[t]) for t in range(start, len(ids))] if per_token else []
+    chosen = [entry for entry in found if entry is not None]
+    if not found or len(chosen) < len(found):
+        return Missing("malformed", "vLLM gave no log-probability for a token of the continuation")
+    return float(sum(entry.logprob for entry in chosen)), len(chosen)
+
+
+def _paired(prompts: Sequence[Prompt], seeds: Sequence[int]) -> Sequence[int]:
+    if len(prompts) != len(seeds):
+        raise ValueError(f"{len(prompts)} prompts with {len(seeds)} seeds: one each")
+    return seeds
+
+
+def _lora(adapter: str | Path | None) -> Any:
+    if adapter is None:
+        return None
+    return importlib.import_module("vllm.lora.request").LoRARequest("adapter", 1, str(adapter))
