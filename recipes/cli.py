@@ -23,7 +23,8 @@ COMMANDS = {
     "sft": ("recipes.sft", "a model + demonstrations -> a supervised fine-tuned model, the reference"),
     "reward-model": ("recipes.reward_model", "a model + comparisons -> one reward model (Bradley-Terry)"),
     "finetune": ("recipes.finetune", "METHOD: the reference + objectives + weights -> a policy family"),
-    "evaluate": ("recipes.evaluate", "a policy family + held-out prompts + objectives -> cells.jsonl, summary.json"),
+    "evaluate": ("recipes.evaluate", "policies on held-out prompts, or one on suites under shifts -> cells, tables"),
+    "compare": ("recipes.compare", "two evaluations of suites, paired item by item"),
     "report": ("recipes.report", "summary.json -> one self-contained report.html"),
 }
 

@@ -2,8 +2,8 @@
 
 align compare runs/before runs/after
 
-Both folders were written by `align evaluate MODEL --suite ...` with the same suites and shifts. Positive differences say
-that the second fails more.
+Both folders were written by `align evaluate MODEL --suite ...` with the same suites and shifts. Positive differences
+say that the second fails more.
 """
 
 from __future__ import annotations
@@ -44,6 +44,23 @@ def by_suite(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
         fields = {name: row[name] for name in ("item", "cluster", "shift", "harmful", "group", "sample")}
         verdict = row["verdict"] if row["missing"] is None else Missing(row["missing"])
         found.setdefault(row["suite"], []).append(Outcome(verdict=verdict, **fields))
+    return found
+
+
+def lines_of(compared: Mapping[str, Any]) -> list[str]:
+    """What the terminal shows: one line per suite, shift and side."""
+    found = []
+    for suite, table in compared.items():
+        found.append(f"{suite}: second minus first, {table['comparisons']} comparisons (Holm)")
+        for shift, sides in table["shifts"].items():
+            for side, entry in sides.items():
+                change = entry["change"]
+                low, high = change["ci"] or (float("nan"), float("nan"))
+                interval = f"[{low:+.3f}, {high:+.3f}]"
+                found.append(
+                    f"  {shift:28} {side:8} {change['value']:+.3f} {interval}  p {change['p']:.3g} "
+                    f"(Holm {change['p_holm']:.3g}), n {change['n']}"
+                )
     return found
 
 

@@ -188,11 +188,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     table = table_of(config, results, backend=backend)
     write_json(out / "table.json", table)
     write_json(out / "provenance.json", provenance(config, seed=0))
+    write_outcomes(results, out / "outcomes.jsonl")
     _export(config, results, backend=backend, out=out)
     cells = sum(len(cells) for _, _, found in results.values() for cells in found.values())
     seconds = time.monotonic() - start
     print(f"{backend.name}: {cells} cells, {seconds:.0f} s, table {table['hash']}: {out / 'table.json'}")
     return 0
+
+
+def write_outcomes(results: Mapping[str, Any], file: Path) -> None:
+    """Every judged outcome as a line: what `align compare` pairs."""
+    from evals.export import write_rows
+    from evals.prompts import Missing
+    from evals.suite_outcomes import outcomes_of
+
+    rows: list[dict[str, Any]] = []
+    for name, (_, asked, found) in results.items():
+        for one in outcomes_of(asked, found["verdict"]) if "verdict" in found else ():
+            gone = isinstance(one.verdict, Missing)
+            row = {**one.__dict__, "suite": name, "verdict": None if gone else str(one.verdict)}
+            rows.append({**row, "missing": one.verdict.reason if isinstance(one.verdict, Missing) else None})
+    if rows:
+        write_rows(rows, file)
 
 
 def _export(config: Config, results: Mapping[str, Any], *, backend: Any, out: Path) -> None:
