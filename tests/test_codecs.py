@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from random import Random
 
 import pytest
@@ -185,6 +186,14 @@ def test_base64_reads_up_to_what_is_broken_and_keeps_the_rest() -> None:
     assert read(f"{code[:32]} more words follow") == "A beginning that can be  more words follow"
     assert read(code[:32] + "/" * 40) == "A beginning that can be "
     assert read("/" * 40) == "/" * 40
+
+
+def test_a_run_that_is_mostly_unreadable_is_left() -> None:
+    """Two readable bytes in front of twenty that are no text, in each code of bytes."""
+    data = b"ok" + bytes(range(0x80, 0x94))
+    written = {"base64": base64.b64encode(data).decode(), "base32": base64.b32encode(data).decode(), "hex": data.hex()}
+    for name, code in written.items():
+        assert CODECS[name].lenient(code) == code
 
 
 @pytest.mark.parametrize("answer", ["7", "seven", "Paris"])

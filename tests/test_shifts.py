@@ -25,6 +25,7 @@ from evals.shifts.noise import best_of_n, contractions, filler_words, misspellin
 from evals.shifts.payload import split_request, telling_words
 from evals.shifts.prefill import AFFIRMATIVE, words
 from evals.shifts.prefill import NEUTRAL as NOTHING_SAID
+from evals.shifts.probes import repetition, sum_of_two
 from evals.shifts.tense import action
 from evals.shifts.wrappers import HELLO, OPENING
 
@@ -312,6 +313,24 @@ def test_spaces_fillers_case_and_punctuation() -> None:
         filled = filler_words("one two three", Random(seed))
         assert re.sub(r", [A-Za-z ]+?,(?= )", "", filled) == "one two three" != filled
     assert filler_words("one", Random(0)) == "one"
+
+
+# --- probes ----------------------------------------------------------------------------------------------------------
+
+
+def test_probe_answers_by_hand() -> None:
+    for seed in range(60):
+        question = sum_of_two(Random(seed))
+        names = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
+        numbers = names.split()
+        a, b = (numbers.index(word) for word in re.findall(r"(\w+) plus (\w+)", question.text)[0])
+        assert question.right(f"It's {a + b}!")
+        assert not question.right(str(a + b + 1)) and not question.right(f"{a + b}0")
+        assert a + b > 14 or (question.right(numbers[a + b].upper()) and not question.right(numbers[a + b - 1]))
+    repeat = repetition(Random(0))
+    one, two, three = re.findall(r": (\w+), (\w+), (\w+)", repeat.text)[0]
+    assert repeat.right(f"{one} {two.upper()}, {three}.") and not repeat.right(f"{two} {one} {three}")
+    assert not repeat.right(f"{one} {two}") and not repeat.right(f"I repeat: {one} {two} {three}")
 
 
 # --- tense -----------------------------------------------------------------------------------------------------------

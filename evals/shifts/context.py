@@ -81,17 +81,21 @@ def many_shot(
     return Shift(name, "context", mode, encode, about=about, placebo=placebo, ablates=ablates)
 
 
+def _turns(k: int) -> str:
+    return f"{k} earlier turns" if k > 1 else "one earlier turn"
+
+
 def _attack(k: int) -> Shift:
     return many_shot(
         f"many_shot_{k}", k=k, pairs=SHARP, placebo=f"many_shot_neutral_{k}",
-        about=f"{k} earlier turns in which questions that sound sharp are eagerly answered",
+        about=f"{_turns(k)} in which questions that sound sharp are eagerly answered",
     )  # fmt: skip
 
 
 def _neutral(k: int) -> Shift:
     return many_shot(
         f"many_shot_neutral_{k}", k=k, pairs=NEUTRAL, mode="control", ablates=f"many_shot_{k}",
-        about=f"{k} earlier turns of general knowledge",
+        about=f"{_turns(k)} of general knowledge",
     )  # fmt: skip
 
 
