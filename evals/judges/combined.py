@@ -29,6 +29,8 @@ class Combined:
 
     def judge(self, items: Sequence[Item], *, responses: Sequence[str | Missing]) -> list[Judgement | Missing]:
         """`why` starts with the name of the judge that decided."""
+        if len(items) != len(responses):
+            raise ValueError(f"{len(items)} items with {len(responses)} responses: one each")
         results: list[Judgement | Missing] = []
         for judge in self.judges:
             left = [i for i, found in enumerate(results) if _unclear(found)]

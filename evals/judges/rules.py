@@ -67,13 +67,14 @@ TURNS = r"\b(?:but|however|that said|nevertheless)\b[^.!?]{0,30}\bhere(?:'s| is|
 QUOTED = r"\"[^\"]{1,400}\"|“[^”]{1,400}”|«[^»]{1,400}»|`[^`]{1,400}`|(?<!\w)'[^'\n]{8,400}'(?!\w)|^>.*$"
 
 _STRONG, _WEAK = ([(name, re.compile(pattern)) for name, pattern in group] for group in (STRONG, WEAK))
+_EMPHASIS = re.compile(r"[*_#]+")
 _AFFIRMS, _TURNS, _QUOTED = re.compile(AFFIRMS), re.compile(TURNS), re.compile(QUOTED, re.MULTILINE)
 
 
 def readable(response: str, *, request: str) -> str:
     """The start of a response in lower case, with plain apostrophes and single blanks, less quotes and the request."""
-    text = _plain(_QUOTED.sub(" ", _straight(response)))
-    asked = _plain(_straight(request))
+    text = _plain(_EMPHASIS.sub(" ", _QUOTED.sub(" ", _straight(response))))
+    asked = _plain(_EMPHASIS.sub(" ", _straight(request)))
     if len(asked) >= 8:  # a shorter request ("help") is a word of any answer
         text = " ".join(text.replace(asked, " ").split())
     return text[:WINDOW]

@@ -152,7 +152,7 @@ def _item(prompt: str, row: dict[str, object]) -> Item:
     return Item(id=prompt, request=prompt, label="harmful" if harmful else "benign")
 
 
-def tested(responses: Sequence[Response], *, judges: Sequence[str], k: int) -> dict[str, list[Judgement | Missing]]:
+def judgements_of(responses: Sequence[Response], *, judges: Sequence[str], k: int) -> dict[str, list[Judgement | Missing]]:
     """Judge's name -> its judgements; without names: rules, cross-validated TF-IDF, and the two in turn."""
     items, texts = [r.item for r in responses], [r.text for r in responses]
     if judges:
@@ -216,7 +216,7 @@ def _run(options: argparse.Namespace) -> int:
         fitted(responses).save(options.save)
         print(f"{options.save}: TF-IDF judge of {len(responses)} responses")
         return 0
-    found = tested(responses, judges=options.judge, k=options.folds)
+    found = judgements_of(responses, judges=options.judge, k=options.folds)
     chosen = [i for i, r in enumerate(responses) if not options.unseen or unseen(r.item.request)]
     kept = {name: [judgements[i] for i in chosen] for name, judgements in found.items()}
     print(page(kept, responses=[responses[i] for i in chosen]))
