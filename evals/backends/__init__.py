@@ -1,0 +1,1 @@
+"""Backends: what stands between the harness and a model; lists in, lists out."""
