@@ -231,9 +231,10 @@ def test_a_damaged_store_is_named_with_its_line(tmp_path: Path) -> None:
 
 
 def test_only_one_process_writes_a_store(tmp_path: Path) -> None:
-    with locked(tmp_path / "c.jsonl"), pytest.raises(UserError, match="another evaluation"):
-        with locked(tmp_path / "c.jsonl"):
-            pass
+    with locked(tmp_path / "c.jsonl"):
+        second = locked(tmp_path / "c.jsonl")
+        with pytest.raises(UserError, match="another evaluation"):
+            second.__enter__()
     with locked(tmp_path / "c.jsonl"):
         pass
 
