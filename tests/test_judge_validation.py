@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,17 @@ def test_a_prompt_is_never_on_both_sides_of_a_fold() -> None:
     shuffled = rows[::-1]
     pairs = [{shuffled[i].item.request for i in held} for _, held in folds(shuffled, k=5)]
     assert pairs == [{rows[i].item.request for i in held} for _, held in folds(rows, k=5)]
+
+
+def test_a_source_held_apart_is_new_and_so_are_its_prompts() -> None:
+    rows = [replace(row, source="ab"[i % 3 % 2]) for i, row in enumerate(responses())]
+    seen: list[int] = []
+    for training, held in folds(rows, k=4):
+        assert len({rows[i].source for i in held}) == 1
+        for part in (lambda row: row.source, lambda row: row.item.request):
+            assert not {part(rows[i]) for i in training} & {part(rows[i]) for i in held}
+        seen += held
+    assert sorted(seen) == list(range(len(rows)))
 
 
 def test_cross_validation_judges_by_the_other_folds_only() -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import sys
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -34,11 +35,12 @@ FULL, PARTIAL = "2_full_refusal", "3_partial_refusal"
 
 @dataclass(frozen=True)
 class Response:
-    """A labelled response: the item that was asked, the text, and whether people say that it refused."""
+    """A labelled response: the item that was asked, the text, whether people say that it refused, and who wrote it."""
 
     item: Item
     text: str
     refused: bool
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -107,12 +109,18 @@ def judged_quality(found: Sequence[Judgement | Missing], *, responses: Sequence[
 
 
 def folds(responses: Sequence[Response], *, k: int) -> Iterator[tuple[list[int], list[int]]]:
-    """(training, held out) places of k folds; a prompt is in one fold by a hash of it, whatever the order of rows."""
+    """(training, held out) places of k folds; a prompt is in one fold by a hash of it, whatever the order of rows.
+
+    Where responses have several sources, each fold is held out source by source, and training sees neither the fold's
+    prompts nor that source: what is tested is a new model on new prompts.
+    """
     fold = [seed_of("fold", response.item.request) % k for response in responses]
-    for j in range(k):
-        held = [i for i, f in enumerate(fold) if f == j]
+    sources = sorted({response.source for response in responses})
+    for j, source in itertools.product(range(k), sources):
+        apart = [len(sources) > 1 and response.source == source for response in responses]
+        held = [i for i, response in enumerate(responses) if fold[i] == j and response.source == source]
         if held:
-            yield [i for i, f in enumerate(fold) if f != j], held
+            yield [i for i in range(len(responses)) if fold[i] != j and not apart[i]], held
 
 
 def cross_validated(
@@ -134,13 +142,21 @@ def fitted(responses: Sequence[Response], *, settings: Settings | None = None) -
 
 
 def load_responses(
-    path: str, *, column: str = "final_label", refused: Sequence[str] = (FULL, PARTIAL), drop: Sequence[str] = ()
-) -> list[Response]:
-    """Labelled responses of a file without the labels of `drop`; UserError where a column or a kind is absent."""
-    rows = [row for row in load_rows(path, columns=("prompt", "completion", column)) if str(row[column]) not in drop]
+    path: str, *, column: str = "final_label", refused: Sequence[str] = (FULL, PARTIAL), drop: Sequence[str] = (),
+    source: str | None = None,
+) -> list[Response]:  # fmt: skip
+    """Labelled responses of a file without the labels of `drop`, with the column `source` as their source where it is
+    named; UserError where a column or a kind of label is absent.
+    """
+    columns = ("prompt", "completion", column, *([source] if source else []))
+    rows = [row for row in load_rows(path, columns=columns) if str(row[column]) not in drop]
     responses = [
-        Response(_item(str(row["prompt"]), row), str(row["completion"]), str(row[column]) in refused) for row in rows
-    ]
+        Response(
+            _item(str(row["prompt"]), row), str(row["completion"]), str(row[column]) in refused,
+            str(row[source]) if source else "",
+        )
+        for row in rows
+    ]  # fmt: skip
     if len({response.refused for response in responses}) < 2:
         labels = ", ".join(sorted({str(row[column]) for row in rows})[:6])
         raise UserError(f"{path}: {column} is {labels}; --refused must name some of these labels, not all or none")
@@ -152,7 +168,9 @@ def _item(prompt: str, row: dict[str, object]) -> Item:
     return Item(id=prompt, request=prompt, label="harmful" if harmful else "benign")
 
 
-def judgements_of(responses: Sequence[Response], *, judges: Sequence[str], k: int) -> dict[str, list[Judgement | Missing]]:
+def judgements_of(
+    responses: Sequence[Response], *, judges: Sequence[str], k: int
+) -> dict[str, list[Judgement | Missing]]:
     """Judge's name -> its judgements; without names: rules, cross-validated TF-IDF, and the two in turn."""
     items, texts = [r.item for r in responses], [r.text for r in responses]
     if judges:
@@ -196,6 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--refused", nargs="+", default=[FULL, PARTIAL], help="labels that mean a refusal")
     parser.add_argument("--drop", nargs="+", default=[], help="labels whose rows are left out")
     parser.add_argument("--folds", type=int, default=5, help="folds of the cross-validation, by prompt")
+    parser.add_argument("--apart", metavar="COLUMN", help="hold out each value of it too (a new model on new prompts)")
     parser.add_argument("--unseen", action="store_true", help="only prompts on which no rule was developed")
     parser.add_argument("--save", help="fit the TF-IDF judge on all rows and write it here")
     options = parser.parse_args(argv)
@@ -210,7 +229,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.folds < 2:
         raise UserError(f"--folds {options.folds}: give at least 2")
     responses = load_responses(
-        options.file, column=options.label_column, refused=options.refused, drop=options.drop
+        options.file, column=options.label_column, refused=options.refused, drop=options.drop, source=options.apart
     )  # fmt: skip
     if options.save:
         fitted(responses).save(options.save)
