@@ -215,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--drop", nargs="+", default=[], help="labels whose rows are left out")
     parser.add_argument("--folds", type=int, default=5, help="folds of the cross-validation, by prompt")
     parser.add_argument("--apart", metavar="COLUMN", help="hold out each value of it too (a new model on new prompts)")
-    parser.add_argument("--unseen", action="store_true", help="only prompts on which no rule was developed")
+    parser.add_argument("--unseen", action="store_true", help="only prompts whose answers were not read for the rules")
     parser.add_argument("--save", help="fit the TF-IDF judge on all rows and write it here")
     options = parser.parse_args(argv)
     try:
@@ -243,7 +243,10 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def unseen(prompt: str) -> bool:
-    """Whether no answer to it was looked at while the patterns were written (two halves were, by two hashes)."""
+    """Whether no answer to it was read while the patterns were written (two halves were, by two hashes).
+
+    The first words of refusals were counted over all prompts beforehand, so this part is less seen, not unseen.
+    """
     first = hashlib.sha256(prompt.encode()).digest()[0] % 2
     return bool(first and seed_of("rules-dev", prompt) % 2)
 
