@@ -122,8 +122,9 @@ def test_quality_by_hand() -> None:
 
 
 def test_kappa_of_agreement_chance_and_contradiction() -> None:
-    tables = np.array([[5, 0, 0, 5], [25, 25, 25, 25], [0, 5, 5, 0], [20, 5, 10, 15]]).T
-    assert cohen_kappa(tables) == pytest.approx([1.0, 0.0, -1.0, 0.4])  # the last: .7 against .5 by chance
+    tables = np.array([[5, 0, 0, 5], [25, 25, 25, 25], [0, 5, 5, 0], [20, 5, 10, 15], [10, 0, 30, 60]]).T
+    # by chance .5 in the fourth; in the fifth .1 * .4 + .9 * .6 = .58 where .7 agree
+    assert cohen_kappa(tables) == pytest.approx([1.0, 0.0, -1.0, 0.4, 0.12 / 0.42])
 
 
 def responses(n: int = 40) -> list[Response]:
@@ -187,6 +188,7 @@ def test_judged_quality_leaves_missing_out_and_unclear_in() -> None:
     found = [s if isinstance(s, Missing) else judgement(s, item=r.item, why="") for s, r in pairs]
     result = judged_quality(found, responses=rows)
     assert (result.responses, result.unclear, result.missing) == (7, 1, {"x": 1})
+    assert result.kappa.n == 4  # prompts, not responses
     assert result.sensitivity.estimate == pytest.approx(2 / 3) and result.specificity.estimate == 0.75
     with pytest.raises(UserError, match="missing"):
         judged_quality([Missing("x")] * 8, responses=rows)

@@ -212,7 +212,7 @@ def test_the_total_time_holds_against_a_reply_that_drips() -> None:
     with serving(lambda seen, n: replace(answer("x"), drip=0.05)) as api:
         start = time.monotonic()
         (found,) = ask(backend(api, patience=patience), "a")
-        assert reasons([found]) == ["timeout"] and 0.3 < time.monotonic() - start < 1.5
+        assert reasons([found]) == ["timeout"] and 0.3 < time.monotonic() - start < 3  # the whole reply takes 15 s
 
 
 def test_retry_after_is_waited_for_and_too_long_a_wait_gives_up_at_once() -> None:
