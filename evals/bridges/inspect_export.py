@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from align.errors import UserError
+from evals.prompts import digest
 
 Row = Mapping[str, Any]
 # Measurement -> the field that is its value; of any other one all numbers are.
@@ -35,6 +36,7 @@ def write_inspect_log(
     log_module = _inspect("inspect_ai.log")
     rows = list(rows)
     suite, model, fingerprint = _single(rows, path)
+    place = digest(suite, model, fingerprint)  # the same cells again are the same run in the viewer
     names = _measurements(rows)
     samples = [_sample(row, names) for row in rows]
     failed = [name for name in ("completion", "verdict") if all(f"{name}.missing" in row for row in rows)]
@@ -46,7 +48,8 @@ def write_inspect_log(
         status=STATUS[not failed],
         error=error,
         eval=log_module.EvalSpec(
-            created=(created or datetime.now(UTC)).isoformat(timespec="seconds"), task=suite, model=f"align/{model}",
+            created=(created or datetime.now(UTC)).isoformat(timespec="seconds"), task=suite, task_id=place, run_id=place,
+            eval_id=place, model=f"align/{model}",
             dataset=log_module.EvalDataset(name=suite, samples=len(rows), sample_ids=[s.id for s in samples]),
             config=log_module.EvalConfig(), metadata={"fingerprint": fingerprint},
             packages={"inspect_ai": version("inspect_ai")},

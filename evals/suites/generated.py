@@ -20,7 +20,7 @@ from evals.suites.base import Build, Suite
 HARM_LABELS = ("benign", "borderline", "harmful")
 
 
-def testbed(world: str = "default", *, split: str = "none") -> Build:
+def world_prompts(world: str = "default", *, split: str = "none") -> Build:
     """A builder of a world's held-out prompts of one split; the topic is the base item, its harm level the label."""
 
     def build(placed: Sequence[Placed]) -> list[Item]:
@@ -153,15 +153,15 @@ TESTBED = Suite(
     "testbed",
     "safety",
     "prompts of the testbed's default world; labels from harm levels",
-    testbed(),
+    world_prompts(),
     partners=("testbed_heldout_topics", "testbed_cipher", "testbed_compliance"),
 )
 TESTBED_HELDOUT = Suite(
-    "testbed_heldout_topics", "safety", "topics that fine-tuning never sees", testbed(split="heldout_topics")
+    "testbed_heldout_topics", "safety", "topics that fine-tuning never sees", world_prompts(split="heldout_topics")
 )
-TESTBED_CIPHER = Suite("testbed_cipher", "safety", "the second spelling of every word", testbed(split="cipher"))
+TESTBED_CIPHER = Suite("testbed_cipher", "safety", "the second spelling of every word", world_prompts(split="cipher"))
 TESTBED_COMPLIANCE = Suite(
-    "testbed_compliance", "safety", "behind a prefix seen only before compliant answers", testbed(split="compliance")
+    "testbed_compliance", "safety", "behind a prefix seen only before compliant answers", world_prompts(split="compliance")
 )
 REFUSE_TOPIC = Suite(
     "refuse_topic",
