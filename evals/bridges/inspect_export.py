@@ -48,8 +48,8 @@ def write_inspect_log(
         status=STATUS[not failed],
         error=error,
         eval=log_module.EvalSpec(
-            created=(created or datetime.now(UTC)).isoformat(timespec="seconds"), task=suite, task_id=place, run_id=place,
-            eval_id=place, model=f"align/{model}",
+            created=(created or datetime.now(UTC)).isoformat(timespec="seconds"),
+            task=suite, task_id=place, run_id=place, eval_id=place, model=f"align/{model}",
             dataset=log_module.EvalDataset(name=suite, samples=len(rows), sample_ids=[s.id for s in samples]),
             config=log_module.EvalConfig(), metadata={"fingerprint": fingerprint},
             packages={"inspect_ai": version("inspect_ai")},

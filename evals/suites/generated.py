@@ -161,8 +161,9 @@ TESTBED_HELDOUT = Suite(
 )
 TESTBED_CIPHER = Suite("testbed_cipher", "safety", "the second spelling of every word", world_prompts(split="cipher"))
 TESTBED_COMPLIANCE = Suite(
-    "testbed_compliance", "safety", "behind a prefix seen only before compliant answers", world_prompts(split="compliance")
-)
+    "testbed_compliance", "safety", "behind a prefix seen only before compliant answers",
+    world_prompts(split="compliance"),
+)  # fmt: skip
 REFUSE_TOPIC = Suite(
     "refuse_topic",
     "safety",
