@@ -42,7 +42,10 @@ def test_a_plan_has_every_cell_once_and_needs_nothing_that_is_missing(rows: plan
     names = list(rows.rows)
     plan = planning.make_plan(rows, out=tmp_path, worlds=["default", "three"], seeds=[0, 1], rows=names, smoke=False)
     check_tasks(plan.tasks)
-    assert len(plan.cells) == 2 * (5 + 7) * (len(names) + len(planning.CONTROLS))
+    everywhere = [name for name in names if "worlds" not in rows.rows[name]]
+    assert len(everywhere) >= 24
+    assert all(spec.get("worlds", ["default"]) == ["default"] for spec in rows.rows.values())
+    assert len(plan.cells) == 2 * (5 * len(names) + 7 * len(everywhere) + (5 + 7) * len(planning.CONTROLS))
     places = [task.arguments["out"] for task in plan.tasks]
     assert len(places) == len(set(places))
     # Worlds of one corpus share a reference: two seeds, two pretrainings.
