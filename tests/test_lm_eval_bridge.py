@@ -148,11 +148,12 @@ def test_missing_is_recorded_and_never_a_number() -> None:
 
 @needs_lm_eval
 def test_greedy_is_asked_only_when_read_and_once_for_all() -> None:
-    backend = Scripted({" yes": -1.0, " no": -2.0}, {"q": " yes"})
+    backend = Scripted({" yes": -1.0, " no": -2.0}, {"q": " yes!", "r": LOST})
     lm = policy_lm(backend)
-    yes, no = (found[1] for found in lm.loglikelihood([request("q", " yes"), request("q", " no")]))
+    asked = [request("q", " yes"), request("q", " no"), request("r", " yes")]
+    yes, no, lost = (found[1] for found in lm.loglikelihood(asked))
     assert backend.generated == []
-    assert bool(yes) is True and int(no) == 0 and len(backend.generated) == 2
+    assert bool(yes) is True and int(no) == 0 and not lost and len(backend.generated) == 3
     assert pickle.loads(pickle.dumps(yes)) is True
 
 
