@@ -67,8 +67,9 @@ def finished(done: subprocess.CompletedProcess[str], run: Path) -> dict:
 
 
 def test_every_command_has_a_test() -> None:
-    """`demo` and `hh` are tested beside their own modules."""
-    assert set(COMMANDS) == {"demo", "hh", "pretrain", "sft", "reward-model", "finetune", "evaluate", "report"}
+    """`demo`, `hh` and `compare` are tested beside their own modules."""
+    own = {"demo", "hh", "compare"}
+    assert set(COMMANDS) == own | {"pretrain", "sft", "reward-model", "finetune", "evaluate", "report"}
 
 
 def test_pretrain(run_command: Command, tiny_rows: Rows, tmp_path: Path) -> None:
