@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from align.errors import UserError
-from evals.paired_tests import mcnemar, minimum_detectable
+from evals.paired_tests import mcnemar
+from evals.power import minimum_detectable
 from evals.prompts import Missing
 from evals.stats import Interval, clustered_mean, holm, paired_difference
 

@@ -1,7 +1,9 @@
-"""Intervals that say over what they run: clustered, paired, bootstrap, binomial, seeds; and Holm's correction; pure.
+"""Intervals that say over what they run: clustered, paired, bootstrap, binomial, seeds; Holm and BH corrections; pure.
 
 Shapes: N values, G clusters (base items), D bootstrap draws. Sources: Miller 2024 (clustered errors), Wilson 1927,
-Holm 1979. Every interval is a frozen `Interval`; one that cannot be had is null with the reason, never zero-wide.
+Holm 1979, Benjamini & Hochberg 1995, Hesterberg 2015 (expanded percentiles). Every interval is a frozen `Interval`; one
+that cannot be had is null with the reason. A clustered mean of equal values has no width: for yes/no cells, where that
+would claim certainty, use `evals.shares`.
 """
 
 import math
@@ -25,6 +27,7 @@ class Interval:
     n: int
     reason: str | None = None  # why low and high are None
     se: float | None = None
+    degrees: float | None = None  # degrees of freedom of the t quantile, where one was used
 
     @property
     def pair(self) -> list[float] | None:
@@ -41,7 +44,8 @@ class Interval:
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
-def _t_quantile(degrees: float, level: float) -> float:
+def t_quantile(degrees: float, level: float) -> float:
+    """The t quantile of a two-sided interval: 2.0930 for 19 degrees of freedom at .95."""
     from scipy.special import stdtrit
 
     return float(stdtrit(degrees, 0.5 + level / 2))
@@ -51,14 +55,19 @@ def _none(estimate: float, over: str, n: int, reason: str) -> Interval:
     return Interval(estimate, None, None, over, n, reason)
 
 
+def cluster_codes(clusters_N: Sequence[Hashable]) -> np.ndarray:
+    """0 .. G - 1 for each label, in order of first appearance; shape N."""
+    index: dict[Hashable, int] = {}
+    return np.array([index.setdefault(cluster, len(index)) for cluster in clusters_N], dtype=int)
+
+
 def _cluster_sums(values: np.ndarray, clusters: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray]:
     """(sum of the values, number of values) per cluster, in order of first appearance."""
     if len(values) != len(clusters) or len(values) == 0:
         raise ValueError(f"{len(values)} values with {len(clusters)} cluster labels: one label each, at least one")
     if not np.isfinite(values).all():
         raise ValueError("a value is not finite")
-    index: dict[Hashable, int] = {}
-    codes = np.array([index.setdefault(cluster, len(index)) for cluster in clusters])
+    codes = cluster_codes(clusters)
     return np.bincount(codes, weights=values), np.bincount(codes).astype(float)
 
 
@@ -76,6 +85,28 @@ def clustered_variance(values_N: Sequence[float] | np.ndarray, *, clusters_N: Se
     return float(groups / (groups - 1) * (residuals_G**2).sum() / len(values) ** 2), groups
 
 
+@dataclass(frozen=True)
+class StandardErrors:
+    """Standard errors of one grand mean: items as units, clusters as units, and the latter times sqrt(G / (G - 1))."""
+
+    naive: float
+    clustered: float
+    corrected: float
+    clusters: int
+
+
+def standard_errors(values_N: Sequence[float] | np.ndarray, *, clusters_N: Sequence[Hashable]) -> StandardErrors:
+    """The three errors side by side (Miller 2024, eq. 4 without and with the small-sample factor of Inspect).
+
+    ValueError for fewer than two clusters: then none of them is known.
+    """
+    corrected, groups = clustered_variance(values_N, clusters_N=clusters_N)
+    if groups < 2:
+        raise ValueError(f"{groups} cluster: a standard error needs at least 2")
+    naive, _ = clustered_variance(values_N, clusters_N=range(len(values_N)))
+    return StandardErrors(math.sqrt(naive), math.sqrt(corrected * (groups - 1) / groups), math.sqrt(corrected), groups)
+
+
 def clustered_mean(
     values_N: Sequence[float] | np.ndarray,
     *,
@@ -90,8 +121,8 @@ def clustered_mean(
     if groups < 2:
         return _none(mean, over, groups, f"no interval: {groups} of {over}, at least 2 are needed")
     se = math.sqrt(variance)
-    half = _t_quantile(groups - 1, level) * se
-    return Interval(mean, mean - half, mean + half, over, groups, se=se)
+    half = t_quantile(groups - 1, level) * se
+    return Interval(mean, mean - half, mean + half, over, groups, se=se, degrees=groups - 1)
 
 
 def paired_difference(
@@ -137,8 +168,8 @@ def unpaired_difference(
     if variance == 0:
         return Interval(difference, difference, difference, words, n, se=0.0)
     degrees = variance**2 / (variance_a**2 / (groups_a - 1) + variance_b**2 / (groups_b - 1))
-    half = _t_quantile(degrees, level) * math.sqrt(variance)
-    return Interval(difference, difference - half, difference + half, words, n, se=math.sqrt(variance))
+    half = t_quantile(degrees, level) * math.sqrt(variance)
+    return Interval(difference, difference - half, difference + half, words, n, se=math.sqrt(variance), degrees=degrees)
 
 
 def cluster_counts(items: Sequence[str], *, draws: int, seed: int) -> np.ndarray:
@@ -155,11 +186,30 @@ def cluster_counts(items: Sequence[str], *, draws: int, seed: int) -> np.ndarray
     return np.bincount(picks_DG.ravel(), minlength=draws * groups).reshape(draws, groups)
 
 
+def expanded_level(n: int, *, level: float = LEVEL) -> float:
+    """The level whose percentiles make a bootstrap over `n` items as wide as t with s^2 / n is: above `level`.
+
+    Resampling estimates the variance as `(n - 1) / n` of the unbiased one, and percentiles are those of a normal law.
+    Both are mended by the tail `Phi(-t_{n-1} sqrt(n / (n - 1)))` (Hesterberg 2015, section 4.5): 20 items
+    at .95 ask for the percentiles of .968.
+    """
+    from scipy.special import ndtr
+
+    return float(1 - 2 * ndtr(-t_quantile(n - 1, level) * math.sqrt(n / (n - 1))))
+
+
 def bootstrap_interval(
-    draws_D: Sequence[float] | np.ndarray, *, estimate: float, n: int, over: str = "base items", level: float = LEVEL
+    draws_D: Sequence[float] | np.ndarray,
+    *,
+    estimate: float,
+    n: int,
+    over: str = "base items",
+    level: float = LEVEL,
+    expanded: bool = False,
 ) -> Interval:
     """Percentile interval from the statistic's value in each resample of `n` base items.
 
+    `expanded` takes the percentiles of `expanded_level(n)`, without which the interval is too short for few items.
     Null with the reason for fewer than 2 items, or when more than 5 % of the resamples have no finite value.
     """
     values = np.asarray(draws_D, dtype=float)
@@ -168,8 +218,10 @@ def bootstrap_interval(
         return _none(estimate, over, n, f"no interval: {n} of {over}, at least 2 are needed")
     if finite.mean() < 0.95:
         return _none(estimate, over, n, f"no interval: undefined in {(~finite).sum()} of {len(values)} resamples")
-    low, high = np.quantile(values[finite], [0.5 - level / 2, 0.5 + level / 2])
-    return Interval(estimate, float(low), float(high), over, n, se=float(values[finite].std(ddof=1)))
+    width = expanded_level(n, level=level) if expanded else level
+    low, high = np.quantile(values[finite], [0.5 - width / 2, 0.5 + width / 2])
+    degrees = float(n - 1) if expanded else None
+    return Interval(estimate, float(low), float(high), over, n, se=float(values[finite].std(ddof=1)), degrees=degrees)
 
 
 def wilson(successes: int, *, n: int, over: str = "items", level: float = LEVEL) -> Interval:
@@ -193,6 +245,21 @@ def holm(p_values: Sequence[float]) -> list[float]:
     adjusted, running = [0.0] * len(p_values), 0.0
     for rank, i in enumerate(order):
         running = max(running, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = running
+    return adjusted
+
+
+def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p-values in the order given: rejecting those at or below q keeps the false discovery rate at q.
+
+    For exploration; a list of claims takes `holm`. Valid for independent or positively dependent tests.
+    """
+    if any(not 0 <= p <= 1 for p in p_values):
+        raise ValueError("a p-value lies outside [0, 1]")
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i], reverse=True)
+    adjusted, running = [0.0] * len(p_values), 1.0
+    for above, i in enumerate(order):
+        running = min(running, p_values[i] * len(p_values) / (len(p_values) - above))
         adjusted[i] = running
     return adjusted
 

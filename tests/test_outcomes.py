@@ -9,7 +9,8 @@ import pytest
 
 from align.errors import UserError
 from evals.outcomes import Outcome, adaptive, at_least_one, compare_outcomes, outcome_table
-from evals.paired_tests import items_needed, mcnemar, minimum_detectable
+from evals.paired_tests import mcnemar
+from evals.power import items_needed, minimum_detectable
 from evals.prompts import Missing
 
 
