@@ -251,15 +251,17 @@ HARD: dict[str, Estimator] = {  # what falls short, or is known to strain: print
 # --- type-I error ----------------------------------------------------------------------------------------------------
 
 
-def null_pair(run: Evaluation) -> tuple[dict[str, float], dict[str, float]]:
+def null_pair(run: Evaluation, *, skewed: bool = False) -> tuple[dict[str, float], dict[str, float]]:
     """Two policies that are exactly equally good on the population and differ from topic to topic.
 
-    The second answers each topic as the first answers another one, twelve further on: of the next harm level. The map
-    is a permutation of the topics, so the mean over the population is the same to rounding.
+    The second answers each topic as the first answers its partner, half the list further on, and the other way round:
+    the differences are symmetric. `skewed`: as the first answers the topic a third of the list further on, of the next
+    harm level. Either map is a permutation of the topics, so that the population means are the same to rounding.
     """
     population, count = run.testbed.family["none"][0], len(run.testbed.world.topics)
     topics = run.topics()
-    sides = [run.scores(population, which, CAUTIOUS) for which in (topics, (topics + count // 3) % count)]
+    partners = (topics + (count // 3 if skewed else count // 2)) % count
+    sides = [run.scores(population, which, CAUTIOUS) for which in (topics, partners)]
     return keyed(sides[0]), keyed(sides[1])
 
 
@@ -323,15 +325,18 @@ def coverage_of(name: str, estimator: Estimator, *, groups: int, evaluations: in
     return _line(name, groups, hits, intervals)
 
 
-def type_one_error(name: str, *, naive: bool, groups: int, evaluations: int, seed: int, level: float = 0.05) -> Line:
-    """How often a test rejects at `level` where the two policies are equally good; `naive` drops the clusters."""
+def type_one_error(name: str, *, case: str = "", groups: int, evaluations: int, seed: int, level: float = 0.05) -> Line:
+    """How often a test rejects at `level` where the two policies are equally good.
+
+    The case "naive" takes every prompt for a base item, "skewed" has differences that lean to one side.
+    """
     hits, intervals = [], []
     for run in _runs(build_testbed(), groups=groups, evaluations=evaluations, seed=seed):
-        first, second = null_pair(run)
-        found = TESTS[name](first, second=second, clusters=None if naive else clusters_of(first))
+        first, second = null_pair(run, skewed=case == "skewed")
+        found = TESTS[name](first, second=second, clusters=None if case == "naive" else clusters_of(first))
         hits.append(found.p <= level)
         intervals.append(found.interval)
-    return _line(f"{name}, naive" if naive else name, groups, hits, intervals)
+    return _line(f"{name}, {case}" if case else name, groups, hits, intervals)
 
 
 def simulate(*, evaluations: int, seed: int, sizes: Sequence[int] = SIZES) -> dict[str, list[Line]]:
@@ -341,9 +346,9 @@ def simulate(*, evaluations: int, seed: int, sizes: Sequence[int] = SIZES) -> di
         part: [coverage_of(name, one, groups=size, **asked) for name, one in table.items() for size in sizes]
         for part, table in (("coverage", ESTIMATORS), ("hard", HARD))
     }
-    tests = [(name, False) for name in TESTS] + [("paired t", True)]
+    cases = [(name, "") for name in TESTS] + [("paired t", "naive")] + [(name, "skewed") for name in TESTS]
     found["type_one"] = [
-        type_one_error(name, naive=naive, groups=size, **asked) for name, naive in tests for size in sizes
+        type_one_error(name, case=case, groups=size, **asked) for name, case in cases for size in sizes
     ]
     return found
 

@@ -92,24 +92,28 @@ def paired_change(
     after: Mapping[str, float],
     *,
     before: Mapping[str, float],
+    clusters: Mapping[str, str] | None = None,
     over: str = "base items, paired",
     level: float = LEVEL,
 ) -> Interval | None:
-    """Mean of `after - before` of shares over the clusters that have both; None for fewer than one of these.
+    """Mean of `after - before` of shares over the items that have both; None where there is none.
 
-    A t interval over clusters. Where all changes agree it would have no width: then two imaginary clusters that change
-    by +1 and by -1 are added, as Bonett & Price do for paired proportions, and `over` says so.
+    A t interval over clusters (each item its own unless `clusters` says). Where all changes agree it would have no
+    width: then two imaginary clusters that change by +1 and by -1 are added, as Bonett & Price do for paired
+    proportions, and `over` says so.
     """
-    both = [cluster for cluster in after if cluster in before]
+    both = [item for item in after if item in before]
     if not both:
         return None
-    changes = [after[cluster] - before[cluster] for cluster in both]
-    found = clustered_mean(changes, clusters_N=both, over=over, level=level)
-    if len(both) < 2 or (found.se or 0.0) > 1e-12:
+    labels = [item if clusters is None else clusters[item] for item in both]
+    changes = [after[item] - before[item] for item in both]
+    found = clustered_mean(changes, clusters_N=labels, over=over, level=level)
+    if found.n < 2 or (found.se or 0.0) > 1e-12:
         return found
-    padded = clustered_mean([*changes, 1.0, -1.0], clusters_N=range(len(both) + 2), over=over, level=level)
+    padded = clustered_mean([found.estimate] * found.n + [1.0, -1.0], clusters_N=range(found.n + 2), level=level)
     if padded.low is None or padded.high is None:
         raise ValueError("two and more clusters have an interval")
     words = f"{over} (all alike: two imaginary ones added)"
-    low, high = max(-1.0, padded.low), min(1.0, padded.high)
-    return Interval(found.estimate, low, high, words, len(both), degrees=padded.degrees)
+    limit = max(1.0, abs(found.estimate))
+    low, high = max(-limit, padded.low), min(limit, padded.high)
+    return Interval(found.estimate, low, high, words, found.n, degrees=padded.degrees)
