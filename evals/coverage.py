@@ -2,8 +2,8 @@
 
     python -m evals.coverage --evaluations 2000          # both tables, under three minutes on one core
 
-The truth is exact: `evals.coverage_world` says what the population is and what is random. An estimator is the function
-that the tables call, not a copy of it. Legend: G clusters (base items), V prompts of one base item, D bootstrap draws.
+The truth is exact: `evals.coverage_world` says what the population is and what is random. Estimators are the
+functions that tables call, not copies. Legend: G clusters (base items), V prompts of one base item, D bootstrap draws.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from align.threads import set_threads
-from evals import bootstrap, paired_tests, shares, stats
+from evals import bootstrap, generalization, paired_tests, shares, stats
 from evals.coverage_world import VERBS, WEIGHTS, Population, Testbed, build_testbed
 from evals.judges import rates
 from evals.stats import Interval
@@ -211,19 +211,31 @@ def hypervolume(run: Evaluation, *, method: str) -> Found:
 
 
 def gain_retained(run: Evaluation, *, method: str) -> Found:
-    """`(HV_cipher(family) - HV_cipher(ref)) / (HV_plain(family) - HV_plain(ref))` on shared base items."""
+    """`(HV_cipher(family) - HV_cipher(ref)) / (HV_plain(family) - HV_plain(ref))` on shared base items.
+
+    The method "percentile" is `generalization.gain_retained` itself.
+    """
     topics = run.topics()
     sides = [(run.testbed.family[s], (run.testbed.reference[s],)) for s in ("none", "cipher")]
     drawn = [[_sampled_points(run, part, topics) for part in side] for side in sides]
-    exact = [[_points(part)[None] for part in side] for side in sides]
+    exact = [[bootstrap.hypervolumes(_points(part)[None], ref_point=REF_POINT)[0] for part in side] for side in sides]
+    home, away = (float(family - reference) for family, reference in exact)
+
+    def gains(counts_DG: np.ndarray) -> list[np.ndarray]:
+        return [_volume(family, counts_DG) - _volume(reference, counts_DG) for family, reference in drawn]
 
     def ratio(counts_DG: np.ndarray) -> np.ndarray:
-        home, away = ([_volume(points, counts_DG) for points in side] for side in drawn)
+        below, above = gains(counts_DG)
         with np.errstate(divide="ignore", invalid="ignore"):
-            return np.asarray(np.where(home[0] > home[1], (away[0] - away[1]) / (home[0] - home[1]), np.nan))
+            return np.asarray(np.where(below > 0, above / below, np.nan))
 
-    home, away = ([float(bootstrap.hypervolumes(points, ref_point=REF_POINT)[0]) for points in side] for side in exact)
-    return _resampled(run, ratio, truth=(away[0] - away[1]) / (home[0] - home[1]), method=method)
+    if method != "percentile":
+        return _resampled(run, ratio, truth=away / home, method=method)
+    counts = stats.cluster_counts([str(g) for g in range(run.groups)], draws=DRAWS, seed=run.index)
+    below, above = gains(np.concatenate([np.ones((1, run.groups)), counts]))
+    table = generalization.gain_retained(below, above, home=run.groups, away=run.groups, paired=True)
+    low, high = table["gain_retained_ci"] or (None, None)
+    return Found(Interval(table["gain_retained"], low, high, "base items", run.groups), away / home)
 
 
 ESTIMATORS: dict[str, Estimator] = {

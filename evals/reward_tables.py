@@ -177,7 +177,7 @@ def rm_bench(
 
 @dataclass(frozen=True)
 class RewardShift:
-    """One shift against plain prompts, paired by item, shift minus plain: worse is below 0 for accuracy, else above 0."""
+    """One shift against plain prompts, paired by item, shift minus plain: worse is below 0 for accuracy alone."""
 
     accuracy: PairedTest
     log_loss: PairedTest

@@ -115,3 +115,47 @@ def test_coverage_with_clusters() -> None:
         hits += interval.low <= 0 <= interval.high
         naive_hits += naive.low <= 0 <= naive.high
     assert 0.92 < hits / worlds < 0.98 and naive_hits / worlds < 0.85
+
+
+def test_standard_errors_golden() -> None:
+    errors = stats.standard_errors(VALUES, clusters_N=LABELS)
+    assert (errors.naive, errors.clustered, errors.corrected) == pytest.approx((0.1486, 0.1816, 0.2097), abs=5e-5)
+    assert errors.clusters == 4
+    with pytest.raises(ValueError, match="1 cluster"):
+        stats.standard_errors([1, 2], clusters_N=["a", "a"])
+
+
+def test_intervals_say_their_degrees_of_freedom() -> None:
+    assert stats.clustered_mean(VALUES, clusters_N=LABELS).degrees == 3
+    welch = stats.unpaired_difference([1, 2, 4], second_M=[1, 2, 4], clusters_N=range(3), clusters_M=range(3))
+    assert welch.degrees == pytest.approx(4)
+    assert stats.bootstrap_interval([1.0, 2.0, 3.0], estimate=2.0, n=20, expanded=True).degrees == 19
+
+
+def test_benjamini_hochberg_by_hand() -> None:
+    """Sorted .01 .02 .03 .5 times 4/1 4/2 4/3 4/4 = .04 .04 .04 .5; the smallest so far from the top."""
+    assert stats.benjamini_hochberg([0.03, 0.01, 0.5, 0.02]) == pytest.approx([0.04, 0.04, 0.5, 0.04])
+    assert stats.benjamini_hochberg([0.04, 0.01]) == pytest.approx([0.04, 0.02]) and stats.benjamini_hochberg([]) == []
+    assert stats.benjamini_hochberg([0.01, 0.039, 0.04]) == pytest.approx([0.03, 0.04, 0.04])
+    with pytest.raises(ValueError, match="outside"):
+        stats.benjamini_hochberg([1.2])
+
+
+def test_benjamini_hochberg_is_scipys() -> None:
+    from scipy.stats import false_discovery_control
+
+    p = np.random.default_rng(0).random(30) ** 2
+    assert stats.benjamini_hochberg(p.tolist()) == pytest.approx(false_discovery_control(p).tolist())
+
+
+def test_expanded_percentiles_are_as_wide_as_t() -> None:
+    """20 items: Phi(-2.09302 sqrt(20 / 19)) = Phi(-2.14740) = .01588 on either side."""
+    assert stats.expanded_level(20) == pytest.approx(1 - 2 * 0.015881, abs=2e-6)
+    normal = np.random.default_rng(0).normal(size=400_000)
+    plain, wide = (stats.bootstrap_interval(normal, estimate=0.0, n=20, expanded=flag) for flag in (False, True))
+    assert plain.high == pytest.approx(1.95996, abs=0.02) and wide.high == pytest.approx(2.14740, abs=0.02)
+    assert wide.low == pytest.approx(-2.14740, abs=0.02)
+
+
+def test_cluster_codes_keep_the_order_of_first_appearance() -> None:
+    assert stats.cluster_codes(["b", "a", "b", "c"]).tolist() == [0, 1, 0, 2]
