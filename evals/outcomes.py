@@ -69,6 +69,22 @@ def _clusters(outcomes: Iterable[Outcome]) -> dict[str, str]:
     return {one.item: one.cluster for one in outcomes}
 
 
+def verdict_rates(verdicts: Sequence[str], *, clusters: Sequence[str] | None = None) -> dict[str, Any]:
+    """`bad`, `unclear`, `ci`, `over` of bare verdicts, each an item of its own unless `clusters` says.
+
+    ValueError where there is none, or for a word that is no verdict: the caller leaves outages out, and counts them.
+    """
+    labels = [str(i) for i in range(len(verdicts))] if clusters is None else list(clusters)
+    if not verdicts or len(labels) != len(verdicts):
+        raise ValueError(f"{len(verdicts)} verdicts with {len(labels)} clusters: one each, at least one")
+    outcomes = [Outcome(str(i), c, NO_SHIFT, v, True) for i, (v, c) in enumerate(zip(verdicts, labels, strict=True))]
+    found = mean_share(shares(outcomes, verdict="BAD"), clusters=_clusters(outcomes))
+    if found is None:
+        raise ValueError("verdicts have a share")
+    unclear = sum(verdict == "UNCLEAR" for verdict in verdicts) / len(verdicts)
+    return {"bad": found.estimate, "unclear": unclear, "ci": found.pair, "over": found.says}
+
+
 def check_missing(outcomes: Sequence[Outcome], *, what: str, max_missing: float) -> None:
     """UserError when more than `max_missing` of the outcomes that could have been had are Missing."""
     could = [o for o in outcomes if not (isinstance(o.verdict, Missing) and _not_applicable(o.verdict))]

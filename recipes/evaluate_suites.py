@@ -74,8 +74,11 @@ def check(config: Config, *, where: str) -> None:
 def measures_of(config: Config, kind: str) -> list[str]:
     """The measurements of a suite in an order that serves their needs, defaults by its kind."""
     chosen = list(config.measure) or {
-        "safety": ["completion", "verdict", "comprehension"], "generation": ["completion"], "text": ["bits"],
-    }.get(kind, ["choices"])  # fmt: skip
+        "safety": ["completion", "verdict", "comprehension"], "qa": ["completion"], "translation": ["completion"],
+        "text": ["bits"], "choice": ["choices"], "classification": ["choices"],
+    }.get(kind, [])  # fmt: skip
+    if not chosen:
+        raise UserError(f"a suite of kind {kind} has no measurement here yet; name some with --measure")
     if any(name in READS_COMPLETIONS for name in chosen):
         chosen = ["completion", *chosen]
     return [name for name in MEASURES if name in chosen]

@@ -111,6 +111,22 @@ def test_measurements_follow_the_suites_kind_and_their_needs() -> None:
     assert evaluate_suites.measures_of(config(), "safety") == ["completion", "verdict", "comprehension"]
     assert evaluate_suites.measures_of(config(), "choice") == ["choices"]
     assert evaluate_suites.measures_of(config(), "text") == ["bits"]
+    assert evaluate_suites.measures_of(config(), "qa") == ["completion"]
+    with pytest.raises(UserError, match="reward_pairs has no measurement"):
+        evaluate_suites.measures_of(config(), "reward_pairs")
     assert evaluate_suites.measures_of(config(measure=("margin", "verdict")), "choice") == [
         "completion", "verdict", "margin",
     ]  # fmt: skip
+
+
+def test_items_of_one_base_item_are_one_cluster() -> None:
+    from evals.engine import ask
+    from evals.prompts import Item
+    from evals.shifts import parse_shifts
+    from evals.store import Measured
+    from evals.suite_outcomes import outcomes_of
+
+    items = [Item("a", "x", "harmful", columns={"cluster": "base"}), Item("b", "y", "harmful")]
+    asked = ask(items, suite="s", shifts=parse_shifts(["none"]))
+    cells = [Measured(f"k{i}", "m", "s", i.id, "none", 0, "verdict", {"verdict": "BAD"}) for i in items]
+    assert [o.cluster for o in outcomes_of(asked, cells)] == ["base", "b"]
