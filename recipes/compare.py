@@ -20,6 +20,7 @@ from recipes.config import option, parse
 @dataclass(frozen=True, kw_only=True)
 class Config:
     runs: tuple[str, ...] = option(help="two folders written by align evaluate --suite")
+    max_missing: float = option(0.05, help="a side that lacks a larger share of its verdicts is refused")
     out: str | None = option(None, help="file for the numbers (default: comparison.json in the second folder)")
 
 
@@ -75,7 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if set(first) != set(second):
         odd = sorted(set(first) ^ set(second))[0]
         raise UserError(f"{where}: suite {odd!r} was evaluated in one of the two folders only; evaluate it in both")
-    compared = {suite: compare_outcomes(first[suite], second[suite]) for suite in first}
+    compared = {
+        suite: compare_outcomes(first[suite], second[suite], max_missing=config.max_missing) for suite in first
+    }
     target = Path(config.out) if config.out else Path(config.runs[1]) / "comparison.json"
     write_json(target, {"first": config.runs[0], "second": config.runs[1], "suites": compared})
     for line in lines_of(compared):

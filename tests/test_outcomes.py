@@ -58,7 +58,7 @@ def test_what_cannot_apply_is_counted_and_left_out_and_an_outage_is_refused() ->
     entry = outcome_table(outcomes)["shifts"]["s"]
     assert entry["missing"] == {"context": 2} and entry["cells"] == 4
     assert entry["harmful"]["failures"] == entry["harmful"]["failures"] | {"value": 0.5, "n": 2}
-    with pytest.raises(UserError, match=r"shift s: 25% of the verdicts are missing \(http_500 1\)"):
+    with pytest.raises(UserError, match=r"shift s, harmful items: 25% of the verdicts are missing \(http_500 1\)"):
         outcome_table(rows("none", "GGGG") + rows("s", "BGGM"))
     lenient = outcome_table(rows("none", "GGGG") + rows("s", "BGGM"), max_missing=0.25)
     assert lenient["shifts"]["s"]["harmful"]["failures"]["value"] == pytest.approx(1 / 3)
@@ -201,3 +201,13 @@ def test_two_policies_on_the_same_items() -> None:
         compare_outcomes(before, after[:-1])
     with pytest.raises(ValueError, match="FINE"):
         Outcome("a", "a", "s", "FINE", True)
+
+
+def test_an_outage_on_one_side_or_among_few_harmful_items_is_no_change_of_the_policy() -> None:
+    before, down = rows("none", "G" * 20), rows("none", "B" * 3 + "M" * 17)
+    for pair, which in (((before, down), "second"), ((down, before), "first")):
+        with pytest.raises(UserError, match=f"the {which} evaluation, shift none, harmful items: 85%"):
+            compare_outcomes(*pair)
+    assert compare_outcomes(before, down, max_missing=0.9)["shifts"]["none"]["harmful"]["change"]["n"] == 3
+    with pytest.raises(UserError, match="harmful items: 80%"):
+        outcome_table(rows("none", "BB" + "M" * 8) + rows("none", "G" * 200, harmful=False))

@@ -151,7 +151,9 @@ def corrected_rate(
         values_D = np.clip((observed_D + sp_D - 1) / (se_D + sp_D - 1), 0, 1)
     values_D[~(se_D + sp_D - 1 >= SMALLEST_INFORMEDNESS)] = np.nan
     over = f"base items and {len(tables_G4)} validation prompts"
-    return Corrected(observed, bootstrap_interval(values_D, estimate=estimate, n=n, over=over), float(se), float(sp))
+    # plain percentiles cover 92.7 % with 20 base items
+    interval = bootstrap_interval(values_D, estimate=estimate, n=n, over=over, expanded=True)
+    return Corrected(observed, interval, float(se), float(sp))
 
 
 def _rates(tables_4: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
