@@ -159,6 +159,13 @@ def test_a_cut_answer_gives_its_readable_beginning(name: str) -> None:
         assert SENTENCE.startswith(exact) and len(exact) >= len(SENTENCE) * end // len(code) - 3, (end, read)
 
 
+@pytest.mark.parametrize("tail", range(8))
+def test_cut_base32_gives_every_whole_byte(tail: int) -> None:
+    """n letters carry 5 n bits, so 5 n // 8 whole bytes (RFC 4648, section 6), wherever the cut is."""
+    letters = CODECS["base32"].encode(SENTENCE)[: 24 + tail]
+    assert CODECS["base32"].lenient(letters) == SENTENCE[: 5 * (24 + tail) // 8]
+
+
 def test_base64_cut_in_the_middle_of_a_character() -> None:
     text = "Ein längerer Satz für große Öfen, möglichst häufig änderbar: ✓ 😀 ✓ 😀"
     code = CODECS["base64"].encode(text)

@@ -271,6 +271,11 @@ def test_noise_keeps_blanks_and_line_breaks_of_best_of_n() -> None:
     assert re.sub(r"\S", "x", best_of_n("aa\n bb  cc", Random(0))) == "xx\n xx  xx"
 
 
+def test_best_of_n_stays_printable_at_both_ends_of_ascii() -> None:
+    """Neighbours are within 33..126: "~" moves down alone, "!" up alone; a letter outside ASCII never moves."""
+    assert set(best_of_n("~!é" * 1000, Random(2))) == set('~}!"éÉ')
+
+
 def test_typos_hit_a_quarter_of_the_words_and_at_least_one() -> None:
     clean = ["window"] * 4000
     hit = [a != b for a, b in zip(clean, typos(" ".join(clean), Random(3)).split(" "), strict=True)]
@@ -357,6 +362,7 @@ def test_tenses() -> None:
     assert text("present_tense") == "Today, how do people bake bread at home?"
     assert text("past_tense", "Why?") == 'In the past, what did people answer when asked: "Why?"'
     assert text("past_tense", "Write {x}") == "In the past, how did people write {x}?"
+    assert isinstance(SHIFTS["past_tense"].encode(" \n", Random(0)), Missing)
 
 
 # --- payload ---------------------------------------------------------------------------------------------------------
@@ -477,6 +483,7 @@ def test_translations_are_looked_up_and_gaps_are_missing() -> None:
     assert (de.name, zu.name, de.family, de.needs) == ("translated_de", "translated_zu", "language", {"translations"})
     assert prompt(de) == Prompt.user("Wie backe ich Brot?")
     assert prompt(zu, "What is rain?") == Prompt.user("Iyini imvula?")
+    assert prompt(de, f"  {BREAD}\n") == prompt(de)
     for shift, request in ((de, "What is rain?"), (zu, BREAD), (de, "Another?")):
         found = shift.encode(request, Random(0))
         assert isinstance(found, Missing) and found.reason == "no_translation" and found.lasting
