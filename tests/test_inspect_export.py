@@ -99,6 +99,10 @@ def test_other_measurements_are_scores_too(tmp_path: Path) -> None:
     assert a.scores["choices"].metadata["logprobs"] == [-1.0, -2.0]
     assert a.scores["bits"].value == {"bits": 3.5, "bytes": 2} and b.scores["bits"].reason == "context"
     assert rates(log, "choices") == {("none", "missing"): 0.0, ("none", "mean"): 0.5}
+    margins = [row(item, **{"refusal_margin.margin": value}) for item, value in (("a", -3.0), ("b", 1.0))]
+    log = written(margins, tmp_path)
+    assert [sample.scores["refusal_margin"].value for sample in log.samples] == [-3.0, 1.0]
+    assert rates(log, "refusal_margin") == {("none", "missing"): 0.0, ("none", "mean"): -1.0}
 
 
 @pytest.mark.parametrize("name", ["completion", "verdict"])

@@ -29,8 +29,9 @@ from evals.bridges.lm_eval_bridge import (
 )
 from evals.bridges.policy_lm import as_prompt, generation_of, policy_lm, policy_lm_of
 from evals.bridges.rolling import windows
-from evals.bridges.standard_tasks import as_text, change, gap, level, table_row
+from evals.bridges.standard_tasks import apart, as_text, change, gap, level, moved, table_row
 from evals.prompts import Item, Message, Missing, Prompt
+from evals.stats import Interval
 from evals.suites import SUITES
 from evals.suites.base import Suite
 
@@ -316,15 +317,44 @@ def test_tasks_by_name_run_from_a_yaml_file_and_local_rows(
 
 
 def test_a_level_is_clustered_and_refused_when_too_many_are_missing() -> None:
-    """Clusters {1, 0} and {1} and {0}: mean 1/2; residual sums 0, 1/2, -1/2; se^2 = 3/2 * 1/2 / 16."""
+    """Clusters {1, 0} and {1} and {0}: mean 1/2; residuals 0, 1/8, -1/8 of weights 1/2, 1/4, 1/4; CR2: 2/64 / (3/4)."""
     scores = {"a": 1.0, "b": 0.0, "c": 1.0, "d": 0.0}
     found = level(scores, clusters={"a": "A", "b": "A", "c": "C", "d": "D"})
-    assert found.estimate == 0.5 and found.n == 3 and found.se == pytest.approx(math.sqrt(3 / 64))
+    assert found.estimate == 0.5 and found.n == 3 and found.se == pytest.approx(math.sqrt(1 / 24))
     few = {**scores, "e": LOST}
     assert level(few, clusters=dict.fromkeys("abcd", "A") | {"d": "D"}).estimate == 0.5  # 1 of 5 is allowed
     refused = level({**few, "f": LOST}, clusters={})
     assert math.isnan(refused.estimate) and refused.low is None
     assert refused.reason == "refused: 2 of 6 items are Missing (context: 2)"
+
+
+def test_no_interval_is_zero_wide_where_all_items_agree() -> None:
+    """10 of 10 wrong: Wilson with z = t_9 = 2.2622 ends at z^2 / (10 + z^2). Ten changes of 0, with +1 and -1 added:
+    variance 2 / 11, se = sqrt(2 / 11 / 12), times t_11 = 2.2010. A gap adds both sides in squares."""
+    names = {str(i): str(i) for i in range(10)}
+    wrong = dict.fromkeys(names, 0.0)
+    at_zero = level(wrong, clusters=names)
+    top = 2.2622**2 / (10 + 2.2622**2)
+    assert (at_zero.low, at_zero.high) == (0.0, pytest.approx(top, abs=1e-4))
+    half = 2.2010 * math.sqrt(2 / 11 / 12)
+    still = change(wrong, wrong, clusters=names)
+    assert (still.low, still.high) == (pytest.approx(-half, abs=1e-4), pytest.approx(half, abs=1e-4))
+    away = {"clusters": names, "shifted_clusters": names, "paired": False}
+    flat = gap(wrong, wrong, **away)  # type: ignore[arg-type]
+    assert (flat.low, flat.high) == (pytest.approx(-top, abs=1e-4), pytest.approx(top, abs=1e-4))
+    unmoved = moved(wrong, wrong, **away)  # type: ignore[arg-type]
+    assert unmoved.high == pytest.approx(half * math.sqrt(2), abs=1e-4) and unmoved.low == -unmoved.high
+
+
+def test_independent_estimates_keep_their_own_limits() -> None:
+    """.5 in [.3, .8] against .2 in [.1, .4]: low .3 - |(.2, .2)|, high .3 + |(.3, .1)|; the swap mirrors it."""
+    first, second = Interval(0.5, 0.3, 0.8, "items", 4, se=0.3), Interval(0.2, 0.1, 0.4, "items", 5, se=0.4)
+    found, swapped = apart(first, second), apart(second, first)
+    assert found.estimate == pytest.approx(0.3) and found.se == pytest.approx(0.5) and found.n == 9
+    assert found.low == pytest.approx(0.3 - math.sqrt(0.08)) and found.high == pytest.approx(0.3 + math.sqrt(0.10))
+    assert (swapped.low, swapped.high) == (pytest.approx(-found.high), pytest.approx(-found.low))
+    none = apart(first, Interval(0.2, None, None, "items", 1, reason="no interval: 1 of items"))
+    assert none.low is None and none.reason == "no interval: 1 of items"
 
 
 def test_a_change_is_after_minus_before_on_items_with_both() -> None:
@@ -336,6 +366,11 @@ def test_a_change_is_after_minus_before_on_items_with_both() -> None:
     three = [{item: scores[item] for item in "abc"} for scores in (before, after)]
     small = change(three[0], three[1], clusters={item: item for item in "abc"})
     assert small.estimate == pytest.approx(2 / 3) and small.se == pytest.approx(1 / 3)
+    # a and c of one base item: residual sums 2/3 and -2/3, se^2 = 2/1 * 8/9 / 9
+    both = change(three[0], three[1], clusters={"a": "A", "b": "B", "c": "A"})
+    assert (both.estimate, both.n, both.se) == (pytest.approx(2 / 3), 2, pytest.approx(4 / 9))
+    none = change({"a": 1.0}, {"b": 1.0}, clusters={"a": "a", "b": "b"})
+    assert math.isnan(none.estimate) and none.reason == "refused: no item has a score of both models"
 
 
 def test_a_gap_is_home_minus_shift_paired_by_base_item_or_not() -> None:

@@ -279,6 +279,8 @@ def test_other_files_with_the_same_columns_are_data_too(tmp_path: Path, write_ro
     assert [item.request for item in items] == ["tea?", "rope?"] and len({item.id for item in items}) == 2
     again = load_suite("advbench", data=path)[1]
     assert [item.id for item in again] == [item.id for item in items], "ids of rows without one are stable"
+    counted = write_rows(tmp_path / "counted.jsonl", [{"id": 0, "prompt": "tea?"}, {"id": 1, "prompt": "rope?"}])
+    assert [item.id for item in load_suite("advbench", data=counted)[1]] == ["0", "1"]
 
 
 # --- files of the user's own -----------------------------------------------------------------------------------------

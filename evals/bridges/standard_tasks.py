@@ -4,14 +4,16 @@ python -m evals.bridges.standard_tasks MODEL_BEFORE MODEL_AFTER --data DIR --lim
 python -m evals.bridges.standard_tasks runs/hh/sft runs/hh/methods/dpo/0.5,0.5 --weights 0.5,0.5 --data DIR
 
 A change is "after minus before" on the same items. A gap is "in distribution minus shift" of one model: paired where
-both suites hold the same base items, else the two are other items. Intervals are 95 % t intervals over base items,
-not corrected for how many there are; the table says how many.
+both suites hold the same base items, else the two are other items. Every score lies in [0, 1]; intervals are 95 % over
+base items and never zero wide (`evals.shares`: no model is sure to keep the accuracy that 100 items did not move), not
+corrected for how many there are; the table says how many.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -23,7 +25,8 @@ from align.errors import UserError
 from evals.backends.base import Backend
 from evals.bridges.lm_eval_bridge import Score, TaskScores, run_suites
 from evals.prompts import Item, Missing
-from evals.stats import Interval, clustered_mean, paired_difference, unpaired_difference
+from evals.shares import paired_change, share
+from evals.stats import Interval
 from evals.suites import SUITES, load_suite
 from evals.suites.base import chance, majority
 
@@ -87,12 +90,15 @@ def _nothing(reason: str) -> Interval:
 
 
 def level(scores: Mapping[str, Score], *, clusters: Mapping[str, str]) -> Interval:
-    """Mean score, clustered by base item; refused where too many are Missing."""
+    """Mean score with Wilson's interval, clustered by base item; refused where too many are Missing."""
     reason = _refused(scores)
-    if reason:
-        return _nothing(reason)
-    numbers = _numbers(scores)
-    return clustered_mean(list(numbers.values()), clusters_N=[clusters[item] for item in numbers])
+    return _nothing(reason) if reason else _mean(_numbers(scores), clusters)
+
+
+def _mean(values: Mapping[str, float], clusters: Mapping[str, str]) -> Interval:
+    """The mean of values in [0, 1]; a cluster counts as often as it has items."""
+    members = _members(values, clusters)
+    return share([sum(found) for found in members.values()], cells_G=[len(found) for found in members.values()])
 
 
 def differences(
@@ -107,10 +113,9 @@ def differences(
 def change(before: Mapping[str, Score], after: Mapping[str, Score], *, clusters: Mapping[str, str]) -> Interval:
     """After minus before on the same items, clustered by base item."""
     reason = _refused(before) or _refused(after)
-    if reason:
-        return _nothing(reason)
     first, second = differences(before, after)
-    return paired_difference(second, second=first, clusters=clusters)
+    found = None if reason else paired_change(second, before=first, clusters=clusters)
+    return _nothing(reason or "no item has a score of both models") if found is None else found
 
 
 def gap(
@@ -119,20 +124,54 @@ def gap(
 ) -> Interval:  # fmt: skip
     """Mean of `values` minus mean of `shifted`: over the base items that both have (paired), else as other items."""
     if not paired:
-        return unpaired_difference(
-            list(values.values()), second_M=list(shifted.values()),
-            clusters_N=[clusters[i] for i in values], clusters_M=[shifted_clusters[i] for i in shifted],
-        )  # fmt: skip
+        return apart(_mean(values, clusters), _mean(shifted, shifted_clusters))
     means, shifted_means = _by_cluster(values, clusters), _by_cluster(shifted, shifted_clusters)
-    both = [cluster for cluster in means if cluster in shifted_means]
-    return paired_difference({c: means[c] for c in both}, second={c: shifted_means[c] for c in both})
+    found = paired_change(means, before=shifted_means)
+    return _nothing("no base item has a score in both suites") if found is None else found
 
 
-def _by_cluster(values: Mapping[str, float], clusters: Mapping[str, str]) -> dict[str, float]:
+def moved(
+    changes: Mapping[str, float], shifted: Mapping[str, float], *, clusters: Mapping[str, str],
+    shifted_clusters: Mapping[str, str], paired: bool,
+) -> Interval:  # fmt: skip
+    """`gap` of changes (after minus before, in [-1, 1]) of the items of two suites: how a gap changes."""
+    if paired:
+        where = {"clusters": clusters, "shifted_clusters": shifted_clusters}
+        return gap(changes, shifted, **where, paired=True)  # type: ignore[arg-type]
+    sides = [
+        paired_change(values, before=dict.fromkeys(values, 0.0), clusters=names)
+        for values, names in ((changes, clusters), (shifted, shifted_clusters))
+    ]
+    if sides[0] is None or sides[1] is None:
+        return _nothing("no item has a score of both models")
+    return apart(sides[0], sides[1])
+
+
+def apart(first: Interval, second: Interval) -> Interval:
+    """First minus second for independent estimates, from the limits of each (Newcombe 1998, method 10; Zou & Donner).
+
+    Each side's own distance to its limit is added in squares, so that a side at 0 or 1 still brings its uncertainty.
+    """
+    n = first.n + second.n
+    words = f"base items ({first.n} against {second.n} others, unpaired)"
+    found = first.estimate - second.estimate
+    if first.low is None or first.high is None or second.low is None or second.high is None:
+        return Interval(found, None, None, words, n, reason=first.reason or second.reason)
+    low = found - math.hypot(first.estimate - first.low, second.high - second.estimate)
+    high = found + math.hypot(first.high - first.estimate, second.estimate - second.low)
+    se = None if first.se is None or second.se is None else math.hypot(first.se, second.se)
+    return Interval(found, low, high, words, n, se=se)
+
+
+def _members(values: Mapping[str, float], clusters: Mapping[str, str]) -> dict[str, list[float]]:
     members: dict[str, list[float]] = defaultdict(list)
     for item, value in values.items():
         members[clusters[item]].append(value)
-    return {cluster: sum(found) / len(found) for cluster, found in members.items()}
+    return members
+
+
+def _by_cluster(values: Mapping[str, float], clusters: Mapping[str, str]) -> dict[str, float]:
+    return {cluster: sum(found) / len(found) for cluster, found in _members(values, clusters).items()}
 
 
 def are_paired(first: Sequence[str], second: Sequence[str]) -> bool:
@@ -193,11 +232,11 @@ def _gaps(metric: str, *, base: Sides, here: Sides, paired: bool) -> tuple[Inter
     where = {"clusters": base[0].clusters, "shifted_clusters": here[0].clusters, "paired": paired}
     before = gap(_numbers(both[0]), _numbers(both[2]), **where)  # type: ignore[arg-type]
     after = gap(_numbers(both[1]), _numbers(both[3]), **where)  # type: ignore[arg-type]
-    moved = []
+    changes = []
     for a, b in (both[:2], both[2:]):
         first, second = differences(a, b)
-        moved.append({item: second[item] - first[item] for item in first})
-    return before, after, gap(moved[0], moved[1], **where)  # type: ignore[arg-type]
+        changes.append({item: second[item] - first[item] for item in first})
+    return before, after, moved(changes[0], changes[1], **where)  # type: ignore[arg-type]
 
 
 def _cell(value: Interval | None) -> str:
@@ -207,8 +246,6 @@ def _cell(value: Interval | None) -> str:
         return "refused"
     if value.low is None or value.high is None:
         return f"{value.estimate:.3f} (no interval)"
-    if value.se == 0:
-        return f"{value.estimate:.3f} (all alike)"
     return f"{value.estimate:.3f} [{value.low:.3f}, {value.high:.3f}]"
 
 
