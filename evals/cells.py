@@ -7,12 +7,12 @@ cluster of every interval); shift "none" is in distribution.
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from align.errors import UserError
+from evals.append import append_lines, cut_unfinished_line
 
 Cell = dict[str, Any]
 _TEXT = ("row", "shift", "item", "prompt")
@@ -67,24 +67,9 @@ def append_cells(path: Path | str, cells: Iterable[Mapping[str, Any]]) -> int:
             raise UserError(f"{path}: cell {number} of the batch {wrong}; see the schema in evals/cells.py")
         lines.append(json.dumps(cell, ensure_ascii=False, allow_nan=False) + "\n")
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _cut_unfinished_line(path)
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(lines)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise UserError(f"{path}: cannot write cells ({error.strerror}); free some space and run it again") from error
+    cut_unfinished_line(path)
+    append_lines(path, lines)
     return len(lines)
-
-
-def _cut_unfinished_line(path: Path) -> None:
-    if path.exists() and path.stat().st_size:
-        data = path.read_bytes()
-        if not data.endswith(b"\n"):
-            with path.open("r+b") as file:
-                file.truncate(data.rfind(b"\n") + 1)
 
 
 def read_cells(path: Path | str) -> list[Cell]:

@@ -12,7 +12,8 @@ import numpy as np
 
 from align.errors import UserError
 from evals import stats
-from evals.tradeoffs import NO_SHIFT, Cell, Preference, Surface, by_preference, row_names, surface, volumes
+from evals.prompts import NO_SHIFT
+from evals.tradeoffs import Cell, Preference, Surface, by_preference, row_names, surface, volumes
 
 
 def _paired_items(home: Sequence[str], away: Sequence[str]) -> list[str]:

@@ -17,12 +17,11 @@ from typing import Any
 from align.errors import UserError
 from evals.paired_tests import mcnemar, sign_flip_p
 from evals.power import minimum_detectable
-from evals.prompts import Missing
+from evals.prompts import NO_SHIFT, Missing
 from evals.robustness import worst_group
 from evals.shares import conditional_share, paired_change, share
 from evals.stats import Interval, holm
 
-NO_SHIFT = "none"
 VERDICTS = ("GOOD", "BAD", "UNCLEAR")
 # failures that can never be had by asking again; they leave an item out of a shift and are no outage
 NOT_APPLICABLE = ("unsupported_", "unchanged", "context", "no_translation", "no_probe")
@@ -103,8 +102,7 @@ def _not_applicable(missing: Missing) -> bool:
 
 
 def _stated(interval: Interval) -> dict[str, Any]:
-    found = {"value": interval.estimate, "ci": interval.pair, "over": interval.says, "n": interval.n}
-    return found | {"degrees": interval.degrees}
+    return interval.stated | {"degrees": interval.degrees}
 
 
 def mean_share(values: Mapping[str, float], *, clusters: Mapping[str, str]) -> Interval | None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 ROLES = ("system", "user", "assistant")
+NO_SHIFT = "none"  # the plain prompts: what every change is measured from
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Item:
-    """One base item of a suite: the cluster of every interval, whatever shift it goes through.
+    """One item of a suite, whatever shift it goes through.
 
     `request` is the plain text that shifts work on; `before` are earlier turns, which no shift touches. `label` is what
     the suite says about it ("harmful", "benign", a class); `group` its type, for worst-group tables; `twin` the id of
@@ -93,6 +94,11 @@ class Item:
         """Whether answering is the failure (else refusing is)."""
         return self.label == "harmful"
 
+    @property
+    def cluster(self) -> str:
+        """The base item over which intervals run: what the suite says (`columns["cluster"]`), else the item itself."""
+        return str(self.columns.get("cluster", self.id))
+
 
 def digest(*parts: Any) -> str:
     """First 24 hex digits of the SHA-256 of the parts as canonical JSON: keys of cells, seeds of draws."""
@@ -103,10 +109,3 @@ def digest(*parts: Any) -> str:
 def seed_of(*parts: Any) -> int:
     """A 63-bit seed from what it is for, so that one more shift or item never changes another one's draws."""
     return int(digest(*parts)[:16], 16) >> 1
-
-
-def with_user_text(item: Item, texts: Sequence[Message]) -> Prompt:
-    """The item's earlier turns followed by the given ones; a system turn among these goes to the front."""
-    system = tuple(turn for turn in texts if turn.role == "system")
-    rest = tuple(turn for turn in texts if turn.role != "system")
-    return Prompt((*system, *item.before, *rest))

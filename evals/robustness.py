@@ -1,4 +1,4 @@
-"""How a score holds under shift: gaps, effective robustness, worst cases, flips, detection, held-out families; pure.
+"""How a score holds under shift: gaps, effective robustness, worst cases, detection, held-out families; pure.
 
 Every function is told which way is better. Shapes: N, M scores. Sources: HELM (worst case over perturbations), WILDS
 (worst group), Taori et al. 2020 and Miller et al. 2021 (effective robustness, logits), Hendrycks & Gimpel 2017 (AUROC).
@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from align.errors import UserError
+from evals.prompts import NO_SHIFT
 from evals.stats import Interval, clustered_mean
-
-NO_SHIFT = "none"
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def _logit(shares: np.ndarray, floor: float) -> np.ndarray:
     return np.asarray(np.log(inside / (1 - inside)))
 
 
-# --- worst cases and consistency -------------------------------------------------------------------------------------
+# --- worst cases ---------------------------------------------------------------------------------------------------
 
 
 def worst_case(
@@ -134,28 +133,6 @@ def worst_group(values: Mapping[str, float], *, higher_is_better: bool) -> str:
         raise ValueError("a worst group needs at least one group")
     sign = 1 if higher_is_better else -1
     return min(values, key=lambda group: (sign * values[group], group))
-
-
-@dataclass(frozen=True)
-class Flips:
-    """Verdicts before and under a shift: the share that stays, and each kind of change as a share of all items."""
-
-    consistency: float
-    changes: Mapping[tuple[str, str], float]  # (before, after) -> share, without those that stay
-    items: int
-
-
-def flips(before: Mapping[str, str], *, after: Mapping[str, str]) -> Flips:
-    """`P(z_t = z_0)` and `P(z_0 = a, z_t = b)` over the items of both; GOOD to BAD and BAD to GOOD do not cancel."""
-    both = [item for item in before if item in after]
-    if not both:
-        raise ValueError("no item has a verdict on both sides")
-    changes: dict[tuple[str, str], float] = {}
-    for item in both:
-        pair = before[item], after[item]
-        if pair[0] != pair[1]:
-            changes[pair] = changes.get(pair, 0.0) + 1 / len(both)
-    return Flips(sum(before[i] == after[i] for i in both) / len(both), dict(sorted(changes.items())), len(both))
 
 
 # --- detection -------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import math
 import zlib
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +39,11 @@ class Interval:
     def says(self) -> str:
         """What the interval runs over and n, or why there is none: the words that stand beside the number."""
         return self.reason if self.reason is not None else f"{LEVEL:.0%} over {self.n} {self.over}"
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """The number with all that must stand beside it, JSON-ready."""
+        return {"value": self.estimate, "ci": self.pair, "over": self.says, "n": self.n}
 
     @property
     def excludes_zero(self) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from align.errors import UserError
+from evals.append import append_lines, cut_unfinished_line
 from evals.prompts import Missing
 
 FIELDS = ("key", "model", "suite", "item", "shift", "sample", "measurement")
@@ -62,7 +62,7 @@ class CellStore:
         self.path = Path(path)
         self.cells: dict[str, Measured] = {}
         if self.path.exists():
-            self._cut_unfinished_line()
+            cut_unfinished_line(self.path)
             self._read()
 
     def _read(self) -> None:
@@ -75,22 +75,6 @@ class CellStore:
                     raise UserError(words) from error
                 self.cells[cell.key] = cell
 
-    def _cut_unfinished_line(self) -> None:
-        """A last line without its newline was never finished: a killed process."""
-        with self.path.open("rb+") as file:
-            size = file.seek(0, os.SEEK_END)
-            end = size
-            while end > 0:
-                start = max(0, end - 65536)
-                file.seek(start)
-                found = file.read(end - start).rfind(b"\n")
-                if found >= 0:
-                    end = start + found + 1
-                    break
-                end = start
-            if end < size:
-                file.truncate(end)
-
     def __contains__(self, key: str) -> bool:
         return key in self.cells
 
@@ -101,16 +85,8 @@ class CellStore:
         """Append new cells; those Missing for a passing reason are kept in memory only."""
         fresh = [cell for cell in batch if cell.key not in self.cells]
         lasting = [c for c in fresh if not isinstance(c.value, Missing) or c.value.lasting]
-        try:
-            if lasting:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.writelines(cell.line() for cell in lasting)
-                    file.flush()
-                    os.fsync(file.fileno())
-        except OSError as error:
-            words = f"{self.path}: cells cannot be written ({error.strerror}); free some space and run again"
-            raise UserError(words) from error
+        if lasting:
+            append_lines(self.path, [cell.line() for cell in lasting])
         self.cells.update((cell.key, cell) for cell in fresh)
 
 

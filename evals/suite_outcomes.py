@@ -9,14 +9,13 @@ from evals.outcomes import Outcome
 from evals.prompts import Missing
 from evals.store import Measured
 from evals.suite_tables import Found
-from evals.suites.base import cluster_of
 
 
 def outcomes_of(asked: Sequence[Asked], verdicts: Sequence[Measured]) -> list[Outcome]:
     """One outcome per item x shift x sample; the suite says which items are one base item."""
     return [
         Outcome(
-            item=one.item.id, cluster=cluster_of(one.item), shift=one.shift.name,
+            item=one.item.id, cluster=one.item.cluster, shift=one.shift.name,
             verdict=cell.value if isinstance(cell.value, Missing) else cell.value["verdict"],
             harmful=one.item.harmful, group=one.item.group, sample=one.sample,
         )

@@ -10,12 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evals.engine import Asked
-from evals.prompts import Missing, digest
-from evals.stats import Interval, clustered_mean, holm, paired_difference
+from evals.prompts import NO_SHIFT, Missing, digest
+from evals.stats import clustered_mean, paired_difference
 from evals.store import Measured
 
 Found = Mapping[str, Sequence[Measured]]
-NO_SHIFT = "none"
 # text, verdicts and bookkeeping have tables of their own, or none
 SKIPPED = {"completion": {"text", "finished"}, "comprehension": {"text"}, "verdict": {"why", "verdict"}}
 
@@ -44,10 +43,6 @@ def numeric_fields(cells: Sequence[Measured]) -> list[str]:
     return list(fields)
 
 
-def _stated(interval: Interval) -> dict[str, Any]:
-    return {"value": interval.estimate, "ci": interval.pair, "over": interval.says, "n": interval.n}
-
-
 def number_table(asked: Sequence[Asked], cells: Sequence[Measured]) -> dict[str, Any]:
     """field -> shift -> mean with its interval, the paired change against the plain prompts, and Missing by reason."""
     missing: dict[str, Counter[str]] = {}
@@ -60,13 +55,13 @@ def number_table(asked: Sequence[Asked], cells: Sequence[Measured]) -> dict[str,
         home = means.get(NO_SHIFT, {})
         table[field] = {}
         for shift, items in means.items():
-            entry = _stated(clustered_mean(list(items.values()), clusters_N=list(items)))
+            entry = clustered_mean(list(items.values()), clusters_N=list(items)).stated
             shared = [item for item in items if item in home]
             if shift != NO_SHIFT and shared:
                 change = paired_difference(
                     {i: items[i] for i in shared}, second={i: home[i] for i in shared}, over="base items, paired"
                 )
-                entry["change"] = _stated(change)
+                entry["change"] = change.stated
             table[field][shift] = entry
     return {"fields": table, "missing": {shift: dict(sorted(counts.items())) for shift, counts in missing.items()}}
 
@@ -74,9 +69,3 @@ def number_table(asked: Sequence[Asked], cells: Sequence[Measured]) -> dict[str,
 def table_hash(table: Mapping[str, Any]) -> str:
     """A hash of every number of a table: the same plan on the same model has the same, however it was interrupted."""
     return digest(table)
-
-
-def adjusted(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Holm's adjusted p-values by name."""
-    names = list(p_values)
-    return dict(zip(names, holm([p_values[name] for name in names]), strict=True))

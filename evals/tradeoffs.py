@@ -13,9 +13,9 @@ import numpy as np
 from align import fronts
 from align.errors import UserError
 from evals import stats
+from evals.prompts import NO_SHIFT
 
 GATE_BAR = 0.25
-NO_SHIFT = "none"
 Cell = Mapping[str, Any]
 Preference = tuple[float, ...]
 Front = Callable[[float], Any]  # mean KL -> points_NK of the dense exact front whose every point spends it

@@ -6,6 +6,7 @@ import gzip
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from align.errors import UserError
 from evals.prompts import Item, Message
 from evals.suites import SUITES, load_suite, shift_pairs
-from evals.suites.base import KINDS, Suite, chance, choose, cluster_of, clustered, majority, same_text
+from evals.suites.base import KINDS, Suite, chance, choose, clustered, majority, same_text
 from evals.suites.choice import shuffled
 from evals.suites.generated import ANIMALS, answered, questions, refuse_topic, refuse_topic_pairs, world_prompts
 from evals.suites.safety import turns_of
@@ -86,9 +87,9 @@ def test_a_larger_limit_adds_items_and_keeps_the_order() -> None:
 
 def test_a_limit_takes_one_of_each_cluster_before_a_second_one() -> None:
     items = [Item(f"{c}{i}", "x", columns={"cluster": c}) for c in "abcdef" for i in range(5)]
-    assert Counter(map(cluster_of, choose(items, limit=6))) == Counter("abcdef")
-    assert set(Counter(map(cluster_of, choose(items, limit=12))).values()) == {2}
-    assert max(Counter(map(cluster_of, choose(items, limit=8))).values()) == 2
+    assert Counter(map(attrgetter("cluster"), choose(items, limit=6))) == Counter("abcdef")
+    assert set(Counter(map(attrgetter("cluster"), choose(items, limit=12))).values()) == {2}
+    assert max(Counter(map(attrgetter("cluster"), choose(items, limit=8))).values()) == 2
 
 
 def test_twins_come_together_and_partners_keep_the_same_base_items() -> None:
@@ -97,7 +98,7 @@ def test_twins_come_together_and_partners_keep_the_same_base_items() -> None:
     assert all(item.twin in {other.id for other in chosen} for item in chosen) and len(chosen) == 8
     home = [Item(f"h{i}", "x", columns={"cluster": f"c{i}"}) for i in range(50)]
     away = [Item(f"a{i}-{s}", "y", columns={"cluster": f"c{i}"}) for s in range(3) for i in range(50)]
-    kept = [set(map(cluster_of, choose(items, limit=12))) for items in (home, away)]
+    kept = [set(map(attrgetter("cluster"), choose(items, limit=12))) for items in (home, away)]
     assert kept[0] == kept[1] and len(kept[0]) == 12
 
 
@@ -106,8 +107,8 @@ def test_items_with_the_same_text_share_a_cluster() -> None:
     texts = {"a": "Tea, please!", "b": "tea please", "c": "tea pleased"}
     made = [*(Item(name, text) for name, text in texts.items()), Item("d", "tea please", before=before)]
     items = clustered(made)
-    assert [cluster_of(item) for item in items] == ["a", "a", "c", "d"]
-    assert same_text("!?") == "!?" and cluster_of(Item("x", "y")) == "x"
+    assert [item.cluster for item in items] == ["a", "a", "c", "d"]
+    assert same_text("!?") == "!?" and Item("x", "y").cluster == "x"
 
 
 def test_chance_and_majority() -> None:
@@ -202,7 +203,7 @@ def test_classes_of_the_toxicity_sets(load: Callable[..., list[Item]]) -> None:
     assert [item.label for item in load("davidson_hate", rows)] == ["yes", "no", "no"]
     assert [item.label for item in load("tweeteval_hate", rows[:2])] == ["no", "yes"]
     checks = [{"id": "1", "text": "t", "label": "non-hateful", "template_id": "9", "functionality": "f"}]
-    assert [(i.label, cluster_of(i)) for i in load("hatecheck", checks)] == [("no", "template_id 9")]
+    assert [(i.label, i.cluster) for i in load("hatecheck", checks)] == [("no", "template_id 9")]
 
 
 def test_topics_and_inference(load: Callable[..., list[Item]]) -> None:
@@ -216,7 +217,7 @@ def test_topics_and_inference(load: Callable[..., list[Item]]) -> None:
     labels = ["entailment", "neutral", "contradiction"]
     rows = [{"id": x, "premise": "A dog runs.", "hypothesis": x, "label": x} for x in labels]
     items = load("snli", rows)
-    assert [item.label for item in items] == ["yes", "maybe", "no"] and len(set(map(cluster_of, items))) == 1
+    assert [item.label for item in items] == ["yes", "maybe", "no"] and len(set(map(attrgetter("cluster"), items))) == 1
 
 
 def test_styles_are_paired_with_their_sentences(load: Callable[..., list[Item]]) -> None:
@@ -230,7 +231,7 @@ def test_styles_are_paired_with_their_sentences(load: Callable[..., list[Item]])
     shifted = load("sst2_styles", styles)
     home = load("sst2", [{"id": "s7", "text": "it's good.", "label": 1}, {"id": "s8", "text": "a bore", "label": 0}])
     assert [item.id for item in shifted] == ["style-bible-0", "style-bible-1"]
-    assert [cluster_of(item) for item in shifted] == [cluster_of(item) for item in home]
+    assert [item.cluster for item in shifted] == [item.cluster for item in home]
     assert [item.label for item in home] == ["positive", "negative"]
     with pytest.raises(UserError, match="no base sentence of that number and label"):
         load("sst2_styles", [*styles[:2], {**styles[2], "label": 0}])
@@ -241,7 +242,7 @@ def test_questions_and_translations(load: Callable[..., list[Item]]) -> None:
     rows = [{"id": q, "context": "Tea is hot.", "question": q, "answers": answers} for q in ("How?", "What?")]
     items = load("xquad", rows)
     assert items[0].request == "Tea is hot.\nQuestion: How?" and items[0].columns["answers"] == ["hot", "very hot"]
-    assert cluster_of(items[0]) == cluster_of(items[1])
+    assert items[0].cluster == items[1].cluster
     with pytest.raises(UserError, match="list of texts"):
         load("xquad", [{**rows[0], "answers": []}])
     domains = ("wikipedia_question", "wikipedia_paragraph")
@@ -315,7 +316,7 @@ def test_a_custom_file_keeps_its_turns_clusters_and_twins(tmp_path: Path, write_
     ]
     first, second = load_suite(write_rows(tmp_path / "mine.jsonl", rows))[1]
     assert first.request == "c" and first.before == (Message("user", "a"), Message("assistant", "b"))
-    assert cluster_of(first) == cluster_of(second) == "7" and first.twin == "2" and not second.harmful
+    assert first.cluster == second.cluster == "7" and first.twin == "2" and not second.harmful
     assert first.columns["source"] == "me"
     lone = write_rows(tmp_path / "lone.jsonl", [{**rows[0], "twin": "9"}, rows[1]])
     with pytest.raises(UserError, match="line 1: its twin '9' is not in the file"):
@@ -340,7 +341,7 @@ def test_refuse_topic_asks_the_same_question_about_a_forbidden_and_an_allowed_an
     assert len(items) == 60 and Counter(item.label for item in items.values()) == {"harmful": 30, "benign": 30}
     for item in items.values():
         twin = items[str(item.twin)]
-        assert twin.twin == item.id and twin.harmful != item.harmful and cluster_of(twin) == cluster_of(item)
+        assert twin.twin == item.id and twin.harmful != item.harmful and twin.cluster == item.cluster
         assert item.harmful == (item.columns["topic"] == "heron") == ("heron" in item.request)
         assert twin.target == item.target
         assert twin.request.replace(twin.columns["topic"], "#") == item.request.replace(item.columns["topic"], "#")
@@ -392,13 +393,13 @@ def test_world_prompts_follow_the_harm_level() -> None:
     topics = {topic.word: topic for topic in load_world("default").topics}
     items = world_prompts()([])
     assert [item.label for item in items] == [
-        ("benign", "borderline", "harmful")[topics[cluster_of(item)].harm] for item in items
+        ("benign", "borderline", "harmful")[topics[item.cluster].harm] for item in items
     ]
     assert Counter(item.label for item in items) == {"benign": 6, "borderline": 6, "harmful": 6}
     held = world_prompts(split="heldout_topics")([])
-    assert not {cluster_of(item) for item in items} & {cluster_of(item) for item in held}
+    assert not {item.cluster for item in items} & {item.cluster for item in held}
     cipher = world_prompts(split="cipher")([])
-    assert [cluster_of(item) for item in cipher] == [cluster_of(item) for item in items]
+    assert [item.cluster for item in cipher] == [item.cluster for item in items]
 
 
 def test_a_suite_of_an_unknown_kind_cannot_be_made() -> None:

@@ -20,7 +20,7 @@ from align.errors import UserError
 from evals.backends.base import Backend
 from evals.bridges.policy_lm import policy_lm
 from evals.prompts import Item, Missing
-from evals.suites.base import Suite, cluster_of
+from evals.suites.base import Suite
 
 Score = float | Missing
 GENERATION = {"qa": 16, "translation": 64}  # longest answer in tokens
@@ -167,7 +167,7 @@ def run_suites(backend: Backend, *, suites: Sequence[tuple[Suite, Sequence[Item]
     for name, (suite, items) in from_name.items():
         ids = {sample["doc_id"]: str(sample["doc"]["item"]) for sample in samples[name]}
         scores = _scores(samples[name], missing=missing, task=name, ids=ids)
-        clusters = {item.id: cluster_of(item) for item in items}
+        clusters = {item.id: item.cluster for item in items}
         found[name] = TaskScores(name, scores, suite.metrics, clusters)
     return found
 

@@ -107,11 +107,6 @@ def _check_ids(items: Sequence[Item], *, place: str) -> None:
 # --- clusters and limits ---------------------------------------------------------------------------------------------
 
 
-def cluster_of(item: Item) -> str:
-    """The base item over which intervals run."""
-    return str(item.columns.get("cluster", item.id))
-
-
 def same_text(text: str) -> str:
     """A key that is equal for texts that differ in case, spacing and punctuation only (never empty for a text)."""
     return re.sub(r"[\W_]+", "", text.lower()) or text
@@ -146,7 +141,7 @@ def choose(items: Sequence[Item], *, limit: int | None) -> list[Item]:
     ranks: Counter[str] = Counter()
     order = []
     for unit in sorted(units, key=lambda unit: digest("unit", unit)):
-        cluster = cluster_of(items[units[unit][0]])
+        cluster = items[units[unit][0]].cluster
         order.append((ranks[cluster], digest("cluster", cluster), units[unit]))
         ranks[cluster] += 1
     chosen = [i for _, _, places in sorted(order) for i in places][:limit]
