@@ -46,6 +46,7 @@ def numeric_fields(cells: Sequence[Measured]) -> list[str]:
 def number_table(asked: Sequence[Asked], cells: Sequence[Measured]) -> dict[str, Any]:
     """field -> shift -> mean with its interval, the paired change against the plain prompts, and Missing by reason."""
     missing: dict[str, Counter[str]] = {}
+    clusters = {one.item.id: one.item.cluster for one in asked}
     for one, cell in zip(asked, cells, strict=True):
         if isinstance(cell.value, Missing):
             missing.setdefault(one.shift.name, Counter())[cell.value.reason] += 1
@@ -55,12 +56,13 @@ def number_table(asked: Sequence[Asked], cells: Sequence[Measured]) -> dict[str,
         home = means.get(NO_SHIFT, {})
         table[field] = {}
         for shift, items in means.items():
-            entry = clustered_mean(list(items.values()), clusters_N=list(items)).stated
+            entry = clustered_mean(list(items.values()), clusters_N=[clusters[i] for i in items]).stated
             shared = [item for item in items if item in home]
             if shift != NO_SHIFT and shared:
                 change = paired_difference(
-                    {i: items[i] for i in shared}, second={i: home[i] for i in shared}, over="base items, paired"
-                )
+                    {i: items[i] for i in shared}, second={i: home[i] for i in shared},
+                    clusters={i: clusters[i] for i in shared}, over="base items, paired",
+                )  # fmt: skip
                 entry["change"] = change.stated
             table[field][shift] = entry
     return {"fields": table, "missing": {shift: dict(sorted(counts.items())) for shift, counts in missing.items()}}
