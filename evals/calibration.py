@@ -142,7 +142,7 @@ def fit_temperature(logits_NC: Sequence[Sequence[float]] | np.ndarray, *, labels
 
     low, high = (math.log(limit) for limit in TEMPERATURES)
     found = float(minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-8}).x)
-    if min(found - low, high - found) < 1e-3:
+    if min(loss(low), loss(high)) <= loss(found) + 1e-12:  # the search stops anywhere on a flat end
         raise ValueError(f"no temperature between {TEMPERATURES[0]} and {TEMPERATURES[1]} has the least log loss")
     return math.exp(found)
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from evals.calibration import Calibration, calibration
 from evals.paired_tests import PairedTest, family, permutation_test
+from evals.preference_baselines import in_order
 from evals.stats import Interval, clustered_mean
 
 
@@ -21,7 +22,7 @@ def wins(margins_N: Sequence[float] | np.ndarray) -> np.ndarray:
     margins = np.asarray(margins_N, dtype=float)
     if margins.ndim != 1 or len(margins) == 0 or not np.isfinite(margins).all():
         raise ValueError(f"margins are at least one finite number in a row, not of shape {margins.shape}")
-    return np.asarray((np.sign(margins) + 1) / 2)
+    return in_order(margins.tolist(), [0.0] * len(margins))
 
 
 def pair_losses(margins_N: Sequence[float] | np.ndarray) -> np.ndarray:
