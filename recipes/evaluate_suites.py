@@ -45,7 +45,7 @@ class Config:
     max_new_tokens: int = option(64, help="tokens of a completion at most")
     temperature: float = option(0.0, help="0 is greedy")
     batch_size: int = option(64, help="prompts per batch; halved when the memory is full")
-    limit: int | None = option(None, help="only the first items of each suite")
+    limit: int | None = option(None, help="only so many items of each suite, a fixed sample")
     max_missing: float = option(0.05, help="a rate with a larger share of missing cells is refused")
     export: tuple[str, ...] = option((), help="also write cells as jsonl, parquet or inspect")
     title: str = option("Evaluation under shift", help="title of the report")

@@ -346,3 +346,17 @@ def test_the_measurement_reads_the_original_request_and_the_decoded_response() -
     assert measurement.config() == {"judge": "echo", "fingerprint": "echo REFUSED"}
     assert measurement.needs == ("completion",)
     assert "prompt" not in inspect.signature(judge.judge).parameters
+
+
+def test_a_judges_outage_is_not_the_policys_and_is_asked_again() -> None:
+    from evals.measurements import Request
+    from evals.prompts import Prompt
+    from evals.shifts.base import Shift
+
+    shift = Shift("s", "none", "none", encode=lambda text, rng: Prompt.user(text))
+    texts: list[Any] = [{"text": "yes"}, {"text": " "}, Missing("context", lasting=True)]
+    cells = [Request("suite", HARMFUL, shift, 0, Prompt.user("x"), {"completion": text}) for text in texts]
+    too_long = LLMJudge(Chat([Missing("context", "too long", lasting=True)]))
+    own, empty, passed = VerdictMeasurement(too_long).measure(cells, backend=None)  # type: ignore[arg-type]
+    assert own == Missing("judge_context", "too long"), "no longer lasting: another judge may have the room"
+    assert isinstance(empty, Missing) and empty.reason == "empty_completion" and passed == texts[2]

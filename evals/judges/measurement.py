@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evals.backends.base import Backend
-from evals.judges.base import Judge
+from evals.judges.base import Judge, Judgement
 from evals.measurements import Request, Value
 from evals.prompts import Missing
 
@@ -26,5 +26,13 @@ class Verdict:
         return {"judge": self.judge.name, "fingerprint": self.judge.fingerprint}
 
     def measure(self, requests: Sequence[Request], *, backend: Backend) -> list[Value]:
-        found = self.judge.judge([r.item for r in requests], responses=[r.response() for r in requests])
-        return [value if isinstance(value, Missing) else value.jsonable() for value in found]
+        responses = [r.response() for r in requests]
+        found = self.judge.judge([r.item for r in requests], responses=responses)
+        return [_value(judged, response) for judged, response in zip(found, responses, strict=True)]
+
+
+def _value(judged: Judgement | Missing, response: str | Missing) -> Value:
+    """The cell's value. What the judge failed at is told apart from what the policy did, and asked again next time."""
+    if not isinstance(judged, Missing):
+        return judged.jsonable()
+    return judged if isinstance(response, Missing) else Missing(f"judge_{judged.reason}", judged.detail)
