@@ -239,11 +239,12 @@ def test_the_wait_a_server_asks_for(headers: dict[str, str], seconds: float | No
 
 
 def test_retries_are_paced_too_and_the_rate_limit_holds_on_the_wire() -> None:
-    patience = replace(QUICK, per_minute=1200, max_concurrency=4)
+    patience = replace(QUICK, per_minute=600, max_concurrency=4)
     with serving(lambda seen, n: failure(500) if n % 2 else answer("ok")) as api:
         ask(backend(api, patience=patience), *"abcdef")
     times = sorted(seen.at for seen in api.seen)
-    assert len(times) > 6 and times[-1] - times[0] > 0.05 * (len(times) - 1) - 0.04
+    # A busy machine may see the first call late by a slice, never the whole row closer: unpaced retries take half of it.
+    assert len(times) > 6 and times[-1] - times[0] > 0.75 * 0.1 * (len(times) - 1)
 
 
 # --- concurrency -----------------------------------------------------------------------------------------------------
