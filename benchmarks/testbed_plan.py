@@ -34,6 +34,7 @@ class Rows:
     reward_model: dict[str, Any]
     controls: dict[str, Any]
     rows: dict[str, dict[str, Any]]
+    split: str = "none"  # the held-out prompts that are judged: "none" (known topics) or a shift of the world
 
 
 @dataclass
@@ -52,6 +53,7 @@ class Plan:
 def read_rows(file: Path) -> Rows:
     """The rows file, checked: UserError on an unknown key, method, row or setting, before anything runs."""
     from align.methods import METHODS
+    from align.testbed.world import SHIFTS
 
     values = read_yaml(file)
     try:
@@ -59,6 +61,8 @@ def read_rows(file: Path) -> Rows:
     except TypeError as error:
         names = ", ".join(f.name for f in dataclasses.fields(Rows))
         raise UserError(f"{file.name}: {error}; it has {names}") from error
+    if found.split not in ("none", *SHIFTS):
+        raise UserError(f"{file.name}: split {found.split!r} is not none or one of {', '.join(SHIFTS)}")
     for row, spec in found.rows.items():
         place = f"{file.name}: rows: {row}"
         unknown = sorted(set(spec) - ROW_KEYS)
@@ -149,7 +153,7 @@ class _Grid:
         arguments = {**common, "out": self.pairs, "seed": self.seed, "reference": self.reference, "count": count}
         self.ready = self._task("comparisons", stages.comparisons, arguments, [second])
         arguments = {**common, "out": str(self.place / "facts"), "reference": self.reference}
-        arguments |= {"weights": [list(w.values) for w in self.preferences]}
+        arguments |= {"weights": [list(w.values) for w in self.preferences], "split": found.split}
         self.facts = self._task("facts", bench.facts, arguments, [second])
         self.plan.references[self.name, self.seed] = Path(self.reference)
         for k, path in enumerate(self.models if learned else ()):
@@ -163,7 +167,7 @@ class _Grid:
             out = self.place / "cells" / kind / w.label
             self.plan.cells[self.name, self.seed, kind, w.label] = out
             arguments = {**self.common, "out": str(out), "row": kind, "kind": kind, "reference": self.reference}
-            arguments |= {"weights": [list(w.values)], "options": self.found.controls}
+            arguments |= {"weights": [list(w.values)], "options": self.found.controls, "split": self.found.split}
             self._task(f"{kind} {w.label}", bench.closed_form, arguments, [self.facts])
 
     def _row(self, row: str, spec: Mapping[str, Any]) -> None:
@@ -217,7 +221,7 @@ class _Grid:
         self.plan.cells[self.name, self.seed, row, weights.label] = out
         arguments = {**self.common, "out": str(out), "row": row, "reference": self.reference, "policy": policy}
         arguments |= {"weights": list(weights.values), "asks": spec.get("asks", "weights")}
-        arguments["facts"] = str(self.place / "facts")
+        arguments |= {"facts": str(self.place / "facts"), "split": self.found.split}
         self._task(f"evaluate {row} {weights.label}", bench.evaluate, arguments, [fitted])
 
     def _prediction(self, row: str, spec: Mapping[str, Any]) -> None:
@@ -230,13 +234,15 @@ class _Grid:
             out = self.place / "predictions" / (f"{kind}-{n}" if n else kind) / w.label
             self.plan.predictions[self.name, row, w.label] = out
             arguments = {**self.common, "out": str(out), "kind": kind, "reference": self.reference}
-            arguments |= {"weights": list(w.values), "n": n}
+            arguments |= {"weights": list(w.values), "n": n, "split": self.found.split}
             self._task(f"prediction {out.parent.name} {w.label}", bench.prediction, arguments, [self.facts])
 
 
 def row_key(found: Rows, row: str) -> str:
     """What the published cells of a row depend on besides world, seed and preference."""
     shared = {f.name: getattr(found, f.name) for f in dataclasses.fields(Rows) if f.name != "rows"}
+    if found.split == "none":  # keys from before there was a choice stay what they were
+        del shared["split"]
     spec = dict(found.rows.get(row, {}))
     source = spec.get("specialists_of")
     return fingerprint({"shared": shared, "spec": spec, "source": found.rows[source] if source else None})

@@ -17,8 +17,10 @@ from recipes.demo_stages import Settings
 ASKS = ("weights", "thresholds")
 
 
-def facts(*, out: str, world: Settings, reference: str, weights: Sequence[Sequence[float]]) -> None:
-    """Reward classes of the held-out prompts (for fronts at a matched KL), and thresholds at which families are asked.
+def facts(
+    *, out: str, world: Settings, reference: str, weights: Sequence[Sequence[float]], split: str = "none"
+) -> None:
+    """Reward classes of the held-out prompts of a split (for fronts at a matched KL), and thresholds at which families are asked.
 
     A threshold is the optimum's mean reward over the fine-tuning prompts: asked there, with beta over the weight of the
     maximised objective, the constrained problem has pi*_w itself as its solution.
@@ -30,7 +32,7 @@ def facts(*, out: str, world: Settings, reference: str, weights: Sequence[Sequen
 
         place = stages.world_of(world)
         tables = stages.reference_tables(place.config, reference, open_run(reference).fingerprint)
-        held_out = [tables.classes(prompt) for prompt in place.test_prompts("none")]
+        held_out = [tables.classes(prompt) for prompt in place.test_prompts(split)]
         training = [stages.classes_once(tables, prompt) for prompt in place.train_prompts]
         asked = {}
         for w in weights:
@@ -45,7 +47,12 @@ def facts(*, out: str, world: Settings, reference: str, weights: Sequence[Sequen
         return {"prompts": len(held_out), "training_prompts": len(training)}
 
     inputs = {"reference": open_run(reference).fingerprint, "world": stages.world_of(world).hash}
-    run_stage(out, stage="facts", config={"weights": weights}, body=body, inputs=inputs)
+    run_stage(out, stage="facts", config={"weights": weights, **_of(split)}, body=body, inputs=inputs)
+
+
+def _of(split: str) -> dict[str, str]:
+    """The split as part of a stage's configuration; runs from before there was a choice stay valid."""
+    return {} if split == "none" else {"split": split}
 
 
 def read_facts(folder: str | Path) -> dict[str, Any]:
@@ -77,8 +84,9 @@ def fit(
 
 
 def evaluate(
-    *, out: str, world: Settings, row: str, reference: str, policy: str, weights: Sequence[float], asks: str, facts: str
-) -> None:
+    *, out: str, world: Settings, row: str, reference: str, policy: str, weights: Sequence[float], asks: str, facts: str,
+    split: str = "none",
+) -> None:  # fmt: skip
     """The exact cell of one point: means over the held-out prompts."""
 
     def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
@@ -89,28 +97,31 @@ def evaluate(
         tables = stages.reference_tables(place.config, reference, open_run(reference).fingerprint)
         answer = load_family(policy).policy(parse_preference(asked_label(weights, asks=asks, facts=facts)))
         tree = stages.tree_policy(answer, tables=tables, weights=asked, name=row)
-        _write_cell(folder, tree, row=row, weights=asked, tables=tables)
+        _write_cell(folder, tree, row=row, weights=asked, tables=tables, split=split)
         return {"samples_per_response": tree.samples_per_response}
 
     inputs = {"reference": open_run(reference).fingerprint, "policy": open_run(policy).fingerprint}
     inputs |= {"world": stages.world_of(world).hash}
-    config = {"row": row, "weights": weights, "asks": asks}
+    config = {"row": row, "weights": weights, "asks": asks, **_of(split)}
     run_stage(out, stage="evaluate", config=config, body=body, inputs=inputs)
 
 
-def _write_cell(folder: Path, tree: Any, *, row: str, weights: Any, tables: Any) -> None:
+def _write_cell(folder: Path, tree: Any, *, row: str, weights: Any, tables: Any, split: str) -> None:
     """`cell.json`: the cells of all prompts as one cell of their means; prompts weigh equally, as in every table."""
     from evals.exact import exact_cells
+    from evals.prompts import NO_SHIFT
     from evals.tradeoffs import exact_points
 
-    cells = exact_cells(tree, row=row, weights=[weights], shifts=("none",), tables=tables)
-    (point,) = exact_points(cells)
-    write_json(folder / "cell.json", {**point, "row": row, "shift": "none", "item": "mean", "prompt": "mean"})
+    cells = exact_cells(tree, row=row, weights=[weights], shifts=(split,), tables=tables)
+    (point,) = exact_points([{**cell, "shift": NO_SHIFT} for cell in cells])  # the judged split is the table's home
+    about = {"row": row, "shift": NO_SHIFT, "split": split, "item": "mean", "prompt": "mean"}
+    write_json(folder / "cell.json", {**point, **about})
 
 
 def prediction(
-    *, out: str, world: Settings, kind: str, reference: str, weights: Sequence[float], n: int
-) -> None:
+    *, out: str, world: Settings, kind: str, reference: str, weights: Sequence[float], n: int,
+    split: str = "none",
+) -> None:  # fmt: skip
     """The exact cell of what a row's expected update converges to, were every distribution free.
 
     `n` samples are drawn for each prompt: best-of-n's n, or the size of a group (0: the limit of large groups).
@@ -128,18 +139,18 @@ def prediction(
         if kind == "best_of_n":
             tree: Any = HardBestOfN(tables, partial(gold_table, weights=asked), n, kind)
         else:
-            tree = Predicted(kind, tables, asked, kind, group=n or None, population=place.test_prompts("none"))
-        _write_cell(folder, tree, row=kind, weights=asked, tables=tables)
+            tree = Predicted(kind, tables, asked, kind, group=n or None, population=place.test_prompts(split))
+        _write_cell(folder, tree, row=kind, weights=asked, tables=tables, split=split)
         return {"kind": kind}
 
     inputs = {"reference": open_run(reference).fingerprint, "world": stages.world_of(world).hash}
-    config = {"kind": kind, "weights": weights, "n": n}
+    config = {"kind": kind, "weights": weights, "n": n, **_of(split)}
     run_stage(out, stage="prediction", config=config, body=body, inputs=inputs)
 
 
 def closed_form(
     *, out: str, world: Settings, row: str, kind: str, reference: str, weights: Sequence[Sequence[float]],
-    options: Settings,
+    options: Settings, split: str = "none",
 ) -> None:  # fmt: skip
     """The exact cell of a control at one preference."""
 
@@ -153,9 +164,9 @@ def closed_form(
         tree = tables if kind == "reference" else closed_form_policy(
             name, reference=tables, weights=asked, options=options
         )  # fmt: skip
-        _write_cell(folder, tree, row=row, weights=asked, tables=tables)
+        _write_cell(folder, tree, row=row, weights=asked, tables=tables, split=split)
         return {"samples_per_response": tree.samples_per_response}
 
     inputs = {"reference": open_run(reference).fingerprint, "world": stages.world_of(world).hash}
-    config = {"row": row, "kind": kind, "weights": weights, "options": options}
+    config = {"row": row, "kind": kind, "weights": weights, "options": options, **_of(split)}
     run_stage(out, stage="closed form", config=config, body=body, inputs=inputs)
