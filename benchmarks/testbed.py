@@ -5,7 +5,8 @@
     python benchmarks/testbed.py --minutes 30 ...            # one sitting: no new task is started after that
 
 One JSON per finished cell lies below `--out`; a second call goes on where the first stopped. `--publish` writes the
-numbers of all complete (row, world, seed) triples to `testbed.json` and the page `testbed.md` with its figures.
+numbers of all complete (row, world, seed) triples to `testbed.json` and the page `testbed.md` with its figures; triples
+that are published there already, from runs that lie elsewhere, stay.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from align.threads import one_thread
 
@@ -69,9 +71,26 @@ def run(arguments: argparse.Namespace) -> int:
     file.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     print(f"{len(table['methods'])} rows, {time.monotonic() - start:.0f} s: {file}")
     if arguments.publish is not None:
-        write_page(table, folder=arguments.publish, command=" ".join(sys.argv[1:]))
+        write_page(joined(table, arguments.publish), folder=arguments.publish, command=" ".join(sys.argv[1:]))
         print(f"page: {arguments.publish / 'testbed.md'}")
     return verdict(table, rows=rows) if arguments.check else 0
+
+
+def joined(table: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The table with what is published in `folder` already and still means the same; says what it leaves out."""
+    from testbed_merge import merge
+
+    file = folder / "testbed.json"
+    if not file.is_file():
+        return table
+    published = json.loads(file.read_text(encoding="utf-8"))
+    if published.get("split", "none") != table["split"]:
+        print(f"{file}: judged on {published.get('split', 'none')}, not {table['split']}: replaced", file=sys.stderr)
+        return table
+    result, lost = merge(table, published=published)
+    for name in lost:
+        print(f"{file}: {name} meant something else and is left out", file=sys.stderr)
+    return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,7 +20,7 @@ ASKS = ("weights", "thresholds")
 def facts(
     *, out: str, world: Settings, reference: str, weights: Sequence[Sequence[float]], split: str = "none"
 ) -> None:
-    """Reward classes of the held-out prompts of a split (for fronts at a matched KL), and thresholds at which families are asked.
+    """Reward classes of a split's prompts (for fronts at a matched KL), and thresholds at which families are asked.
 
     A threshold is the optimum's mean reward over the fine-tuning prompts: asked there, with beta over the weight of the
     maximised objective, the constrained problem has pi*_w itself as its solution.
@@ -84,8 +84,8 @@ def fit(
 
 
 def evaluate(
-    *, out: str, world: Settings, row: str, reference: str, policy: str, weights: Sequence[float], asks: str, facts: str,
-    split: str = "none",
+    *, out: str, world: Settings, row: str, reference: str, policy: str, weights: Sequence[float], asks: str,
+    facts: str, split: str = "none",
 ) -> None:  # fmt: skip
     """The exact cell of one point: means over the held-out prompts."""
 

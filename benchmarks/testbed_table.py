@@ -44,6 +44,7 @@ def collect(
         "methods": methods,
         "worlds": {name: {"hash": load_world(name).hash} for name in worlds},
         "seeds": list(seeds),
+        "split": found.split,
         "controls": list(CONTROLS),
         "environment": environment(),
         "commit": commit(),
