@@ -1,15 +1,18 @@
-"""What the harness costs: milliseconds per cell around an idle backend, and generation against bare `generate`.
+"""What the harness costs: milliseconds per cell around an idle backend, and generation against other paths.
 
     python benchmarks/harness.py                 # a model of 3 million parameters made on the spot, 500 prompts
-    python benchmarks/harness.py --model runs/hh/sft
+    python benchmarks/harness.py --model runs/hh/sft --rivals lm_eval inspect
 
-Rounds alternate between the two paths in one process; the ratio is that of the medians. Both draw greedily, with the
-same batch size and number of new tokens, over the same prompts; the bare path gets them in the order of the file.
+Rounds alternate between the paths in one process; a ratio is that of the medians. All draw greedily, with the same
+batch size and number of new tokens, over the same prompts in the order of the file: bare batched `model.generate`, and
+with --rivals the model classes of `lm_eval` and `inspect_ai` (each asked directly, without its logs and scorers).
+Inspect excludes versions that this project pins: an environment of its own holds all three.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import statistics
 import sys
@@ -24,6 +27,8 @@ from align.threads import one_thread
 
 one_thread()
 
+Path_ = Callable[[], list[str]]
+RIVALS = {"lm_eval": "lm_eval", "inspect": "inspect_ai"}  # name -> the package it needs
 WORDS = ["bread", "cheese", "tea", "boats", "rope", "glue", "knives", "bees", "clay", "how", "why", "explain", "keep"]
 
 
@@ -78,10 +83,8 @@ def made_model(folder: Path) -> str:
     return str(folder / "model")
 
 
-def paths(model: str, *, prompts: Sequence[str], new: int, batch: int) -> tuple[Callable[[], int], Callable[[], int]]:
-    """(ours, bare): each answers all prompts once and says how many answers there were."""
-    import torch
-
+def paths(model: str, *, prompts: Sequence[str], new: int, batch: int, rivals: Sequence[str]) -> dict[str, Path_]:
+    """Name -> a call that answers all prompts once and returns the answers."""
     from evals.backends.base import Generation
     from evals.backends.transformers import TransformersBackend
     from evals.prompts import Prompt
@@ -90,11 +93,21 @@ def paths(model: str, *, prompts: Sequence[str], new: int, batch: int) -> tuple[
     asked = [Prompt.user(text) for text in prompts]
     texts = [str(backend.renderer.text(prompt)) for prompt in asked]
 
-    def ours() -> int:
-        return len(backend.generate(asked, config=Generation(new), seeds=[0] * len(asked)))
+    def ours() -> list[str]:
+        found = backend.generate(asked, config=Generation(new), seeds=[0] * len(asked))
+        return [getattr(answer, "text", "") for answer in found]
 
-    def bare() -> int:
-        done = 0
+    made = {"ours": ours, "bare": bare_path(backend, texts, new=new, batch=batch)}
+    makers = {"lm_eval": lm_eval_path, "inspect": inspect_path}
+    return made | {name: makers[name](backend, texts, new=new, batch=batch) for name in rivals}
+
+
+def bare_path(backend: Any, texts: Sequence[str], *, new: int, batch: int) -> Path_:
+    """Batches in the order given through `model.generate`."""
+    import torch
+
+    def bare() -> list[str]:
+        done: list[str] = []
         for start in range(0, len(texts), batch):
             inputs = backend.tokenizer(
                 texts[start : start + batch], return_tensors="pt", padding=True, padding_side="left",
@@ -104,13 +117,53 @@ def paths(model: str, *, prompts: Sequence[str], new: int, batch: int) -> tuple[
                 out = backend.model.generate(
                     **inputs, max_new_tokens=new, do_sample=False, pad_token_id=backend.tokenizer.pad_token_id
                 )
-            done += len(backend.tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :]))
+            answers = out[:, inputs["input_ids"].shape[1] :]
+            done += backend.tokenizer.batch_decode(answers, skip_special_tokens=True)
         return done
 
-    return ours, bare
+    return bare
 
 
-def seconds(call: Callable[[], int]) -> float:
+def lm_eval_path(backend: Any, texts: Sequence[str], *, new: int, batch: int) -> Path_:
+    """`lm_eval`'s HFLM over the same model in memory."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    model = HFLM(backend.model, tokenizer=backend.tokenizer, batch_size=batch, device="cpu")
+    options = {"until": [backend.tokenizer.eos_token], "max_gen_toks": new, "do_sample": False}
+
+    def path() -> list[str]:
+        asked = [Instance("generate_until", {}, (text, options), i) for i, text in enumerate(texts)]
+        return list(model.generate_until(asked, disable_tqdm=True))
+
+    return path
+
+
+def inspect_path(backend: Any, texts: Sequence[str], *, new: int, batch: int) -> Path_:
+    """Inspect's `hf` provider over the same weights, all prompts asked at once so that it can fill its batches."""
+    import asyncio
+    import tempfile
+
+    from inspect_ai.model import GenerateConfig, get_model
+
+    folder = tempfile.mkdtemp()
+    backend.model.save_pretrained(folder)
+    backend.tokenizer.save_pretrained(folder)
+    config = GenerateConfig(max_tokens=new, max_connections=batch)
+    content = "{% for message in messages %}{{ message['content'] }}{% endfor %}"  # the text as it is
+    model = get_model(
+        "hf/local", model_path=folder, tokenizer_path=folder, device="cpu", batch_size=batch, do_sample=False,
+        chat_template=content, config=config,
+    )  # fmt: skip
+
+    async def ask_all() -> list[str]:
+        found = await asyncio.gather(*(model.generate(text, config=config) for text in texts))
+        return [output.completion for output in found]
+
+    return lambda: asyncio.run(ask_all())
+
+
+def seconds(call: Path_) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
@@ -124,20 +177,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cells", type=int, default=8000, help="cells of the overhead measurement")
+    parser.add_argument("--rivals", nargs="*", choices=list(RIVALS), default=[], help="other harnesses' model classes")
     arguments = parser.parse_args(argv)
+    for name in arguments.rivals:
+        if importlib.util.find_spec(RIVALS[name]) is None:
+            print(f"error: --rivals {name} needs the package {RIVALS[name]}; install it", file=sys.stderr)
+            return 2
+    prompts = made_prompts(arguments.prompts)
     with tempfile.TemporaryDirectory() as folder:
         model = arguments.model or made_model(Path(folder))
-        ours, bare = paths(
-            model, prompts=made_prompts(arguments.prompts), new=arguments.new, batch=arguments.batch
+        calls = paths(
+            model, prompts=prompts, new=arguments.new, batch=arguments.batch, rivals=arguments.rivals
         )  # fmt: skip
-        ours(), bare()  # warm
-        rounds = [(seconds(ours), seconds(bare)) for _ in range(arguments.rounds)]
+        answers = {name: call() for name, call in calls.items()}  # also warms each path
+        rounds = {name: [] for name in calls}  # type: dict[str, list[float]]
+        for _ in range(arguments.rounds):
+            for name, call in calls.items():
+                rounds[name].append(seconds(call))
     each = [overhead(arguments.cells) for _ in range(arguments.rounds)]
+    mine = statistics.median(rounds["ours"])
     found = {
         "overhead_ms_per_cell": statistics.median(each),
-        "seconds_ours": [a for a, _ in rounds],
-        "seconds_bare": [b for _, b in rounds],
-        "speed_ratio": statistics.median(b for _, b in rounds) / statistics.median(a for a, _ in rounds),
+        "seconds": rounds,
+        "times_slower_than_ours": {name: statistics.median(r) / mine for name, r in rounds.items() if name != "ours"},
+        "answers_equal_to_ours": {
+            name: sum(a == b for a, b in zip(texts, answers["ours"], strict=True)) / len(prompts)
+            for name, texts in answers.items()
+        },
     }
     print(json.dumps(found, indent=1))
     return 0
