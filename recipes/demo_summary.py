@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -175,7 +176,16 @@ def _shared(spec: Mapping[str, Any], learned: Mapping[str, Any]) -> Mapping[str,
     """Stages that a row shares with others: its reward models and their comparisons, or the pairs that it trains on."""
     if spec["rewards"] == "learned":
         return learned
-    return {"comparisons": learned["comparisons"]} if spec["method"] in ("dpo", "modpo") else {}
+    return {"comparisons": learned["comparisons"]} if _trains_on_pairs(spec) else {}
+
+
+def _trains_on_pairs(spec: Mapping[str, Any]) -> bool:
+    """Whether a row's method reads comparisons: its Config then says where their labels or scores come from."""
+    from align.methods import METHODS
+
+    known = {f.name: f.default for f in dataclasses.fields(METHODS[spec["method"]].Config)}
+    on_policy = {**known, **(spec.get("settings") or {})}.get("data") == "on_policy"
+    return bool({"labels", "scores"} & set(known)) and not on_policy
 
 
 def _row_ledger(

@@ -22,6 +22,7 @@ from align.testbed.world import SHIFTS, load_world
 from evals.cells import read_cells
 from recipes.demo import DEFAULTS
 from recipes.demo_plan import CONTROLS, Config, destination, make_plan
+from recipes.demo_summary import _shared
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 METHODS = ("morlhf", "dpo", "rewarded_soups", "morlhf@learned")
@@ -233,6 +234,25 @@ def test_the_default_plan_compares_every_method_at_five_preferences(tmp_path: Pa
     assert {"reward-model-helpful", "reward-model-harmless"} <= set(learned.needs)
     soup = next(t for t in plan.tasks if t.name == "rewarded_soups 0.5,0.5")
     assert {"morlhf 0,1", "morlhf 1,0"} <= set(soup.needs)
+
+
+@pytest.mark.parametrize(
+    ("spec", "charged"),
+    [
+        ({"method": "dpo"}, True),
+        ({"method": "kto"}, True),
+        ({"method": "cpo"}, True),  # its Config names scores, not labels
+        ({"method": "morlhf"}, False),
+        ({"method": "rewarded_soups"}, False),  # its specialists are rows of their own
+        ({"method": "panacea"}, False),
+        ({"method": "panacea", "settings": {"data": "pairs"}}, True),
+    ],
+)
+def test_rows_on_pairs_are_charged_for_them(spec: dict[str, Any], charged: bool) -> None:
+    comparisons, model = {"seconds": 1.0}, {"seconds": 2.0}
+    learned = {"comparisons": comparisons, "reward model": model}
+    assert _shared({"rewards": "gold", **spec}, learned) == ({"comparisons": comparisons} if charged else {})
+    assert _shared({"rewards": "learned", **spec}, learned) == learned
 
 
 def test_an_unknown_world_is_one_line(run_command: Command, tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """What every entry of METHODS owes its callers: one interface, three objectives, claims, small files, short hooks.
 
-Guards of published bugs that concern every method stand here; those of one method stand in its own test file.
+Guards of published bugs that concern every method stand here; those of one method stand in its own test file. No method
+is named here: what is special about one is read off its Config and the signature of its `fit`.
+
+python tests/test_method_contract.py --write    # brings the table of docs/methods.md up to date
 """
 
 from __future__ import annotations
@@ -8,6 +11,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,17 +23,17 @@ from tiny_bandit import PROMPT_ROWS, TableReward, make_reference, next_distribut
 from align.errors import UserError
 from align.families import load_family
 from align.methods import METHODS
-from align.preferences import Thresholds, Weights
+from align.methods.page import asked_by, facts, rewritten, table
+from align.preferences import Targets, Thresholds, Weights
 from align.runs import Ledger
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "methods.md"
 SMALL = {
     "steps": 2, "batch_size": 16, "num_generations": 4, "max_completion_length": 1, "epochs": 1, "tau": 0.4,
     "labels": "scalarised", "learning_rate": 1e-3, "beta": 0.5, "n": 2, "rounds": 1, "pairs": 16, "online_rounds": 1,
     "online_samples": 16, "prompts_per_round": 8, "replay": 8, "scores": "rows", "logging_steps": 1,
 }  # fmt: skip
-NO_TRAINING = {"best_of_n"}
-ON_THRESHOLDS = {"lagrangian"}
 TWO = (Weights((0.25, 0.75)), Weights((1.0, 0.0)))
 
 
@@ -54,21 +58,31 @@ def rows(count: int) -> list[dict[str, Any]]:
     return found
 
 
+def fields_of(module: ModuleType) -> set[str]:
+    return {f.name for f in dataclasses.fields(module.Config)}
+
+
+def trains(name: str) -> bool:
+    """Whether the method takes gradient steps, its own or those of its specialists."""
+    return bool(fields_of(METHODS[name]) & {"learning_rate", "method_config"})
+
+
 def settings(module: ModuleType, count: int = 2, **changes: Any) -> Any:
     """The method's Config with everything small."""
-    known = {f.name for f in dataclasses.fields(module.Config)}
+    known = fields_of(module)
     small = {**SMALL, "ideal": (1.0,) * count}
     values = {name: value for name, value in small.items() if name in known}
     if "method_config" in known:
-        inner = {f.name for f in dataclasses.fields(METHODS["dpo"].Config)}
+        inner = fields_of(METHODS["dpo"])
         values |= {"method": "dpo", "method_config": {k: v for k, v in {**SMALL, **changes}.items() if k in inner}}
     return module.Config(**{**values, **{k: v for k, v in changes.items() if k in known}})
 
 
 def asked(name: str, weights: Weights) -> Any:
     """The preference by which a method is asked for about what `weights` mean."""
-    if name not in ON_THRESHOLDS:
+    if Weights in asked_by(METHODS[name]):
         return weights
+    assert asked_by(METHODS[name]) == (Thresholds,), f"say here what {name} is asked instead of weights"
     free = weights.values.index(max(weights))
     return Thresholds(tuple(None if k == free else 0.3 if w else -1.0 for k, w in enumerate(weights)))
 
@@ -117,11 +131,11 @@ def test_fit_answers_every_preference_and_survives_the_disk(name: str, reference
     for weights in TWO:
         first = answers(family, name, weights)
         assert first == answers(again, name, weights)
-    assert (ledger.flops == 0 and ledger.tokens == 0) == (name in NO_TRAINING)
+    assert (ledger.flops > 0 and ledger.tokens > 0) == trains(name)
     assert json.loads((tmp_path / "family.json").read_text())["method"] == name
 
 
-@pytest.mark.parametrize("name", [n for n in METHODS if n not in NO_TRAINING])
+@pytest.mark.parametrize("name", [n for n in METHODS if trains(n)])
 def test_training_changes_the_policy_and_the_seed_is_all_its_chance(name: str, reference: str, tmp_path: Path) -> None:
     """E[update] is not 0 (a constant advantage trains nothing: cross-objective PAMA), and a seed repeats it exactly."""
     weights = Weights((0.25, 0.75))
@@ -159,7 +173,7 @@ def test_what_is_missing_is_told(name: str, reference: str, tmp_path: Path) -> N
             settings(module), reference=reference, objectives=objectives(3), preferences=[asked(name, TWO[0])],
             out=tmp_path, ledger=Ledger(), comparisons=rows(2), prompts=PROMPT_ROWS,
         )  # fmt: skip
-    if name not in NO_TRAINING:
+    if trains(name):
         with pytest.raises(UserError):
             module.fit(
                 settings(module), reference=reference, objectives=objectives(2), preferences=[asked(name, TWO[0])],
@@ -169,14 +183,33 @@ def test_what_is_missing_is_told(name: str, reference: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", METHODS)
 def test_shape_of_a_method(name: str) -> None:
-    """A frozen dataclass of keywords, a file of at most 250 lines, a YAML of its own, a line in the documentation."""
+    """A frozen dataclass of keywords, a file of at most 250 lines, a YAML of its own, the facts for its row."""
     module = METHODS[name]
     assert module.__name__ == f"align.methods.{name}"
     assert dataclasses.is_dataclass(module.Config) and module.Config.__dataclass_params__.frozen
     assert all(f.kw_only for f in dataclasses.fields(module.Config))
     assert len(Path(str(module.__file__)).read_text().splitlines()) <= 250
     assert (ROOT / "recipes" / "configs" / f"finetune_{name}.yaml").is_file()
-    assert f"`{name}`" in (ROOT / "docs" / "methods.md").read_text()
+    assert all(facts(module).values()) and set(facts(module)["data"].replace(",", "").split()) <= {
+        "none", "pairs", "prompts", "specialists", "or",
+    }  # fmt: skip
+
+
+def test_the_page_lists_every_method() -> None:
+    text = PAGE.read_text()
+    assert text == rewritten(text, METHODS), "run tests/test_method_contract.py --write"
+    assert [line.split("`")[1] for line in text.splitlines() if line.startswith("| `")] == list(METHODS)
+    assert rewritten(text, {"dpo": METHODS["dpo"]}).count("| `") == 1 and text.startswith("# Methods")
+
+
+def test_a_row_says_what_a_method_is() -> None:
+    """Written by hand for one method whose every cell is known."""
+    (row,) = table({"lagrangian": METHODS["lagrangian"]}).splitlines()[2:]
+    first = "Constrained reinforcement learning with Lagrange multipliers (Safe RLHF, Dai et al. 2024), on RLOO or GRPO"
+    assert row == f"| `lagrangian` | {first} | prompts | thresholds | train | the constrained optimum |"
+    assert asked_by(METHODS["ric"]) == (Weights, Targets)
+    with pytest.raises(ValueError, match="mine has no line 'Data:"):
+        facts(ModuleType("mine", "A method that does not say what it trains on."))
 
 
 def trainer_overrides() -> list[tuple[str, str, int]]:
@@ -206,3 +239,8 @@ def test_no_override_of_a_trainer_is_longer_than_fifteen_lines() -> None:
         "_set_signature_columns_if_needed", "__init__",
     }  # fmt: skip
     assert hooks <= stable, hooks - stable
+
+
+if __name__ == "__main__":
+    if "--write" in sys.argv:
+        PAGE.write_text(rewritten(PAGE.read_text(), METHODS))

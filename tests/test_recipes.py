@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from align.methods import METHODS
+from align.methods.page import asked_by
+from align.preferences import Weights
 from recipes.cli import COMMANDS
 from recipes.stages import joined_claims, objective_keys
 
@@ -17,41 +21,22 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 Rows = dict[str, Path]
 TINY = ["training.batch_size=8", "training.learning_rate=1e-3", "training.save_steps=null"]
 SHAPE = ["hidden=32", "layers=1", "heads=2", "context=32"]
-# What each method of `align.methods.METHODS` needs to take two steps on 16 rows; a new method adds its line.
-RL = ["training.steps=2", "training.batch_size=8", "training.num_generations=4", "training.max_completion_length=6"]
-PAIRS = ["training.labels=objectives", "training.batch_size=8"]
-MADE_OF_DPO = ["training.method=dpo", "training.method_config.labels=objectives", "training.method_config.batch_size=8"]
-SFT = ["training.batch_size=8", "training.max_completion_length=6"]
-METHOD_STEPS = {
-    "dpo": PAIRS,
-    "modpo": PAIRS,
-    "morlhf": RL,
-    "rewarded_soups": MADE_OF_DPO,
-    "best_of_n": ["training.n=2"],
-    "best_sft": [*SFT, "training.n=2"],
-    "ppo": ["training.steps=2", "training.batch_size=8", "training.max_completion_length=6"],
-    "chebyshev": [*RL, "training.ideal=[1.0,1.0]"],
-    "ctwa": RL,
-    "lagrangian": RL,
-    "kto": PAIRS,
-    "gradient_dpo": PAIRS,
-    "gradient_rl": RL,
-    "personalised_soups": MADE_OF_DPO,
-    "mod": MADE_OF_DPO,
-    "genarm": PAIRS,
-    "parm": PAIRS,
-    "ric": [*SFT, "training.scores=objectives", "training.online_rounds=1", "training.online_samples=8"],
-    "cpo": ["training.batch_size=8", "training.scores=objectives"],
-    "dpa": [*SFT, "training.rounds=1", "training.prompts_per_round=8", "training.n=2"],
-    "conditioned_dpo": PAIRS,
-    "mo_odpo": [*SFT, "training.rounds=1", "training.pairs=8"],
-    "conditioned_rl": RL,
-    "panacea": RL,
-    "pblora": RL,
-    "joint_soup": RL,
-}
+# Budgets that make any method take few steps on 16 rows, by the names of its Config's fields.
+SMALL = {
+    "steps": "2", "rounds": "1", "epochs": "1", "batch_size": "8", "num_generations": "4", "max_completion_length": "6",
+    "n": "2", "pairs": "8", "prompts_per_round": "8", "online_rounds": "1", "online_samples": "8", "ideal": "[1.0,1.0]",
+    "labels": "objectives", "scores": "objectives",
+}  # fmt: skip
 EVERY_TIME = ("dpo", "morlhf", "rewarded_soups", "lagrangian", "conditioned_dpo")  # the rest with `make test-all`
-STEPPED = [name if name in EVERY_TIME else pytest.param(name, marks=pytest.mark.slow) for name in METHOD_STEPS]
+STEPPED = [name if name in EVERY_TIME else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
+
+
+def small_steps(method: str, *, place: str = "training") -> list[str]:
+    """Assignments that shrink whatever budgets the method's Config has; specialists are trained by DPO."""
+    known = {f.name for f in dataclasses.fields(METHODS[method].Config)}
+    if "method_config" in known:
+        return [f"{place}.method=dpo", *small_steps("dpo", place=f"{place}.method_config")]
+    return [f"{place}.{name}={value}" for name, value in SMALL.items() if name in known]
 
 
 def settings(assignments: list[str]) -> list[str]:
@@ -106,10 +91,13 @@ def test_reward_model(run_command: Command, tiny_model: Path, tiny_rows: Rows, t
     assert 0 <= run["metrics"]["accuracy"] <= 1
 
 
-def test_every_method_takes_its_steps_here() -> None:
-    from align.methods import METHODS
-
-    assert set(METHOD_STEPS) == set(METHODS)
+def test_a_method_s_budgets_are_found_by_name() -> None:
+    assert small_steps("best_of_n") == ["training.n=2"]
+    assert small_steps("mod")[:2] == ["training.method=dpo", "training.method_config.epochs=1"]
+    budgets = {"steps", "rounds", "epochs", "n", "method_config"}
+    for name, module in METHODS.items():
+        known = {f.name for f in dataclasses.fields(module.Config)}
+        assert known & budgets, f"{name} has no budget that this test can shrink: name one of {sorted(budgets)}"
 
 
 @pytest.mark.parametrize("method", STEPPED)
@@ -121,8 +109,8 @@ def test_finetune_evaluate_report(
     objectives = settings_file(tmp_path)
     arguments = ["finetune", method, "--config", objectives, "--model", tiny_model, "--data", tiny_rows["comparisons"]]
     wide = ["--weights", "1,0", "0,1"] if method in ("dpo", "rewarded_soups") else ["--weights", "0.5,0.5"]
-    wide = ["--weights", "thresholds=none,0.1"] if method == "lagrangian" else wide
-    done = run_command(*arguments, "--out", out, "--limit", "16", *wide, *settings(METHOD_STEPS[method]))
+    wide = ["--weights", "thresholds=none,0.1"] if Weights not in asked_by(METHODS[method]) else wide
+    done = run_command(*arguments, "--out", out, "--limit", "16", *wide, *settings(small_steps(method)))
     run = finished(done, out)
     assert run["metrics"]["method"] == method
     assert json.loads((out / "family.json").read_text())["method"]

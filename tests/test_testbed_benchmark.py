@@ -29,11 +29,13 @@ def rows() -> planning.Rows:
     return planning.read_rows(FOLDER / "testbed_rows.yaml")
 
 
-def test_the_rows_are_enough_and_cover_every_method(rows: planning.Rows) -> None:
+def test_the_rows_are_enough_and_name_real_methods(rows: planning.Rows) -> None:
+    """A method joins the benchmark by a row, which it need not have: it has to be measured first."""
     from align.methods import METHODS
 
     assert len(rows.rows) >= 24
-    assert {spec["method"] for spec in rows.rows.values()} == set(METHODS)
+    named = {spec["method"] for spec in rows.rows.values()}
+    assert named <= set(METHODS) and len(named) >= 24
 
 
 def test_a_plan_has_every_cell_once_and_needs_nothing_that_is_missing(rows: planning.Rows, tmp_path: Path) -> None:

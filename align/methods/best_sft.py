@@ -8,6 +8,7 @@ at the law of the kept responses, which for `keep = 1` is best-of-n (`align.test
 best are taken within each prompt, uniformly among equals. Training is on the sampled token ids: a response that was cut
 at `max_completion_length` has no end token, and none is put there. TRL divides each batch's likelihood by its number of
 tokens, which for batches of many responses is a constant.
+Data: prompts. Fixed point: imitation of the best of n.
 """
 
 from __future__ import annotations

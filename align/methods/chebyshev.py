@@ -16,6 +16,7 @@ weights settle.
 Deviations: published language-model code (a Chebyshev trainer beside CTWA) takes the minimum of each token's or
 response's scores, the mean of the utility (ESR), which is another problem with another optimum.
 Legend: N points, K objectives.
+Data: prompts. Fixed point: the optimum of (smooth) `min_k w_k (E r_k - z_k)` less beta KL.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ optimum of `J = E[w . r] - beta KL(pi || ref)`, on the support of the pairs.
 Ours: the offline twin of MO-ODPO (Gupta et al. 2025). COS-DPO (Ren et al. 2025) conditions one model, too, but sums
 `w_k DPO_k` over each objective's labels, whose minimiser has the log-odds of `sum_k w_k sigmoid(dr_k / tau)` and is the
 optimum of w . r at the vertices only.
+Data: pairs. Fixed point: the optimum of J on the support of the pairs.
 """
 
 from __future__ import annotations

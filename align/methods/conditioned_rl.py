@@ -8,6 +8,7 @@ where every J_w is. The conditioned form of MORLHF (as P-MORL in Jang et al. 202
 response, and MOC of He et al. 2026), with the sequence's KL in the reward and unscaled advantages
 (align/methods/onpolicy.py).
 Legend: K objectives.
+Data: prompts. Fixed point: the optimum of J.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ raw rating instead of the best score; its distance in honesty is -|P| - c; a rat
 helpfulness says "helplessness". Targets are the ratings of another response to the prompt, as there, or uniform. The
 mix of cases is a probability of control per objective, not a table of counts.
 Legend: K objectives.
+Data: pairs. Fixed point: none.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from align.methods.tagged_training import (
     imitate,
     pair_config,
 )
-from align.preferences import Preference, Targets, Weights
+from align.preferences import Targets, Weights
 from align.runs import Ledger, Run
 
 TARGETS = ("responses", "uniform")
@@ -69,7 +70,7 @@ def fit(
     *,
     reference: str,
     objectives: Mapping[str, Objective],
-    preferences: Sequence[Preference],
+    preferences: Sequence[Weights | Targets],
     out: Path,
     ledger: Ledger,
     comparisons: Sequence[Row] | None = None,

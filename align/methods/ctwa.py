@@ -17,6 +17,7 @@ clipped and u is the advantage itself, including the sequence's KL, with no filt
 advantage or r_k is constant have no correlation: where all are such, the weights stay (the same code's PAMA trains on a
 constant advantage).
 Legend: B completions, P prompts, S completions of a prompt, K objectives.
+Data: prompts. Fixed point: none: the weights move.
 """
 
 from __future__ import annotations

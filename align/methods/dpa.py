@@ -11,6 +11,7 @@ most `log n - (n - 1) / n` nats, so that rounds and n say how far the policy goe
 a sentence with integers of 0 to 100, raw objectives instead of one regression model's scale, and directions uniform on
 the positive orthant (or on a cone: theirs are within 45 degrees of helpfulness, negative verbosity included).
 Legend: K objectives.
+Data: prompts. Fixed point: imitation of the best of n in the direction.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from align.methods.base import Objective, Row, TrainingConfig, check_preferences
 from align.methods.tagged import Response
 from align.methods.tagged_training import Example, frozen, imitate
 from align.preference_draws import draw_directions
-from align.preferences import Direction, Preference, Weights
+from align.preferences import Direction, Weights
 from align.runs import Ledger, Run
 
 
@@ -56,7 +57,7 @@ def fit(
     *,
     reference: str,
     objectives: Mapping[str, Objective],
-    preferences: Sequence[Preference],
+    preferences: Sequence[Weights | Direction],
     out: Path,
     ledger: Ledger,
     comparisons: Sequence[Row] | None = None,

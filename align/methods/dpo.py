@@ -3,6 +3,7 @@
 Per preference w the loss is `-log sigmoid((beta / tau) [dlog(pi/ref)])`. With labels drawn from
 `sigmoid(w . dr / tau)` its minimiser over all policies is `ref exp(w . r / beta)`, the optimum of
 `J = E[w . r] - beta KL(pi || ref)`, on the support of the pairs.
+Data: pairs. Fixed point: the optimum of J on the support of the pairs.
 """
 
 from __future__ import annotations

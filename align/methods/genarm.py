@@ -18,6 +18,7 @@ not the reference (that is what a uniform ARM gives).
 
 Deviations from the official code: responses are sampled at temperature 1 from the mixture as written; and beta_r is
 tied to the J that is claimed, where it chose .5 and .01 for two objectives and tuned the coefficients at decoding.
+Data: pairs. Fixed point: guidance of the reference by one model per objective.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ k, bit for bit.
 *Deviations from the official code* (PeterLauLukChen/RACO, fd94b6f): there a tie is a label of 0, which only adds a
 constant to the loss; here the annotator breaks it. How gradients are gathered: see align/gradient_step.py.
 Legend: B pairs, K objectives of weight above 0.
+Data: pairs. Fixed point: some Pareto-stationary point; `sum` averages labels, not rewards.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ Samples, rewards and KL are those of align/methods/onpolicy.py; only advantages 
 `A_k = A + (r_k - w . r, minus the group's baseline)`, exactly A where w = e_k. How gradients are gathered and combined:
 align/gradient_step.py. Legend: B completions in P groups of G, F reward functions of which the first K are the
 objectives of weight above 0.
+Data: prompts. Fixed point: some Pareto-stationary point; `sum` is MORLHF.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ for the inside; here the inside is trained as well, on the same straight path.
 Two ablations. `products: true` adds `4 sum_{j<k} w_j w_k D_jk`, which bends the path between the corners; on the
 testbed that was worse after equal steps. `rest: false` leaves embeddings and norms at the reference's, which was worse
 by far: directions in the linear layers alone cannot sharpen what a frozen norm and output say.
+Data: prompts or pairs. Fixed point: the optimum of J (on policy).
 """
 
 from __future__ import annotations

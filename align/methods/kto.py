@@ -10,6 +10,7 @@ pi/ref, so that undesirable responses lose all their mass and desirable ones sha
 *Deviations from the official code*: z comes from completions moved on by one within a batch (TRL), which also pairs
 some prompts with responses of their own; all passes over the examples are laid out and shuffled beforehand and end with
 a whole batch, since TRL reads them in order, in every epoch alike, and would pair a last batch of one with itself.
+Data: pairs. Fixed point: the reference conditioned on the desirable responses.
 """
 
 from __future__ import annotations

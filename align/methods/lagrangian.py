@@ -17,6 +17,7 @@ of its objective over the last `window` steps is below d_j. The saddle point is 
   multiplier and policy circle the saddle point; `trace` in the metrics shows it.
 Further deviations from the official code: no critics, clamped rewards or PTX loss; one multiplier per constraint, not
 one in all; the window counts steps of all processes, not the last 128 episodes of each.
+Data: prompts. Fixed point: the constrained optimum.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ must be a distribution: for forward_kl and alpha the constant is solved for at e
 the code ranks by the power mean without it, and without 1/alpha; `normaliser: rescale` is that power mean divided by
 its sum. The rules read log-probabilities, where its greedy branch reads raw logits (its forward KL and alpha mix
 unnormalised scores), and any number of specialists, where its cache of the reference has the fixed index 2.
+Data: specialists. Fixed point: token-level products; exact for one-token responses.
 """
 
 from __future__ import annotations

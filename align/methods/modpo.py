@@ -3,6 +3,7 @@
 MODPO at weights w is DPO at `beta / (w_0 tau)` against a reference shifted by `(w_rest . r_rest) / beta`
 (`align.losses.modpo_reference_shift`), so that stock DPOTrainer trains it: two columns of its dataset are replaced.
 With labels of `sigmoid(dr_0 / tau)` and exact margins its minimiser is the optimum of `E[w . r] - beta KL(pi || ref)`.
+Data: pairs. Fixed point: the optimum of J on the support of the pairs.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ The row that is compared at beta optimises `J = E[w . r] - beta KL(pi || ref)` i
 truncation, one optimisation step per batch of samples, rewards neither scaled nor clipped, and the sequence's
 `beta (log pi - log ref)` subtracted from its reward. Everything that optimises something else has a name in `Config`,
 and `describe` says what it is.
+Data: prompts. Fixed point: the optimum of J, unless `kl`, `scale_rewards` or `aggregation` say otherwise.
 """
 
 from __future__ import annotations

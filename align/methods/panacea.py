@@ -5,6 +5,7 @@ expected `sum_k w_k` of the objectives' rewards (on policy) or DPO losses (on pa
 Deviations: their code was not read, and the formulas follow the paper. A preference is drawn for each prompt or pair,
 not for each batch (`draw: step` is theirs); on-policy training is TRL's GRPO with the sequence's KL in the reward where
 theirs is PPO; Tchebycheff aggregation (of losses) is left to the method chebyshev.
+Data: prompts or pairs. Fixed point: the optimum of J (on policy).
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ expectation, at less variance); the adapter is on every linear layer, where it i
 and v; beta_r is tied to the J that is claimed, where it is .01; lengths are counted in tokens, where it filters by
 characters; and responses are sampled at temperature 1, where it decodes greedily.
 Legend: B pairs, R = 2 B responses, T tokens, V vocabulary, K objectives.
+Data: pairs. Fixed point: guidance of the reference by one conditioned model.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@
 Deviations: PARM trains an autoregressive reward model with it, on pairs and without a reference, which the method parm
 does; here it is the policy itself, on policy or by DPO. Their adapter sits on the attention's q, k and v only, ours on
 every linear layer; their Dirichlet(.5) is `concentration: 0.5`, drawn for each prompt or pair, not for each batch.
+Data: prompts or pairs. Fixed point: the optimum of J (on policy).
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ A preference chooses the objectives that have weight above 0; how large the weig
 preferences are sets. Deviation from the official code: adapters are merged exactly unless `adapter_merge: factors` asks
 for its average of the factors A and B; and any method of this package may train the specialists, where the paper has
 PPO on reward models that read the preference as a sentence.
+Data: specialists. Fixed point: none; which weights are above 0 is all that counts.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ Deviations from the code of Ziegler et al. 2019 (openai/lm-human-preferences), w
   when asked; losses are summed over a response's tokens, whose number differs here, and averaged over responses.
 - The value is a linear head that passes no gradient into the policy (see align/actor_critic.py), with a learning rate
   and a gradient norm of its own: its errors cost variance, at lam = 1 they neither bias nor shorten the policy's step.
-
 Legend: B responses, T response tokens, K objectives.
+Data: prompts. Fixed point: the optimum of J.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ Full weights are interpolated tensor by tensor, adapters through the sum of thei
 `sum_k w_k s_k B_k A_k`. Deviation from the official code: that averages the adapters' factors A and B, which is another
 model (at .5/.5 of two independent adapters the change is off by about its own size); `adapter_merge: factors` does the
 same, so that the loss can be measured.
+Data: specialists. Fixed point: none inside the simplex.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ scores (`ends: normal` gives theirs, the extremes of 100,000 normal draws, +-4.3
 is sampled at temperature 1 from the whole distribution (theirs: 0.7, top_p 0.9); the loss covers the end token (theirs
 since 2024-11-03).
 Legend: N responses, K objectives.
+Data: pairs, prompts. Fixed point: none: imitation of what has the scores asked for.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from align.methods.base import Objective, Row, TrainingConfig, check_preferences
 from align.methods.dpo import required_rows
 from align.methods.tagged import Response
 from align.methods.tagged_training import Example, frozen, imitate
-from align.preferences import Preference, Targets, Weights
+from align.preferences import Targets, Weights
 from align.runs import Ledger, Run, write_json
 
 STATS_FILE = "stats.json"
@@ -101,7 +102,7 @@ def fit(
     *,
     reference: str,
     objectives: Mapping[str, Objective],
-    preferences: Sequence[Preference],
+    preferences: Sequence[Weights | Targets],
     out: Path,
     ledger: Ledger,
     comparisons: Sequence[Row] | None = None,
