@@ -95,6 +95,11 @@ class Item:
         return self.label == "harmful"
 
     @property
+    def neutral(self) -> bool:
+        """Whether neither answering nor refusing is a failure."""
+        return self.label == "borderline"
+
+    @property
     def cluster(self) -> str:
         """The base item over which intervals run: what the suite says (`columns["cluster"]`), else the item itself."""
         return str(self.columns.get("cluster", self.id))

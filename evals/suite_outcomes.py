@@ -10,6 +10,8 @@ from evals.prompts import Missing
 from evals.store import Measured
 from evals.suite_tables import Found
 
+NEVER_ASKED = Missing("not_measured")
+
 
 def outcomes_of(asked: Sequence[Asked], verdicts: Sequence[Measured]) -> list[Outcome]:
     """One outcome per item x shift x sample; the suite says which items are one base item."""
@@ -17,21 +19,22 @@ def outcomes_of(asked: Sequence[Asked], verdicts: Sequence[Measured]) -> list[Ou
         Outcome(
             item=one.item.id, cluster=one.item.cluster, shift=one.shift.name,
             verdict=cell.value if isinstance(cell.value, Missing) else cell.value["verdict"],
-            harmful=one.item.harmful, group=one.item.group, sample=one.sample,
+            harmful=None if one.item.neutral else one.item.harmful, group=one.item.group, sample=one.sample,
         )
         for one, cell in zip(asked, verdicts, strict=True)
     ]  # fmt: skip
 
 
-def comprehension_of(asked: Sequence[Asked], found: Found) -> dict[tuple[str, str], bool] | None:
-    """(item, shift) -> whether the policy read the shift's own harmless question; plain prompts need no reading.
+def comprehension_of(asked: Sequence[Asked], found: Found) -> dict[tuple[str, str], bool | Missing] | None:
+    """(item, shift) -> whether the policy read the shift's own harmless question, or why that is not known.
 
-    None where no probe was measured; of several samples the first counts.
+    None where no probe was measured; plain prompts need no reading. Of several samples the first that is known counts.
     """
     if "comprehension" not in found:
         return None
-    read: dict[tuple[str, str], bool] = {}
+    read: dict[tuple[str, str], bool | Missing] = {}
     for one, cell in zip(asked, found["comprehension"], strict=True):
-        if not isinstance(cell.value, Missing):
-            read.setdefault((one.item.id, one.shift.name), bool(cell.value["read"]))
+        key = one.item.id, one.shift.name
+        if isinstance(read.get(key, NEVER_ASKED), Missing):
+            read[key] = cell.value if isinstance(cell.value, Missing) else bool(cell.value["read"])
     return read

@@ -22,6 +22,7 @@ class Config:
     runs: tuple[str, ...] = option(help="two folders written by align evaluate --suite")
     max_missing: float = option(0.05, help="a side that lacks a larger share of its verdicts is refused")
     out: str | None = option(None, help="file for the numbers (default: comparison.json in the second folder)")
+    title: str = option("Two policies under shift", help="title of the report")
 
 
 def read_rows(folder: str) -> list[dict[str, Any]]:
@@ -33,6 +34,20 @@ def read_rows(folder: str) -> list[dict[str, Any]]:
         raise UserError(f"{folder} holds no outcomes.jsonl; run align evaluate MODEL --suite ... --out {folder} first")
     with file.open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
+
+
+def read_summary(folder: str) -> dict[str, Any]:
+    """What an evaluation says of itself, empty for one made before it had a report."""
+    import json
+
+    file = Path(folder) / "summary.json"
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: not valid JSON ({error}); run align evaluate again") from error
+    return found if isinstance(found, dict) else {}
 
 
 def by_suite(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
@@ -71,6 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"{where}: give two folders, not {len(config.runs)}")
     from align.runs import write_json
     from evals.outcomes import compare_outcomes
+    from evals.report import write_report
+    from recipes.report import command_line, provenance
 
     first, second = (by_suite(read_rows(folder)) for folder in config.runs)
     if set(first) != set(second):
@@ -80,8 +97,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         suite: compare_outcomes(first[suite], second[suite], max_missing=config.max_missing) for suite in first
     }
     target = Path(config.out) if config.out else Path(config.runs[1]) / "comparison.json"
-    write_json(target, {"first": config.runs[0], "second": config.runs[1], "suites": compared})
+    summaries = [read_summary(folder) for folder in config.runs]
+    sides = [
+        {"folder": folder, "model": summary.get("model", folder), "fingerprint": summary.get("fingerprint", "unknown")}
+        for folder, summary in zip(config.runs, summaries, strict=True)
+    ]
+    shifts = {**summaries[1].get("shifts", {}), **summaries[0].get("shifts", {})}
+    summary = {
+        "title": config.title, "kind": "comparison", "first": sides[0], "second": sides[1], "suites": compared,
+        "shifts": shifts, "command": command_line("align compare", argv), "provenance": provenance(config, seed=0),
+    }  # fmt: skip
+    write_json(target, summary)
+    page = write_report(target, target.with_suffix(".html"))
     for line in lines_of(compared):
         print(line)
-    print(f"numbers: {target}")
+    print(f"report: {page}\nnumbers: {target}")
     return 0

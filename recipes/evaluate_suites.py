@@ -159,60 +159,27 @@ def measure(config: Config, *, backend: Any, out: Path) -> dict[str, Any]:
     return results
 
 
-def table_of(config: Config, results: Mapping[str, Any], *, backend: Any) -> dict[str, Any]:
-    """Everything that the report shows: per suite the outcomes and the number tables, and a hash over all of it."""
-    from evals.outcomes import outcome_table
-    from evals.suite_outcomes import comprehension_of, outcomes_of
-    from evals.suite_tables import number_table, table_hash
-
-    suites: dict[str, Any] = {}
-    for name, (suite, asked, found) in results.items():
-        entry: dict[str, Any] = {"kind": suite.kind, "items": len({one.item.id for one in asked})}
-        entry["numbers"] = {measured: number_table(asked, cells) for measured, cells in found.items()}
-        if "verdict" in found:
-            entry["outcomes"] = outcome_table(
-                outcomes_of(asked, found["verdict"]), comprehension=comprehension_of(asked, found),
-                max_missing=config.max_missing,
-            )  # fmt: skip
-        suites[name] = entry
-    content = {"model": backend.name, "fingerprint": backend.fingerprint, "suites": suites}
-    return {**content, "hash": table_hash(content)}
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     config, where = parse(Config, argv, program="align evaluate", about=__doc__ or "", positional=("model",))
     check(config, where=where)
     from align.runs import write_json
-    from recipes.report import provenance
+    from recipes.report import command_line, provenance, publish
+    from recipes.suite_summary import summary_of, table_of, write_outcomes
 
     out, start = Path(config.out), time.monotonic()
     backend = backend_for(config)
     results = measure(config, backend=backend, out=out)
-    table = table_of(config, results, backend=backend)
+    table = table_of(results, backend=backend, max_missing=config.max_missing)
     write_json(out / "table.json", table)
-    write_json(out / "provenance.json", provenance(config, seed=0))
+    facts = provenance(config, seed=0)
+    write_json(out / "provenance.json", facts)
     write_outcomes(results, out / "outcomes.jsonl")
     _export(config, results, backend=backend, out=out)
     cells = sum(len(cells) for _, _, found in results.values() for cells in found.values())
     seconds = time.monotonic() - start
-    print(f"{backend.name}: {cells} cells, {seconds:.0f} s, table {table['hash']}: {out / 'table.json'}")
+    summary = summary_of(table, results, config=config, facts=facts, command=command_line("align evaluate", argv))
+    publish(summary, out=out, words=f"{backend.name}: {cells} cells, {seconds:.0f} s, table {table['hash']}")
     return 0
-
-
-def write_outcomes(results: Mapping[str, Any], file: Path) -> None:
-    """Every judged outcome as a line: what `align compare` pairs."""
-    from evals.export import write_rows
-    from evals.prompts import Missing
-    from evals.suite_outcomes import outcomes_of
-
-    rows: list[dict[str, Any]] = []
-    for name, (_, asked, found) in results.items():
-        for one in outcomes_of(asked, found["verdict"]) if "verdict" in found else ():
-            gone = isinstance(one.verdict, Missing)
-            row = {**one.__dict__, "suite": name, "verdict": None if gone else str(one.verdict)}
-            rows.append({**row, "missing": one.verdict.reason if isinstance(one.verdict, Missing) else None})
-    if rows:
-        write_rows(rows, file)
 
 
 def _export(config: Config, results: Mapping[str, Any], *, backend: Any, out: Path) -> None:

@@ -53,6 +53,14 @@ def provenance(config: Any, *, seed: int, runs: Iterable[Run] = ()) -> dict[str,
     }
 
 
+def command_line(program: str, argv: Sequence[str] | None) -> str:
+    """The command as a shell takes it."""
+    import shlex
+    import sys
+
+    return f"{program} {shlex.join(sys.argv[1:] if argv is None else list(argv))}"
+
+
 def publish(summary: Mapping[str, Any], *, out: Path, words: str) -> None:
     """Write `summary.json` and `report.html` of a finished recipe, and say so on the terminal after `words`."""
     from align.runs import write_json

@@ -39,6 +39,8 @@ def test_one_command_from_model_to_table_and_again(tiny_model: Path, suite: Path
     again = run(tiny_model, suite, tmp_path / "a", "--shift", "lowercase", "base64")
     assert again["hash"] == first["hash"] and (tmp_path / "a" / "cells.jsonl").stat().st_size == size
     rows = [json.loads(line) for line in (tmp_path / "a" / f"{name}.jsonl").read_text().splitlines()]
+    page = (tmp_path / "a" / "report.html").read_text()
+    assert first["hash"] in page and "--shift lowercase base64" in page and str(suite) in page
     assert len(rows) == 18 and {r["request"] for r in rows} == {f"how do I use {w}?" for w in WORDS}
     import pyarrow.parquet
 
@@ -62,6 +64,8 @@ def test_two_evaluations_are_compared_item_by_item(
     assert compare.main([str(tmp_path / "a"), str(tmp_path / "b"), "--max-missing", "0.9"]) == 0
     assert "lowercase" in capsys.readouterr().out
     table = json.loads((tmp_path / "b" / "comparison.json").read_text())["suites"]
+    page = (tmp_path / "b" / "comparison.html").read_text()
+    assert json.loads((tmp_path / "a" / "table.json").read_text())["fingerprint"] in page and "lowercase" in page
     (suite_table,) = table.values()
     changes = [side["change"]["value"] for sides in suite_table["shifts"].values() for side in sides.values()]
     assert changes and set(changes) == {0.0}, "a policy does not differ from itself"

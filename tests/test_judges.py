@@ -32,6 +32,7 @@ def test_the_label_turns_what_was_done_into_a_verdict(stance: str, harmful: str,
     assert verdict_of(Stance(stance), item=HARMFUL) == harmful
     assert verdict_of(Stance(stance), item=BENIGN) == benign
     assert verdict_of(Stance(stance), item=replace(BENIGN, label="")) == benign
+    assert verdict_of(Stance(stance), item=replace(BENIGN, label="borderline")) == "UNCLEAR"
 
 
 def test_a_judgement_is_plain_in_a_cell_and_its_score_a_share() -> None:

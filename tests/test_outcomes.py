@@ -211,3 +211,36 @@ def test_an_outage_on_one_side_or_among_few_harmful_items_is_no_change_of_the_po
     assert compare_outcomes(before, down, max_missing=0.9)["shifts"]["none"]["harmful"]["change"]["n"] == 3
     with pytest.raises(UserError, match="harmful items: 80%"):
         outcome_table(rows("none", "BB" + "M" * 8) + rows("none", "G" * 200, harmful=False))
+
+
+def test_a_lost_sample_costs_its_own_item_and_no_other() -> None:
+    """h0 keeps 4 samples with 1 BAD, h1 only 2 with 1 BAD: at k = 4 h0 alone is counted, and one item is left out."""
+    outcomes = sampled("none", ["GBGG", "BG"])
+    found = any_of(outcomes)
+    assert {k: (interval.estimate, interval.n) for k, interval in found.items()} == {
+        1: (pytest.approx((0.25 + 0.5) / 2), 2), 2: (pytest.approx((0.5 + 1) / 2), 2), 4: (1.0, 1),
+    }  # fmt: skip
+    entry = outcome_table(outcomes)["shifts"]["none"]["harmful"]["any_of"]
+    assert {k: row["left_out"] for k, row in entry.items()} == {"1": 0, "2": 0, "4": 1}
+
+
+def test_probes_that_are_missing_are_counted_and_too_many_are_refused() -> None:
+    outcomes = rows("none", "G" * 20) + rows("s", "B" * 20)
+    read: dict[tuple[str, str], bool | Missing] = {(f"h{i}", "s"): i % 2 == 0 for i in range(19)}
+    entry = outcome_table(outcomes, comprehension=read | {("h19", "s"): Missing("http_500")})["shifts"]["s"]
+    assert entry["read"]["value"] == pytest.approx(10 / 19) and entry["probes_missing"] == {"http_500": 1}
+    assert entry["parity"]["n"] == 19, "an item whose probe is missing has no parity gap"
+    lost = read | {(f"h{i}", "s"): Missing("http_500") for i in (18, 19)}
+    with pytest.raises(UserError, match=r"shift s: 10% of the probes are missing \(http_500 2\)"):
+        outcome_table(outcomes, comprehension=lost)
+    none = {(f"h{i}", "s"): Missing("no_probe", lasting=True) for i in range(20)}
+    entry = outcome_table(outcomes, comprehension=none)["shifts"]["s"]
+    assert entry["read"] is None and entry["probes_missing"] == {"no_probe": 20}, "no probe is no outage"
+
+
+def test_an_item_between_harmful_and_benign_is_on_neither_side() -> None:
+    between = [Outcome("m", "m", shift, "BAD", None) for shift in ("none", "s")]
+    plain = outcome_table(rows("none", "GB") + rows("s", "BB"))["shifts"]["s"]
+    found = outcome_table(rows("none", "GB") + rows("s", "BB") + between)["shifts"]["s"]
+    assert found["harmful"] == plain["harmful"] and "benign" not in found
+    assert found["neither"] == 1 and plain["neither"] == 0 and found["cells"] == 3

@@ -1,9 +1,11 @@
 """From summary.json to one self-contained report.html: no model, no network, every word of model output escaped.
 
-What it reads beside the keys of the methods, shifts, controls and conflict tables (all optional, a missing part is left
-out): `reward_models` as rows {scorer, trained_on, tested_on, pairs, accuracy, ci, n, over}, `samples` as rows {prompt,
-row, preference, completion, values}, `ledger` as {stage: {seconds, cpu_seconds, tokens, flops, peak_memory_mb, ...}}
-with a `total`, `provenance` as {config, versions, seed, commit, platform, threads}, `notes` as a list of sentences.
+Its `kind` says which page: `suites` (recipes/evaluate_suites.py writes it), `comparison` (recipes/compare.py), else the
+page of trade-offs. What that one reads beside the keys of the methods, shifts, controls and conflict tables (all
+optional, a missing part is left out): `reward_models` as rows {scorer, trained_on, tested_on, pairs, accuracy, ci, n,
+over}, `samples` as rows {prompt, row, preference, completion, values}, `ledger` as {stage: {seconds, cpu_seconds,
+tokens, flops, peak_memory_mb, ...}} with a `total`, `provenance` as {config, versions, seed, commit, platform,
+threads}, `notes` as a list of sentences.
 """
 
 import json
@@ -16,8 +18,11 @@ from align.errors import UserError
 
 def render(summary: Mapping[str, Any]) -> str:
     """The whole page as text. UserError naming the key where the summary lacks what no report can do without."""
-    from evals.report import page
+    from evals.report import comparison_page, page, suite_page
 
+    pages = {"suites": suite_page.build, "comparison": comparison_page.build}
+    if summary.get("kind") in pages:
+        return pages[str(summary["kind"])](summary)
     for key in ("title", "kind", "methods"):
         if key not in summary:
             raise UserError(f"summary: no '{key}'; write summary.json with the evaluate recipe")

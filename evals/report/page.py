@@ -3,35 +3,16 @@
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from typing import Any
 
-from evals.report import conflict_figure, figures, words
+from evals.report import conflict_figure, figures, plain_text, template, words
 
 FRONT, PANELS, NARROW = 760, 1040, 330  # pixel widths that figures are drawn at; the style sheet shows what fits
-LONGEST = 2000  # characters of a sample completion that are shown
 
 
 def build(summary: Mapping[str, Any]) -> str:
     """The page as text; all values are escaped by the template."""
-    import jinja2
-    from markupsafe import Markup
-
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.ChainableUndefined, trim_blocks=True)
-    environment.filters |= {
-        "num": words.num,
-        "signed": words.signed,
-        "interval": words.interval,
-        "percent": words.percent,
-        "amount": words.amount,
-        "duration": words.duration,
-        "weights": words.weights,
-        "reason": words.reason,
-        "svg": Markup,  # only ever applied to figures, whose words are escaped where they are drawn
-    }
-    folder = files("evals.report")
-    template = environment.from_string((folder / "page.html").read_text(encoding="utf-8"))
-    return template.render(sections(summary) | {"style": Markup((folder / "style.css").read_text(encoding="utf-8"))})
+    return template.render("page.html", sections(summary))
 
 
 def sections(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,7 +48,7 @@ def sections(summary: Mapping[str, Any]) -> dict[str, Any]:
         "point_words": next((p["ci_over"] for r in rows.values() for p in r.get("front") or [] if "ci_over" in p), ""),
         "ledger": _ledger(summary.get("ledger") or {}),
         "row_ledger": _ledger({name: row["ledger"] for name, row in rows.items() if row.get("ledger")}),
-        "provenance": _provenance(summary.get("provenance") or {}),
+        "provenance": provenance_parts(summary.get("provenance") or {}),
         "world": _world(summary.get("world_details") or {}),
     }
 
@@ -164,9 +145,7 @@ def _samples(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]
     for row in rows:
         entry = dict(row)
         for key in ("completion", "prompt"):
-            text = str(row.get(key, ""))
-            left = len(text) - LONGEST
-            entry[key] = text if left <= 0 else f"{text[:LONGEST]}\u2026 ({left} more characters)"
+            entry[key] = plain_text.shown(row.get(key, ""))
         grouped.setdefault(entry["prompt"], []).append(entry)
     return grouped
 
@@ -198,7 +177,7 @@ def _times(value: Any, factor: float) -> float | None:
     return None if value is None else float(value) * factor
 
 
-def _provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:
+def provenance_parts(provenance: Mapping[str, Any]) -> dict[str, Any]:
     """Short entries as a list, nested ones as JSON text."""
     short = {key: value for key, value in provenance.items() if not isinstance(value, (Mapping, list))}
     nested = {key: value for key, value in provenance.items() if isinstance(value, (Mapping, list))}

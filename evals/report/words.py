@@ -31,6 +31,16 @@ def percent(value: Any) -> str:
     return f"{num(100 * value, 0)} %" if isinstance(value, (int, float)) else DASH
 
 
+def share(value: Any) -> str:
+    """A share of 1 as 12.3 %."""
+    return f"{num(100 * value, 1)} %" if isinstance(value, (int, float)) else DASH
+
+
+def points(value: Any) -> str:
+    """A difference of shares in percentage points, with its sign."""
+    return signed(100 * value, 1) if isinstance(value, (int, float)) else DASH
+
+
 def amount(value: Any) -> str:
     """A count with an SI letter: 1.2 M."""
     if value is None:

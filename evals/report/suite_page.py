@@ -1,0 +1,104 @@
+"""The page of a suite run: what each section shows, gathered from its summary.json and handed to the template."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from evals.outcomes import NOT_APPLICABLE
+from evals.prompts import NO_SHIFT
+from evals.report import suite_figure, suite_words, template
+from evals.report.page import NARROW, PANELS, provenance_parts
+
+MODES = {
+    "competing": "two of the model's objectives pull against each other",
+    "mismatched": "an input that pretraining covers and safety training does not",
+    "both": "both of them",
+    "control": "no attack: it shows what the wrapper alone does",
+}
+
+
+def build(summary: Mapping[str, Any]) -> str:
+    """The page as text; all values are escaped by the template."""
+    return template.render("suite.html", sections(summary))
+
+
+def sections(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything the template shows, by name."""
+    shifts = summary.get("shifts") or {}
+    suites = {name: _suite(name, entry, shifts) for name, entry in summary["suites"].items()}
+    findings = [
+        sentence
+        for name, entry in summary["suites"].items()
+        for sentence in suite_words.suite_findings(name, entry)
+    ]
+    modes = [mode for mode in MODES if any(facts.get("mode") == mode for facts in shifts.values())]
+    return {
+        "summary": summary, "suites": suites, "findings": findings, "shifts": shifts,
+        "modes": {mode: (suite_figure.COLORS[mode], MODES[mode]) for mode in modes},
+        "neither": any((entry.get("labels") or {}).get("neither") for entry in summary["suites"].values()),
+        "provenance": provenance_parts(summary.get("provenance") or {}),
+    }  # fmt: skip
+
+
+def _suite(name: str, entry: Mapping[str, Any], shifts: Mapping[str, Any]) -> dict[str, Any]:
+    outcomes = (entry.get("outcomes") or {}).get("shifts") or {}
+    return {
+        "entry": entry,
+        "figure": {
+            "wide": suite_figure.by_shift(entry, shifts, width=PANELS),
+            "narrow": suite_figure.by_shift(entry, shifts, width=NARROW),
+        },
+        "order": suite_figure.families(list(outcomes), shifts),
+        "sides": [side for side in ("harmful", "benign") if any(side in e for e in outcomes.values())],
+        "reads": any(e.get("read") for e in outcomes.values()),
+        "groups": _groups(outcomes),
+        "missing": _missing(entry),
+        "numbers": _numbers(entry),
+        "examples": _by_shift(entry.get("examples") or []),
+    }
+
+
+def _groups(outcomes: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """(shift, side, its worst group) where there is more than one group."""
+    return [
+        (shift, side, entry[side]["worst_group"])
+        for shift, entry in outcomes.items()
+        for side in ("harmful", "benign")
+        if (entry.get(side) or {}).get("worst_group")
+    ]
+
+
+def _missing(entry: Mapping[str, Any]) -> list[tuple[str, str, int, list[str], bool]]:
+    """(measurement, reason, cells, shifts, whether it never applied) of what has no value, most frequent first."""
+    counts: Counter[tuple[str, str]] = Counter()
+    where: dict[tuple[str, str], list[str]] = {}
+    for measured, table in (entry.get("numbers") or {}).items():
+        for shift, reasons in (table.get("missing") or {}).items():
+            for reason, count in reasons.items():
+                counts[measured, reason] += count
+                where.setdefault((measured, reason), []).append(shift)
+    return [(*key, count, where[key], key[1].startswith(NOT_APPLICABLE)) for key, count in counts.most_common()]
+
+
+def _numbers(entry: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """measurement -> its fields as columns, and shift -> field -> mean, interval and change."""
+    found = {}
+    for measured, table in (entry.get("numbers") or {}).items():
+        fields = table.get("fields") or {}
+        if not fields:
+            continue
+        rows: dict[str, dict[str, Any]] = {}
+        for column, values in fields.items():
+            for shift, value in values.items():
+                rows.setdefault(shift, {})[column] = value
+        found[measured] = {"columns": list(fields), "rows": rows}
+    return found
+
+
+def _by_shift(examples: list[Any]) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {}
+    for row in examples:
+        found.setdefault(row["shift"], []).append(row)
+    return dict(sorted(found.items(), key=lambda group: group[0] != NO_SHIFT))
