@@ -72,6 +72,8 @@ def read_rows(file: Path) -> Rows:
             raise UserError(f"{place}: method {spec.get('method')!r} is not one of {', '.join(METHODS)}")
         if spec.get("runs", "points") not in ("points", "family") or spec.get("asks", "weights") not in bench.ASKS:
             raise UserError(f"{place}: runs must be points or family, and asks one of {', '.join(bench.ASKS)}")
+        if spec.get("fixed_point") == "learned" and spec.get("rewards") != "learned":
+            raise UserError(f"{place}: fixed_point learned needs rewards: learned")
         source = spec.get("specialists_of")
         if source is not None and source not in list(found.rows)[: list(found.rows).index(row)]:
             raise UserError(f"{place}: specialists_of names {source!r}, which is no row above it")
@@ -235,7 +237,11 @@ class _Grid:
             self.plan.predictions[self.name, row, w.label] = out
             arguments = {**self.common, "out": str(out), "kind": kind, "reference": self.reference}
             arguments |= {"weights": list(w.values), "n": n, "split": self.found.split}
-            self._task(f"prediction {out.parent.name} {w.label}", bench.prediction, arguments, [self.facts])
+            needs = [self.facts]
+            if kind == "learned":
+                arguments["reward_models"] = self.models
+                needs += [f"{Path(m).name} [{self.name} {self.seed}]" for m in self.models]
+            self._task(f"prediction {out.parent.name} {w.label}", bench.prediction, arguments, needs)
 
 
 def row_key(found: Rows, row: str) -> str:

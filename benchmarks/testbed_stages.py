@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -120,11 +121,12 @@ def _write_cell(folder: Path, tree: Any, *, row: str, weights: Any, tables: Any,
 
 def prediction(
     *, out: str, world: Settings, kind: str, reference: str, weights: Sequence[float], n: int,
-    split: str = "none",
+    split: str = "none", reward_models: Sequence[str] = (),
 ) -> None:  # fmt: skip
     """The exact cell of what a row's expected update converges to, were every distribution free.
 
-    `n` samples are drawn for each prompt: best-of-n's n, or the size of a group (0: the limit of large groups).
+    `n` samples are drawn for each prompt: best-of-n's n, or the size of a group (0: the limit of large groups). Kind
+    "learned" is the optimum under these reward models in place of gold.
     """
 
     def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
@@ -132,20 +134,33 @@ def prediction(
 
         from align.preferences import Weights
         from align.testbed.predictions import Predicted
-        from align.testbed.tabular import HardBestOfN, gold_table
+        from align.testbed.tabular import HardBestOfN, Tilted, gold_table
 
         place, asked = stages.world_of(world), Weights(tuple(weights))
         tables = stages.reference_tables(place.config, reference, open_run(reference).fingerprint)
         if kind == "best_of_n":
             tree: Any = HardBestOfN(tables, partial(gold_table, weights=asked), n, kind)
+        elif kind == "learned":
+            table = _learned_table(tuple(reward_models), place.config.tau)
+            tree = Tilted(tables, partial(table, weights=asked), place.config.beta, kind)
         else:
             tree = Predicted(kind, tables, asked, kind, group=n or None, population=place.test_prompts(split))
         _write_cell(folder, tree, row=kind, weights=asked, tables=tables, split=split)
         return {"kind": kind}
 
     inputs = {"reference": open_run(reference).fingerprint, "world": stages.world_of(world).hash}
+    inputs |= {f"reward model {k}": open_run(path).fingerprint for k, path in enumerate(reward_models)}
     config = {"kind": kind, "weights": weights, "n": n, **_of(split)}
     run_stage(out, stage="prediction", config=config, body=body, inputs=inputs)
+
+
+@lru_cache(maxsize=1)
+def _learned_table(reward_models: tuple[str, ...], tau: float) -> Any:
+    """The reward models' scores of all responses, in gold units, kept by a worker for all preferences."""
+    from align.objectives import RewardModelObjective
+    from align.testbed.learned_rewards import LearnedTable
+
+    return LearnedTable([RewardModelObjective(path, scale=tau, batch_size=2048) for path in reward_models])
 
 
 def closed_form(

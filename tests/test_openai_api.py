@@ -243,7 +243,7 @@ def test_retries_are_paced_too_and_the_rate_limit_holds_on_the_wire() -> None:
     with serving(lambda seen, n: failure(500) if n % 2 else answer("ok")) as api:
         ask(backend(api, patience=patience), *"abcdef")
     times = sorted(seen.at for seen in api.seen)
-    # A busy machine may see the first call late by a slice, never the whole row closer: unpaced retries take half of it.
+    # A busy machine may see the first call late, never the whole row closer: unpaced retries take half of its time.
     assert len(times) > 6 and times[-1] - times[0] > 0.75 * 0.1 * (len(times) - 1)
 
 

@@ -23,7 +23,7 @@ RewardTable = Callable[[World, Prompt], torch.Tensor]
 def gold_table(world: World, prompt: Prompt, weights: Weights) -> torch.Tensor:
     """(N, V) scalarised gold reward of every leaf."""
     reward_N = torch.from_numpy(gold_rewards(world, prompt.topic) @ np.array(weights.values))
-    return _leaf_table(world, reward_N, malformed=world.config.malformed_reward)
+    return leaf_table(world, reward_N, malformed=world.config.malformed_reward)
 
 
 def length_table(world: World, prompt: Prompt) -> torch.Tensor:
@@ -32,10 +32,11 @@ def length_table(world: World, prompt: Prompt) -> torch.Tensor:
     The share of the longest response; malformed leaves get its minimum.
     """
     length_N = torch.from_numpy((node_tokens(world.config.max_tokens) >= 0).sum(1) / world.config.max_tokens)
-    return _leaf_table(world, length_N, malformed=0.0)
+    return leaf_table(world, length_N, malformed=0.0)
 
 
-def _leaf_table(world: World, ended_N: torch.Tensor, *, malformed: float) -> torch.Tensor:
+def leaf_table(world: World, ended_N: torch.Tensor, *, malformed: float) -> torch.Tensor:
+    """(N, V) rewards of leaves: (N,) for ending well at each node, one constant for whatever else follows it."""
     from align.testbed.vocabulary import VOCABULARY
 
     table_NV = torch.full((len(ended_N), len(VOCABULARY)), malformed, dtype=torch.float64)
