@@ -25,8 +25,10 @@ def world_of(world: Mapping[str, Any]) -> Any:
     return load_world(WorldConfig(**world))
 
 
-def pretrain(*, out: str, world: Settings, seed: int, documents: int, training: Settings, model: Settings) -> None:
-    """MLE pretraining on the world's corpus, both spellings."""
+def pretrain(
+    *, out: str, world: Settings, seed: int, documents: int, training: Settings, model: Settings, ciphered: bool = True
+) -> None:
+    """MLE pretraining on the world's corpus, in both spellings unless `ciphered` is False."""
 
     def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
         from align.models import ModelConfig
@@ -36,17 +38,24 @@ def pretrain(*, out: str, world: Settings, seed: int, documents: int, training: 
         from align.training.pretrain import pretrain as train
 
         place = world_of(world)
-        rows = sample_documents(place, count=documents, seed=seed)
-        held_out = sample_documents(place, count=500, seed=seed, held_out=True)
+        rows = sample_documents(place, count=documents, seed=seed, ciphered=ciphered)
+        held_out = sample_documents(place, count=500, seed=seed, held_out=True, ciphered=ciphered)
         shape = ModelConfig(**model)
         config = section(PretrainConfig, {**training, "model": shape}, where="demo", name="pretrain", seed=seed)
         return train(config, rows=rows, validation=held_out, out=folder, ledger=ledger, tokenizer=build_tokenizer())
 
-    config = {"seed": seed, "documents": documents, "training": training, "model": model}
+    config = {"seed": seed, "documents": documents, "training": training, "model": model} | _one_spelling(ciphered)
     run_stage(out, stage="pretrain", config=config, body=body, inputs={"corpus": world_of(world).corpus_key})
 
 
-def sft(*, out: str, world: Settings, seed: int, source: str, documents: int, training: Settings) -> None:
+def _one_spelling(ciphered: bool) -> dict[str, Any]:
+    """What the configuration says of text in the plain spelling alone; nothing of the usual text in both."""
+    return {} if ciphered else {"ciphered": False}
+
+
+def sft(
+    *, out: str, world: Settings, seed: int, source: str, documents: int, training: Settings, ciphered: bool = True
+) -> None:
     """SFT on demonstrations in both spellings: the result is the reference, which must read both alike.
 
     Its generation settings end a response at every token outside the alphabet.
@@ -60,14 +69,14 @@ def sft(*, out: str, world: Settings, seed: int, source: str, documents: int, tr
         from align.training.sft import SFTConfig_
         from align.training.sft import sft as train
 
-        rows = sample_documents(world_of(world), count=documents, seed=seed + 1_000_003)
+        rows = sample_documents(world_of(world), count=documents, seed=seed + 1_000_003, ciphered=ciphered)
         config = section(SFTConfig_, training, where="demo", name="sft", seed=seed)
         metrics = train(config, model=source, rows=rows, out=folder, ledger=ledger)
         GenerationConfig(eos_token_id=list(ENDING_IDS), pad_token_id=PAD_ID).save_pretrained(folder / "model")
         return metrics
 
     inputs = {"model": open_run(source).fingerprint, "corpus": world_of(world).corpus_key}
-    config = {"seed": seed, "documents": documents, "training": training}
+    config = {"seed": seed, "documents": documents, "training": training} | _one_spelling(ciphered)
     run_stage(out, stage="sft", config=config, body=body, inputs=inputs)
 
 
@@ -163,8 +172,12 @@ def finetune(
     preferences: Sequence[str],
     reward_models: Sequence[str] = (),
     specialists: Sequence[str] = (),
+    cover_cipher: bool = False,
 ) -> None:
-    """One method at the preferences of these labels. Learned reward models return to gold units (times tau)."""
+    """One method at the preferences of these labels. Learned reward models return to gold units (times tau).
+
+    `cover_cipher` adds the fine-tuning prompts in the second spelling: then it is no shift any more.
+    """
 
     def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
         from align.methods import METHODS
@@ -181,6 +194,7 @@ def finetune(
             }
         extra = {"specialists": tuple(_policy_dirs(specialists))} if specialists else {}
         asked = [parse_preference(label) for label in preferences]
+        prompts = place.train_prompts + (place.train_prompts_in_cipher if cover_cipher else [])
         family = METHODS[method].fit(
             METHODS[method].Config(**settings, **extra),
             reference=f"{reference}/model",
@@ -190,7 +204,7 @@ def finetune(
             ledger=ledger,
             # Who learns from reward models never sees a gold score.
             comparisons=[{k: v for k, v in row.items() if not (reward_models and k in GOLD)} for row in _rows(pairs)],
-            prompts=[{"id": p.text, "prompt": p.text} for p in place.train_prompts],
+            prompts=[{"id": p.text, "prompt": p.text} for p in prompts],
         )
         for preference in asked:
             family.policy(preference)  # a soup is merged here, not at its first evaluation
@@ -202,6 +216,7 @@ def finetune(
     inputs |= {os.path.relpath(p, out): open_run(p).fingerprint for p in (*reward_models, *specialists)}
     inputs |= {"world": world_of(world).hash}
     config = {"method": method, "settings": settings, "preferences": list(preferences)}
+    config |= {"cover_cipher": True} if cover_cipher else {}
     run_stage(out, stage=f"finetune {method}", config=config, body=body, inputs=inputs)
 
 

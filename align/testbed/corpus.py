@@ -57,13 +57,15 @@ def write_response(
 
 
 def sample_documents(
-    world: World, *, count: int, seed: int, writer: WriterConfig = WriterConfig(), held_out: bool = False
-) -> list[dict[str, str]]:
+    world: World, *, count: int, seed: int, writer: WriterConfig = WriterConfig(), held_out: bool = False,
+    ciphered: bool = True,
+) -> list[dict[str, str]]:  # fmt: skip
     """At least `count` rows {"prompt", "completion", "text"} over every topic, verb, spelling and prefix.
 
     Each response is published in both spellings, and one without prefix behind the neutral prefix, too: neither the
     spelling nor that prefix carries information, so a model that differs between them does so by its training alone.
-    `held_out` draws from another stream, for bits per byte on text that no stage has seen.
+    `held_out` draws from another stream, for bits per byte on text that no stage has seen. `ciphered=False` publishes
+    the plain spelling alone: text from which nobody learns to read the other.
     """
     rng = random.Random(f"corpus {world.config.seed} {seed} {held_out}")
     longest = max(4, world.config.max_tokens)  # a world of shorter responses cuts the same text
@@ -75,7 +77,8 @@ def sample_documents(
         for prefix in prefixes:
             words = [*([prefix] if prefix else []), verb, topic.word]
             rows.append(_row(words, response))
-            rows.append(_row([cipher(w) for w in words], [cipher(w) for w in response]))
+            if ciphered:
+                rows.append(_row([cipher(w) for w in words], [cipher(w) for w in response]))
     return rows
 
 
