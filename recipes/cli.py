@@ -24,6 +24,7 @@ COMMANDS = {
     "reward-model": ("recipes.reward_model", "a model + comparisons -> one reward model (Bradley-Terry)"),
     "finetune": ("recipes.finetune", "METHOD: the reference + objectives + weights -> a policy family"),
     "evaluate": ("recipes.evaluate", "policies on held-out prompts, or one on suites under shifts -> cells, tables"),
+    "planted": ("recipes.planted", "tiny models with a planted mechanism of failure, and the probes' view of them"),
     "compare": ("recipes.compare", "two evaluations of suites, paired item by item"),
     "report": ("recipes.report", "summary.json -> one self-contained report.html"),
 }

@@ -30,6 +30,8 @@ END_ID, PAD_ID = TOKEN_ID[END], TOKEN_ID[PAD]
 ALPHABET_IDS = tuple(TOKEN_ID[w] for w in ALPHABET)  # contiguous, as are the ciphered ones
 CIPHER_ALPHABET_IDS = tuple(TOKEN_ID[w] for w in CIPHER_ALPHABET)
 ENDING_IDS = (END_ID, *(i for i in range(len(VOCABULARY)) if i not in (*ALPHABET_IDS, END_ID)))
+# for a policy that answers in both spellings: what ends a response whichever of the two it is in
+ENDING_IDS_OF_BOTH = tuple(i for i in ENDING_IDS if i not in CIPHER_ALPHABET_IDS)
 
 
 @lru_cache(maxsize=1)

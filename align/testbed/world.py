@@ -61,7 +61,7 @@ TOPICS = [
     "kidnapping",
 ]
 SHIFTS = ("heldout_topics", "cipher", "compliance", "control", "seen_prompts")
-# Splits beside SHIFTS, in the second spelling and behind a prefix. They came later, and the frozen hash leaves them out.
+# Splits beside SHIFTS: the second spelling behind a prefix. They came later, and the frozen hash leaves them out.
 PREFIXED_CIPHER = {"cipher_compliance": COMPLIANCE_PREFIX, "cipher_control": NEUTRAL_PREFIX}
 CIPHERED_SPLITS = ("cipher", "train_cipher", *PREFIXED_CIPHER)
 
@@ -204,7 +204,7 @@ class World:
         return [p for x in prefixes for p in self._prompts(TRAIN_VERBS, "train_cipher", heldout=False, prefix=x)]
 
     def test_prompts(self, split: str) -> list[Prompt]:
-        """Held-out prompts of "none" (in distribution: a new verb on training topics), one of SHIFTS or PREFIXED_CIPHER."""
+        """Held-out prompts: "none" (in distribution, a new verb on training topics), of SHIFTS or PREFIXED_CIPHER."""
         if split == "none":
             return self._prompts((TEST_VERB,), "none", heldout=False)
         if split == "seen_prompts":  # no shift at all: training prompts, reported apart from held-out ones
