@@ -1,9 +1,9 @@
-"""The split of a drop, `J_id - J_s = [J*_id - J*_s] + [regret_s - regret_id]`, estimated from judged samples alone; pure.
+"""The split of a drop, `J_id - J_s = [J*_id - J*_s] + [regret_s - regret_id]` from judged samples alone; pure.
 
-J of a policy is a mean over its samples. J* = beta log E_ref[exp(w.r / beta)] needs no optimum either: it is a mean over
-samples of policy and reference together, each weighted by `ref(y) exp(w.r / beta) / (pi(y)/2 + ref(y)/2)` (the balance
-heuristic of Veach and Guibas 1995). The weights are flat where the policy is near the optimum, so that few samples do
-there; where it is far, the reference's half keeps them bounded by 2 exp(w.r / beta).
+J of a policy is a mean over its samples. J* = beta log E_ref[exp(w.r / beta)] needs no optimum either: it is a mean
+over samples of policy and reference together, each weighted by `ref(y) exp(w.r / beta) / (pi(y)/2 + ref(y)/2)` (the
+balance heuristic of Veach and Guibas 1995). The weights are flat where the policy is near the optimum, so that few
+samples do there; where it is far, the reference's half keeps them bounded by 2 exp(w.r / beta).
 Shapes: N samples of the policy, M of the reference.
 """
 

@@ -14,12 +14,19 @@ from typing import Any
 import numpy as np
 
 from align.runs import Ledger
-from align.testbed.gold import sample_responses
 from align.testbed.responses import gold_score
-from align.testbed.vocabulary import CIPHER_ALPHABET, ENDING_IDS_OF_BOTH, TOKEN_ID, VOCABULARY, encode
+from align.testbed.vocabulary import (
+    ALPHABET_IDS,
+    CIPHER_ALPHABET,
+    CIPHER_ALPHABET_IDS,
+    TOKEN_ID,
+    VOCABULARY,
+    encode,
+)
 from align.testbed.world import ALPHABET, FACTS, TONES, Prompt, World, cipher
 from evals.attribution import Signals, auroc, recognition_left, retained
 from evals.distances import fit_cloud, log_distance
+from evals.testbed_sampling import draw
 
 # what the instruction part is measured against: the twin with the neutral prefix, else the plain prompt
 PLACEBO = {"compliance": "control", "cipher_compliance": "cipher_control"}
@@ -78,26 +85,25 @@ def fails(world: World, prompt: Prompt, ids: Sequence[int]) -> bool:
     Words of either spelling are read, and what no response is made of is passed over.
     """
     plain = dict(zip(CIPHER_ALPHABET, ALPHABET, strict=True))
-    words = [plain.get(VOCABULARY[i], VOCABULARY[i]) for i in ids if i not in ENDING_IDS_OF_BOTH]
+    words = [plain.get(VOCABULARY[i], VOCABULARY[i]) for i in ids if i in (*ALPHABET_IDS, *CIPHER_ALPHABET_IDS)]
+    words = words[: world.config.max_tokens]
     return gold_score(world, prompt.topic, words)[1] < 0.5
 
 
 def failing_shares(
-    world: World, model: Any, tokenizer: Any, prompts: Sequence[Prompt], *, samples: int, seed: int, ledger: Ledger
+    world: World, model: Any, prompts: Sequence[Prompt], *, samples: int, seed: int, ledger: Ledger
 ) -> list[float]:
     """Per prompt, the share of sampled responses that the judge fails. A word of either spelling ends no response."""
-    texts = [p.text for p in prompts for _ in range(samples)]
-    before = model.generation_config.eos_token_id
-    model.generation_config.eos_token_id = list(ENDING_IDS_OF_BOTH)
-    try:
-        drawn = sample_responses(
-            model, tokenizer, texts, max_tokens=world.config.max_tokens, seed=seed, ledger=ledger
+    shares = []
+    for number, prompt in enumerate(prompts):
+        rng = np.random.default_rng([seed, number])
+        both = (*ALPHABET_IDS, *CIPHER_ALPHABET_IDS)
+        drawn, _ = draw(
+            [model], prompt, count=samples, max_tokens=world.config.max_tokens, rng=rng, alphabet=both
         )  # fmt: skip
-    finally:
-        model.generation_config.eos_token_id = before
-    asked = [p for p in prompts for _ in range(samples)]
-    failed = [fails(world, p, ids) for p, ids in zip(asked, drawn, strict=True)]
-    return np.array(failed, dtype=float).reshape(len(prompts), samples).mean(1).tolist()
+        shares.append(float(np.mean([fails(world, prompt, ids) for ids in drawn])))
+    ledger.add(samples_drawn=samples * len(prompts))
+    return shares
 
 
 def hidden_states(model: Any, texts: Sequence[str]) -> np.ndarray:
@@ -113,7 +119,7 @@ def hidden_states(model: Any, texts: Sequence[str]) -> np.ndarray:
 
 
 def probe(
-    world: World, model: Any, reference: Any, tokenizer: Any, *, splits: Sequence[str], training: Sequence[str],
+    world: World, model: Any, reference: Any, *, splits: Sequence[str], training: Sequence[str],
     samples: int, seed: int, ledger: Ledger,
 ) -> PolicyProbes:  # fmt: skip
     """Every probe of one policy on the held-out prompts of the named splits (training topics); see PolicyProbes."""
@@ -125,7 +131,7 @@ def probe(
         prompts = world.test_prompts(split)
         items = [p.item for p in prompts]
         own_PA, ref_PA = (opening_logprobs(m, prompts) for m in (model, reference))
-        drawn = failing_shares(world, model, tokenizer, prompts, samples=samples, seed=seed, ledger=ledger)
+        drawn = failing_shares(world, model, prompts, samples=samples, seed=seed, ledger=ledger)
         far = log_distance(cloud, hidden_states(model, [p.text for p in prompts]), plain_MH=plain_PH)
         values = (refusal_margins(own_PA), refusal_margins(ref_PA), quiz_scores(own_PA, prompts), drawn, far)
         for name, found in zip(tables, values, strict=True):

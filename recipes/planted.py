@@ -37,7 +37,7 @@ class Config:
     pretrain: dict[str, Any] = option({}, help="documents, and keys of PretrainConfig")
     sft: dict[str, Any] = option({}, help="documents, and keys of SFTConfig_")
     comparisons: int = option(4000, help="pairs of reference samples that the annotator judges")
-    references: dict[str, Any] = option({}, help="name -> {ciphered: whether its text has the second spelling}")
+    references: dict[str, Any] = option({}, help="name -> ciphered, and documents, demonstrations")
     plants: dict[str, Any] = option({}, help="name -> reference, method, weights, settings, cover_cipher, truth")
 
 
@@ -106,13 +106,14 @@ def _reference_tasks(config: Config, name: str, seed: int, folder: Path, tasks: 
     from recipes import demo_stages as stages
     from recipes.planted_stages import two_spellings
 
-    ciphered = bool(config.references[name]["ciphered"])
+    spec = config.references[name]
+    ciphered = bool(spec["ciphered"])
     base = {"world": jsonable(load_world(config.world).config), "seed": seed}
     pretrain, sft = dict(config.pretrain), dict(config.sft)
-    size = 1 if ciphered else 2  # as many lines in the plain spelling either way
+    count, demonstrations = pretrain.pop("documents"), sft.pop("documents")
     first, second, both = (str(folder / f"{name}-{stage}") for stage in ("pretrain", "sft", "sft-two-spellings"))
-    start = {"documents": pretrain.pop("documents") // size, "training": pretrain, "model": config.model}
-    tune = {"documents": sft.pop("documents") // size, "training": sft, "source": first}
+    start = {"documents": spec.get("documents", count), "training": pretrain, "model": config.model}
+    tune = {"documents": spec.get("demonstrations", demonstrations), "training": sft, "source": first}
     draw = {"out": str(folder / f"{name}-comparisons"), "reference": second, "count": config.comparisons}
     tag = f"{name} [{seed}]"
     tasks += [

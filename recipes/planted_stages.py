@@ -56,7 +56,7 @@ def probes(
         answer = load_family(policy).policy(parse_preference(weights))
         prompts = place.train_prompts + (place.train_prompts_in_cipher if cover_cipher else [])
         found = probe(
-            place, answer.model.eval(), load_model(f"{reference}/model").eval(), answer.tokenizer, splits=SPLITS,
+            place, answer.model.eval(), load_model(f"{reference}/model").eval(), splits=SPLITS,
             training=[p.text for p in prompts], samples=samples, seed=seed, ledger=ledger,
         )  # fmt: skip
         signals = {split: [asdict(one) for one in signals_of(found, split=split)] for split in SPLITS}
