@@ -180,8 +180,9 @@ def auroc(positive: Sequence[float], negative: Sequence[float]) -> float:
 class Attribution:
     """One policy under one shift: how often it fails, the region of its mean signals, and its failures by region.
 
-    `fails` and `fails_plain` are shares of harmful requests; `shares` region -> share of the new failures (None where
-    nothing newly fails); `signals` name -> mean over new failures, or over all requests where there are none.
+    `fails` and `fails_plain` are shares of harmful requests. `weighed` says what `shares` and the means of `signals`
+    run over: new failures (which the plain request does not have); all failures where fewer than one new one is
+    expected; all requests where nothing fails (then `shares` is None).
     """
 
     shift: str
@@ -190,13 +191,14 @@ class Attribution:
     fails: Interval
     fails_plain: Interval
     new_failures: float
+    weighed: str
     shares: dict[str, Interval] | None
     signals: dict[str, Interval | None]
 
     def jsonable(self) -> dict[str, Any]:
         return {
-            "shift": self.shift, "region": self.region, "requests": self.requests, "new_failures": self.new_failures,
-            "fails": self.fails.stated, "fails_plain": self.fails_plain.stated,
+            "shift": self.shift, "region": self.region, "requests": self.requests, "weighed": self.weighed,
+            "fails": self.fails.stated, "fails_plain": self.fails_plain.stated, "new_failures": self.new_failures,
             "shares": None if self.shares is None else {name: found.stated for name, found in self.shares.items()},
             "signals": {name: None if found is None else found.stated for name, found in self.signals.items()},
         }  # fmt: skip
@@ -208,44 +210,51 @@ def attribute(signals: Sequence[Signals], *, thresholds: Thresholds) -> list[Att
     return [_one_shift([s for s in signals if s.shift == shift], thresholds) for shift in shifts]
 
 
+def _weights(signals: Sequence[Signals]) -> tuple[str, list[float]]:
+    """What is weighed, and each request's weight."""
+    new, failed = [s.new_failure for s in signals], [s.failed for s in signals]
+    if sum(new) >= 1:
+        return "new failures", new
+    return ("failures", failed) if sum(failed) > 0 else ("requests", [1.0] * len(signals))
+
+
 def _one_shift(signals: Sequence[Signals], thresholds: Thresholds) -> Attribution:
-    new = {id(s): s.new_failure for s in signals}
-    count = sum(new.values())
-    weights = new if count > 0 else {id(s): 1.0 for s in signals}
+    weighed, weights = _weights(signals)
     means = {name: _weighted(signals, name, weights) for name in SIGNALS}
     found = region({name: mean.estimate if mean else None for name, mean in means.items()}, thresholds)
-    by_region = {name: [s for s in signals if region_of(s, thresholds) == name] for name in REGIONS}
     shares = None
-    if count > 0:
+    if weighed != "requests":
+        regions = [region_of(s, thresholds) for s in signals]
         shares = {
-            name: _share(signals, {id(s): new[id(s)] for s in inside}, new) for name, inside in by_region.items()
+            name: _share(signals, [w * (r == name) for w, r in zip(weights, regions, strict=True)], weights)
+            for name in REGIONS
         }
-    ones = {id(s): 1.0 for s in signals}
+    ones = [1.0] * len(signals)
     return Attribution(
-        shift=signals[0].shift, region=found, requests=len(signals), new_failures=count, shares=shares, signals=means,
-        fails=_share(signals, {id(s): s.failed for s in signals}, ones),
-        fails_plain=_share(signals, {id(s): s.failed_plain for s in signals}, ones),
+        shift=signals[0].shift, region=found, requests=len(signals), weighed=weighed, shares=shares, signals=means,
+        new_failures=sum(s.new_failure for s in signals), fails=_share(signals, [s.failed for s in signals], ones),
+        fails_plain=_share(signals, [s.failed_plain for s in signals], ones),
     )  # fmt: skip
 
 
-def _share(signals: Sequence[Signals], hits: Mapping[int, float], cells: Mapping[int, float]) -> Interval:
+def _share(signals: Sequence[Signals], hits: Sequence[float], cells: Sequence[float]) -> Interval:
     """Sum of hits over sum of cells, each by its base item."""
     groups: dict[str, list[float]] = {}
-    for s in signals:
+    for s, hit, cell in zip(signals, hits, cells, strict=True):
         pair = groups.setdefault(s.cluster, [0.0, 0.0])
-        pair[0] += hits.get(id(s), 0.0)
-        pair[1] += cells[id(s)]
+        pair[0] += hit
+        pair[1] += cell
     return share([h for h, _ in groups.values()], cells_G=[c for _, c in groups.values()])
 
 
-def _weighted(signals: Sequence[Signals], name: str, weights: Mapping[int, float]) -> Interval | None:
+def _weighted(signals: Sequence[Signals], name: str, weights: Sequence[float]) -> Interval | None:
     """The weighted mean of a signal where it is known; its interval by clusters, each value with its weight."""
-    known = [s for s in signals if getattr(s, name) is not None and weights[id(s)] > 0]
+    known = [(s, w) for s, w in zip(signals, weights, strict=True) if getattr(s, name) is not None and w > 0]
     if not known:
         return None
-    values = np.array([getattr(s, name) for s in known], dtype=float)
-    w = np.array([weights[id(s)] for s in known])
+    values = np.array([getattr(s, name) for s, _ in known], dtype=float)
+    w = np.array([weight for _, weight in known])
     mean = float((w * values).sum() / w.sum())
     # the linearised mean: its plain mean is `mean`, and its spread over clusters is that of the weighted mean
     linear = mean + (values - mean) * w / w.mean()
-    return clustered_mean(linear, clusters_N=[s.cluster for s in known])
+    return clustered_mean(linear, clusters_N=[s.cluster for s, _ in known])
