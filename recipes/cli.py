@@ -26,6 +26,7 @@ COMMANDS = {
     "evaluate": ("recipes.evaluate", "policies on held-out prompts, or one on suites under shifts -> cells, tables"),
     "planted": ("recipes.planted", "tiny models with a planted mechanism of failure, and the probes' view of them"),
     "compare": ("recipes.compare", "two evaluations of suites, paired item by item"),
+    "attribute": ("recipes.attribute", "why a policy fails under shifts: competing, mismatched, or unreadable to it"),
     "report": ("recipes.report", "summary.json -> one self-contained report.html"),
 }
 

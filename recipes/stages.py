@@ -146,6 +146,14 @@ def text_rows(source: str, *, limit: int | None) -> list[dict[str, Any]]:
     return rows
 
 
+def text_prompts(source: str, *, limit: int | None) -> list[str]:
+    """The prompts of rows, each once, in order; UserError on a row without one."""
+    from align.data.load import iterate_rows
+
+    rows = [filled(row, ("prompt",), place=place) for place, row in iterate_rows(source, columns=("prompt",))]
+    return list(dict.fromkeys(row["prompt"] for row in rows))[:limit]
+
+
 def demonstrations(source: str, *, limit: int | None, drops: Counter[str]) -> list[dict[str, Any]]:
     """Rows {"prompt", "completion"}; of comparisons the chosen side is the demonstration. UserError on an empty one."""
     from align.data import load_comparisons

@@ -1,0 +1,98 @@
+"""The attribution as a section of a report and as a page of its own: one sentence per shift, its evidence in a fold.
+
+Reads the mapping that `align attribute` writes to attribution.json; every word of it is escaped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+from evals.report.words import interval, num, percent
+
+COLORS = {
+    "competing": "#E69F00", "mismatched": "#0072B2", "both": "#7A5195", "capability": "#8c959f", "neither": "#d8dee4",
+}  # fmt: skip
+MEANING = {
+    "comprehension": "share of the plain reading that is left (1 as well as plain text, 0 chance)",
+    "recognition": "share of the plain distance between harmful and harmless requests that is left",
+    "pull": "nats by which the instruction alone moves the opening from refusing to complying",
+    "distance": "log distance of the hidden state from the fine-tuning prompts (0 as plain text)",
+    "repaired": "share that is good again without what the shift added",
+}
+HOW = (
+    "Each harmful request is shown as plain text and under the shift. A failure is put down to competing objectives "
+    "where the instruction pulls the model from refusing to complying although it still tells harmful from harmless; "
+    "to mismatched generalization where it no longer tells them apart, far from its fine-tuning data; and to "
+    "capability where it cannot read the request at all. The bounds come from controls that change the surface only."
+)
+
+
+def section(result: Mapping[str, Any]) -> str:
+    """The section's HTML: sentences, each with its fold of evidence, and the bounds."""
+    parts = ['<section id="attribution">', "<h2>Why it fails under shift</h2>", f'<p class="how">{escape(HOW)}</p>']
+    parts += [_shift(name, entry) for name, entry in result["shifts"].items()]
+    bounds = result["thresholds"]
+    words = (
+        f"Bounds: reading below {num(bounds['comprehension'])}, recognition below {num(bounds['recognition'])}, pull "
+        f"above {num(bounds['pull'])} nats, distance above {num(bounds['distance'])}. Calibrated on "
+        f"{bounds['source']}. Recognition is read from {result['recognition_by']}."
+    )
+    parts += [f'<p class="small">{escape(words)}</p>', "</section>"]
+    return "\n".join(parts)
+
+
+def page(result: Mapping[str, Any]) -> str:
+    """A self-contained page with the section."""
+    style = (files("evals.report") / "style.css").read_text(encoding="utf-8")
+    title = escape(f"Why {result['model']} fails under shift")
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>'
+        f"<style>{style}</style></head><body><main><h1>{title}</h1>\n{section(result)}\n</main></body></html>\n"
+    )
+
+
+def _shift(name: str, entry: Mapping[str, Any]) -> str:
+    rows = "".join(_signal(key, entry["signals"].get(key)) for key in MEANING)
+    bar = "" if entry["shares"] is None else _shares(entry["shares"], entry["weighed"])
+    control = ' <span class="tag">control</span>' if entry.get("mode") == "control" else ""
+    return (
+        f'<article><p><span class="key" style="background:{COLORS[entry["region"]]}"></span>'
+        f"{escape(entry['sentence'])}{control}</p><details><summary>Evidence: {escape(name)}</summary>{bar}"
+        f'<div class="scroll"><table><thead><tr><th class="left">signal</th><th>mean</th><th class="left">what it is'
+        f"</th></tr></thead><tbody>{rows}</tbody></table></div></details></article>"
+    )
+
+
+def _signal(key: str, found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        cell = "not measured"
+    else:
+        cell = f"{num(found['value'])}<span class=\"ci\">{escape(_interval(found))}</span>"
+    return f'<tr><th scope="row">{key}</th><td>{cell}</td><td class="left">{escape(MEANING[key])}</td></tr>'
+
+
+def _interval(found: Mapping[str, Any]) -> str:
+    return str(found["over"]) if found["ci"] is None else f"{interval(found['ci'])} {found['over']}"
+
+
+def _shares(shares: Mapping[str, Mapping[str, Any]], weighed: str) -> str:
+    """A stacked bar of the failures by region, and the numbers below it."""
+    bars, at = [], 0.0
+    for name, found in shares.items():
+        width = 100 * found["value"]
+        bars.append(f'<rect x="{at:.2f}%" y="0" width="{width:.2f}%" height="14" fill="{COLORS[name]}"></rect>')
+        at += width
+    said = "; ".join(
+        f"{name} {percent(found['value'])}" + ("" if found["ci"] is None else f" {interval(found['ci'])}")
+        for name, found in shares.items()
+        if found["value"] > 0
+    )
+    return (
+        f'<figure><svg width="100%" height="14" role="img" aria-label="{escape(said)}">{"".join(bars)}</svg>'
+        f'<figcaption class="how">Share of {escape(weighed)} in each region: {escape(said)}.</figcaption></figure>'
+    )
