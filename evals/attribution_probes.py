@@ -57,8 +57,9 @@ def views_of(
 ) -> StateViews:  # fmt: skip
     """Score and distance of every state, each half of the base items seen with what the other half taught.
 
-    The score is the projection on the difference of means of plain harmful and harmless requests, 0 at the harmless
-    mean and 1 at the harmful one (Arditi et al. 2024). The distance is to the states of `training` prompts, without
+    The score is the projection on the difference of means of plain harmful and harmless requests (Arditi et al. 2024),
+    in units of that difference, from the mean of the half's harmless requests under the same shift: what moves all
+    requests alike, and lies on each half's direction by chance, is no recognition. The distance is to the states of `training` prompts, without
     them to the plain requests of the other half. A half that lacks one side has neither.
     """
     plain, clusters = states.get(NO_SHIFT, {}), {**harmful, **benign}
@@ -75,10 +76,13 @@ def views_of(
         cloud = fit_cloud(np.stack(training if len(training) > 1 else list(taught.values())))
         for shift, rows in states.items():
             inside = [i for i in rows if i in clusters and fold(clusters[i]) == half]
+            harmless = [rows[i] for i in inside if i in benign]
+            floor_H = np.mean(harmless, axis=0) if harmless else None
             far = log_distance(cloud, np.stack([rows[i] for i in inside]), plain_MH=np.stack(own)) if inside else []
             for i, d in zip(inside, far, strict=True):
-                score[shift][i] = float((rows[i] - low_H) @ (high_H - low_H)) / scale
                 distance[shift][i] = float(d)
+                if floor_H is not None:
+                    score[shift][i] = float((rows[i] - floor_H) @ (high_H - low_H)) / scale
     return StateViews(score, distance)
 
 

@@ -127,7 +127,7 @@ def test_each_half_is_seen_with_what_the_other_half_taught() -> None:
     flat = {name: rng.normal(size=3) + np.array([0.0, 0.0, 30.0]) for name in names}
     views = views_of({"none": plain, "far": flat}, harmful=harmful, benign=benign)
     means = [np.mean([views.score["none"][i] for i in side]) for side in (harmful, benign)]
-    assert means == pytest.approx([1.0, 0.0], abs=0.15), "0 at the harmless mean and 1 at the harmful one"
+    assert means == pytest.approx([1.0, 0.0], abs=0.15), "1 is the distance between the two kinds"
     bad, good = (np.mean([views.score["far"][i] for i in side]) for side in (harmful, benign))
     assert abs(bad - good) < 0.3, "nothing is left of the distance"
     assert np.mean(list(views.distance["far"].values())) > 1 > abs(np.mean(list(views.distance["none"].values())))

@@ -1,0 +1,120 @@
+"""Attribution validated on planted models: is the mechanism found that was trained in, and the exact split matched?
+
+    python benchmarks/attribution.py --check                      # one seed at a smoke budget, and no verdict
+    python benchmarks/attribution.py --publish docs/results       # six seeds; attribution.md, attribution.json, the map
+    python benchmarks/attribution.py --seeds 0 1 3 4 --minutes 30 # one sitting; the same command goes on
+
+Bounds are calibrated on the controls of the development seeds, written down, and never changed by a fresh seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from align.threads import one_thread
+
+one_thread()
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+SMOKE = {"pretrain": 6000, "sft": 3000, "comparisons": 200, "steps": 4, "samples": 8, "count": 32}
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="benchmarks/attribution.py"
+    )
+    parser.add_argument("--check", action="store_true", help="one seed at a smoke budget")
+    parser.add_argument("--config", type=Path, default=HERE.parent / "recipes" / "configs" / "planted.yaml")
+    parser.add_argument("--seeds", nargs="+", type=int, default=None, help="default: all of the config")
+    parser.add_argument("--count", type=int, default=256, help="samples per prompt and side of the sampled split")
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each; 0: all in this one")
+    parser.add_argument("--minutes", type=float, default=None, help="start no new stage after so many minutes")
+    parser.add_argument("--out", type=Path, default=None, help="default: runs/planted, or runs/planted-check")
+    parser.add_argument("--publish", type=Path, default=None, help="folder for the page and its numbers")
+    return parser.parse_args(argv)
+
+
+def configuration(arguments: argparse.Namespace) -> Any:
+    """The planted models' configuration, cut to a smoke budget for --check."""
+    from recipes.config import build, read_yaml
+    from recipes.planted import Config, check
+
+    values = read_yaml(arguments.config)
+    values["out"] = str(arguments.out or ("runs/planted-check" if arguments.check else "runs/planted"))
+    if arguments.seeds:
+        values["seeds"] = arguments.seeds
+    if arguments.check:
+        values |= {"seeds": [0], "development": [0], "fresh": [0], "samples": SMOKE["samples"]}
+        values["comparisons"] = SMOKE["comparisons"]
+        for name in ("pretrain", "sft"):
+            values[name] = {**values[name], "documents": SMOKE[name]}
+        values["references"] = {k: {"ciphered": v["ciphered"]} for k, v in values["references"].items()}
+        for spec in values["plants"].values():
+            small = {"steps": SMOKE["steps"]} if "steps" in spec["settings"] else {"epochs": 1.0}
+            spec["settings"] = {**spec["settings"], **small}
+    config = build(Config, values, where=arguments.config.name)
+    check(config, where=arguments.config.name)
+    return config
+
+
+def split_tasks(config: Any, plants: Sequence[Any], *, count: int) -> tuple[list[Any], dict[int, tuple[Path, Path]]]:
+    """Exact and sampled split of every plant whose model reads both spellings, and seed -> their folders."""
+    import attribution_stages as stages
+
+    from align.runs import jsonable
+    from align.testbed.world import load_world
+    from recipes.pipeline import Task
+
+    base = {"world": jsonable(load_world(config.world).config)}
+    tasks, folders = [], {}
+    for seed in dict.fromkeys(plant.seed for plant in plants):
+        mine = [plant for plant in plants if plant.seed == seed and plant.reads_cipher]
+        place = Path(config.out) / f"seed-{seed}"
+        policies = {plant.name: [str(plant.policy), plant.weights] for plant in mine}
+        reference = next(str(plant.reference) for plant in mine if not plant.cover_cipher)
+        needs = tuple(f"{plant.name} [{seed}]" for plant in mine)
+        folders[seed] = place / "exact-split", place / "sampled-split"
+        common = {**base, "reference": reference, "policies": policies}
+        tasks += [
+            Task(f"sampled split [{seed}]", stages.sampled,
+                 {**common, "out": str(folders[seed][1]), "count": count, "seed": seed}, needs),
+            Task(f"exact split [{seed}]", stages.exact, {**common, "out": str(folders[seed][0])}, needs),
+        ]  # fmt: skip
+    return tasks, folders
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from attribution_page import collect, write_page
+
+    from recipes.pipeline import run_tasks
+    from recipes.planted import make_plan
+
+    config = configuration(arguments)
+    tasks, plants = make_plan(config)
+    more, folders = split_tasks(config, plants, count=SMOKE["count"] if arguments.check else arguments.count)
+    start = time.monotonic()
+    deadline = None if arguments.minutes is None else start + 60 * arguments.minutes
+    left = run_tasks([*tasks, *more], workers=arguments.workers, label="attribution", deadline=deadline)
+    if left:
+        print(f"{left} of {len(tasks) + len(more)} stages left; the same command goes on", file=sys.stderr)
+    table = collect(config, plants=plants, folders=folders, count=arguments.count)
+    folder = arguments.publish or Path(config.out)
+    write_page(table, folder=folder, command=" ".join(["python benchmarks/attribution.py", *sys.argv[1:]]))
+    print(f"{len(table['cases'])} cases, {time.monotonic() - start:.0f} s: {folder / 'attribution.md'}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    from recipes.cli import guarded
+
+    return guarded(lambda: run(parse(argv)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
