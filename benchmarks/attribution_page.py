@@ -15,9 +15,9 @@ from evals.report.words import interval, num
 
 BARS = {"balanced accuracy": 0.95, "rank correlation": 0.9}
 PARTS = ("competing", "mismatched")
-RIVAL_WORDS = """The rivals learn from the development cases: the most frequent mechanism; the majority of the
-three cases of nearest failure rate; the most frequent mechanism under the same shift. Intervals: Jeffreys' posterior of each class's recall
-with trained models as trials, so that they have a width where every case is right.
+RIVAL_WORDS = """The rivals learn from the development cases: the most frequent mechanism; the majority of the three
+cases of nearest failure rate; the most frequent mechanism under the same shift. Intervals: Jeffreys' posterior of each
+class's recall with trained models as trials, so that they have a width where every case is right.
 """
 SPLIT_WORDS = """## Against the exact split
 

@@ -59,8 +59,8 @@ def views_of(
 
     The score is the projection on the difference of means of plain harmful and harmless requests (Arditi et al. 2024),
     in units of that difference, from the mean of the half's harmless requests under the same shift: what moves all
-    requests alike, and lies on each half's direction by chance, is no recognition. The distance is to the states of `training` prompts, without
-    them to the plain requests of the other half. A half that lacks one side has neither.
+    requests alike, and lies on each half's direction by chance, is no recognition. The distance is to the states of
+    `training` prompts, without them to the plain requests of the other half. A half that lacks one side has neither.
     """
     plain, clusters = states.get(NO_SHIFT, {}), {**harmful, **benign}
     score: Table = {shift: {} for shift in states}
@@ -78,7 +78,9 @@ def views_of(
             inside = [i for i in rows if i in clusters and fold(clusters[i]) == half]
             harmless = [rows[i] for i in inside if i in benign]
             floor_H = np.mean(harmless, axis=0) if harmless else None
-            far = log_distance(cloud, np.stack([rows[i] for i in inside]), plain_MH=np.stack(own)) if inside else []
+            if not inside:
+                continue
+            far = log_distance(cloud, np.stack([rows[i] for i in inside]), plain_MH=np.stack(own))
             for i, d in zip(inside, far, strict=True):
                 distance[shift][i] = float(d)
                 if floor_H is not None:

@@ -133,7 +133,9 @@ def probe(
         own_PA, ref_PA = (opening_logprobs(m, prompts) for m in (model, reference))
         drawn = failing_shares(world, model, prompts, samples=samples, seed=seed, ledger=ledger)
         far = log_distance(cloud, hidden_states(model, [p.text for p in prompts]), plain_MH=plain_PH)
-        values = (refusal_margins(own_PA), refusal_margins(ref_PA), quiz_scores(own_PA, prompts), drawn, far)
+        values: tuple[Sequence[float] | np.ndarray, ...] = (
+            refusal_margins(own_PA), refusal_margins(ref_PA), quiz_scores(own_PA, prompts), drawn, far,
+        )  # fmt: skip
         for name, found in zip(tables, values, strict=True):
             tables[name][split] = {i: float(v) for i, v in zip(items, found, strict=True)}
     return PolicyProbes(

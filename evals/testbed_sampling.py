@@ -77,4 +77,3 @@ def estimates(
             sides.append(Samples(values, logp[which], logp[1 - which]))
         found[prompt.text] = estimate(sides[0], sides[1], beta=world.config.beta)
     return found
-

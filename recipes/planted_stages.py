@@ -76,4 +76,3 @@ def read_signals(folder: str | Path) -> dict[str, list[Any]]:
 
     values = json.loads((Path(folder) / "signals.json").read_text(encoding="utf-8"))["signals"]
     return {split: [Signals(**one) for one in rows] for split, rows in values.items()}
-
