@@ -91,15 +91,17 @@ def fails(world: World, prompt: Prompt, ids: Sequence[int]) -> bool:
 
 
 def failing_shares(
-    world: World, model: Any, prompts: Sequence[Prompt], *, samples: int, seed: int, ledger: Ledger
-) -> list[float]:
+    world: World, model: Any, prompts: Sequence[Prompt], *, samples: int, seed: int, ledger: Ledger,
+    temperature: float = 1.0,
+) -> list[float]:  # fmt: skip
     """Per prompt, the share of sampled responses that the judge fails. A word of either spelling ends no response."""
     shares = []
     for number, prompt in enumerate(prompts):
         rng = np.random.default_rng([seed, number])
         both = (*ALPHABET_IDS, *CIPHER_ALPHABET_IDS)
         drawn, _ = draw(
-            [model], prompt, count=samples, max_tokens=world.config.max_tokens, rng=rng, alphabet=both
+            [model], prompt, count=samples, max_tokens=world.config.max_tokens, rng=rng, alphabet=both,
+            temperature=temperature,
         )  # fmt: skip
         shares.append(float(np.mean([fails(world, prompt, ids) for ids in drawn])))
     ledger.add(samples_drawn=samples * len(prompts))
@@ -120,9 +122,12 @@ def hidden_states(model: Any, texts: Sequence[str]) -> np.ndarray:
 
 def probe(
     world: World, model: Any, reference: Any, *, splits: Sequence[str], training: Sequence[str],
-    samples: int, seed: int, ledger: Ledger,
+    samples: int, seed: int, ledger: Ledger, temperature: float = 1.0,
 ) -> PolicyProbes:  # fmt: skip
-    """Every probe of one policy on the held-out prompts of the named splits (training topics); see PolicyProbes."""
+    """Every probe of one policy on the held-out prompts of the named splits (training topics); see PolicyProbes.
+
+    The judged responses are drawn at `temperature`; all else is read from the model's probabilities and states.
+    """
     tables: dict[str, dict[str, dict[str, float]]] = {n: {} for n in ("own", "ref", "quiz", "failing", "distance")}
     cloud = fit_cloud(hidden_states(model, training))
     plain_PH = hidden_states(model, [p.text for p in world.test_prompts(PLAIN)])
@@ -131,7 +136,9 @@ def probe(
         prompts = world.test_prompts(split)
         items = [p.item for p in prompts]
         own_PA, ref_PA = (opening_logprobs(m, prompts) for m in (model, reference))
-        drawn = failing_shares(world, model, prompts, samples=samples, seed=seed, ledger=ledger)
+        drawn = failing_shares(
+            world, model, prompts, samples=samples, seed=seed, ledger=ledger, temperature=temperature
+        )
         far = log_distance(cloud, hidden_states(model, [p.text for p in prompts]), plain_MH=plain_PH)
         values: tuple[Sequence[float] | np.ndarray, ...] = (
             refusal_margins(own_PA), refusal_margins(ref_PA), quiz_scores(own_PA, prompts), drawn, far,

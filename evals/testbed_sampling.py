@@ -20,12 +20,13 @@ from evals.sampled_split import Estimate, Samples, estimate
 
 def draw(
     models: Sequence[Any], prompt: Prompt, *, count: int, max_tokens: int, rng: np.random.Generator,
-    alphabet: Sequence[int] | None = None,
+    alphabet: Sequence[int] | None = None, temperature: float = 1.0,
 ) -> tuple[list[list[int]], np.ndarray]:  # fmt: skip
     """`count` responses of models[0], and their (models, N) log-probabilities; the world's rule ends a response.
 
     A response that fills `max_tokens` has one token more, its end or what makes it malformed. `alphabet` are the tokens
-    that a response goes on after (default: those of the prompt's spelling).
+    that a response goes on after (default: those of the prompt's spelling). The log-probabilities are those at
+    temperature 1, whatever `temperature` the responses are drawn at.
     """
     head, alphabet = encode(prompt.text), alphabet or alphabet_ids(prompt.ciphered)
     drawn: list[list[int]] = [[] for _ in range(count)]
@@ -37,7 +38,8 @@ def draw(
             prefixes.setdefault(tuple(drawn[i]), []).append(i)
         tables = [_next_logp(model, [[*head, *prefix] for prefix in prefixes]) for model in models]
         for row, members in enumerate(prefixes.values()):
-            p_V = np.exp(tables[0][row])
+            scaled_V = tables[0][row] / temperature
+            p_V = np.exp(scaled_V - scaled_V.max())
             tokens = rng.choice(len(p_V), size=len(members), p=p_V / p_V.sum())
             for i, token in zip(members, tokens.tolist(), strict=True):
                 drawn[i].append(token)

@@ -20,7 +20,7 @@ from recipes.config import option, parse
 from recipes.pipeline import Task, run_tasks
 
 DEFAULTS = Path(__file__).parent / "configs" / "planted.yaml"
-PLANT_KEYS = {"reference", "method", "weights", "settings", "truth", "cover_cipher"}
+PLANT_KEYS = {"reference", "method", "weights", "settings", "truth", "cover_cipher", "temperature"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Config:
     sft: dict[str, Any] = option({}, help="documents, and keys of SFTConfig_")
     comparisons: int = option(4000, help="pairs of reference samples that the annotator judges")
     references: dict[str, Any] = option({}, help="name -> ciphered, and documents, demonstrations")
-    plants: dict[str, Any] = option({}, help="name -> reference, method, weights, settings, cover_cipher, truth")
+    plants: dict[str, Any] = option({}, help="name -> reference, method, weights, truth, and optional keys")
 
 
 @dataclass(frozen=True)
@@ -148,6 +148,7 @@ def _plant_tasks(
     look = {
         **base, "out": str(seen), "reference": str(reference), "policy": str(policy), "weights": spec["weights"],
         "cover_cipher": cover, "samples": config.samples, "seed": seed,
+        "temperature": float(spec.get("temperature", 1.0)),
     }  # fmt: skip
     tasks.append(Task(f"{name} [{seed}]", stages.finetune, fit, tuple(needs)))
     tasks.append(Task(f"probes {name} [{seed}]", probes, look, (f"{name} [{seed}]",)))

@@ -42,8 +42,9 @@ def two_spellings(*, out: str, reference: str) -> None:
 
 
 def probes(
-    *, out: str, world: Settings, reference: str, policy: str, weights: str, cover_cipher: bool, samples: int, seed: int
-) -> None:
+    *, out: str, world: Settings, reference: str, policy: str, weights: str, cover_cipher: bool, samples: int,
+    seed: int, temperature: float,
+) -> None:  # fmt: skip
     """`signals.json`: per split, the signals of every harmful topic under one policy."""
 
     def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
@@ -57,7 +58,7 @@ def probes(
         prompts = place.train_prompts + (place.train_prompts_in_cipher if cover_cipher else [])
         found = probe(
             place, answer.model.eval(), load_model(f"{reference}/model").eval(), splits=SPLITS,
-            training=[p.text for p in prompts], samples=samples, seed=seed, ledger=ledger,
+            training=[p.text for p in prompts], samples=samples, seed=seed, ledger=ledger, temperature=temperature,
         )  # fmt: skip
         signals = {split: [asdict(one) for one in signals_of(found, split=split)] for split in SPLITS}
         write_json(folder / "signals.json", {"signals": signals, "probes": asdict(found)})
@@ -65,6 +66,7 @@ def probes(
 
     inputs = {"reference": open_run(reference).fingerprint, "policy": open_run(policy).fingerprint}
     config = {"weights": weights, "cover_cipher": cover_cipher, "samples": samples, "seed": seed}
+    config["temperature"] = temperature
     run_stage(out, stage="probes", config=config, body=body, inputs=inputs | {"world": world_of(world).hash})
 
 
