@@ -29,7 +29,12 @@ READS_COMPLETIONS = ("verdict", "rewards", "against_reference")
 class Config:
     model: str = option(help="a run, a Hugging Face folder or hub id, or a family's run (then add --weights)")
     suite: tuple[str, ...] = option(help="suites by name, or files of rows with prompt and label")
-    shift: tuple[str, ...] = option(("none",), help="shifts by name, family names, or all; the plain prompts are added")
+    shift: tuple[str, ...] = option(
+        ("none",), help="shifts by name, family names, all, or a file of translations; the plain prompts are added"
+    )
+    shift_model: str | None = option(
+        None, help="what makes the shifts that need a language model: a model, or llm:MODEL[@http://HOST/v1]"
+    )
     data: str | None = option(None, help="folder of the suites' files")
     weights: str | None = option(None, help="the preference that a family is asked for")
     out: str = option("runs/suites", help="folder of the cells, the table and the report")
@@ -41,6 +46,9 @@ class Config:
     reference: str | None = option(None, help="the reference model (default for an adapter: the adapter switched off)")
     template: str = option("auto", help="auto (chat template, else HH transcript), chat, hh or plain")
     api: str | None = option(None, help="base URL of an OpenAI-compatible server; MODEL is then the model's name there")
+    api_key_env: tuple[str, ...] = option(
+        (), help="HOST=VARIABLE: which variable holds a server's key (OPENAI_API_KEY goes to OpenAI's own host only)"
+    )
     samples: int = option(1, help="completions per prompt (more than 1 needs a temperature)")
     max_new_tokens: int = option(64, help="tokens of a completion at most")
     temperature: float = option(0.0, help="0 is greedy")
@@ -53,6 +61,8 @@ class Config:
 
 def check(config: Config, *, where: str) -> None:
     """UserError on what can be known to be wrong before a model is loaded."""
+    from evals.backends.keys import read_keys
+
     for name in config.measure:
         if name not in MEASURES:
             raise UserError(f"{where}: no measurement {name!r}; choose from {', '.join(MEASURES)}")
@@ -65,6 +75,7 @@ def check(config: Config, *, where: str) -> None:
         raise UserError(f"{where}: limit must be at least 1, not {config.limit}")
     if config.samples > 1 and config.temperature <= 0:
         raise UserError(f"{where}: {config.samples} greedy completions are the same; add --temperature 1")
+    read_keys(config.api_key_env)
     if not 0 <= config.max_missing < 1:
         raise UserError(f"{where}: max_missing is a share in [0, 1), not {config.max_missing}")
     if "rewards" in config.measure and not config.objectives:
@@ -87,9 +98,11 @@ def measures_of(config: Config, kind: str) -> list[str]:
 def backend_for(config: Config) -> Any:
     """The model in memory, or the server's."""
     if config.api is not None:
-        from evals.backends.openai_api import OpenAIBackend
+        from evals.backends.keys import named_for, read_keys
+        from evals.backends.openai_api import Endpoint, OpenAIBackend
 
-        return OpenAIBackend(config.model, base_url=config.api)
+        endpoint = Endpoint(config.api, named_for(config.api, read_keys(config.api_key_env)))
+        return OpenAIBackend(config.model, endpoint=endpoint)
     from evals.backends.policies import backend_of
 
     return backend_of(config.model, weights=config.weights, template=config.template, batch_size=config.batch_size)
@@ -116,10 +129,11 @@ def measurements_for(config: Config, names: Sequence[str], *, backend: Any) -> l
 
 
 def _verdict(config: Config) -> Any:
+    from evals.backends.keys import read_keys
     from evals.judges import make_judge
     from evals.judges.measurement import Verdict
 
-    return Verdict(make_judge(config.judge))
+    return Verdict(make_judge(config.judge, keys=read_keys(config.api_key_env)))
 
 
 def _rewards(config: Config, backend: Any) -> Any:
@@ -142,14 +156,13 @@ def _reference(config: Config, backend: Any) -> Any:
 def measure(config: Config, *, backend: Any, out: Path) -> dict[str, Any]:
     """Suite -> (suite, asked, found), every cell of it in the store below `out`."""
     from evals.engine import Engine, ask, to_stderr
-    from evals.shifts import parse_shifts
     from evals.store import locked
     from evals.suites import load_suite
+    from recipes.suite_shifts import shifts_of
 
-    names = list(config.shift)
-    shifts = parse_shifts(names if names == ["all"] or "none" in names else ["none", *names])
     results = {}
     with locked(out / "cells.jsonl") as store:
+        shifts = shifts_of(config, out=out)
         engine = Engine(backend, store=store, batch=config.batch_size, progress=to_stderr)
         for name in config.suite:
             suite, items = load_suite(name, data=config.data, limit=config.limit)
@@ -159,9 +172,24 @@ def measure(config: Config, *, backend: Any, out: Path) -> dict[str, Any]:
     return results
 
 
+def tell_unsent_keys(config: Config) -> None:
+    """A line on stderr for each server that OPENAI_API_KEY is not sent to although it is set."""
+    import sys
+
+    from evals.backends.keys import read_keys, unsent
+
+    specs = [*config.judge, *([config.shift_model] if config.shift_model else [])]
+    addresses = [f"http{s.partition('@http')[2]}" for s in specs if s.startswith("llm:") and "@http" in s]
+    for address in dict.fromkeys([*([config.api] if config.api else []), *addresses]):
+        line = unsent(address, read_keys(config.api_key_env))
+        if line is not None:
+            print(f"align: note: {line}", file=sys.stderr)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     config, where = parse(Config, argv, program="align evaluate", about=__doc__ or "", positional=("model",))
     check(config, where=where)
+    tell_unsent_keys(config)
     from align.runs import write_json
     from recipes.report import command_line, provenance, publish
     from recipes.suite_summary import summary_of, table_of, write_outcomes
