@@ -3,7 +3,8 @@
 align evaluate MODEL --suite xstest --shift all --data ../shared/data
 align evaluate runs/dpo --weights 0.5,0.5 --suite xstest --shift base64 persona --measure completion verdict margin
 
-MODEL is a run, a Hugging Face folder or hub id, or a family's run with --weights. Cells that are in OUT/cells.jsonl are
+MODEL is a run, a Hugging Face folder or hub id, or a family's run with --weights; a reward model's run is measured on
+suites of comparisons (--suite hh_harmless rm_bench). Cells that are in OUT/cells.jsonl are
 not measured again: the same command resumes, and one with more shifts, suites or measurements adds to it.
 """
 
@@ -21,6 +22,7 @@ from recipes.stages import load_objectives, objective_keys
 
 MEASURES = (
     "completion", "verdict", "comprehension", "choices", "margin", "rewards", "against_reference", "bits",
+    "pairs",
 )  # fmt: skip
 READS_COMPLETIONS = ("verdict", "rewards", "against_reference")
 
@@ -87,6 +89,7 @@ def measures_of(config: Config, kind: str) -> list[str]:
     chosen = list(config.measure) or {
         "safety": ["completion", "verdict", "comprehension"], "qa": ["completion"], "translation": ["completion"],
         "text": ["bits"], "choice": ["choices"], "classification": ["choices"],
+        "reward_pairs": ["pairs"],
     }.get(kind, [])  # fmt: skip
     if not chosen:
         raise UserError(f"a suite of kind {kind} has no measurement here yet; name some with --measure")
@@ -104,7 +107,10 @@ def backend_for(config: Config) -> Any:
         endpoint = Endpoint(config.api, named_for(config.api, read_keys(config.api_key_env)))
         return OpenAIBackend(config.model, endpoint=endpoint)
     from evals.backends.policies import backend_of
+    from evals.backends.reward_model import RewardBackend, is_reward_model
 
+    if is_reward_model(config.model):
+        return RewardBackend.load(config.model, template=config.template, batch_size=config.batch_size)
     return backend_of(config.model, weights=config.weights, template=config.template, batch_size=config.batch_size)
 
 
@@ -113,6 +119,7 @@ def measurements_for(config: Config, names: Sequence[str], *, backend: Any) -> l
     from evals.backends.base import Generation
     from evals.measurements import Choices, CompletionOf, Comprehension, RefusalMargin
     from evals.model_measurements import AgainstReference, BitsPerByte
+    from evals.pair_scores import PairScores
 
     generation = Generation(config.max_new_tokens, config.temperature)
     makers = {
@@ -124,6 +131,7 @@ def measurements_for(config: Config, names: Sequence[str], *, backend: Any) -> l
         "rewards": lambda: _rewards(config, backend),
         "against_reference": lambda: AgainstReference(_reference(config, backend)),
         "bits": BitsPerByte,
+        "pairs": PairScores,
     }
     return [makers[name]() for name in names]
 
@@ -166,10 +174,22 @@ def measure(config: Config, *, backend: Any, out: Path) -> dict[str, Any]:
         engine = Engine(backend, store=store, batch=config.batch_size, progress=to_stderr)
         for name in config.suite:
             suite, items = load_suite(name, data=config.data, limit=config.limit)
+            check_fits(suite, backend=backend)
             asked = ask(items, suite=suite.name, shifts=shifts, samples=config.samples)
             wanted = measurements_for(config, measures_of(config, suite.kind), backend=backend)
             results[suite.name] = (suite, asked, engine.run(asked, measurements=wanted))
     return results
+
+
+def check_fits(suite: Any, *, backend: Any) -> None:
+    """UserError for a policy on comparisons, or a reward model on anything else."""
+    from evals.backends.reward_model import RewardBackend
+
+    scores = isinstance(backend, RewardBackend)
+    if suite.kind == "reward_pairs" and not scores:
+        raise UserError(f"suite {suite.name} compares responses: evaluate a reward model on it, not {backend.name}")
+    if suite.kind != "reward_pairs" and scores:
+        raise UserError(f"{backend.name} is a reward model: evaluate it on comparisons, not on suite {suite.name}")
 
 
 def tell_unsent_keys(config: Config) -> None:
