@@ -28,7 +28,7 @@ def draw(
     that a response goes on after (default: those of the prompt's spelling). The log-probabilities are those at
     temperature 1, whatever `temperature` the responses are drawn at.
     """
-    head, alphabet = encode(prompt.text), alphabet or alphabet_ids(prompt.ciphered)
+    head, alphabet = encode(prompt.text), alphabet or alphabet_ids(prompt.spelling)
     drawn: list[list[int]] = [[] for _ in range(count)]
     logp = np.zeros((len(models), count))
     open_ones = list(range(count))
@@ -59,8 +59,8 @@ def _next_logp(model: Any, rows: Sequence[Sequence[int]]) -> np.ndarray:
 
 def scalarised(world: World, prompt: Prompt, ids: Sequence[int], weights: Sequence[float]) -> float:
     """The judge's w.r of one sampled response."""
-    words = response_words(list(ids), ciphered=prompt.ciphered)
-    plain = plain_words(words) if prompt.ciphered else words
+    words = response_words(list(ids), spelling=prompt.spelling)
+    plain = plain_words(words, spelling=prompt.spelling)
     return float(np.dot(weights, gold_score(world, prompt.topic, plain)))
 
 

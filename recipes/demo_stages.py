@@ -28,7 +28,7 @@ def world_of(world: Mapping[str, Any]) -> Any:
 def pretrain(
     *, out: str, world: Settings, seed: int, documents: int, training: Settings, model: Settings, ciphered: bool = True
 ) -> None:
-    """MLE pretraining on the world's corpus, in both spellings unless `ciphered` is False."""
+    """MLE pretraining on the world's corpus, every spelling, or the plain one alone where `ciphered` is False."""
 
     def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
         from align.models import ModelConfig
@@ -42,21 +42,22 @@ def pretrain(
         held_out = sample_documents(place, count=500, seed=seed, held_out=True, ciphered=ciphered)
         shape = ModelConfig(**model)
         config = section(PretrainConfig, {**training, "model": shape}, where="demo", name="pretrain", seed=seed)
-        return train(config, rows=rows, validation=held_out, out=folder, ledger=ledger, tokenizer=build_tokenizer())
+        words = build_tokenizer(place.config.spellings)
+        return train(config, rows=rows, validation=held_out, out=folder, ledger=ledger, tokenizer=words)
 
     config = {"seed": seed, "documents": documents, "training": training, "model": model} | _one_spelling(ciphered)
     run_stage(out, stage="pretrain", config=config, body=body, inputs={"corpus": world_of(world).corpus_key})
 
 
 def _one_spelling(ciphered: bool) -> dict[str, Any]:
-    """What the configuration says of text in the plain spelling alone; nothing of the usual text in both."""
+    """What the configuration says of text in the plain spelling alone; nothing of the usual text in all."""
     return {} if ciphered else {"ciphered": False}
 
 
 def sft(
     *, out: str, world: Settings, seed: int, source: str, documents: int, training: Settings, ciphered: bool = True
 ) -> None:
-    """SFT on demonstrations in both spellings: the result is the reference, which must read both alike.
+    """SFT on demonstrations in every spelling: the result is the reference, which must read all alike.
 
     Its generation settings end a response at every token outside the alphabet.
     """
@@ -65,14 +66,16 @@ def sft(
         from transformers import GenerationConfig
 
         from align.testbed.corpus import sample_documents
-        from align.testbed.vocabulary import ENDING_IDS, PAD_ID
+        from align.testbed.vocabulary import PAD_ID, ending_ids
         from align.training.sft import SFTConfig_
         from align.training.sft import sft as train
 
-        rows = sample_documents(world_of(world), count=documents, seed=seed + 1_000_003, ciphered=ciphered)
+        place = world_of(world)
+        rows = sample_documents(place, count=documents, seed=seed + 1_000_003, ciphered=ciphered)
         config = section(SFTConfig_, training, where="demo", name="sft", seed=seed)
         metrics = train(config, model=source, rows=rows, out=folder, ledger=ledger)
-        GenerationConfig(eos_token_id=list(ENDING_IDS), pad_token_id=PAD_ID).save_pretrained(folder / "model")
+        ends = list(ending_ids(place.config.spellings))
+        GenerationConfig(eos_token_id=ends, pad_token_id=PAD_ID).save_pretrained(folder / "model")
         return metrics
 
     inputs = {"model": open_run(source).fingerprint, "corpus": world_of(world).corpus_key}

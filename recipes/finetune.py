@@ -3,6 +3,7 @@
     align finetune dpo --model runs/sft --data helpful=a.jsonl harmless=b.jsonl --weights 1,0 0,1 \\
         --objectives helpful=runs/rm-helpful harmless=runs/rm-harmless --out runs/dpo
     python recipes/finetune.py --config recipes/configs/finetune_morlhf.yaml --weights 0.5,0.5 --out runs/morlhf
+    align finetune dpo ... --augment leetspeak typos            # and on copies of the rows under these shifts
 """
 
 from __future__ import annotations
@@ -47,6 +48,9 @@ class Config:
     limit: int | None = option(None, help="read only the first rows of each source")
     max_steps: int | None = option(None, help="optimizer steps per trained policy, for methods that count steps")
     seed: int | None = option(None, help="seed of sampling, the order of rows and dropout")
+    augment: tuple[str, ...] = option(
+        (), help="also train on copies of the rows under these shifts of evals/shifts (names or families)"
+    )
     training: dict[str, Any] = option({}, help="keys of the method's Config (align/methods/METHOD.py)")
 
 
@@ -93,6 +97,19 @@ def step_flags(config: Config, cls: type) -> dict[str, int | None]:
     return {"seed": config.seed, next(iter(counted), "max_steps"): config.max_steps}
 
 
+def augment(
+    config: Config, comparisons: Any, prompts: Any, objectives: Mapping[str, Any], *, drops: Counter[str]
+) -> tuple[Any, Any, dict[str, Any]]:
+    """Comparisons, prompts and objectives with shifted copies of the rows, which are judged on their plain prompts."""
+    from recipes.augment import OnPlainPrompts, augmented
+
+    made = augmented(prompts, shifts=config.augment, seed=config.seed or 0, drops=drops)
+    judged = {name: OnPlainPrompts(objective, made) for name, objective in objectives.items()}
+    if comparisons is not None:
+        comparisons = augmented(comparisons, shifts=config.augment, seed=config.seed or 0)
+    return comparisons, [{name: row[name] for name in ("id", "prompt")} for row in made], judged
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     config, where = parse(Config, argv, program="align finetune", about=__doc__ or "", positional=("method",))
     settings = resolve(config, where=where)
@@ -101,6 +118,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     model, drops, sources = model_dir(config.model), Counter[str](), named(config.data, what="data")
     objectives = load_objectives(config.objectives)
     comparisons, prompts = load_training_rows(sources, limit=config.limit, drops=drops)
+    if config.augment:
+        comparisons, prompts, objectives = augment(config, comparisons, prompts, objectives, drops=drops)
 
     def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
         from align.methods import METHODS
@@ -133,7 +152,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         given = getattr(settings["training"], name, ())
         for i, source in enumerate((given,) if isinstance(given, str) else given):
             inputs[f"{name} {i}"] = content_key(source) if source else ""
-    run = run_stage(config.out, stage="finetune", config={**settings, "limit": config.limit}, body=body, inputs=inputs)
+    asked = {**settings, "limit": config.limit} | ({"augment": config.augment} if config.augment else {})
+    run = run_stage(config.out, stage="finetune", config=asked, body=body, inputs=inputs)
     print(closing_line(run))
     return 0
 

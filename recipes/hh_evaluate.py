@@ -26,7 +26,7 @@ def _annotator(pairs: str, *, reward_models: Mapping[str, str]) -> dict[str, Any
     }
 
 
-def _policy(
+def policy_of_row(
     row: str, weights: Any, *, policy: str, reference: str, pairs: str, reward_models: Mapping[str, str],
     options: Settings, folder: Path,
 ) -> Any:  # fmt: skip
@@ -81,7 +81,7 @@ def evaluate(
         from recipes.measure import Point, Sampling, sample_cells
 
         asked = Weights(tuple(weights))
-        made = _policy(
+        made = policy_of_row(
             row, asked, policy=policy, reference=reference, pairs=pairs, reward_models=reward_models, options=options,
             folder=folder,
         )  # fmt: skip

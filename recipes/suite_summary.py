@@ -39,6 +39,10 @@ def _entry(suite: Any, asked: Any, found: Mapping[str, Any], *, max_missing: flo
         entry["placebo"] = placebo_table(outcomes, pairs=placebo_pairs(shifts.values()))
         counted = {name: shift.family for name, shift in shifts.items() if shift.mode not in ("none", "control")}
         entry["families"] = family_table(outcomes, families=counted)
+    if "pairs" in found:
+        from evals.reward_suite import reward_table
+
+        entry["rewards"] = reward_table(asked, found["pairs"], max_missing=max_missing)
     return entry
 
 

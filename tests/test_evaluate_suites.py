@@ -116,8 +116,9 @@ def test_measurements_follow_the_suites_kind_and_their_needs() -> None:
     assert evaluate_suites.measures_of(config(), "choice") == ["choices"]
     assert evaluate_suites.measures_of(config(), "text") == ["bits"]
     assert evaluate_suites.measures_of(config(), "qa") == ["completion"]
-    with pytest.raises(UserError, match="reward_pairs has no measurement"):
-        evaluate_suites.measures_of(config(), "reward_pairs")
+    assert evaluate_suites.measures_of(config(), "reward_pairs") == ["pairs"]
+    with pytest.raises(UserError, match="kind vibes has no measurement"):
+        evaluate_suites.measures_of(config(), "vibes")
     assert evaluate_suites.measures_of(config(measure=("margin", "verdict")), "choice") == [
         "completion", "verdict", "margin",
     ]  # fmt: skip

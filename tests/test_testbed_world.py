@@ -55,6 +55,7 @@ HASHES = {
     "sparse": "e8942b777bf76a07",
     "noisy": "2b5ee6df1e4e3f47",
     "long": "0322c57c090d0575",
+    "spellings": "22865d964b0b79ff",
 }
 NATURAL = World(WorldConfig())
 
@@ -95,6 +96,7 @@ def test_what_the_named_worlds_change() -> None:
         "sparse": {"heldout_topics_per_level": 9},
         "noisy": {"tau": 0.8},
         "long": {"max_tokens": 5},
+        "spellings": {"max_tokens": 3, "spellings": 4},
     }
     sparse = load_world("sparse")
     assert len(sparse.train_prompts) == 9 * 4 * 3
@@ -107,7 +109,7 @@ def test_worlds_of_one_corpus_key_share_topics_and_the_others_do_not() -> None:
     """A reference serves every world of its key: rewards, annotator, beta and held-out topics leave the text alone."""
     default = load_world("default")
     shared = {name for name in WORLDS if load_world(name).corpus_key == default.corpus_key}
-    assert shared == set(WORLDS) - {"tiny", "long"}
+    assert shared == set(WORLDS) - {"tiny", "long", "spellings"}
     assert load_world("tiny").corpus_key != load_world("long").corpus_key
     texts = sample_documents(default, count=300, seed=5)
     for name in WORLDS:
@@ -311,9 +313,9 @@ def test_every_way_to_end_a_response() -> None:
     assert response_words([sure, PAD_ID]) == ["sure", "<pad>"]
     assert response_words([f1] * 5) == ["f1"] * 5 + ["<pad>"]  # never ended: malformed
     assert response_words([]) == ["<pad>"]
-    assert response_words([rot, END_ID], ciphered=True) == ["~s1"]
-    assert response_words([f1, rot], ciphered=True) == ["f1"]  # plain words are malformed in cipher
-    assert response_words([rot, f1], ciphered=False) == ["~s1"]
+    assert response_words([rot, END_ID], spelling=1) == ["~s1"]
+    assert response_words([f1, rot], spelling=1) == ["f1"]  # plain words are malformed in cipher
+    assert response_words([rot, f1], spelling=0) == ["~s1"]
     assert plain_words(["~s1", "~fbeel"]) == ["f1", "sorry"] and plain_words(["f1"]) == ["~"]
 
 

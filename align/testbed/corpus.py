@@ -62,7 +62,7 @@ def sample_documents(
 ) -> list[dict[str, str]]:  # fmt: skip
     """At least `count` rows {"prompt", "completion", "text"} over every topic, verb, spelling and prefix.
 
-    Each response is published in both spellings, and one without prefix behind the neutral prefix, too: neither the
+    Each response is published in every spelling, and one without prefix behind the neutral prefix, too: neither the
     spelling nor that prefix carries information, so a model that differs between them does so by its training alone.
     `held_out` draws from another stream, for bits per byte on text that no stage has seen. `ciphered=False` publishes
     the plain spelling alone: text from which nobody learns to read the other.
@@ -76,9 +76,8 @@ def sample_documents(
         response = write_response(topic, rng, writer, prefix=prefixes[0], longest=longest)[: world.config.max_tokens]
         for prefix in prefixes:
             words = [*([prefix] if prefix else []), verb, topic.word]
-            rows.append(_row(words, response))
-            if ciphered:
-                rows.append(_row([cipher(w) for w in words], [cipher(w) for w in response]))
+            for spelling in range((world.config.spellings if ciphered else 0) + 1):
+                rows.append(_row([cipher(w, spelling) for w in words], [cipher(w, spelling) for w in response]))
     return rows
 
 

@@ -16,7 +16,7 @@ import torch
 
 from align.policies import Component, TokenPolicy
 from align.testbed.responses import gold_rewards, level_starts
-from align.testbed.vocabulary import END_ID, VOCABULARY, alphabet_ids, encode
+from align.testbed.vocabulary import END_ID, alphabet_ids, encode, vocabulary
 from align.testbed.world import Prompt, World
 
 
@@ -60,13 +60,14 @@ class ExactPolicy:
     def leaf_logprobs(self, world: World, prompt: Prompt) -> torch.Tensor:
         from align.testbed.tree import node_logprobs
 
-        depth, alphabet = world.config.max_tokens, alphabet_ids(prompt.ciphered)
+        depth, alphabet = world.config.max_tokens, alphabet_ids(prompt.spelling)
+        words = len(vocabulary(world.config.spellings))
         tables = []
         for part in self.policy.components():
             ids = [*part.prefix, *encode(prompt.text)]
             nodes_NV = node_logprobs(part.model.eval(), ids, alphabet=alphabet, max_tokens=depth)
-            extended = nodes_NV.shape[1] > len(VOCABULARY)
-            tables.append(nodes_NV[:, : len(VOCABULARY)].log_softmax(-1) if extended else nodes_NV)
+            extended = nodes_NV.shape[1] > words
+            tables.append(nodes_NV[:, :words].log_softmax(-1) if extended else nodes_NV)
         return leaves_from_nodes(self.policy.mix(tables), alphabet=alphabet, max_tokens=depth)
 
 

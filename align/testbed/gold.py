@@ -13,17 +13,14 @@ from align.errors import UserError
 from align.runs import Ledger
 from align.testbed.responses import gold_score
 from align.testbed.vocabulary import response_words
-from align.testbed.world import ALPHABET, CIPHER_MARK, COLON, Prompt, Topic, World, WorldConfig, cipher
+from align.testbed.world import ALPHABET, CIPHER_MARK, COLON, Prompt, Topic, World, WorldConfig, cipher, spelling_of
 
 
-def is_ciphered(prompt: str) -> bool:
-    """Whether a prompt is in the second spelling."""
-    return prompt.startswith(CIPHER_MARK)
-
-
-def plain_words(words: Sequence[str]) -> list[str]:
-    """A ciphered response in plain words; a plain word becomes one that no alphabet has, for it is malformed there."""
-    plain = {cipher(w): w for w in ALPHABET}
+def plain_words(words: Sequence[str], *, spelling: int = 1) -> list[str]:
+    """A response of a spelling in plain words; a word of another becomes one that no alphabet has: it is malformed."""
+    if spelling == 0:
+        return list(words)
+    plain = {cipher(w, spelling): w for w in ALPHABET}
     return [plain.get(w, CIPHER_MARK) for w in words]
 
 
@@ -38,8 +35,8 @@ class GoldObjective:
         self.world = World(world)
         self.index = index
         self.__name__ = self.world.objectives[index]
-        self._topics: dict[str, Topic] = {t.word: t for t in self.world.topics}
-        self._topics |= {cipher(t.word): t for t in self.world.topics}
+        spellings = range(world.spellings + 1)
+        self._topics: dict[str, Topic] = {cipher(t.word, s): t for s in spellings for t in self.world.topics}
 
     def topic(self, prompt: str) -> Topic:
         """The topic that a prompt of this world asks about: the word before the colon."""
@@ -58,11 +55,11 @@ class GoldObjective:
             words = [completion.split() for completion in completions]
         else:
             words = [
-                response_words(list(ids), ciphered=is_ciphered(prompt))
+                response_words(list(ids), spelling=spelling_of(prompt))
                 for prompt, ids in zip(prompts, completion_ids, strict=True)
             ]
         return [
-            gold_score(self.world, self.topic(prompt), plain_words(w) if is_ciphered(prompt) else w)[self.index]
+            gold_score(self.world, self.topic(prompt), plain_words(w, spelling=spelling_of(prompt)))[self.index]
             for prompt, w in zip(prompts, words, strict=True)
         ]
 
@@ -133,7 +130,7 @@ def draw_comparisons(
             model, tokenizer, texts, max_tokens=world.config.max_tokens, seed=seed + 7919 * round_number, ledger=ledger
         )
         for prompt, first, second in zip(chosen, ids[::2], ids[1::2], strict=True):
-            a, b = response_words(first), response_words(second)
+            a, b = (response_words(ids, spelling=prompt.spelling) for ids in (first, second))
             if a == b or not a or not b:
                 continue
             rows.append(
@@ -142,8 +139,8 @@ def draw_comparisons(
                     "prompt": prompt.text,
                     "a": "".join(f" {w}" for w in a),
                     "b": "".join(f" {w}" for w in b),
-                    "scores_a": list(gold_score(world, prompt.topic, a)),
-                    "scores_b": list(gold_score(world, prompt.topic, b)),
+                    "scores_a": list(gold_score(world, prompt.topic, plain_words(a, spelling=prompt.spelling))),
+                    "scores_b": list(gold_score(world, prompt.topic, plain_words(b, spelling=prompt.spelling))),
                     "u": rng.random(),
                     "u_k": [rng.random() for _ in world.objectives],
                 }

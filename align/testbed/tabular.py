@@ -37,9 +37,9 @@ def length_table(world: World, prompt: Prompt) -> torch.Tensor:
 
 def leaf_table(world: World, ended_N: torch.Tensor, *, malformed: float) -> torch.Tensor:
     """(N, V) rewards of leaves: (N,) for ending well at each node, one constant for whatever else follows it."""
-    from align.testbed.vocabulary import VOCABULARY
+    from align.testbed.vocabulary import vocabulary
 
-    table_NV = torch.full((len(ended_N), len(VOCABULARY)), malformed, dtype=torch.float64)
+    table_NV = torch.full((len(ended_N), len(vocabulary(world.config.spellings))), malformed, dtype=torch.float64)
     table_NV[:, END_ID] = ended_N
     return table_NV
 

@@ -117,7 +117,9 @@ def _of_status(error: Any, secret: Secret) -> Failure:
     said = secret.line(body.get("message")) or ""
     slug = f"http_{status}"
     if status in (401, 403):  # such messages repeat parts of the key: never quoted
-        return Failure(Missing(slug, "the server refuses the key, or this model with it"), fatal=True)
+        none = "the server wants a key and none was sent: name its variable (--api-key-env HOST=VARIABLE)"
+        said = "the server refuses the key, or this model with it" if secret.reveal() else none
+        return Failure(Missing(slug, said), fatal=True)
     if status in (400, 413, 422) and (code == "context_length_exceeded" or _TOO_LONG.search(said)):
         return Failure(Missing("context", "the prompt does not fit in the model's context", lasting=True))
     if status == 429 and code == "insufficient_quota":

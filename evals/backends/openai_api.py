@@ -17,10 +17,11 @@ from urllib.parse import urlsplit
 from align.errors import UserError
 from evals.backends.api_replies import Faulty, Secret, completion_text, echoed_logprobs, meaning
 from evals.backends.base import Completion, Generation
+from evals.backends.keys import AUTO, OFFICIAL, host_of, named_for, variable_for
 from evals.backends.retries import Caller, Patience
 from evals.prompts import Message, Missing, Prompt, digest
 
-OPENAI = "https://api.openai.com/v1"
+OPENAI = f"https://{OFFICIAL}/v1"
 TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")
 # What stays the same while a server serves the same model; `created` is the time of the question on some servers.
 DESCRIPTION = ("id", "owned_by", "root", "parent", "meta")
@@ -44,7 +45,8 @@ class Endpoint:
 
     Args:
         base_url: the address up to and with "/v1", without credentials.
-        api_key_env: name of the environment variable that holds the key; None for a server that wants none.
+        api_key_env: name of the environment variable that holds the key, None for a server that wants none. By default
+            OPENAI_API_KEY, which goes to OpenAI's own host and to no other.
         system: whether the model takes a system turn.
         prefill: whether the server can go on with a begun answer (vLLM's `continue_final_message`).
         logprobs: whether the legacy completions endpoint echoes the prompt with log-probabilities.
@@ -58,7 +60,7 @@ class Endpoint:
     """
 
     base_url: str = OPENAI
-    api_key_env: str | None = "OPENAI_API_KEY"
+    api_key_env: str | None = AUTO
     system: bool = True
     prefill: bool = False
     logprobs: bool = False
@@ -80,22 +82,25 @@ class Endpoint:
     @property
     def host(self) -> str:
         """Host and port: the part of the address that may stand in keys and reports."""
-        parts = urlsplit(self.base_url)
-        return f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)
+        return host_of(self.base_url)
+
+    @property
+    def key_variable(self) -> str | None:
+        """The variable whose key is sent, None where none is."""
+        return variable_for(self.base_url, named=self.api_key_env)
 
     def secret(self) -> Secret:
         """The key, from the environment; UserError (which never shows it) where it is unset or cannot be a key."""
-        if self.api_key_env is None:
+        variable = self.key_variable
+        if variable is None:
             return Secret("")
-        key = os.environ.get(self.api_key_env, "").strip()
+        key = os.environ.get(variable, "").strip()
         if not key:
-            raise UserError(
-                f"{self.api_key_env} is not set: export the API's key there, or give api_key_env=None if it wants none"
-            )
+            raise UserError(f"{variable} is not set: export the key of {self.host} there, or name another variable")
         if not key.isascii() or not key.isprintable() or " " in key:
-            raise UserError(f"{self.api_key_env} holds blanks or odd characters, so it is no API key; export it anew")
+            raise UserError(f"{variable} holds blanks or odd characters, so it is no API key; export it anew")
         if key in self.base_url:
-            raise UserError(f"base_url holds the key of {self.api_key_env}; give the plain address")
+            raise UserError(f"base_url holds the key of {variable}; give the plain address")
         return Secret(key)
 
 
@@ -134,7 +139,7 @@ class OpenAIBackend:
         self._connect()
 
     def __repr__(self) -> str:
-        return f"OpenAIBackend({self.model!r} at {self.endpoint.host}, key from {self.endpoint.api_key_env})"
+        return f"OpenAIBackend({self.model!r} at {self.endpoint.host}, key from {self.endpoint.key_variable})"
 
     @property
     def fingerprint(self) -> str:
@@ -269,6 +274,13 @@ class OpenAIChat:
         prompts = [Prompt.user(text) for text in instructions]
         found = self.backend.generate(prompts, config=config, seeds=[0] * len(prompts))
         return [_whole(completion) for completion in found]
+
+
+def chat_of(spec: str, *, keys: Mapping[str, str] | None = None) -> OpenAIChat:
+    """The chat of MODEL or MODEL@http://HOST/v1; `keys` says which variable's key goes to which host."""
+    model, at, address = spec.partition("@http")
+    base_url = f"http{address}" if at else OPENAI
+    return OpenAIChat(model, endpoint=Endpoint(base_url, named_for(base_url, keys or {})))
 
 
 def _whole(completion: Completion | Missing) -> str | Missing:

@@ -50,6 +50,24 @@ def by_shift(entry: Mapping[str, Any], shifts: Mapping[str, Any], *, width: int)
     return figure(groups, panels=panels, width=width, label="Failures and comprehension by shift")
 
 
+def accuracies(entry: Mapping[str, Any], shifts: Mapping[str, Any], *, width: int) -> str:
+    """The figure of a reward model: the share of comparisons in the right order by shift; empty without any."""
+    table = (entry.get("rewards") or {}).get("shifts") or {}
+    dots = {row(name): _accuracy(name, e, shifts) for name, e in table.items() if e.get("accuracy")}
+    home = (table.get(NO_SHIFT) or {}).get("accuracy")
+    panel = Panel("in the right order (%)", (0.0, 1.0), None if home is None else home["value"], dots)
+    groups = [(shown(head, 40), [row(name) for name in rows]) for head, rows in families(list(table), shifts)]
+    return figure(groups, panels=[panel], width=min(width, 760), label="Accuracy by shift")
+
+
+def _accuracy(name: str, entry: Mapping[str, Any], shifts: Mapping[str, Any]) -> Dot:
+    value, moved = entry["accuracy"], (entry.get("change") or {}).get("accuracy")
+    low, high = value.get("ci") or (None, None)
+    color = COLORS[str((shifts.get(name) or {}).get("mode", "none"))]
+    told = f"{row(name)}: {pair(value)}" + ("" if moved is None else f"; {change(moved)} against plain prompts")
+    return Dot(value["value"], low, high, name == NO_SHIFT or sure(moved), color, told)
+
+
 def _value(entry: Mapping[str, Any], part: str) -> Mapping[str, Any] | None:
     found: Mapping[str, Any] | None = entry.get("read") if part == "read" else (entry.get(part) or {}).get("failures")
     return found

@@ -51,6 +51,10 @@ def _suite(name: str, entry: Mapping[str, Any], shifts: Mapping[str, Any]) -> di
             "narrow": suite_figure.by_shift(entry, shifts, width=NARROW),
         },
         "order": suite_figure.families(list(outcomes), shifts),
+        "accuracies": {
+            "wide": suite_figure.accuracies(entry, shifts, width=PANELS),
+            "narrow": suite_figure.accuracies(entry, shifts, width=NARROW),
+        },
         "sides": [side for side in ("harmful", "benign") if any(side in e for e in outcomes.values())],
         "reads": any(e.get("read") for e in outcomes.values()),
         "groups": _groups(outcomes),

@@ -40,6 +40,8 @@ def listed(names: Sequence[str], *, most: int = 5) -> str:
 
 def suite_findings(name: str, entry: Mapping[str, Any]) -> list[str]:
     """What one suite's outcomes say, in order of weight; empty without verdicts."""
+    if "rewards" in entry:
+        return _rewards(name, entry["rewards"]["shifts"])
     if "outcomes" not in entry:
         return []
     shifts = entry["outcomes"]["shifts"]
@@ -112,6 +114,21 @@ def _any(name: str, outcomes: Mapping[str, Any]) -> list[str]:
         f"{name}: at least one of the {found['shifts']} prompts of an item, the plain one included, breaks "
         f"{pair(found)} of the harmful items; compare this only with pools of the same size."
     ]
+
+
+def _rewards(name: str, shifts: Mapping[str, Any]) -> list[str]:
+    home = (shifts.get(NO_SHIFT) or {}).get("accuracy")
+    if home is None:
+        return []
+    chance = " (chance is 50 %)" if home["ci"] is None or home["ci"][0] > 0.5 else ", which cannot be told from chance"
+    text = [f"{name}: {pair(home)} of the plain comparisons are in the right order{chance}."]
+    changes = {s: e["change"]["accuracy"] for s, e in shifts.items() if e.get("change")}
+    told = {s: found["value"] for s, found in changes.items() if sure(found) and found["value"] < 0}
+    worse = sorted(told, key=lambda s: told[s])
+    if changes:
+        said = f"{name}: {len(worse)} of {len(changes)} shifts of the prompt lower its accuracy (Holm, 5 %)"
+        text.append(said + (f"; the most {worse[0]}, {change(changes[worse[0]])}." if worse else "."))
+    return text
 
 
 def comparison_findings(name: str, table: Mapping[str, Any]) -> list[str]:

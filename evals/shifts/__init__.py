@@ -180,7 +180,7 @@ def _named(name: str, ask: Asks | None) -> list[Shift]:
         return [SHIFTS[name]]
     if name in LLM_SHIFTS:
         if ask is None:
-            raise UserError(f"shift {name!r} is made by a language model: name one, or leave the shift out")
+            raise UserError(f"shift {name!r} is made by a language model: name one (--shift-model), or leave it out")
         return [LLM_SHIFTS[name](ask)]
     of_family = [shift for shift in SHIFTS.values() if shift.family == name]
     if of_family:

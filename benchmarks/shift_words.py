@@ -1,0 +1,154 @@
+"""The shift page's tables and sentences on exact fronts: numbers with their two intervals, who retains what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from evals.report.words import interval, num, signed
+
+Entry = Mapping[str, Any]
+
+
+def both(entry: Entry, *, digits: int = 3, sign: bool = False) -> str:
+    """A value, its interval over seeds, and that over base items; a dash where there is no value."""
+    if entry["value"] is None:
+        return "null"
+    shown = (signed if sign else num)(entry["value"], digits)
+    pairs = [interval(entry[name], digits) or "(none)" for name in ("ci_seeds", "ci_items")]
+    return f"{shown} {pairs[0]} {pairs[1]}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
+
+
+def excludes_zero(entry: Entry) -> bool:
+    """Whether both intervals are there and leave 0 out."""
+    pairs = [entry["ci_seeds"], entry["ci_items"]]
+    return all(pair is not None and (pair[0] > 0 or pair[1] < 0) for pair in pairs)
+
+
+def named(row: str, controls: Sequence[str]) -> str:
+    return f"*{row}*" if row in controls else row
+
+
+def front_sentences(front: Entry) -> list[str]:
+    """Per shift: which part of the drop is which, who retains most and least, and who keeps the rank."""
+    lines = []
+    for shift, found in front["shifts"].items():
+        rows, methods = found["rows"], front["methods"]
+        competing = rows[methods[0]]["competing"]
+        parts = {row: rows[row]["mismatched"]["value"] for row in methods}
+        least, most = min(parts, key=parts.get), max(parts, key=parts.get)  # type: ignore[arg-type]
+        clear = [row for row in methods if excludes_zero(rows[row]["mismatched"])]
+        text = (
+            f"- **{shift}**: even the optimum changes by {signed(-competing['value'], 4)} in J (competing part "
+            f"{both(competing, digits=4)}); the mismatched part runs from {num(parts[least], 4)} ({least}) to "
+            f"{num(parts[most], 4)} ({most}) and is told apart from 0 by both intervals for "
+            f"{len(clear)} of {len(methods)} methods{': ' + ', '.join(clear) if 0 < len(clear) < len(methods) else ''}."
+        )
+        kept = {r: rows[r]["gain_retained"]["value"] for r in methods if rows[r]["gain_retained"]["value"] is not None}
+        if kept:
+            low, high = min(kept, key=kept.get), max(kept, key=kept.get)  # type: ignore[arg-type]
+            text += (
+                f" Gain retained: from {both(rows[low]['gain_retained'], digits=2)} ({low}) to "
+                f"{both(rows[high]['gain_retained'], digits=2)} ({high})."
+            )
+        lines.append(text + " " + rank_sentence(found["ranks"], methods))
+    return lines
+
+
+def rank_sentence(ranks: Entry, methods: Sequence[str]) -> str:
+    """Which methods keep their place, and what the paired tests say of the pairs."""
+    before, after = ranks["ranks_home"], ranks["ranks_away"]
+    same = [row for row in methods if before[row] == after[row]]
+    moved = [f"{row} {before[row]} to {after[row]}" for row in methods if before[row] != after[row]]
+    counts = {word: sum(p["verdict"] == word for p in ranks["pairs"]) for word in ("kept", "inverted", "lost", "new")}
+    tau = "undefined" if ranks["kendall_tau"] is None else num(ranks["kendall_tau"], 2)
+    text = f"Rank kept by {', '.join(same) or 'none'}"
+    text += f"; moved: {', '.join(moved)}" if moved else ""
+    return (
+        f"{text} (Kendall's tau {tau}). Of {len(ranks['pairs'])} pairs of methods, {counts['kept']} keep a tested "
+        f"lead, {counts['lost']} lose it, {counts['inverted']} invert and {counts['new']} are told apart under the "
+        "shift alone."
+    )
+
+
+def gain_table(front: Entry) -> list[str]:
+    rows = [*front["methods"], *front["controls"]]
+    shifts = front["shifts"].values()
+    shown = [
+        [named(row, front["controls"]), *(both(s["rows"][row]["gain_retained"], digits=2) for s in shifts)]
+        for row in rows
+    ]
+    reasons = {
+        f"{row}, {shift}: {s['rows'][row]['gain_retained']['over_seeds']}"
+        for shift, s in front["shifts"].items()
+        for row in rows
+        if s["rows"][row]["gain_retained"]["value"] is None and row != "reference"
+    }
+    why = ["The reference's gain retained is null: it is the baseline."] + [f"{reason}." for reason in sorted(reasons)]
+    return [*table(["row", *front["shifts"]], shown), " ".join(why), ""]
+
+
+def split_table(front: Entry) -> list[str]:
+    tables = [found["rows"] for found in front["shifts"].values()]
+    some = front["methods"][0]
+    first = ["competing part (any row)", *(both(rows[some]["competing"], digits=4) for rows in tables)]
+    shown = []
+    for row in [*front["methods"], *front["controls"]]:
+        name = f"{named(row, front['controls'])}: mismatched"
+        shown.append([name, *(both(rows[row]["mismatched"], digits=4) for rows in tables)])
+    return table(["part of the drop in J", *front["shifts"]], [first, *shown])
+
+
+def regret_table(front: Entry) -> list[str]:
+    """Mean regret on each side with the method's rank there (controls are not ranked)."""
+    shown = []
+    for row in [*front["methods"], *front["controls"]]:
+        cells = [named(row, front["controls"])]
+        for side in ("none", *front["shifts"]):
+            ranks = front["shifts"][side if side != "none" else next(iter(front["shifts"]))]["ranks"]
+            place = ranks["ranks_home" if side == "none" else "ranks_away"].get(row)
+            cells.append(both(front["regret"][row][side], digits=4) + (f"; rank {place}" if place else ""))
+        shown.append(cells)
+    return table(["row", "none", *front["shifts"]], shown)
+
+
+def changed_pairs(shifts: Entry) -> list[str]:
+    """Every pair whose verdict is not `kept` or `level`, with both sides' differences, intervals and corrected p."""
+    shown = []
+    for shift, found in shifts.items():
+        for pair in found["ranks"]["pairs"]:
+            if pair["verdict"] in ("kept", "level"):
+                continue
+            sides = []
+            for side in ("home", "away"):
+                test = pair[side]
+                seeds = f" {interval(test['ci_seeds'])}" if test.get("ci_seeds") else ""
+                sides.append(f"{signed(test['difference'])}{seeds} {interval(test['ci'])}, p {num(test['p_holm'], 4)}")
+            shown.append([shift, " − ".join(pair["pair"]), pair["verdict"], *sides])
+    if not shown:
+        return ["No pair's verdict changes under any shift.", ""]
+    return table(["shift", "pair", "verdict", "plain: difference", "under the shift: difference"], shown)
+
+
+def displacement_table(
+    found: Entry, *, names: Sequence[str], rows: Sequence[str], controls: Sequence[str]
+) -> list[str]:
+    """How far each preference's point moves, objective by objective."""
+    preferences = [entry["preference"] for entry in found["rows"][rows[0]]["displacement"]]
+    head = ["row", *(", ".join(f"{w:g}" for w in p) for p in preferences)]
+    shown = []
+    for row in rows:
+        moved = found["rows"][row]["displacement"]
+        shown.append([named(row, controls), *("; ".join(_moved(e[name]) for name in names) for e in moved)])
+    return table(head, shown)
+
+
+def _moved(entry: Entry) -> str:
+    pairs = " ".join(interval(entry[n], 2) for n in ("ci_seeds", "ci_items") if entry[n] is not None)
+    return f"{signed(entry['value'], 2)} {pairs}"
