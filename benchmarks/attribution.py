@@ -64,7 +64,7 @@ def configuration(arguments: argparse.Namespace) -> Any:
 
 
 def split_tasks(config: Any, plants: Sequence[Any], *, count: int) -> tuple[list[Any], dict[int, tuple[Path, Path]]]:
-    """Exact and sampled split of every plant whose model reads both spellings, and seed -> their folders."""
+    """Exact and sampled split of the plants that ask for it, and seed -> their folders."""
     import attribution_stages as stages
 
     from align.runs import jsonable
@@ -74,10 +74,10 @@ def split_tasks(config: Any, plants: Sequence[Any], *, count: int) -> tuple[list
     base = {"world": jsonable(load_world(config.world).config)}
     tasks, folders = [], {}
     for seed in dict.fromkeys(plant.seed for plant in plants):
-        mine = [plant for plant in plants if plant.seed == seed and plant.reads_cipher]
+        mine = [plant for plant in plants if plant.seed == seed and plant.split]
         place = Path(config.out) / f"seed-{seed}"
         policies = {plant.name: [str(plant.policy), plant.weights] for plant in mine}
-        reference = next(str(plant.reference) for plant in mine if not plant.cover_cipher)
+        reference = str(mine[0].reference)
         needs = tuple(f"{plant.name} [{seed}]" for plant in mine)
         folders[seed] = place / "exact-split", place / "sampled-split"
         common = {**base, "reference": reference, "policies": policies}

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from align.runs import Ledger, open_run, run_stage, write_json
-from align.testbed.world import PREFIXED_CIPHER, SHIFTS
 from recipes.demo_stages import Settings, world_of
 
-SHIFTED = (*(s for s in SHIFTS if s != "seen_prompts"), *PREFIXED_CIPHER)
+SHIFTED = ("heldout_topics", "cipher", "compliance", "cipher_compliance", "control")
 HOME = "none"
 
 

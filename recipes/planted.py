@@ -20,7 +20,7 @@ from recipes.config import option, parse
 from recipes.pipeline import Task, run_tasks
 
 DEFAULTS = Path(__file__).parent / "configs" / "planted.yaml"
-PLANT_KEYS = {"reference", "method", "weights", "settings", "truth", "cover_cipher", "temperature"}
+PLANT_KEYS = {"reference", "method", "weights", "settings", "truth", "cover_cipher", "temperature", "split"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +54,7 @@ class Plant:
     probes: Path
     cover_cipher: bool
     reads_cipher: bool
+    split: bool  # whether the benchmark also compares its exact split with the one from samples
 
 
 def check(config: Config, *, where: str) -> None:
@@ -153,7 +154,7 @@ def _plant_tasks(
     tasks.append(Task(f"{name} [{seed}]", stages.finetune, fit, tuple(needs)))
     tasks.append(Task(f"probes {name} [{seed}]", probes, look, (f"{name} [{seed}]",)))
     reads = bool(config.references[spec["reference"]]["ciphered"])
-    return Plant(name, seed, spec["truth"], spec["weights"], reference, policy, seen, cover, reads)
+    return Plant(name, seed, spec["truth"], spec["weights"], reference, policy, seen, cover, reads, bool(spec.get("split", False)))
 
 
 def _world_settings(world: Any, method: str, seed: int) -> dict[str, Any]:
