@@ -154,7 +154,9 @@ def _plant_tasks(
     tasks.append(Task(f"{name} [{seed}]", stages.finetune, fit, tuple(needs)))
     tasks.append(Task(f"probes {name} [{seed}]", probes, look, (f"{name} [{seed}]",)))
     reads = bool(config.references[spec["reference"]]["ciphered"])
-    return Plant(name, seed, spec["truth"], spec["weights"], reference, policy, seen, cover, reads, bool(spec.get("split", False)))
+    places = {"reference": reference, "policy": policy, "probes": seen}
+    kind = {"cover_cipher": cover, "reads_cipher": reads, "split": bool(spec.get("split", False))}
+    return Plant(name, seed, spec["truth"], spec["weights"], **places, **kind)
 
 
 def _world_settings(world: Any, method: str, seed: int) -> dict[str, Any]:
