@@ -84,13 +84,14 @@ def _section(rows: Mapping[str, Entry], *, world: str, about: Mapping[str, Any])
         "| runs | samples | FLOPs | core-s | per response |\n|" + " --- |" * 14
     )
     lines = [_line(row, entry) for row, entry in rows.items()]
-    contenders = [row for row, entry in rows.items() if not entry["control"]]
+    others = [row for row, entry in rows.items() if not entry["control"]]
+    contenders = [row for row in others if rows[row].get("contender", True)]
     seeds = sorted({len(entry["seeds"]) for entry in rows.values()})
     best = f"Best: `{contenders[0]}`, {num(rows[contenders[0]]['regret_share'])}." if contenders else ""
     return f"""
 ## World `{world}`
 
-Hash `{about["hash"]}`; {len(contenders)} rows and {len(rows) - len(contenders)} controls; seeds per row:
+Hash `{about["hash"]}`; {len(others)} rows and {len(rows) - len(others)} controls; seeds per row:
 {" or ".join(map(str, seeds))}. {best}
 
 ![Regret share of every row](testbed-{world}-shares.svg)

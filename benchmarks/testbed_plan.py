@@ -18,7 +18,10 @@ from recipes.config import read_yaml
 from recipes.pipeline import Task
 from recipes.stages import section
 
-ROW_KEYS = {"method", "runs", "asks", "settings", "rewards", "specialists_of", "fixed_point", "smoke", "worlds", "note"}
+ROW_KEYS = {
+    "method", "runs", "asks", "settings", "rewards", "specialists_of", "fixed_point", "smoke", "worlds", "note",
+    "contender",
+}  # fmt: skip
 CONTROLS = ("reference", "kl_overspender", "length_only", "best_of_256")
 SMOKE = {"documents": 12000, "demonstrations": 6000, "comparisons": 400, "epochs": 1.0}
 

@@ -76,7 +76,7 @@ def split(
 def describe(found: Rows, row: str) -> dict[str, Any]:
     """What a row is, for readers of the table."""
     spec = found.rows.get(row, {})
-    keys = ("method", "runs", "asks", "rewards", "specialists_of", "fixed_point", "note", "settings")
+    keys = ("method", "runs", "asks", "rewards", "specialists_of", "fixed_point", "note", "settings", "contender")
     return {"key": row_key(found, row), "control": row in CONTROLS, **{k: spec[k] for k in keys if k in spec}}
 
 

@@ -63,6 +63,23 @@ def test_three_objectives_are_asked_at_vertices_edges_and_middle() -> None:
     assert len(planning.preferences_of(load_world("default"))) == 5
 
 
+def test_the_harder_rows_learn_from_labels_and_are_judged_on_new_topics(tmp_path: Path) -> None:
+    rows = planning.read_rows(FOLDER / "testbed_harder.yaml")
+    assert rows.split == "heldout_topics"
+    gold = {"best_of_n", "morlhf", "ppo", "joint_soup", "panacea", "best_sft"}  # methods that ask objectives
+    for row, spec in rows.rows.items():
+        assert spec["method"] not in gold or spec.get("rewards") == "learned" or spec["contender"] is False, row
+    plan = planning.make_plan(
+        rows, out=tmp_path, worlds=["sparse"], seeds=[0, 1], rows=list(rows.rows), smoke=False
+    )  # fmt: skip
+    judged = [t for t in plan.tasks if "split" in t.arguments]
+    assert {t.arguments["split"] for t in judged} == {"heldout_topics"}
+    assert {t.name.split()[0] for t in judged} >= {"facts", "evaluate", "reference", "prediction"}
+    learned = [t for t in plan.tasks if t.arguments.get("kind") == "learned"]
+    assert len(learned) == 5 and all("seed-0" in t.arguments["out"] for t in learned)  # five weights, the first seed
+    assert all(len(t.arguments["reward_models"]) == 2 for t in learned)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -71,6 +88,7 @@ def test_three_objectives_are_asked_at_vertices_edges_and_middle() -> None:
         ({"settings": {"learning": 1}}, "unknown key 'learning'"),
         ({"colour": 1}, "unknown key 'colour'"),
         ({"specialists_of": "below"}, "no row above it"),
+        ({"fixed_point": "learned"}, "fixed_point learned needs rewards: learned"),
     ],
 )
 def test_a_wrong_row_is_told_before_anything_runs(change: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -137,6 +155,11 @@ def test_the_page_ranks_by_regret_share_and_escapes_in_figures(tmp_path: Path) -
     text = (tmp_path / "testbed.md").read_text()
     assert text.index("| a |") < text.index("| b<i> |") < text.index("| *reference* |")
     assert "python benchmarks/testbed.py --worlds default" in text and "Best: `a`" in text
+    found = table({"a": 0.02, "b": 0.5, "reference": 1.0})
+    found["methods"]["a"]["contender"] = False
+    page.write_page(found | {"split": "heldout_topics"}, folder=tmp_path / "other", command="")
+    other = (tmp_path / "other" / "testbed.md").read_text()
+    assert "2 rows and 1 controls" in other and "Best: `b`" in other and "exact on held-out topics" in other
     figure = (tmp_path / "testbed-default-shares.svg").read_text()
     assert "<i>" not in figure and "&lt;i&gt;" in figure
     assert json.loads((tmp_path / "testbed.json").read_text())["seeds"] == [0]

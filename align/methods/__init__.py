@@ -27,6 +27,7 @@ from align.methods import (
     pblora,
     personalised_soups,
     ppo,
+    rebel,
     rewarded_soups,
     ric,
 )
@@ -41,6 +42,7 @@ METHODS: dict[str, ModuleType] = {
     "lagrangian": lagrangian,
     "dpo": dpo,
     "modpo": modpo,
+    "rebel": rebel,
     "kto": kto,
     "gradient_dpo": gradient_dpo,
     "gradient_rl": gradient_rl,

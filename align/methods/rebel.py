@@ -1,0 +1,213 @@
+"""REBEL (Gao et al. 2024): least squares of the policy's log-ratios on reward differences, over pairs of known scores.
+
+At weights w, over pairs (y, y') of a prompt with known scores, the loss (algorithm 1, with eta = 1 / beta) is
+
+    ( beta [log pi/ref(y) - log pi/ref(y')]  -  w . (r(y) - r(y')) )^2.
+
+`J = E[w . r] - beta KL(pi || ref)` has the optimum `ref exp(w . r / beta)`, at which every square is 0: with free
+distributions it is the minimiser wherever pairs join the responses, whatever law they were drawn from. Pairs need no
+label, so no annotator's noise enters, and beta is J's own. At w = e_k nothing is left of the other objectives.
+*Deviations*: the paper draws new pairs from the policy every round and regresses on the policy of the round before, so
+that the KL to its first policy grows with the rounds; here all pairs are given and ref stays, which is its first round.
+
+How TRL trains it. Adding `w . r / beta` to a response's reference log-probability leaves `(beta delta)^2`, delta being
+the difference of the log-ratios that DPOTrainer takes. Its own squared loss (`ipo`) divides each log-ratio by the
+response's length and fits a constant. But `-log sigmoid(b delta)` has the slope `-delta / 2` in b at b = 0, so its own
+loss, differentiated in a coefficient per pair, gives delta.
+Legend: B pairs, K objectives.
+Data: pairs. Fixed point: the optimum of J on the support of the pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from align import checks
+from align.errors import UserError
+from align.methods import dpo
+from align.methods.base import (
+    Objective,
+    Pair,
+    Row,
+    TrainingConfig,
+    check_preferences,
+    check_training,
+    inputs_of,
+    objective_scores,
+    responses_of,
+    row_scores,
+    train_points,
+)
+from align.methods.modpo import reference_shift
+from align.policies import PointFamily
+from align.preferences import Weights
+from align.runs import Ledger
+
+SCORES = ("rows", "objectives")
+Scores = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # a row's id to both responses' (K,) scores, in order
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TrainingConfig):
+    """How to train, and whence the scores: the row's `scores_a`, `scores_b`, or asked from the objectives."""
+
+    scores: str = "rows"
+    epochs: float = 1.0
+    max_length: int | None = None  # tokens kept of prompt + response; a prompt that fills it drops its row
+
+
+def fit(
+    config: Config,
+    *,
+    reference: str,
+    objectives: Mapping[str, Objective],
+    preferences: Sequence[Weights],
+    out: Path,
+    ledger: Ledger,
+    comparisons: Sequence[Row] | None = None,
+    prompts: Sequence[Row] | None = None,
+) -> PointFamily:
+    """One model per preference; scores are read once and serve all of them. Neither `prompts` is used nor, where
+    `scores` is rows, the objectives, but for their names. An objective without weight anywhere is not asked.
+
+    UserError when comparisons are missing or carry no scores, or on a value that is no configuration.
+    """
+    names = check_preferences(preferences, objectives=objectives)
+    check_config(config)
+    rows = dpo.required_rows(comparisons, method="rebel")
+    used = [k for k in range(len(names)) if any(weights[k] > 0 for weights in preferences)]
+    scores = scores_of(config, rows=rows, objectives=objectives, used=used, ledger=ledger)
+    pairs = [Pair(str(row["id"]), row["prompt"], *responses_of(row), swapped=False) for row in rows]
+
+    def body(folder: Path, cost: Ledger, weights: Weights) -> Mapping[str, Any]:
+        values = weighted(scores, weights=[weights[k] for k in used])
+        return train_on(pairs, values=values, config=config, reference=reference, folder=folder, ledger=cost)
+
+    return train_points(
+        "rebel",
+        config=config,
+        preferences=preferences,
+        inputs=inputs_of(reference=reference, objectives=objectives, rows=rows),
+        out=out,
+        ledger=ledger,
+        body=body,
+        optimises=lambda weights: describe(config, weights=weights),
+    )
+
+
+def check_config(config: Config) -> None:
+    """UserError on a value that is no configuration of this method."""
+    check_training(config)
+    checks.above_zero(config, "epochs")
+    if config.scores not in SCORES:
+        raise UserError(f"scores must be one of {', '.join(SCORES)}, not {config.scores!r}")
+
+
+def describe(config: Config, *, weights: Weights) -> str:
+    """One line: the J that a point optimises, and from what data."""
+    return (
+        f"E[w.r] - {config.beta:g} KL(pi||ref) at w = {weights.label}, by least squares of log-ratios on the reward "
+        f"differences of offline pairs (scores: {config.scores})"
+    )
+
+
+def scores_of(
+    config: Config, *, rows: Sequence[Row], objectives: Mapping[str, Objective], used: Sequence[int], ledger: Ledger
+) -> Scores:
+    """Both responses' scores under the objectives in `used`, by the row's id; every score read is charged.
+
+    UserError naming the row that has none or too few.
+    """
+    names = list(objectives)
+    if config.scores == "objectives":
+        return objective_scores(rows, objectives={names[k]: objectives[names[k]] for k in used}, ledger=ledger)
+    found = row_scores(rows)
+    for name, both in found.items():
+        if any(len(one) != len(names) for one in both):
+            counts = " and ".join(str(len(one)) for one in both)
+            raise UserError(f"comparison {name} has {counts} scores for {len(names)} objectives")
+    ledger.add(scores_read=2 * len(used) * len(rows))
+    return {name: ([a[k] for k in used], [b[k] for k in used]) for name, (a, b) in found.items()}
+
+
+def weighted(scores: Scores, *, weights: Sequence[float]) -> dict[str, tuple[float, float]]:
+    """`w . r` of both responses of every row."""
+
+    def value(one: Sequence[float]) -> float:
+        return sum(w * r for w, r in zip(weights, one, strict=True) if w)
+
+    return {name: (value(a), value(b)) for name, (a, b) in scores.items()}
+
+
+def train_on(
+    pairs: Sequence[Pair],
+    *,
+    values: Mapping[str, tuple[float, float]],
+    config: Config,
+    reference: str,
+    folder: Path,
+    ledger: Ledger,
+) -> dict[str, Any]:
+    """Train one model on pairs whose `w . r` are `values`, save it in `folder/model`; metrics.
+
+    The loss in the metrics is the mean square in squared reward units.
+    """
+    from align.models import count_parameters, save_model
+    from align.training.common import drop_checkpoints, final_loss, finish_trainer, resume_point
+
+    kept = dpo.check_lengths(pairs, reference=reference, max_length=config.max_length)
+    trainer = build_trainer(pairs, values=values, config=config, reference=reference, folder=folder)
+    parameters = count_parameters(trainer.model, embeddings=False)
+    finish_trainer(trainer, label=f"rebel {folder.stem}", ledger=ledger, parameters=parameters)
+    before = ledger.tokens
+    trainer.train(resume_from_checkpoint=resume_point(folder))
+    # One pass of the reference over the pairs (2 N a token), on top of the training the callback counted.
+    ledger.add(flops=2 * parameters * (ledger.tokens - before) / config.epochs)
+    save_model(trainer.model, trainer.processing_class, folder / "model")
+    drop_checkpoints(folder)
+    return {"loss": final_loss(trainer), "pairs": len(pairs), "pairs_dropped_by_length": len(pairs) - kept}
+
+
+def build_trainer(
+    pairs: Sequence[Pair],
+    *,
+    values: Mapping[str, tuple[float, float]],
+    config: Config,
+    reference: str,
+    folder: Path,
+) -> Any:
+    """DPO's own trainer on the pairs in stored order, its reference shifted by `w . r / beta`, its loss squared."""
+    from trl import DPOTrainer
+
+    shared = {f.name for f in fields(dpo.Config)} & {f.name for f in fields(config)}
+    plain = dpo.Config(**{name: getattr(config, name) for name in shared})
+    trainer = dpo.build_trainer(pairs, config=plain, reference=reference, beta=config.beta, folder=folder)
+    # dpo.build_trainer stays the one place that knows DPO's settings; only the loss of what it built is another.
+    trainer.__class__ = type("RebelTrainer", (SquaredLogRatios, DPOTrainer), {})
+    shift = reference_shift(pairs, tables=[values], rest_weights=[1.0], beta=config.beta)
+    trainer.train_dataset = shift(trainer.train_dataset)
+    return trainer
+
+
+class SquaredLogRatios:
+    """Before DPOTrainer: the loss is the mean of `(beta delta)^2` over the pairs of a batch.
+
+    TRL's logged `rewards/*` are taken at the coefficient 0 and say nothing here.
+    """
+
+    beta: Any
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False) -> Any:
+        import torch
+
+        beta, count = self.beta, len(inputs["input_ids"]) // 2  # TRL's batch: all first responses, then all second ones
+        self.beta = torch.zeros(count, device=inputs["input_ids"].device, requires_grad=True)
+        try:
+            loss = super()._compute_loss(model, inputs, False)  # type: ignore[misc]
+            (slope_B,) = torch.autograd.grad(loss, self.beta, create_graph=True)  # -delta / (2 B): the loss is a mean
+        finally:
+            self.beta = beta
+        return (2 * count * beta * slope_B).square().mean()
