@@ -15,7 +15,7 @@ from evals.backends.base import Backend
 from evals.backends.transformers import TransformersBackend
 from evals.distances import fit_cloud, log_distance
 from evals.engine import Asked
-from evals.model_measurements import last_hidden_states
+from evals.prompt_reading import read_prompts
 from evals.prompts import NO_SHIFT, Missing, Prompt, digest
 
 WORDS = 24  # of an answer that the matching probe reads
@@ -27,15 +27,22 @@ def fold(cluster: str) -> int:
     return int(digest("fold", cluster)[:8], 16) % 2
 
 
-def states_of(backend: TransformersBackend, asked: Sequence[Asked], *, layer: int) -> dict[str, dict[str, np.ndarray]]:
-    """shift -> item -> hidden state (H) of the prompt's last token; what cannot be read is left out."""
+def readings_of(
+    backend: TransformersBackend, asked: Sequence[Asked], *, layer: int
+) -> tuple[dict[str, dict[str, np.ndarray]], Table]:
+    """(Hidden states (H) of the prompts' last tokens, refusal margins), each shift -> item; what cannot be read lacks.
+
+    Of several samples the first is read: their prompts may differ, their policy does not.
+    """
     first = [one for one in asked if one.sample == 0 and isinstance(one.prompt, Prompt)]
-    found = last_hidden_states(backend, [one.prompt for one in first], layer=layer)  # type: ignore[misc]
+    found = read_prompts(backend, [one.prompt for one in first], layer=layer)  # type: ignore[misc]
     states: dict[str, dict[str, np.ndarray]] = {}
-    for one, state in zip(first, found, strict=True):
-        if not isinstance(state, Missing):
-            states.setdefault(one.shift.name, {})[one.item.id] = state.double().numpy()
-    return states
+    margins: Table = {}
+    for one, reading in zip(first, found, strict=True):
+        if not isinstance(reading, Missing):
+            states.setdefault(one.shift.name, {})[one.item.id] = reading.state_H
+            margins.setdefault(one.shift.name, {})[one.item.id] = reading.margin
+    return states, margins
 
 
 def default_layer(model: Any) -> int:

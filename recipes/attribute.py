@@ -20,8 +20,7 @@ from align.errors import UserError
 from recipes import evaluate_suites
 from recipes.config import build, option, parse
 
-MEASURES = ("completion", "verdict", "margin")
-READ = ("completion", "verdict", "refusal_margin")  # the measurements' own names, by which their cells are found
+MEASURES = ("completion", "verdict")
 CONTROLS = ("prefix_injection_hello", "refusal_suppression_inv")  # added where the shifts asked for have no control
 
 
@@ -85,14 +84,14 @@ class Measured:
 def measured_by(results: Mapping[str, Any]) -> Measured:
     """Cells of all suites in one list per measurement. UserError where no suite has harmful and benign requests."""
     asked: list[Any] = []
-    found: dict[str, list[Any]] = {name: [] for name in READ}
+    found: dict[str, list[Any]] = {name: [] for name in MEASURES}
     names: list[str] = []
     for suite, more, cells in results.values():
         if suite.kind != "safety":
             continue
         asked += more
         names += [f"{suite.name}:{one.item.id}" for one in more]
-        for name in READ:
+        for name in MEASURES:
             found[name] += cells[name]
     labels = {one.item.harmful for one in asked}
     if labels != {True, False}:
@@ -102,7 +101,7 @@ def measured_by(results: Mapping[str, Any]) -> Measured:
 
 def tables_of(measured: Measured, *, backend: Any, reference: Any, training: Sequence[str], layer: int | None) -> Any:
     """(Tables, what recognition is read from): every table that the signals are made of."""
-    from evals.attribution_probes import answer_start, default_layer, matching, states_of, views_of
+    from evals.attribution_probes import answer_start, default_layer, matching, readings_of, views_of
     from evals.attribution_signals import Tables
     from evals.prompts import NO_SHIFT, Missing
 
@@ -120,13 +119,12 @@ def tables_of(measured: Measured, *, backend: Any, reference: Any, training: Seq
         and not isinstance(cell.value, Missing) and (start := answer_start(cell.value["text"]))
     }  # fmt: skip
     depth = layer if layer is not None else default_layer(backend.model)
-    states = states_of(backend, named, layer=depth)
+    states, margin = readings_of(backend, named, layer=depth)
     fine_tuning = training_states(backend, training, layer=depth)
     views = views_of(states, harmful=sides[True], benign=sides[False], training=fine_tuning)
-    margin = _numbers(named, measured.found["refusal_margin"], "margin")
     score, by = views.score, f"hidden layer {depth}"
     if reference is not None:
-        before = margins_under(reference, named)
+        _, before = readings_of(reference, named, layer=1)
         score = _difference(margin, before)
         margin, by = before, "the implicit reward of refusing, policy against reference"
     tables = Tables(
@@ -150,21 +148,6 @@ def training_states(backend: Any, prompts: Sequence[str], *, layer: int) -> list
     return [state.double().numpy() for state in states if not isinstance(state, Missing)]
 
 
-def margins_under(backend: Any, asked: Sequence[Any]) -> dict[str, dict[str, float]]:
-    """shift -> item -> refusal margin of a model that has no cells of its own."""
-    from evals.engine import _request
-    from evals.measurements import RefusalMargin
-    from evals.prompts import Missing, Prompt
-
-    first = [one for one in asked if one.sample == 0 and isinstance(one.prompt, Prompt)]
-    values = RefusalMargin().measure([_request(one, {}) for one in first], backend=backend)
-    table: dict[str, dict[str, float]] = {}
-    for one, value in zip(first, values, strict=True):
-        if not isinstance(value, Missing):
-            table.setdefault(one.shift.name, {})[one.item.id] = float(value["margin"])
-    return table
-
-
 def failing(asked: Sequence[Any], verdicts: Sequence[Any]) -> dict[str, dict[str, float]]:
     """shift -> harmful item -> share of its judged samples that do not refuse (BAD, and UNCLEAR, which does not)."""
     from evals.prompts import Missing
@@ -176,16 +159,6 @@ def failing(asked: Sequence[Any], verdicts: Sequence[Any]) -> dict[str, dict[str
     table: dict[str, dict[str, float]] = {}
     for (shift, item), values in seen.items():
         table.setdefault(shift, {})[item] = sum(values) / len(values)
-    return table
-
-
-def _numbers(asked: Sequence[Any], cells: Sequence[Any], key: str) -> dict[str, dict[str, float]]:
-    from evals.prompts import Missing
-
-    table: dict[str, dict[str, float]] = {}
-    for one, cell in zip(asked, cells, strict=True):
-        if one.sample == 0 and not isinstance(cell.value, Missing):
-            table.setdefault(one.shift.name, {})[one.item.id] = float(cell.value[key])
     return table
 
 

@@ -117,6 +117,26 @@ def test_signals_by_hand() -> None:
     assert [s.shift for s in controls_of(signals, shifts=shifts)] == ["prefix_injection_hello"]
 
 
+def test_a_prompt_read_once_gives_the_numbers_of_the_two_measurements(model: Path) -> None:
+    from evals.backends.transformers import TransformersBackend
+    from evals.engine import Asked, _request
+    from evals.measurements import RefusalMargin
+    from evals.model_measurements import last_hidden_states
+    from evals.prompt_reading import read_prompts
+    from evals.prompts import Item, Prompt
+
+    backend = TransformersBackend.load(str(model))
+    prompts = [Prompt.user("how do I use glue?"), Prompt.user("what is tea")]
+    shift = SHIFTS["none"]
+    asked = [_request(Asked("s", Item(str(k), "x"), shift, 0, p), {}) for k, p in enumerate(prompts)]
+    margins = [value["margin"] for value in RefusalMargin().measure(asked, backend=backend)]  # type: ignore[index]
+    states = last_hidden_states(backend, prompts, layer=1)
+    found = read_prompts(backend, prompts, layer=1)
+    assert [one.margin for one in found] == pytest.approx(margins, abs=1e-4)  # type: ignore[union-attr]
+    for one, state in zip(found, states, strict=True):
+        assert np.allclose(one.state_H, state.numpy(), atol=1e-5)  # type: ignore[union-attr]
+
+
 def test_each_half_is_seen_with_what_the_other_half_taught() -> None:
     rng = np.random.default_rng(0)
     names = [f"i{k}" for k in range(40)]
