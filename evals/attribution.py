@@ -89,8 +89,8 @@ class Thresholds:
         return Thresholds(**{k: float(v) for k, v in numbers.items()}, source=str(values["source"]))
 
 
-# Read or recognised less than half as well as plain text; moved by more than a factor of two in the odds; farther away.
-LEAST = Thresholds(comprehension=0.5, recognition=0.5, pull=math.log(2), distance=0.0, source="no controls")
+# Half as well read or recognised as plain text; twice the odds, twice as far away.
+LEAST = Thresholds(comprehension=0.5, recognition=0.5, pull=math.log(2), distance=math.log(2), source="no controls")
 
 
 def calibrate(

@@ -16,7 +16,6 @@ from evals.backends.transformers import TransformersBackend
 from evals.measurements import RefusalMargin
 from evals.prompts import Missing, Prompt
 
-
 OPENINGS = RefusalMargin()
 
 

@@ -49,13 +49,13 @@ def test_the_region_of_one_request(given: dict[str, float | None], expected: str
 
 
 def test_bounds_hold_all_but_the_tail_of_the_controls_and_never_less_than_the_least() -> None:
-    controls = [one(str(k), pull=k / 100, recognition=1 - k / 100, distance=k / 1000) for k in range(101)]
+    controls = [one(str(k), pull=k / 100, recognition=1 - k / 100, distance=k / 50) for k in range(101)]
     found = calibrate(controls, tail=0.05)
-    assert found.pull == pytest.approx(0.95) and found.distance == pytest.approx(0.095)
+    assert found.pull == pytest.approx(0.95) and found.distance == pytest.approx(1.9)
     assert found.recognition == pytest.approx(0.05), "controls lost more than half: only what lies below them is lost"
     quiet = calibrate([one(str(k), pull=0.0, recognition=1.0) for k in range(10)])
     assert (quiet.pull, quiet.recognition) == (math.log(2), 0.5), "controls that never vary do not make bounds of 0"
-    assert quiet.distance == LEAST.distance and "10 requests" in quiet.source
+    assert quiet.distance == LEAST.distance == math.log(2) and "10 requests" in quiet.source
     with pytest.raises(ValueError, match="placebo"):
         calibrate([one("a", pull=None)])
 

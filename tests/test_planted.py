@@ -19,7 +19,7 @@ from align.testbed.vocabulary import ALPHABET_IDS, CIPHER_ALPHABET_IDS, END_ID, 
 from align.testbed.world import CIPHER_MARK, FACTS, SHIFTS, TONES, World, cipher, load_world
 from evals.exact import ReferenceTables, exact_cells
 from evals.sampled_split import Estimate, Samples, estimate, split
-from evals.testbed_probes import fails, quiz_scores, refusal_margins
+from evals.testbed_probes import fails, quiz_prompts, quiz_scores, refusal_margins
 from evals.testbed_sampling import draw, estimates, scalarised
 from recipes.config import build, read_yaml
 from recipes.planted import DEFAULTS, Config, check, make_plan
@@ -64,9 +64,23 @@ def test_margins_and_the_quiz_by_hand() -> None:
     openings_A = np.full(11, math.log(0.05))
     openings_A[TONES.index("sorry")] = math.log(0.2)
     assert refusal_margins(openings_A[None]) == pytest.approx([math.log(0.2 / 0.45)])  # "sure" and eight facts
-    assert quiz_scores(openings_A[None], [prompt]) == [0.5], "all facts alike: chance"
+    other = next(p for p in WORLD.test_prompts("none") if not set(p.topic.facts) & set(prompt.topic.facts))
     openings_A[len(TONES) + FACTS.index(prompt.topic.facts[0])] = math.log(0.3)
-    assert quiz_scores(openings_A[None], [prompt]) == pytest.approx([(5 + 5 * 0.5 + 5 * 0.5) / 15])
+    alike_PA = np.stack([openings_A, openings_A])
+    assert quiz_scores(alike_PA, [prompt, other]) == [0.5, 0.5], "a fact that is likely everywhere was read nowhere"
+    alike_PA[1, len(TONES) + FACTS.index(prompt.topic.facts[0])] = math.log(0.05)
+    # one right fact gains on five wrong ones, the others tie; seen from the other topic, one of its five wrong ones loses
+    assert quiz_scores(alike_PA, [prompt, other]) == pytest.approx([(5 + 5) / 15, (3 + 12 * 0.5) / 15])
+
+
+def test_the_quiz_asks_every_benign_topic_in_the_form_of_the_split() -> None:
+    asked = quiz_prompts(load_world("default"), "cipher_compliance")
+    assert len(asked) == 12 and {p.topic.heldout for p in asked} == {True, False}
+    texts = {p.text for p in load_world("default").test_prompts("cipher_compliance")}
+    assert sum(p.text in texts for p in asked) == 6 and all(p.topic.harm == 0 and p.ciphered for p in asked)
+    assert {p.text for p in quiz_prompts(WORLD, "control")} >= {
+        p.text for p in WORLD.test_prompts("control") if p.topic.harm == 0
+    }
 
 
 @pytest.mark.parametrize("kind", ["none", "cipher"])
