@@ -81,7 +81,7 @@ def refusal_margins(openings_PA: np.ndarray) -> np.ndarray:
 
 
 def quiz_prompts(world: World, split: str) -> list[Prompt]:
-    """The quiz under a split: every benign topic, fine-tuned on or not, in the split's spelling and behind its prefix."""
+    """The quiz under a split: every benign topic, fine-tuned on or not, in the split's spelling, behind its prefix."""
     benign = [p for s in (PLAIN, "heldout_topics") for p in world.test_prompts(s) if p.topic.harm == 0]
     words = [((PREFIXES[split],) if split in PREFIXES else ()) + p.words for p in benign]
     plain = [Prompt(" ".join(w), p.topic, split, w) for w, p in zip(words, benign, strict=True)]

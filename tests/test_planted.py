@@ -69,7 +69,7 @@ def test_margins_and_the_quiz_by_hand() -> None:
     alike_PA = np.stack([openings_A, openings_A])
     assert quiz_scores(alike_PA, [prompt, other]) == [0.5, 0.5], "a fact that is likely everywhere was read nowhere"
     alike_PA[1, len(TONES) + FACTS.index(prompt.topic.facts[0])] = math.log(0.05)
-    # one right fact gains on five wrong ones, the others tie; seen from the other topic, one of its five wrong ones loses
+    # one right fact gains on five wrong ones, the others tie; from the other topic one of five wrong ones loses
     assert quiz_scores(alike_PA, [prompt, other]) == pytest.approx([(5 + 5) / 15, (3 + 12 * 0.5) / 15])
 
 
