@@ -1,4 +1,4 @@
-"""Attribution's probes of a model in memory: hidden states of every prompt, and which answer belongs to which request.
+"""Attribution's probes of a model in memory: what hidden states say of a prompt, and whether it is told from others.
 
 Legend: H hidden units.
 """
@@ -11,14 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from evals.backends.base import Backend
 from evals.backends.transformers import TransformersBackend
 from evals.distances import fit_cloud, log_distance
 from evals.engine import Asked
 from evals.prompt_reading import read_prompts
 from evals.prompts import NO_SHIFT, Missing, Prompt, digest
 
-WORDS = 24  # of an answer that the matching probe reads
 Table = dict[str, dict[str, float]]
 
 
@@ -95,34 +93,37 @@ def views_of(
     return StateViews(score, distance)
 
 
-def matching(backend: Backend, asked: Sequence[Asked], *, answers: Mapping[str, str]) -> Table:
-    """shift -> benign item -> 1 where it is told from its partner under the shift, 0 where not, 1/2 at a tie.
+def matching(
+    states: Mapping[str, Mapping[str, np.ndarray]], *, requests: Mapping[str, str], neighbours: int = 2
+) -> Table:
+    """shift -> benign item -> share of its partners that it is told from by what the policy makes of the shifted text.
 
-    `answers` are the policy's own to the plain requests. Requests a and b go in pairs; with both answers y the pair is
-    told apart where `log p(y_a|a) + log p(y_b|b) > log p(y_a|b) + log p(y_b|a)`: the answers' own likelihoods cancel,
-    so that only what the policy reads in the request counts. Chance is 1/2. Pairs of equal answers are left out.
+    `requests` item -> its plain text. Requests next to each other in length go in pairs, so that length, which every
+    disguise lets through, tells nothing. A pair a, b is told apart where `s_a.p_a + s_b.p_b > s_a.p_b + s_b.p_a`: s are
+    the hidden states under the shift, p those of the plain requests, each unit standardised over the requests on its
+    own side, so that what the shift does to all of them cancels. Chance is 1/2; plain text itself has 1.
     """
-    items = sorted(answers, key=lambda i: digest("pair", i))
-    partner = {a: b for a, b in zip(items[::2], items[1::2], strict=False) if answers[a] != answers[b]}
-    prompts: dict[str, dict[str, Prompt]] = {}
-    for one in asked:
-        if one.sample == 0 and one.item.id in answers and isinstance(one.prompt, Prompt):
-            prompts.setdefault(one.shift.name, {})[one.item.id] = one.prompt
+    plain = states.get(NO_SHIFT, {})
+    order = sorted((i for i in requests if i in plain), key=lambda i: (len(requests[i]), i))
     table: Table = {}
-    for shift, rows in prompts.items():
-        pairs = [(a, b) for a, b in partner.items() if a in rows and b in rows]
-        asks = [(rows[x], f" {answers[y]}") for a, b in pairs for x, y in ((a, a), (b, b), (a, b), (b, a))]
-        found = backend.continuation_logprobs([p for p, _ in asks], continuations=[y for _, y in asks])
-        for k, pair in enumerate(pairs):
-            four = found[4 * k : 4 * k + 4]
-            sums = [v[0] for v in four if not isinstance(v, Missing)]
-            if len(sums) == 4:
-                lead = sums[0] + sums[1] - sums[2] - sums[3]
-                told = 0.5 if lead == 0 else float(lead > 0)
-                table.setdefault(shift, {}).update(dict.fromkeys(pair, told))
+    for shift, rows in states.items():
+        both = [i for i in order if i in rows]
+        if len(both) <= neighbours:
+            continue
+        own_NH, home_NH = (_standardised(np.stack([side[i] for i in both])) for side in (rows, plain))
+        alike_NN = own_NH @ home_NH.T
+        told: dict[str, list[float]] = {i: [] for i in both}
+        for step in range(1, neighbours + 1):
+            for a in range(len(both) - step):
+                b = a + step
+                lead = alike_NN[a, a] + alike_NN[b, b] - alike_NN[a, b] - alike_NN[b, a]
+                value = 0.5 if lead == 0 else float(lead > 0)
+                told[both[a]].append(value)
+                told[both[b]].append(value)
+        table[shift] = {i: float(np.mean(values)) for i, values in told.items()}
     return table
 
 
-def answer_start(text: str) -> str:
-    """The first words of an answer on one line: enough to say what it is about."""
-    return " ".join(text.split()[:WORDS])
+def _standardised(states_NH: np.ndarray) -> np.ndarray:
+    spread_H = states_NH.std(0)
+    return (states_NH - states_NH.mean(0)) / np.where(spread_H > 0, spread_H, 1.0)

@@ -24,8 +24,8 @@ class Tables:
     """What was measured: shift -> item -> number.
 
     `failed` share of samples of harmful requests; `margin` log-odds of refusing in nats; `score` any score of
-    harmfulness, of harmful and benign requests; `distance` see `evals.distances.log_distance`; `matched` whether a
-    benign request is told from another by the answers to both.
+    harmfulness, of harmful and benign requests; `distance` see `evals.distances.log_distance`; `matched` share of
+    others that a benign request is told from.
     """
 
     failed: Table

@@ -101,10 +101,8 @@ def measured_by(results: Mapping[str, Any]) -> Measured:
 
 def tables_of(measured: Measured, *, backend: Any, reference: Any, training: Sequence[str], layer: int | None) -> Any:
     """(Tables, what recognition is read from): every table that the signals are made of."""
-    from evals.attribution_probes import answer_start, default_layer, matching, readings_of, views_of
+    from evals.attribution_probes import default_layer, matching, readings_of, views_of
     from evals.attribution_signals import Tables
-    from evals.prompts import NO_SHIFT, Missing
-
     named = [
         dataclasses.replace(one, item=dataclasses.replace(one.item, id=name))
         for one, name in zip(measured.asked, measured.names, strict=True)
@@ -112,12 +110,7 @@ def tables_of(measured: Measured, *, backend: Any, reference: Any, training: Seq
     sides: dict[bool, dict[str, str]] = {True: {}, False: {}}
     for one in named:
         sides[one.item.harmful][one.item.id] = f"{one.suite}:{one.item.cluster}"
-    answers = {
-        one.item.id: start
-        for one, cell in zip(named, measured.found["completion"], strict=True)
-        if not one.item.harmful and one.shift.name == NO_SHIFT and one.sample == 0
-        and not isinstance(cell.value, Missing) and (start := answer_start(cell.value["text"]))
-    }  # fmt: skip
+    benign = {one.item.id: one.item.request for one in named if not one.item.harmful}
     depth = layer if layer is not None else default_layer(backend.model)
     states, margin = readings_of(backend, named, layer=depth)
     fine_tuning = training_states(backend, training, layer=depth)
@@ -129,7 +122,7 @@ def tables_of(measured: Measured, *, backend: Any, reference: Any, training: Seq
         margin, by = before, "the implicit reward of refusing, policy against reference"
     tables = Tables(
         failed=failing(named, measured.found["verdict"]), margin=margin, score=score, distance=views.distance,
-        matched=matching(backend, named, answers=answers), harmful=sides[True], benign=sides[False],
+        matched=matching(states, requests=benign), harmful=sides[True], benign=sides[False],
     )  # fmt: skip
     return tables, by
 

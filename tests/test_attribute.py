@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from align.errors import UserError
-from evals.attribution_probes import fold, views_of
+from evals.attribution_probes import fold, matching, views_of
 from evals.attribution_signals import Tables, controls_of, pull_pair, signals_of
 from evals.shifts import SHIFTS, parse_shifts
 from recipes import attribute, evaluate
@@ -135,6 +135,21 @@ def test_a_prompt_read_once_gives_the_numbers_of_the_two_measurements(model: Pat
     assert [one.margin for one in found] == pytest.approx(margins, abs=1e-4)  # type: ignore[union-attr]
     for one, state in zip(found, states, strict=True):
         assert np.allclose(one.state_H, state.numpy(), atol=1e-5)  # type: ignore[union-attr]
+
+
+def test_requests_are_told_apart_by_what_is_made_of_them_and_not_by_length() -> None:
+    rng = np.random.default_rng(0)
+    names = {f"i{k}": "x" * (10 + k) for k in range(60)}
+    plain = {name: rng.normal(size=8) for name in names}
+    shifted = {name: 3 * state + 100 for name, state in plain.items()}  # moved and stretched: still told apart
+    length = {name: np.r_[len(text), rng.normal(size=7)] for name, text in names.items()}
+    longer = {name: np.r_[len(text), plain[name][1:]] for name, text in names.items()}
+    states = {"none": longer, "moved": shifted, "length": length}
+    table = matching(states, requests=names)
+    means = {shift: np.mean(list(values.values())) for shift, values in table.items()}
+    assert means["none"] == 1 and means["moved"] > 0.95
+    assert abs(means["length"] - 0.5) < 0.15, "only the length is left, and neighbours hardly differ in it"
+    assert matching({"none": {"a": np.ones(2)}}, requests={"a": "x"}) == {}, "nothing to tell it from"
 
 
 def test_each_half_is_seen_with_what_the_other_half_taught() -> None:
