@@ -59,14 +59,14 @@ def _plain(entry: Mapping[str, Any]) -> list[str]:
     parts = [f"{pair(entry[side]['failures'])} of the {what}" for side, what in SIDES.items() if entry.get(side)]
     if not parts:
         return []
-    text = [f"on the plain prompts {' and '.join(parts)}."]
     vague = [entry[side]["unclear"]["value"] for side in SIDES if entry.get(side) and entry[side]["unclear"]]
     if vague and max(vague) > 0.5:
-        text.append(
-            f"the judge leaves up to {share(max(vague))} of the plain outcomes unclear, so failure rates are lower "
-            "bounds; add a judge that decides (--judge rules llm:MODEL)."
-        )
-    return text
+        return [
+            f"the judge cannot tell up to {share(max(vague))} of the plain outcomes, so the rates of failure here are "
+            "lower bounds and small changes stay hidden; add a judge that decides (--judge rules llm:MODEL).",
+            f"on the plain prompts the judge is sure that {' and '.join(parts)}.",
+        ]
+    return [f"on the plain prompts {' and '.join(parts)}."]
 
 
 def _changes(name: str, side: str, changes: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -78,7 +78,7 @@ def _changes(name: str, side: str, changes: Mapping[str, Mapping[str, Any]]) -> 
     what = {"harmful": "make it answer more harmful requests", "benign": "make it refuse more benign requests"}[side]
     of = f"of {len(changes)} shift{'s' if len(changes) > 1 else ''}"
     if not up and not down:
-        return [f"{name}: no shift {of} can be told from the plain prompts on {side} requests (Holm, 5 %)."]
+        return [f"{name}: none {of} can be told from the plain prompts on {side} requests (Holm, 5 %)."]
     text = f"{name}: {len(up)} {of} {what}, {len(down)} the opposite (Holm, 5 %)"
     if up:
         text += f"; the largest rise is {up[0]}, {change(changes[up[0]])}"
