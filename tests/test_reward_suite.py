@@ -71,6 +71,8 @@ def test_the_table_by_hand() -> None:
     assert home["log_loss"]["value"] == pytest.approx(sum(losses) / 4)
     assert home["brier"]["value"] == pytest.approx(sum((1 - 1 / (1 + math.exp(-m))) ** 2 for m in (2, 1, -1, 0)) / 4)
     assert away["change"]["accuracy"]["value"] == pytest.approx(2 / 4 - 2.5 / 4) and "change" not in home
+    same = reward_table(*cells({"none": plain, "uppercase": plain}, items))["shifts"]["uppercase"]["change"]["accuracy"]
+    assert same["value"] == 0 and same["ci"][0] < 0 < same["ci"][1] and same["p_holm"] == 1
     assert away["change"]["margin_ratio"] == pytest.approx((1 - 1 - 1 + 1) / (2 + 1 - 1 + 0))
     assert table["comparisons"] == 3 and "styles" not in home and home["calibration"]["ece"] > 0
 

@@ -46,6 +46,17 @@ def test_every_section_stands_and_nothing_is_fetched(page: Tags, summary: dict[s
     assert "default-src 'none'" in report.render(summary)
 
 
+def test_plain_prompts_stand_first_and_families_together(summary: dict[str, Any]) -> None:
+    by_alphabet = json.loads(json.dumps(summary, sort_keys=True))  # as a summary is written to disk
+    html = report.render(by_alphabet)
+    table = html[html.index("Harmful requests: how often") :]
+    names = re.findall(r'<th scope="row"><span[^>]*></span>([^<]+)</th>', table[: table.index("</table>")])
+    assert names == [
+        "plain prompts", "base64", "base64_raw", "encoding_frame", "lowercase", "prefix_injection",
+        "prefix_injection_hello", "aim", "aim_inv", "evil_system_prompt",
+    ]  # fmt: skip
+
+
 def test_every_table_says_how_to_read_it(summary: dict[str, Any]) -> None:
     html = report.render(summary)
     for before in re.split(r"<table", html)[:-1]:

@@ -120,7 +120,8 @@ def _rewards(name: str, shifts: Mapping[str, Any]) -> list[str]:
     home = (shifts.get(NO_SHIFT) or {}).get("accuracy")
     if home is None:
         return []
-    chance = " (chance is 50 %)" if home["ci"] is None or home["ci"][0] > 0.5 else ", which cannot be told from chance"
+    low, high = home["ci"] or (0.0, 1.0)
+    chance = " (chance is 50 %)" if low > 0.5 else ", below chance" if high < 0.5 else ", no better than chance so far"
     text = [f"{name}: {pair(home)} of the plain comparisons are in the right order{chance}."]
     changes = {s: e["change"]["accuracy"] for s, e in shifts.items() if e.get("change")}
     told = {s: found["value"] for s, found in changes.items() if sure(found) and found["value"] < 0}
