@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,13 @@ def test_from_the_command_to_the_page(
     rows = [{"id": f"p{i}", "prompt": f"about tea {i}", **side} for i, side in enumerate(sides)]
     suite = write_rows(tmp_path / "made.jsonl", rows)
     assert is_reward_model(str(scorer)) and not is_reward_model(str(tiny_model)) and not is_reward_model("org/none")
+    family = tmp_path / "family"
+    family.mkdir()
+    (family / "family.json").write_text("{}")
+    assert not is_reward_model(str(family)), "a family of policies has no model of its own"
+    (family / "model").mkdir()
+    shutil.copy(scorer / "config.json", family / "model" / "config.json")
+    assert is_reward_model(str(family)), "a run keeps its model in a folder below"
     out = tmp_path / "out"
     arguments = ["--suite", str(suite), "--shift", "uppercase", "base64", "--out", str(out)]
     assert evaluate.main([str(scorer), *arguments]) == 0
