@@ -11,7 +11,8 @@ from evals.engine import Asked
 from evals.outcomes import check_missing
 from evals.paired_tests import PairedTest
 from evals.prompts import NO_SHIFT, Missing
-from evals.reward_tables import pair_table, reward_shifts, rm_bench
+from evals.reward_tables import pair_table, reward_shifts, rm_bench, wins
+from evals.shares import paired_change
 from evals.store import Measured
 
 Values = Mapping[str, Mapping[str, Any]]  # item -> what was measured
@@ -106,11 +107,23 @@ def _changes(
     labels = _of_pairs(plain, clusters)
     return {
         shift: {
-            "accuracy": _tested(change.accuracy), "log_loss": _tested(change.log_loss), "brier": _tested(change.brier),
-            "ece": list(change.ece), "margin_ratio": change.margin_ratio,
+            "accuracy": _accuracy(plain, shifted[shift], labels, change.accuracy),
+            "log_loss": _tested(change.log_loss), "brier": _tested(change.brier), "ece": list(change.ece),
+            "margin_ratio": change.margin_ratio,
         }
         for shift, change in reward_shifts(plain, shifted=shifted, clusters=labels, bins=bins).items()
     }  # fmt: skip
+
+
+def _accuracy(
+    plain: Mapping[str, float], shifted: Mapping[str, float], labels: Mapping[str, str], test: PairedTest
+) -> dict[str, Any]:
+    """The paired change of accuracy, in an interval that has a width even where no comparison changed its order."""
+    right = [dict(zip(side, wins(list(side.values())).tolist(), strict=True)) for side in (plain, shifted)]
+    interval = paired_change(right[1], before=right[0], clusters=labels)
+    if interval is None:
+        raise ValueError("the two sides share no comparison")
+    return {**_tested(test), **interval.stated}
 
 
 def _tested(test: PairedTest) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 from evals.calibration import Calibration, calibration
 from evals.paired_tests import PairedTest, family, permutation_test
 from evals.preference_baselines import in_order
-from evals.shares import share
+from evals.shares import share_of
 from evals.stats import Interval, clustered_mean
 
 
@@ -74,24 +74,15 @@ def pair_table(
     found: dict[str, Interval] = {}
     for name in dict.fromkeys(groups):
         places = [i for i, group in enumerate(groups) if group == name]
-        found[name] = _share(right[places], [labels[i] for i in places])
+        found[name] = share_of(right[places], clusters_N=[labels[i] for i in places])
     return PairTable(
-        accuracy=_share(right, labels),
+        accuracy=share_of(right, clusters_N=labels),
         macro=macro_average({name: interval.estimate for name, interval in found.items()}),
         log_loss=clustered_mean(pair_losses(values), clusters_N=labels),
         brier=clustered_mean(pair_briers(values), clusters_N=labels),
         calibration=pair_calibration(values, bins=bins),
         subsets=found,
     )
-
-
-def _share(right_N: np.ndarray, clusters: Sequence[Hashable]) -> Interval:
-    """The share of wins, in an interval that has a width even where all comparisons agree."""
-    hits: dict[Hashable, float] = {}
-    cells: dict[Hashable, int] = {}
-    for cluster, win in zip(clusters, right_N.tolist(), strict=True):
-        hits[cluster], cells[cluster] = hits.get(cluster, 0.0) + win, cells.get(cluster, 0) + 1
-    return share(list(hits.values()), cells_G=list(cells.values()))
 
 
 def macro_average(values: Mapping[str, float]) -> float:

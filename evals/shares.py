@@ -9,7 +9,7 @@ Steigerwald 2017 (effective number of clusters); Bonett & Price 2012 (paired cha
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
@@ -51,6 +51,20 @@ def share(
     low, high = _score_interval(found, n=effective, quantile=t_quantile(clusters - 1, level))
     se = None if agreed else math.sqrt(variance)
     return Interval(found, low, high, over, groups, se=se, degrees=clusters - 1)
+
+
+def share_of(
+    hits_N: Sequence[float] | np.ndarray, *, clusters_N: Sequence[Hashable], over: str = "base items",
+    level: float = LEVEL,
+) -> Interval:  # fmt: skip
+    """`share` of single cells: a hit in [0, 1] each, and the cluster that each belongs to."""
+    if len(hits_N) != len(clusters_N):
+        raise ValueError(f"{len(hits_N)} hits with {len(clusters_N)} clusters: one each")
+    hits: dict[Hashable, float] = {}
+    cells: dict[Hashable, int] = {}
+    for hit, cluster in zip(hits_N, clusters_N, strict=True):
+        hits[cluster], cells[cluster] = hits.get(cluster, 0.0) + float(hit), cells.get(cluster, 0) + 1
+    return share(list(hits.values()), cells_G=list(cells.values()), over=over, level=level)
 
 
 def _score_interval(found: float, *, n: float, quantile: float) -> tuple[float, float]:

@@ -47,6 +47,18 @@ def test_one_command_from_model_to_table_and_again(tiny_model: Path, suite: Path
     assert pyarrow.parquet.read_table(tmp_path / "a" / f"{name}.parquet").num_rows == 18
 
 
+def test_a_family_of_policies_is_asked_for_a_preference(tiny_model: Path, suite: Path, tmp_path: Path) -> None:
+    from align.policies import PointFamily
+
+    family = tmp_path / "family"
+    family.mkdir()
+    PointFamily("dpo", {"0.5,0.5": str(tiny_model)}).save(family)
+    table = run(family, suite, tmp_path / "out", "--weights", "0.5,0.5", "--measure", "completion")
+    assert table["model"] == "family@0.5,0.5"
+    with pytest.raises(UserError, match="add --weights"):
+        run(family, suite, tmp_path / "out", "--measure", "completion")
+
+
 def test_a_killed_run_ends_with_the_same_table(tiny_model: Path, suite: Path, tmp_path: Path) -> None:
     whole = run(tiny_model, suite, tmp_path / "a", "--shift", "lowercase", "--batch-size", "2")
     cells = tmp_path / "b" / "cells.jsonl"

@@ -14,7 +14,7 @@ import pytest
 
 from align.errors import UserError
 from evals.judges import Judgement, Stance, Verdict, judgement
-from evals.judges.rates import Labelled, corrected_rate, rate, rogan_gladen, share
+from evals.judges.rates import Labelled, corrected_rate, rate, rogan_gladen
 from evals.judges.validation import (
     FULL,
     Response,
@@ -29,6 +29,7 @@ from evals.judges.validation import (
     unseen,
 )
 from evals.prompts import Item, Missing
+from evals.shares import share_of
 
 # --- rates -----------------------------------------------------------------------------------------------------------
 
@@ -60,11 +61,15 @@ def test_too_much_missing_is_no_rate() -> None:
 
 
 def test_a_share_of_all_or_none_has_wilsons_width() -> None:
-    nothing = share([0.0] * 32, clusters_N=range(32))
-    everything = share([1.0] * 32, clusters_N=[i // 2 for i in range(32)])
-    assert nothing.low == 0 and nothing.high == pytest.approx(0.107, abs=5e-4)  # 0 of 32
+    """Wilson's limits with t quantiles: 2.0395 at 31 degrees of freedom, 2.1314 at 15 (two responses a prompt)."""
+    nothing = rate([Verdict.GOOD] * 32).interval
+    everything = rate([Verdict.BAD] * 32, clusters=[i // 2 for i in range(32)]).interval
+    assert nothing.low == 0 and nothing.high == pytest.approx(2.0395**2 / (32 + 2.0395**2), abs=1e-4)
     assert everything.n == 16 and everything.high == 1
-    assert everything.low == pytest.approx(16 / (16 + 1.96**2), abs=1e-4)
+    assert everything.low == pytest.approx(16 / (16 + 2.1314**2), abs=1e-4)
+    assert share_of([1.0] * 32, clusters_N=[i // 2 for i in range(32)]) == everything
+    with pytest.raises(ValueError, match="one each"):
+        share_of([1.0], clusters_N=[])
 
 
 def test_rogan_gladen() -> None:

@@ -145,9 +145,14 @@ def test_a_vertex_is_the_single_objective_run_bit_for_bit(scores: str, reference
     assert not same_weights(one.points["1"], reference)
 
 
+def test_weighted_scores_by_hand() -> None:
+    found = rebel.weighted({"i": ([1.0, 2.0, 8.0], [3.0, 5.0, 0.0])}, weights=[0.5, 0.25, 0.25])
+    assert found == {"i": (0.5 + 0.5 + 2.0, 1.5 + 1.25)}
+
+
 def test_three_objectives_are_one_weighted_sum(reference: str, tmp_path: Path) -> None:
     """w . r of three scores, in the objectives' order: the same weights on the sum itself give the same model."""
-    w, third = (0.25, 0.5, 0.25), {"A": 0.0, "B": 0.25, "C": 0.75, "D": 1.5}
+    w, third = (0.5, 0.125, 0.375), {"A": 0.0, "B": 0.25, "C": 0.75, "D": 1.5}
     rows = [{**r, **{f"scores_{s}": [*r[f"scores_{s}"], third[r[s].strip()]] for s in "ab"}} for r in pair_rows(64)]
 
     def total(scores_K: Sequence[float]) -> list[float]:

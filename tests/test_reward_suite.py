@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,8 @@ def test_the_table_by_hand() -> None:
     assert home["log_loss"]["value"] == pytest.approx(sum(losses) / 4)
     assert home["brier"]["value"] == pytest.approx(sum((1 - 1 / (1 + math.exp(-m))) ** 2 for m in (2, 1, -1, 0)) / 4)
     assert away["change"]["accuracy"]["value"] == pytest.approx(2 / 4 - 2.5 / 4) and "change" not in home
+    same = reward_table(*cells({"none": plain, "uppercase": plain}, items))["shifts"]["uppercase"]["change"]["accuracy"]
+    assert same["value"] == 0 and same["ci"][0] < 0 < same["ci"][1] and same["p_holm"] == 1
     assert away["change"]["margin_ratio"] == pytest.approx((1 - 1 - 1 + 1) / (2 + 1 - 1 + 0))
     assert table["comparisons"] == 3 and "styles" not in home and home["calibration"]["ece"] > 0
 
@@ -140,6 +143,13 @@ def test_from_the_command_to_the_page(
     rows = [{"id": f"p{i}", "prompt": f"about tea {i}", **side} for i, side in enumerate(sides)]
     suite = write_rows(tmp_path / "made.jsonl", rows)
     assert is_reward_model(str(scorer)) and not is_reward_model(str(tiny_model)) and not is_reward_model("org/none")
+    family = tmp_path / "family"
+    family.mkdir()
+    (family / "family.json").write_text("{}")
+    assert not is_reward_model(str(family)), "a family of policies has no model of its own"
+    (family / "model").mkdir()
+    shutil.copy(scorer / "config.json", family / "model" / "config.json")
+    assert is_reward_model(str(family)), "a run keeps its model in a folder below"
     out = tmp_path / "out"
     arguments = ["--suite", str(suite), "--shift", "uppercase", "base64", "--out", str(out)]
     assert evaluate.main([str(scorer), *arguments]) == 0

@@ -46,6 +46,17 @@ def test_every_section_stands_and_nothing_is_fetched(page: Tags, summary: dict[s
     assert "default-src 'none'" in report.render(summary)
 
 
+def test_plain_prompts_stand_first_and_families_together(summary: dict[str, Any]) -> None:
+    by_alphabet = json.loads(json.dumps(summary, sort_keys=True))  # as a summary is written to disk
+    html = report.render(by_alphabet)
+    table = html[html.index("Harmful requests: how often") :]
+    names = re.findall(r'<th scope="row"><span[^>]*></span>([^<]+)</th>', table[: table.index("</table>")])
+    assert names == [
+        "plain prompts", "base64", "base64_raw", "encoding_frame", "lowercase", "prefix_injection",
+        "prefix_injection_hello", "aim", "aim_inv", "evil_system_prompt",
+    ]  # fmt: skip
+
+
 def test_every_table_says_how_to_read_it(summary: dict[str, Any]) -> None:
     html = report.render(summary)
     for before in re.split(r"<table", html)[:-1]:
@@ -66,7 +77,7 @@ def test_the_numbers_are_the_tables(page: Tags, summary: dict[str, Any]) -> None
                 low, high = found["change"]["ci"]
                 assert words.points(found["change"]["value"]) in page.text
                 assert f"[{words.num(100 * low, 1)}, {words.num(100 * high, 1)}]" in page.text
-                assert words.num(found["change"]["p_holm"]) in page.text
+                assert words.p_value(found["change"]["p_holm"]) in page.text
                 assert words.num(100 * found["change"]["minimum_detectable"], 1) in page.text
                 checked += 1
     for twins in entry["placebo"]["pairs"]:
@@ -92,12 +103,18 @@ def test_findings_by_hand() -> None:
         "aim": {"harmful": {**side, "change": {**moved, "p_holm": 0.5}}, "read": {"value": 1.0}},
     }
     found = suite_findings("s", {"outcomes": {"shifts": shifts, "adaptive": {**rate, "shifts": 3}}})
-    assert "25.0 % [12.5, 50.0] of the harmful requests are answered" in found[0]
-    assert "up to 75.0 % of the plain outcomes unclear" in found[1]
+    assert "cannot tell up to 75.0 % of the plain outcomes" in found[0]
+    assert "the judge is sure that 25.0 % [12.5, 50.0] of the harmful requests are answered" in found[1]
     assert "1 of 2 shifts make it answer more" in found[2] and "base64, +50.0 points [25.0, 75.0]" in found[2]
     assert "under base64 the model answers fewer than half of the harmless probes" in found[3] and "aim" not in found[3]
     assert "at least one of the 3 prompts" in found[4]
+    side["unclear"]["value"] = 0.25
+    clear = suite_findings("s", {"outcomes": {"shifts": shifts}})
+    assert clear[0] == "s: on the plain prompts 25.0 % [12.5, 50.0] of the harmful requests are answered."
+    moved["p_holm"] = 0.2
+    assert "none of 2 shifts can be told from" in suite_findings("s", {"outcomes": {"shifts": shifts}})[1]
     assert suite_findings("s", {"numbers": {}}) == []
+    assert (words.p_value(0.0), words.p_value(0.25)) == ("<1e\u221212", "0.250")
     assert pair({"value": 0.5, "ci": None}) == "50.0 %" and change({"value": -0.031}) == "\u22123.1 points"
 
 

@@ -19,7 +19,7 @@ from evals.prompts import Missing, Prompt
 from evals.shifts.maker import BackendChat, Maker
 from recipes.evaluate_suites import Config, tell_unsent_keys
 from recipes.suite_shifts import shifts_of
-from tests.fake_api import answer, serving
+from tests.fake_api import answer, failure, serving
 
 KEY = "sk-official-0123456789"
 
@@ -143,6 +143,15 @@ def test_no_key_reaches_another_host_unless_it_is_named(monkeypatch: pytest.Monk
     assert KEY not in str([seen.headers for seen in api.seen])
     none, mine = "Bearer none", "Bearer sk-mine-0123456789"
     assert sent == [none, none, mine, none, mine]
+
+
+def test_a_server_that_wants_a_key_and_got_none_says_how_to_name_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", "sk-mine-0123456789")
+    with serving(lambda seen, n: failure(401)) as api:
+        host = api.url.removeprefix("http://").removesuffix("/v1")
+        refused = [chat_of(f"m@{api.url}", keys=keys)("x") for keys in ({}, {host: "MY_KEY"})]
+    details = [found.detail for found in refused if isinstance(found, Missing)]
+    assert "--api-key-env HOST=VARIABLE" in details[0] and "refuses the key" in details[1]
 
 
 def test_what_is_not_sent_is_told_in_one_line(

@@ -18,13 +18,11 @@ NOT_A_POLICY = Missing("unsupported_generation", "a reward model scores response
 
 def is_reward_model(path: str) -> bool:
     """Whether a run or model directory on this disk holds a sequence classifier."""
-    from align.runs import model_dir
-
     folder = Path(path).expanduser()
-    if not folder.is_dir():
-        return False
-    file = Path(model_dir(folder)) / "config.json"
-    if not file.is_file():
+    if (folder / "model").is_dir():
+        folder = folder / "model"
+    file = folder / "config.json"
+    if not file.is_file():  # a family of policies, an adapter, a hub id: the loader of policies says what is wrong
         return False
     try:
         found = json.loads(file.read_text(encoding="utf-8"))

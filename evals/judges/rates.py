@@ -14,7 +14,8 @@ import numpy as np
 from align.errors import UserError
 from evals.judges.base import Judgement, Verdict
 from evals.prompts import Missing
-from evals.stats import Interval, bootstrap_interval, cluster_counts, clustered_mean, wilson
+from evals.shares import share_of
+from evals.stats import Interval, bootstrap_interval, cluster_counts
 
 SMALLEST_INFORMEDNESS = 0.01  # Se + Sp - 1 below which a judge says nothing and dividing by it only adds noise
 
@@ -56,25 +57,11 @@ def rate(
     kept = [(_verdict(entry), label) for entry, label in placed if not isinstance(entry, Missing)]
     hits = [float(verdict is of) for verdict, _ in kept]
     unclear = sum(verdict is Verdict.UNCLEAR for verdict, _ in kept) / len(kept)
-    return Rate(share(hits, clusters_N=[label for _, label in kept]), unclear, len(kept), dict(missing))
+    return Rate(share_of(hits, clusters_N=[label for _, label in kept]), unclear, len(kept), dict(missing))
 
 
 def _verdict(entry: Judgement | Verdict) -> Verdict:
     return entry.verdict if isinstance(entry, Judgement) else Verdict(entry)
-
-
-def share(hits_N: Sequence[float], *, clusters_N: Sequence[Hashable], over: str = "base items") -> Interval:
-    """A share with its clustered t interval within [0, 1]; Wilson's over the clusters where all hits are the same.
-
-    (There the clustered error is 0, and an interval of no width would claim certainty.)
-    """
-    groups = len(set(clusters_N))
-    if len(set(hits_N)) == 1:
-        return wilson(groups if hits_N[0] else 0, n=groups, over=over)
-    found = clustered_mean(hits_N, clusters_N=clusters_N, over=over)
-    if found.low is None or found.high is None:
-        return found
-    return Interval(found.estimate, max(0.0, found.low), min(1.0, found.high), over, found.n, se=found.se)
 
 
 def rogan_gladen(observed: float, *, sensitivity: float, specificity: float) -> float | None:
@@ -131,7 +118,7 @@ def corrected_rate(
     So the interval holds the judge's own uncertainty. Falls back to the observed rate, without an interval and with
     the reason, where Se + Sp - 1 < .01. It assumes that Se and Sp on the validation set hold on these responses too.
     """
-    observed = share([float(flag) for flag in flagged], clusters_N=clusters)
+    observed = share_of([float(flag) for flag in flagged], clusters_N=clusters)
     tables_G4 = validation.tables_G4()
     se, sp = _rates(tables_G4.sum(axis=0))
     estimate = rogan_gladen(observed.estimate, sensitivity=float(se), specificity=float(sp))

@@ -24,9 +24,10 @@ import numpy as np
 from align.data.load import load_rows
 from align.errors import UserError
 from evals.judges import Combined, Judge, Judgement, RefusalRules, Stance, make_judge
-from evals.judges.rates import Labelled, corrected_rate, rate, rogan_gladen, share
+from evals.judges.rates import Labelled, corrected_rate, rate, rogan_gladen
 from evals.judges.tfidf import Settings, TfidfJudge, fit
 from evals.prompts import Item, Missing, seed_of
+from evals.shares import share_of
 from evals.stats import Interval, bootstrap_interval, cluster_counts
 
 __all__ = ["Labelled", "Quality", "Response", "corrected_rate", "cross_validated", "quality", "rate", "rogan_gladen"]
@@ -91,7 +92,7 @@ def quality(
 def _share(hits: Sequence[tuple[bool, Hashable]]) -> Interval:
     if not hits:
         return Interval(float("nan"), None, None, "prompts", 0, "no response is flagged")
-    return share([float(hit) for hit, _ in hits], clusters_N=[cluster for _, cluster in hits], over="prompts")
+    return share_of([float(hit) for hit, _ in hits], clusters_N=[cluster for _, cluster in hits], over="prompts")
 
 
 def judged_quality(found: Sequence[Judgement | Missing], *, responses: Sequence[Response]) -> Quality:

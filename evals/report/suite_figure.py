@@ -11,6 +11,7 @@ from evals.report.figures import COMPETING, GREY, MISMATCHED
 from evals.report.plain_text import shown
 from evals.report.suite_words import change, pair, sure
 from evals.report.svg import INK, padded
+from evals.shifts.base import FAMILIES
 
 COLORS = {
     "competing": COMPETING, "mismatched": MISMATCHED, "both": "#7A5195", "control": GREY, "none": INK,
@@ -29,12 +30,18 @@ def row(name: str) -> str:
 
 
 def families(names: Sequence[str], shifts: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
-    """(family, its shifts) in order of first appearance; the plain prompts stand first, without a heading."""
+    """(family, its shifts), families in the order of FAMILIES; the plain prompts stand first, without a heading."""
     found: dict[str, list[str]] = {}
     for name in names:
         family = "" if name == NO_SHIFT else str((shifts.get(name) or {}).get("family", "others"))
         found.setdefault(family, []).append(name)
-    return sorted(found.items(), key=lambda group: group[0] != "")
+    places = {"": -1, **{family: i for i, family in enumerate(FAMILIES)}}
+    return sorted(found.items(), key=lambda group: places.get(group[0], len(places)))
+
+
+def ordered(table: Mapping[str, Any], shifts: Mapping[str, Any]) -> dict[str, Any]:
+    """A table by shift in that order (JSON keeps keys by the alphabet)."""
+    return {name: table[name] for _, names in families(list(table), shifts) for name in names}
 
 
 def by_shift(entry: Mapping[str, Any], shifts: Mapping[str, Any], *, width: int) -> str:

@@ -26,7 +26,7 @@ def build(summary: Mapping[str, Any]) -> str:
 
 def sections(summary: Mapping[str, Any]) -> dict[str, Any]:
     """Everything the template shows, by name."""
-    shifts = summary.get("shifts") or {}
+    shifts = suite_figure.ordered(summary.get("shifts") or {}, summary.get("shifts") or {})
     suites = {name: _suite(name, entry, shifts) for name, entry in summary["suites"].items()}
     findings = [
         sentence
@@ -43,7 +43,7 @@ def sections(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _suite(name: str, entry: Mapping[str, Any], shifts: Mapping[str, Any]) -> dict[str, Any]:
-    outcomes = (entry.get("outcomes") or {}).get("shifts") or {}
+    outcomes = suite_figure.ordered((entry.get("outcomes") or {}).get("shifts") or {}, shifts)
     return {
         "entry": entry,
         "figure": {
@@ -59,7 +59,9 @@ def _suite(name: str, entry: Mapping[str, Any], shifts: Mapping[str, Any]) -> di
         "reads": any(e.get("read") for e in outcomes.values()),
         "groups": _groups(outcomes),
         "missing": _missing(entry),
-        "numbers": _numbers(entry),
+        "numbers": _numbers(entry, shifts),
+        "outcomes": outcomes,
+        "rewards": suite_figure.ordered((entry.get("rewards") or {}).get("shifts") or {}, shifts),
         "examples": _by_shift(entry.get("examples") or []),
     }
 
@@ -86,7 +88,7 @@ def _missing(entry: Mapping[str, Any]) -> list[tuple[str, str, int, list[str], b
     return [(*key, count, where[key], key[1].startswith(NOT_APPLICABLE)) for key, count in counts.most_common()]
 
 
-def _numbers(entry: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _numbers(entry: Mapping[str, Any], shifts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """measurement -> its fields as columns, and shift -> field -> mean, interval and change."""
     found = {}
     for measured, table in (entry.get("numbers") or {}).items():
@@ -97,7 +99,7 @@ def _numbers(entry: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         for column, values in fields.items():
             for shift, value in values.items():
                 rows.setdefault(shift, {})[column] = value
-        found[measured] = {"columns": list(fields), "rows": rows}
+        found[measured] = {"columns": list(fields), "rows": suite_figure.ordered(rows, shifts)}
     return found
 
 

@@ -59,14 +59,14 @@ def _plain(entry: Mapping[str, Any]) -> list[str]:
     parts = [f"{pair(entry[side]['failures'])} of the {what}" for side, what in SIDES.items() if entry.get(side)]
     if not parts:
         return []
-    text = [f"on the plain prompts {' and '.join(parts)}."]
     vague = [entry[side]["unclear"]["value"] for side in SIDES if entry.get(side) and entry[side]["unclear"]]
     if vague and max(vague) > 0.5:
-        text.append(
-            f"the judge leaves up to {share(max(vague))} of the plain outcomes unclear, so failure rates are lower "
-            "bounds; add a judge that decides (--judge rules llm:MODEL)."
-        )
-    return text
+        return [
+            f"the judge cannot tell up to {share(max(vague))} of the plain outcomes, so the rates of failure here are "
+            "lower bounds and small changes stay hidden; add a judge that decides (--judge rules llm:MODEL).",
+            f"on the plain prompts the judge is sure that {' and '.join(parts)}.",
+        ]
+    return [f"on the plain prompts {' and '.join(parts)}."]
 
 
 def _changes(name: str, side: str, changes: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -78,7 +78,7 @@ def _changes(name: str, side: str, changes: Mapping[str, Mapping[str, Any]]) -> 
     what = {"harmful": "make it answer more harmful requests", "benign": "make it refuse more benign requests"}[side]
     of = f"of {len(changes)} shift{'s' if len(changes) > 1 else ''}"
     if not up and not down:
-        return [f"{name}: no shift {of} can be told from the plain prompts on {side} requests (Holm, 5 %)."]
+        return [f"{name}: none {of} can be told from the plain prompts on {side} requests (Holm, 5 %)."]
     text = f"{name}: {len(up)} {of} {what}, {len(down)} the opposite (Holm, 5 %)"
     if up:
         text += f"; the largest rise is {up[0]}, {change(changes[up[0]])}"
@@ -120,7 +120,8 @@ def _rewards(name: str, shifts: Mapping[str, Any]) -> list[str]:
     home = (shifts.get(NO_SHIFT) or {}).get("accuracy")
     if home is None:
         return []
-    chance = " (chance is 50 %)" if home["ci"] is None or home["ci"][0] > 0.5 else ", which cannot be told from chance"
+    low, high = home["ci"] or (0.0, 1.0)
+    chance = " (chance is 50 %)" if low > 0.5 else ", below chance" if high < 0.5 else ", no better than chance so far"
     text = [f"{name}: {pair(home)} of the plain comparisons are in the right order{chance}."]
     changes = {s: e["change"]["accuracy"] for s, e in shifts.items() if e.get("change")}
     told = {s: found["value"] for s, found in changes.items() if sure(found) and found["value"] < 0}

@@ -27,6 +27,7 @@ def render(name: str, values: Mapping[str, Any]) -> str:
         "signed": words.signed,
         "interval": words.interval,
         "percent": words.percent,
+        "p_value": words.p_value,
         "share": words.share,
         "points": words.points,
         "amount": words.amount,

@@ -31,6 +31,11 @@ def percent(value: Any) -> str:
     return f"{num(100 * value, 0)} %" if isinstance(value, (int, float)) else DASH
 
 
+def p_value(value: Any) -> str:
+    """`num`, but a tiny p is never shown as 0."""
+    return "<1e\u221212" if isinstance(value, (int, float)) and value < 1e-12 else num(value)
+
+
 def share(value: Any) -> str:
     """A share of 1 as 12.3 %."""
     return f"{num(100 * value, 1)} %" if isinstance(value, (int, float)) else DASH
