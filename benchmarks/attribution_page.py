@@ -15,9 +15,14 @@ from evals.report.words import interval, num
 
 BARS = {"balanced accuracy": 0.95, "rank correlation": 0.9}
 PARTS = ("competing", "mismatched")
-RIVAL_WORDS = """The rivals learn from the development cases: the most frequent mechanism; the majority of the three
-cases of nearest failure rate; the most frequent mechanism under the same shift. Intervals: Jeffreys' posterior of each
-class's recall with trained models as trials, so that they have a width where every case is right.
+RIVAL_WORDS = """The rivals learn from the development cases, where their own figures are therefore too good: the most
+frequent mechanism; the majority of the three cases of nearest failure rate; the most frequent mechanism under the same
+shift. Intervals: Jeffreys' posterior of each class's recall with trained models as trials, so that they have a width
+where every case is right.
+
+How it came about: a first protocol, calibrated on seed 0, had .938 on seeds 1 and 2: the quiz asked six topics, and two
+of eight models that cannot read seemed to. The quiz now asks all twelve benign topics and discounts what is likely
+everywhere; as seeds 1 and 2 had been looked at by then, they joined development, and the fresh seeds are new ones.
 """
 SPLIT_WORDS = """## Against the exact split
 
@@ -48,7 +53,7 @@ def collect(
         "world": load_world(config.world).hash, "environment": environment(), "seeds": sides, "count": count,
         "missing_seeds": [s for s in seeds if s not in whole], "thresholds": bounds.jsonable(), "cases": rows,
         "results": {side: _result(rows, development, mine) for side, mine in sides.items() if mine},
-        "splits": _splits(plants, folders), "samples": config.samples,
+        "splits": _splits(plants, folders, signals), "samples": config.samples,
     }  # fmt: skip
 
 
@@ -86,7 +91,9 @@ def _result(
     return result
 
 
-def _splits(plants: Sequence[Any], folders: Mapping[int, tuple[Path, Path]]) -> dict[str, Any] | None:
+def _splits(
+    plants: Sequence[Any], folders: Mapping[int, tuple[Path, Path]], signals: Mapping[Any, Any]
+) -> dict[str, Any] | None:
     """The points of both splits and their agreement, over the seeds where both are finished."""
     points: list[dict[str, Any]] = []
     for seed, (exact, sampled) in folders.items():
@@ -97,6 +104,8 @@ def _splits(plants: Sequence[Any], folders: Mapping[int, tuple[Path, Path]]) -> 
             for shift, parts in shifts.items():
                 row = {"model": f"{name} {seed}", "plant": name, "seed": seed, "shift": shift}
                 points.append({**row, "exact": parts, "sampled": seen[name][shift]})
+                if shift in signals.get((seed, name), {}):
+                    points[-1]["signals"] = _means(signals[seed, name][shift])
     if len({p["model"] for p in points}) < 2:
         return None
     found: dict[str, Any] = {"points": points, "agreement": {}}
@@ -106,7 +115,18 @@ def _splits(plants: Sequence[Any], folders: Mapping[int, tuple[Path, Path]]) -> 
         worst = max(abs(a - b) for a, b in pairs)
         stated = {"spearman": both.spearman.stated, "kendall": both.kendall.stated}
         found["agreement"][part] = {**stated, "points": both.points, "largest_difference": worst}
+        known = [p for p in points if "signals" in p]
+        one = agreement(
+            [p["signals"][part] for p in known], [p["exact"][part] for p in known], models=[p["model"] for p in known]
+        )
+        found["agreement"][part]["signal"] = {"spearman": one.spearman.stated, "points": one.points}
     return found
+
+
+def _means(signals: Sequence[Any]) -> dict[str, float]:
+    """The signals that stand for the two parts: mean pull in nats, and mean share of recognition that is lost."""
+    pulls, left = [s.pull for s in signals], [s.recognition for s in signals]
+    return {"competing": sum(pulls) / len(pulls), "mismatched": 1 - sum(left) / len(left)}
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
@@ -209,6 +229,13 @@ def _split_words(table: Mapping[str, Any]) -> str:
     met = "met" if worst >= BARS["rank correlation"] else "not met"
     over = found["agreement"]["competing"]["spearman"]["over"]
     lines += ["", f"Intervals: bootstrap, {over}. Bar, at least {BARS['rank correlation']}: **{met}**.", ""]
+    plain = {part: entry["signal"] for part, entry in found["agreement"].items()}
+    lines += [
+        f"The signals themselves, which know neither the preference nor what a loss costs, rank less well: Spearman "
+        f"{_stated(plain['competing']['spearman'])} of the pull with the competing part, "
+        f"{_stated(plain['mismatched']['spearman'])} of the lost recognition with the mismatched part "
+        f"({plain['competing']['points']} points; held-out topics have no paired requests).", "",
+    ]  # fmt: skip
     names = list(dict.fromkeys(p["plant"] for p in found["points"]))
     lines += ["Means over seeds, exact / from samples:", ""]
     lines += ["| shift | part | " + " | ".join(names) + " |", "| --- | --- |" + " ---: |" * len(names)]
