@@ -1,4 +1,4 @@
-"""The page of attributions on a real model: attribution.json of `align attribute` -> attribution_hh.md; no prompt on it.
+"""The page of attributions on a real model: what `align attribute` wrote -> attribution_hh.md; no prompt is on it.
 
     align attribute runs/hh/sft --suite xstest --shift jailbroken --data ../shared/data --out runs/attribution/sft ...
     python benchmarks/attribution_hh.py runs/attribution/sft --publish docs/results
@@ -15,6 +15,8 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
+CAPTION = """Shares are of failures (of new ones where at least one is expected), 95 % over base items. *label* is what the
+attack's authors say; apart from the choice of controls nothing is computed from it."""
 SIGNALS = ("comprehension", "recognition", "pull", "distance")
 
 
@@ -51,9 +53,7 @@ def _model(result: Mapping[str, Any]) -> list[str]:
         shares = entry["shares"] or {}
         cells += [f"{num(s['value'], 2)} {interval(s['ci'], 2)}" if (s := shares.get(r)) else "" for r in REGIONS]
         lines += [f"| {name} | {entry['mode']} | **{entry['region']}** | " + " | ".join(cells) + " |"]
-    lines += ["", "Shares are of failures (of new ones where at least one is expected), 95 % over base items. *label* is"]
-    lines += ["what the attack's authors say, and nothing above is computed from it, apart from the choice of controls."]
-    return lines
+    return [*lines, "", CAPTION]
 
 
 SHOWN = ("run", "suite", "shift", "reference", "judge", "limit", "max_new_tokens", "training_limit")
