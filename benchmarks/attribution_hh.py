@@ -15,8 +15,8 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-CAPTION = """Shares are of failures (of new ones where at least one is expected), 95 % over base items. *label* is what the
-attack's authors say; apart from the choice of controls nothing is computed from it."""
+CAPTION = """Shares are of failures (of new ones where at least one is expected), 95 % over base items. *label* is what
+the attack's authors say; apart from the choice of controls nothing is computed from it."""
 SIGNALS = ("comprehension", "recognition", "pull", "distance")
 
 

@@ -164,7 +164,8 @@ def probe(
             world, model, prompts, samples=samples, seed=seed, ledger=ledger, temperature=temperature
         )
         far = log_distance(cloud, hidden_states(model, [p.text for p in prompts]), plain_MH=plain_PH)
-        values = {"own": refusal_margins(own_PA), "ref": refusal_margins(ref_PA), "failing": drawn, "distance": far}
+        values: dict[str, Any] = {"own": refusal_margins(own_PA), "ref": refusal_margins(ref_PA)}
+        values |= {"failing": drawn, "distance": far}
         for name, found in values.items():
             tables[name][split] = {i: float(v) for i, v in zip(items, found, strict=True)}
         asked = quiz_prompts(world, split)
