@@ -64,12 +64,17 @@ def evaluation_of(config: Config) -> tuple[evaluate_suites.Config, Path]:
 
 
 def with_twins(names: Sequence[str]) -> tuple[str, ...]:
-    """The shifts with plain text, their placebo twins, and at least two controls in plain letters."""
-    from evals.shifts import parse_shifts
+    """The shifts with plain text, their placebo twins, and at least two controls in plain letters.
 
-    shifts = {s.name: s for s in parse_shifts(list(names))}
+    A shift that needs more than its name (a language model, translations) stays as it is named, without a twin.
+    """
+    from evals.shifts import SHIFTS, parse_shifts
+
+    families = {shift.family for shift in SHIFTS.values()}
+    known = [name for name in names if name in (*SHIFTS, *families, "all", "jailbroken")]
+    shifts = {s.name: s for s in parse_shifts(known)} if known else {}
     twins = [s.placebo for s in shifts.values() if s.placebo and s.placebo not in shifts]
-    return tuple(dict.fromkeys(("none", *shifts, *twins, *CONTROLS)))
+    return tuple(dict.fromkeys(("none", *shifts, *(n for n in names if n not in known), *twins, *CONTROLS)))
 
 
 @dataclass(frozen=True)
@@ -205,7 +210,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     from align.runs import write_json
     from evals.backends.transformers import TransformersBackend
     from evals.report.attribution import page
-    from evals.shifts import parse_shifts
     from recipes.report import provenance
     from recipes.stages import text_prompts
 
@@ -219,10 +223,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         reference = TransformersBackend.load(config.reference, template=asked.template, batch_size=asked.batch_size)
     training = text_prompts(config.training, limit=config.training_limit) if config.training else []
     results = evaluate_suites.measure(asked, backend=backend, out=folder)
-    tables, by = tables_of(
-        measured_by(results), backend=backend, reference=reference, training=training, layer=config.layer
-    )
-    result = result_of(config, tables, shifts=parse_shifts(list(asked.shift)), model=backend.name, by=by)
+    measured = measured_by(results)
+    tables, by = tables_of(measured, backend=backend, reference=reference, training=training, layer=config.layer)
+    shifts = list({one.shift.name: one.shift for one in measured.asked}.values())
+    result = result_of(config, tables, shifts=shifts, model=backend.name, by=by)
     out = Path(config.out) if config.out else folder
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "attribution.json", {**result, "provenance": provenance(config, seed=0)})
