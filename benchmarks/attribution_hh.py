@@ -31,10 +31,9 @@ def page(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _model(result: Mapping[str, Any]) -> list[str]:
-    from evals.attribution import REGIONS
     from evals.report.words import interval, num
 
-    facts, bounds = result["provenance"], result["thresholds"]
+    facts, bounds, shifts = result["provenance"], result["thresholds"], result["shifts"]
     asked = ", ".join(f"{k} {v}" for k, v in facts["config"].items() if v not in (None, [], "") and k in SHOWN)
     plain = result["recognition_auroc_plain"]
     lines = [f"## {result['model']}", ""]
@@ -42,16 +41,20 @@ def _model(result: Mapping[str, Any]) -> list[str]:
     lines += [f"{result['recognition_by']}, which tells harmful from benign plain requests with AUROC {num(plain)}."]
     lines += [f"Bounds: reading {num(bounds['comprehension'])}, recognition {num(bounds['recognition'])}, pull"]
     lines += [f"{num(bounds['pull'])} nats, distance {num(bounds['distance'])}; {bounds['source']}.", ""]
+    new = sum(entry["new_failures"] for entry in shifts.values())
+    unread = [name for name, entry in shifts.items() if entry["region"] == "capability"]
+    lines += [f"New failures over all shifts: {num(new, 3)} (a request that is refused as plain text and not under the"]
+    lines += [f"shift). Not read: {', '.join(unread) or 'none'}; to answer nothing there is inability, not safety.", ""]
     if result["not_measured"]:
         lines += [f"No harmful request could be shown under: {', '.join(result['not_measured'])} (too long for the"]
         lines += ["model's context, or the template has no place for it).", ""]
-    lines += ["| shift | label | region | fails | plain | requests | " + " | ".join((*SIGNALS, *REGIONS)) + " |"]
-    lines += ["| --- | --- | --- |" + " ---: |" * (3 + len(SIGNALS) + len(REGIONS))]
+    lines += ["| shift | label | region | fails | plain | requests | " + " | ".join((*SIGNALS, "failures")) + " |"]
+    lines += ["| --- | --- | --- |" + " ---: |" * (3 + len(SIGNALS)) + " --- |"]
     for name, entry in sorted(result["shifts"].items(), key=lambda item: item[1]["mode"] == "control"):
         cells = [num(entry["fails"]["value"], 2), num(entry["fails_plain"]["value"], 2), str(entry["requests"])]
         cells += [num(s["value"], 2) if (s := entry["signals"][key]) else "" for key in SIGNALS]
-        shares = entry["shares"] or {}
-        cells += [f"{num(s['value'], 2)} {interval(s['ci'], 2)}" if (s := shares.get(r)) else "" for r in REGIONS]
+        found = [(r, s) for r, s in (entry["shares"] or {}).items() if s["value"] > 0]
+        cells += ["; ".join(f"{r} {num(s['value'], 2)} {interval(s['ci'], 2)}" for r, s in found)]
         lines += [f"| {name} | {entry['mode']} | **{entry['region']}** | " + " | ".join(cells) + " |"]
     return [*lines, "", CAPTION]
 
