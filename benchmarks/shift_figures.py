@@ -99,7 +99,8 @@ def _wider(entry: Entry) -> tuple[float, float]:
 
 def mitigation(found: Entry) -> str:
     """Mismatched part and regret on held-out families, and J lost on plain prompts, one line per kind of training."""
-    groups = {name: g for name, g in found["groups"].items() if g["held_out"] is not None}
+    every = found["groups"].items()
+    groups = {name: g for name, g in every if g["held_out"] is not None and name != "graft_embeddings"}
     panels = (
         ("mismatched part, held-out families", {n: g["held_out"]["mismatched"] for n, g in groups.items()}),
         ("regret, held-out families", {n: g["held_out"]["regret"] for n, g in groups.items()}),
