@@ -107,9 +107,9 @@ def mitigation(found: Entry) -> str:
         ("change of J on plain prompts", {n: g["cost"]["J"] for n, g in groups.items()}),
     )
     width, height = 250, 40 + 22 * len(groups)
-    board = Board(200 + 3 * (width + 25), height + 50, "Mitigation on held-out families")
+    board = Board(260 + 3 * (width + 35), height + 50, "Mitigation on held-out families")
     for number, (title, entries) in enumerate(panels):
-        left = 190 + number * (width + 25)
+        left = 250 + number * (width + 35)
         x = Scale(*padded([0.0, *(v for e in entries.values() for v in _wider(e))]), left, left + width)
         board.text(left, 16, title, size=13, weight=600)
         for tick in x.ticks(4):
@@ -122,6 +122,6 @@ def mitigation(found: Entry) -> str:
             board.line(x(low), y, x(high), y, stroke=color, width=2)
             board.marker(x(entry["value"]), y, "circle", color=color, title=name)
             if number == 0:
-                board.text(180, y + 4, name, anchor="end", size=12)
-    board.text(190, height + 38, "The wider of the intervals over seeds and over topics.", size=12, fill=MUTED)
+                board.text(240, y + 4, name, anchor="end", size=12)
+    board.text(250, height + 38, "The wider of the intervals over seeds and over topics.", size=12, fill=MUTED)
     return board.done()
