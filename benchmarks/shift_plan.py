@@ -136,15 +136,14 @@ def front_plan(found: Rows, *, trained: planning.Rows, out: Path, seeds: Sequenc
             for w in preferences:
                 policy = str(places[trained_at.index(w.label)] if len(places) > 1 else places[0])
                 add(seed, row, w.label, shift_stages.evaluate, policy, policy=policy, weights=[list(w.values)])
-    for seed in seeds:  # the controls last: they only have to fail
-        for kind in planning.CONTROLS[1:]:
-            name = "best_of_n" if kind.startswith("best_of") else kind
-            every = {f"all-{spec.steps}": everywhere}  # one policy for all preferences
-            asked = every if kind == "length_only" else {w.label: [list(w.values)] for w in preferences}
-            for label, weights in asked.items():
-                more = {"kind": name, "weights": weights, "options": trained.controls}
-                place = str(base.references[spec.world, seed])
-                add(seed, kind, label, shift_stages.closed_form, place, **more)
+    kinds = planning.CONTROLS[1:]  # the controls last, and the dearest last of all: they only have to fail
+    for kind, seed in [(k, s) for part in (kinds[:-1], kinds[-1:]) for s in seeds for k in part]:
+        name = "best_of_n" if kind.startswith("best_of") else kind
+        every = {f"all-{spec.steps}": everywhere}  # one policy for all preferences
+        asked = every if kind == "length_only" else {w.label: [list(w.values)] for w in preferences}
+        for label, weights in asked.items():
+            more = {"kind": name, "weights": weights, "options": trained.controls}
+            add(seed, kind, label, shift_stages.closed_form, str(base.references[spec.world, seed]), **more)
     return plan
 
 
