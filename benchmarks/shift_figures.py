@@ -99,16 +99,17 @@ def _wider(entry: Entry) -> tuple[float, float]:
 
 def mitigation(found: Entry) -> str:
     """Mismatched part and regret on held-out families, and J lost on plain prompts, one line per kind of training."""
-    groups = {name: g for name, g in found["groups"].items() if g["held_out"] is not None}
+    every = found["groups"].items()
+    groups = {name: g for name, g in every if g["held_out"] is not None and name != "graft_embeddings"}
     panels = (
         ("mismatched part, held-out families", {n: g["held_out"]["mismatched"] for n, g in groups.items()}),
         ("regret, held-out families", {n: g["held_out"]["regret"] for n, g in groups.items()}),
         ("change of J on plain prompts", {n: g["cost"]["J"] for n, g in groups.items()}),
     )
     width, height = 250, 40 + 22 * len(groups)
-    board = Board(200 + 3 * (width + 25), height + 50, "Mitigation on held-out families")
+    board = Board(260 + 3 * (width + 35), height + 50, "Mitigation on held-out families")
     for number, (title, entries) in enumerate(panels):
-        left = 190 + number * (width + 25)
+        left = 250 + number * (width + 35)
         x = Scale(*padded([0.0, *(v for e in entries.values() for v in _wider(e))]), left, left + width)
         board.text(left, 16, title, size=13, weight=600)
         for tick in x.ticks(4):
@@ -121,6 +122,6 @@ def mitigation(found: Entry) -> str:
             board.line(x(low), y, x(high), y, stroke=color, width=2)
             board.marker(x(entry["value"]), y, "circle", color=color, title=name)
             if number == 0:
-                board.text(180, y + 4, name, anchor="end", size=12)
-    board.text(190, height + 38, "The wider of the intervals over seeds and over topics.", size=12, fill=MUTED)
+                board.text(240, y + 4, name, anchor="end", size=12)
+    board.text(250, height + 38, "The wider of the intervals over seeds and over topics.", size=12, fill=MUTED)
     return board.done()

@@ -43,10 +43,25 @@ def _opening(table: Entry, *, command: str) -> list[str]:
         "  not transfer, `regret_s - regret_id`. Their sum is the drop in J. Both are means over preferences.",
         "- **Gain retained**: `(HV_s(row) - HV_s(reference)) / (HV_id(row) - HV_id(reference))`; of the gain, not of",
         "  the level, so the untouched reference's is null. It is 1 where nothing is lost.",
-        "- Controls are in italics: the reference, a KL overspender, a length-only optimum, and best-of-n, which is",
-        "  charged for its samples at every response. They are read as controls and never ranked.",
+        *_controls(table),
         "",
     ]  # fmt: skip
+
+
+def _controls(table: Entry) -> list[str]:
+    """Which controls stand in the tables, and which parts still lack some."""
+    lines = [
+        "- Controls are in italics: the reference, a KL overspender, a length-only policy, and best-of-n, charged for",
+        "  its samples at every response. They are read as controls and never ranked.",
+    ]
+    kinds = {"kl_overspender", "length_only", "best_of"}
+    for part in ("front", "hh"):
+        done = table.get(part, {}).get("controls", ())
+        missing = sorted(kind for kind in kinds if not any(row.startswith(kind) for row in done))
+        if part in table and missing:
+            names = ", ".join(missing)
+            lines.append(f"  Not evaluated in part `{part}` yet: {names}; the same command goes on with them.")
+    return lines
 
 
 def _front(front: Entry, *, folder: Path) -> list[str]:

@@ -13,7 +13,7 @@ import testbed_plan as planning
 from shift_hh import Real
 
 from align.errors import UserError
-from align.preferences import Weights
+from align.preferences import Weights, simplex_grid
 from align.runs import jsonable
 from recipes import demo_stages as stages
 from recipes.config import build, read_yaml
@@ -28,15 +28,25 @@ class Front:
     world: str
     rows: list[str]
     shifts: list[str]
+    steps: int  # of the grid of preferences, which must be among those that the rows were trained at
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One way to train against spelling shifts: on some spellings, or the average of two other arms."""
+    """One way to train against spelling shifts: on some spellings, or made of another arm or two without training.
+
+    average_of: the even average of two arms' weights. graft: of one arm the `layers` or the `embeddings` alone, the
+    rest being the reference's; no mitigation, but it shows where the learning sits.
+    """
 
     spellings: list[int] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     average_of: list[str] = field(default_factory=list)
+    graft: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def made_of(self) -> list[str]:
+        return [*self.average_of, *self.graft.values()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,13 +92,15 @@ def read_rows(file: Path) -> Rows:
     last = load_world(found.mitigation.world).config.spellings
     for name, arm in made.items():
         place = f"{file.name}: arms: {name}"
-        if bool(arm.spellings) == bool(arm.average_of):
-            raise UserError(f"{place}: give either spellings or average_of")
+        if [bool(arm.spellings), bool(arm.average_of), bool(arm.graft)].count(True) != 1:
+            raise UserError(f"{place}: give either spellings, average_of or graft")
+        if arm.graft and set(arm.graft) not in ({"layers"}, {"embeddings"}):
+            raise UserError(f"{place}: graft takes layers: ARM or embeddings: ARM, not {', '.join(arm.graft)}")
         if any(not 0 <= s <= last for s in arm.spellings):
             raise UserError(f"{place}: spellings of world {found.mitigation.world} are 0 to {last}")
-        unknown = [other for other in arm.average_of if not made.get(other, Arm()).spellings]
+        unknown = [other for other in arm.made_of if not made.get(other, Arm()).spellings]
         if unknown:
-            raise UserError(f"{place}: average_of names {unknown[0]!r}, which is no trained arm")
+            raise UserError(f"{place}: it is to be made of {unknown[0]!r}, which is no trained arm")
     return found
 
 
@@ -102,7 +114,10 @@ def front_plan(found: Rows, *, trained: planning.Rows, out: Path, seeds: Sequenc
     wanted |= {str(base.references[spec.world, seed]) for seed in seeds}
     plan.tasks = _needed(base.tasks, wanted)
     known = {str(task.arguments.get("out")): task.name for task in plan.tasks}
-    preferences = planning.preferences_of(world)
+    trained_at = [w.label for w in planning.preferences_of(world)]
+    preferences = simplex_grid(len(world.objectives), spec.steps)
+    if not {w.label for w in preferences} <= set(trained_at):
+        raise UserError(f"front: steps {spec.steps} asks for preferences outside {'; '.join(trained_at)}")
     everywhere = [list(w.values) for w in preferences]
 
     def add(seed: int, row: str, label: str, call: Any, needs: str, **more: Any) -> None:
@@ -114,17 +129,21 @@ def front_plan(found: Rows, *, trained: planning.Rows, out: Path, seeds: Sequenc
 
     for seed in seeds:
         reference = str(base.references[spec.world, seed])
-        add(seed, "reference", "all", shift_stages.evaluate, reference, policy=reference, weights=everywhere)
+        everything = {"policy": reference, "weights": everywhere}
+        add(seed, "reference", f"all-{spec.steps}", shift_stages.evaluate, reference, **everything)
         for row in spec.rows:
             places = base.fits[spec.world, seed, row]
-            for i, w in enumerate(preferences):
-                policy = str(places[i] if len(places) > 1 else places[0])
-                add(seed, row, w.label, shift_stages.evaluate, policy, policy=policy, weights=[list(w.values)])
-        for kind in planning.CONTROLS[1:]:
-            name = "best_of_n" if kind.startswith("best_of") else kind
             for w in preferences:
-                more = {"kind": name, "weights": [list(w.values)], "options": trained.controls}
-                add(seed, kind, w.label, shift_stages.closed_form, reference, **more)
+                policy = str(places[trained_at.index(w.label)] if len(places) > 1 else places[0])
+                add(seed, row, w.label, shift_stages.evaluate, policy, policy=policy, weights=[list(w.values)])
+    kinds = planning.CONTROLS[1:]  # the controls last, and the dearest last of all: they only have to fail
+    for kind, seed in [(k, s) for part in (kinds[:-1], kinds[-1:]) for s in seeds for k in part]:
+        name = "best_of_n" if kind.startswith("best_of") else kind
+        every = {f"all-{spec.steps}": everywhere}  # one policy for all preferences
+        asked = every if kind == "length_only" else {w.label: [list(w.values)] for w in preferences}
+        for label, weights in asked.items():
+            more = {"kind": name, "weights": weights, "options": trained.controls}
+            add(seed, kind, label, shift_stages.closed_form, str(base.references[spec.world, seed]), **more)
     return plan
 
 
@@ -191,6 +210,11 @@ class _Grid:
             arguments = {"out": str(folder), "parts": parts, "weights": self.spec.weights}
             needs = tuple(f"{other} {self.name}" for other in how.average_of)
             self.plan.tasks.append(Task(f"{arm} {self.name}", shift_stages.average, arguments, needs))
+        elif how.graft:
+            ((keep, other),) = how.graft.items()
+            arguments = {"out": str(folder), "part": str(self.place / "arms" / other), "reference": self.reference}
+            arguments |= {"keep": keep, "weights": self.spec.weights}
+            self.plan.tasks.append(Task(f"{arm} {self.name}", shift_stages.graft, arguments, (f"{other} {self.name}",)))
         else:
             settings = _settings(self.spec, how, seed=self.seed, world=self.world)
             arguments = {**self.common, "out": str(folder), "method": self.spec.method, "settings": settings}

@@ -10,6 +10,7 @@ from shift_words import both, changed_pairs, displacement_table, excludes_zero, 
 from evals.report.words import interval, num, signed
 
 Entry = Mapping[str, Any]
+EXPLAINS = "graft_embeddings"  # an arm that explains the others and is no mitigation
 
 
 def matrix_table(found: Entry) -> list[str]:
@@ -30,7 +31,7 @@ def reduction_table(found: Entry) -> list[str]:
     shown = []
     for name, group in found["groups"].items():
         held = group["held_out"]
-        if held is None:
+        if held is None or name == EXPLAINS:
             continue
         cells = [both(held["mismatched"]), both(held["regret"])]
         for of in ("mismatched_reduction", "regret_reduction"):
@@ -57,7 +58,7 @@ def cost_table(found: Entry) -> list[str]:
     head = ["training", "J", *(f"helpful at {w}" for w in asked), *(f"harmless at {w}" for w in asked), "KL", "core-s"]
     shown = []
     for name, group in found["groups"].items():
-        if name == "plain":
+        if name in ("plain", EXPLAINS):
             continue
         cost = group["cost"]
         cells = [both(cost["J"], sign=True)]
@@ -74,20 +75,31 @@ def mitigation_sentences(found: Entry) -> list[str]:
     lines.append(f"- Trained on plain prompts alone, the mismatched part on the four families is {both(base)}.")
     for name, group in groups.items():
         held = group["held_out"]
-        if name == "plain" or held is None:
+        if name in ("plain", EXPLAINS) or held is None:
             continue
         cut, regret, cost = held["mismatched_reduction"], held["regret_reduction"], group["cost"]
         share = cut["value"] / base["value"]
-        word = "reduces" if cut["value"] > 0 else "raises"
         sure = "both intervals exclude 0" if excludes_zero(cut) else "an interval includes 0"
-        helps = "regret there falls" if regret["value"] > 0 else "but regret there rises"
         (helpful,) = [e for e in cost["helpful"] if e["preference"] == [0.5, 0.5]]
         lines.append(
-            f"- `{name}` {word} it on families held out by {both(cut)}, {num(100 * abs(share), 0)} % of it ({sure}); "
-            f"{helps} by {both(regret)} for falls above 0. On plain prompts J changes by {both(cost['J'], sign=True)}, "
-            f"helpfulness at (0.5, 0.5) by {both(helpful, sign=True)}."
+            f"- `{name}` reduces it on families held out by {both(cut, sign=True)}, {num(100 * share, 0)} % ({sure}); "
+            f"the regret there is reduced by {both(regret, sign=True)}. On plain prompts J changes by "
+            f"{both(cost['J'], sign=True)}, helpfulness at (0.5, 0.5) by {both(helpful, sign=True)}."
         )
-    return lines
+    return [*lines, *graft_sentences(found)]
+
+
+def graft_sentences(found: Entry) -> list[str]:
+    """Where the learning of the arm `plain` sits: regret of the reference with its layers, or its embeddings, alone."""
+    words = {"graft_layers": "the trained layers alone", "graft_embeddings": "the trained embeddings alone"}
+    done = [row for row in words if row in found["groups"]]
+    if not done:
+        return []
+    families = {row: found["groups"][row]["held_out"]["regret"] for row in (*done, "plain")}
+    parts = [f"with {words[r]} {both(found['plain'][r])} plain, {both(families[r])} on the families" for r in done]
+    whole = f"with both {both(found['plain']['plain'])} plain, {both(families['plain'])} on the families"
+    start = both(found["plain"]["reference"])
+    return [f"- Where the learning sits: mean regret is {start} for the reference, {'; '.join([*parts, whole])}."]
 
 
 def hh_gain_table(found: Entry) -> list[str]:

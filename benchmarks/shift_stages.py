@@ -5,11 +5,12 @@ Every function takes plain arguments, writes one run directory through `run_stag
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from align.runs import Ledger, open_run, run_stage
+from align.runs import RUN_FILE, Ledger, open_run, run_stage
 from recipes import demo_stages as stages
 from recipes.demo_stages import Settings
 
@@ -21,21 +22,31 @@ def evaluate(
     """Exact cells, prompt by prompt, of one policy in distribution and under each shift.
 
     `policy` is the reference itself (asked once, judged at all of `weights`) or a run that holds a family, which is
-    asked for the one point that `weights` names.
+    asked for the one point that `weights` names. Weights that another row has at that point (a soup at its corner) are
+    not enumerated again: `twin` is that row's cells.
     """
 
     def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
         from align.families import load_family
         from align.preferences import Weights
+        from evals.cells import append_cells, read_cells
 
+        (folder / "cells.jsonl").unlink(missing_ok=True)
         place, asked = stages.world_of(world), [Weights(tuple(w)) for w in weights]
         tables = stages.reference_tables(place.config, reference, open_run(reference).fingerprint)
         if policy == reference:
-            tree = tables
-        else:
-            (only,) = asked
-            tree = stages.tree_policy(load_family(policy).policy(only), tables=tables, weights=only, name=row)
-        return _write(folder, tree, row=row, weights=asked, shifts=shifts, tables=tables)
+            return _write(folder, tables, row=row, weights=asked, shifts=shifts, tables=tables)
+        (only,) = asked
+        answer = load_family(policy).policy(only)
+        same = _weights(answer)
+        found = {"weights": same, "samples_per_response": answer.samples_per_response}
+        twin = _twin(Path(out), weights=same, about={"reference": inputs["reference"], "shifts": list(shifts)})
+        if twin is not None:
+            cells = [{**cell, "row": row} for cell in read_cells(twin / "cells.jsonl")]
+            append_cells(folder / "cells.jsonl", cells)
+            return {**found, "cells": len(cells), "twin": twin.parent.name}
+        tree = stages.tree_policy(answer, tables=tables, weights=only, name=row)
+        return {**found, **_write(folder, tree, row=row, weights=asked, shifts=shifts, tables=tables)}
 
     inputs = {"reference": open_run(reference).fingerprint, "policy": open_run(policy).fingerprint}
     inputs |= {"world": stages.world_of(world).hash}
@@ -43,20 +54,41 @@ def evaluate(
     run_stage(out, stage="evaluate under shifts", config=config, body=body, inputs=inputs)
 
 
+def _weights(answer: Any) -> str | None:
+    """A fingerprint of a plain model's weights; None for policies that are more than one model."""
+    from align.policies import ModelPolicy
+
+    files = sorted(Path(answer.path).glob("*.safetensors")) if isinstance(answer, ModelPolicy) else []
+    if len(files) != 1 or (Path(answer.path) / "adapter_config.json").is_file():
+        return None
+    return hashlib.sha256(files[0].read_bytes()).hexdigest()
+
+
+def _twin(out: Path, *, weights: str | None, about: Mapping[str, Any]) -> Path | None:
+    """A finished run of another row at the same preference, with the same weights, reference and shifts."""
+    for other in sorted(out.parents[1].glob(f"*/{out.name}/{RUN_FILE}")) if weights else ():
+        run = open_run(other.parent)
+        same = {"reference": run.inputs.get("reference"), "shifts": run.config.get("shifts")} == about
+        if same and other.parent != out and run.metrics.get("weights") == weights:
+            return other.parent
+    return None
+
+
 def closed_form(
     *, out: str, world: Settings, row: str, kind: str, reference: str, weights: Sequence[Sequence[float]],
     options: Settings, shifts: Sequence[str],
 ) -> None:  # fmt: skip
-    """Exact cells of a control in distribution and under each shift, at one preference."""
+    """Exact cells of a control in distribution and under each shift: made for the first of `weights`, judged at all."""
 
     def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
         from align.preferences import Weights
         from recipes.demo_controls import closed_form_policy
 
-        place, asked = stages.world_of(world), Weights(tuple(weights[0]))
+        (folder / "cells.jsonl").unlink(missing_ok=True)
+        place, asked = stages.world_of(world), [Weights(tuple(w)) for w in weights]
         tables = stages.reference_tables(place.config, reference, open_run(reference).fingerprint)
-        tree = closed_form_policy(kind, reference=tables, weights=asked, options=options)
-        return _write(folder, tree, row=row, weights=[asked], shifts=shifts, tables=tables)
+        tree = closed_form_policy(kind, reference=tables, weights=asked[0], options=options)
+        return _write(folder, tree, row=row, weights=asked, shifts=shifts, tables=tables)
 
     inputs = {"reference": open_run(reference).fingerprint, "world": stages.world_of(world).hash}
     config = {"row": row, "kind": kind, "weights": weights, "options": options, "shifts": list(shifts)}
@@ -70,7 +102,6 @@ def _write(
     from evals.exact import exact_cells
 
     cells = exact_cells(tree, row=row, weights=weights, shifts=("none", *shifts), tables=tables)
-    (folder / "cells.jsonl").unlink(missing_ok=True)
     append_cells(folder / "cells.jsonl", cells)
     return {"cells": len(cells), "samples_per_response": tree.samples_per_response}
 
@@ -128,6 +159,39 @@ def average(*, out: str, parts: Sequence[str], weights: Sequence[Sequence[float]
 
     inputs = {f"part {i}": open_run(part).fingerprint for i, part in enumerate(parts)}
     run_stage(out, stage="average", config={"weights": weights}, body=body, inputs=inputs)
+
+
+def graft(*, out: str, part: str, reference: str, keep: str, weights: Sequence[Sequence[float]]) -> None:
+    """At each preference the reference with one half of what a run's policy learned: where a gain sits.
+
+    keep: `layers` takes the trained layers and leaves the reference's word embeddings (its output words, too);
+    `embeddings` is the other way round.
+    """
+
+    def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
+        from align.families import load_family
+        from align.models import load_model, load_tokenizer, save_model
+        from align.policies import PointFamily
+        from align.preferences import Weights
+
+        points, moved = {}, {}
+        for w in weights:
+            label = Weights(tuple(w)).label
+            trained, base = load_model(load_family(part).points[label]), load_model(f"{reference}/model")
+            words = {id(m.weight) for m in (trained.get_input_embeddings(), trained.get_output_embeddings())}
+            theirs = dict(base.named_parameters())
+            for name, weight in trained.named_parameters():
+                if (id(weight) in words) == (keep == "layers"):
+                    weight.data.copy_(theirs[name].data)
+                else:
+                    moved[name] = tuple(weight.shape)
+            save_model(trained, load_tokenizer(f"{reference}/model"), folder / label)
+            points[label] = str(folder / label)
+        PointFamily("graft", points).save(folder)
+        return {"points": len(points), "taken": sorted(moved)}
+
+    inputs = {"part": open_run(part).fingerprint, "reference": open_run(reference).fingerprint}
+    run_stage(out, stage="graft", config={"weights": weights, "keep": keep}, body=body, inputs=inputs)
 
 
 def sample(

@@ -151,7 +151,7 @@ def mitigation_table(runs: Runs, *, spec: Mitigation, plan: Plan, world: Any) ->
 def _trained_on(spec: Mitigation, arm: str) -> tuple[int, ...]:
     """The spellings that an arm, or any part of an average, was trained on."""
     how = spec.arms[arm]
-    return tuple(sorted({*how.spellings, *(s for part in how.average_of for s in spec.arms[part].spellings)}))
+    return tuple(sorted({*how.spellings, *(s for part in how.made_of for s in spec.arms[part].spellings)}))
 
 
 def _groups(arms: Mapping[str, Sequence[int]]) -> dict[str, list[str]]:

@@ -69,7 +69,9 @@ def rank_sentence(ranks: Entry, methods: Sequence[str]) -> str:
     counts = {word: sum(p["verdict"] == word for p in ranks["pairs"]) for word in ("kept", "inverted", "lost", "new")}
     tau = "undefined" if ranks["kendall_tau"] is None else num(ranks["kendall_tau"], 2)
     text = f"Rank kept by {', '.join(same) or 'none'}"
-    text += f"; moved: {', '.join(moved)}" if moved else ""
+    if moved:
+        backed = "" if counts["inverted"] else ", and no test backs a move"
+        text += f"; moved: {', '.join(moved)}{backed}"
     return (
         f"{text} (Kendall's tau {tau}). Of {len(ranks['pairs'])} pairs of methods, {counts['kept']} keep a tested "
         f"lead, {counts['lost']} lose it, {counts['inverted']} invert and {counts['new']} are told apart under the "

@@ -131,8 +131,8 @@ def gain_over_seeds(
             items = max(items, len(own.items))
         below = stats.bootstrap_interval(gains[0][1:], estimate=float(gains[0][0]), n=items)
         if below.low is None or below.low <= 0:
-            reason = f"the gain in distribution of seed {number} is not above 0 ({below.estimate:.4g}, {below.pair})"
-            return _no_share(reason)
+            limits = "no interval" if below.pair is None else f"[{below.pair[0]:.3g}, {below.pair[1]:.3g}]"
+            return _no_share(f"the gain in distribution is not above 0 (seed {number}: {below.estimate:.3g} {limits})")
         with np.errstate(divide="ignore", invalid="ignore"):
             ratios.append(np.where(gains[0] > 0, gains[1] / gains[0], np.nan))
     mean_D = np.mean(ratios, axis=0)

@@ -39,7 +39,7 @@ def trained() -> testbed_plan.Rows:
 
 
 def test_the_bars_are_in_the_config(found: planning.Rows) -> None:
-    assert len(found.front.rows) >= 6 and len(found.front.shifts) >= 4
+    assert len(found.front.rows) >= 6 and len(found.front.shifts) >= 4 and found.front.steps in (2, 4)
     assert len(found.hh.rows) >= 4 and len(found.hh.shifts) >= 4 and found.hh.controls
     held_out = [set(range(1, 5)) - set(arm.spellings) for arm in found.mitigation.arms.values() if arm.spellings]
     assert all({s} in held_out for s in range(1, 5))  # every family is left out once, the others trained on
@@ -60,7 +60,7 @@ def test_the_front_reuses_the_testbed_benchmark_and_adds_cells(
     assert fits <= set(places) and len(places) == len(set(places))
     assert not any("/cells/" in place for place in places)  # nothing of the plain evaluation is run again
     rows = len(found.front.rows)
-    assert sum(map(len, plan.cells.values())) == 2 * (1 + 5 * rows + 5 * 3)
+    assert sum(map(len, plan.cells.values())) == 2 * (1 + (found.front.steps + 1) * (rows + 2) + 1)
 
 
 def test_the_mitigation_trains_every_arm_on_its_spellings(
@@ -82,8 +82,9 @@ def test_the_mitigation_trains_every_arm_on_its_spellings(
     ("change", "words"),
     [
         ({"spellings": [0, 9]}, "spellings of world spellings are 0 to 4"),
-        ({"spellings": [0], "average_of": ["plain"]}, "either spellings or average_of"),
+        ({"spellings": [0], "average_of": ["plain"]}, "either spellings, average_of or graft"),
         ({"average_of": ["nowhere"]}, "'nowhere', which is no trained arm"),
+        ({"graft": {"heads": "plain"}}, "layers: ARM or embeddings: ARM, not heads"),
         ({"speling": [0]}, "unknown key 'speling'"),
     ],
 )
@@ -118,7 +119,7 @@ def runs_of(shifts: list[str], rows: dict[str, float]) -> dict[int, list[dict[st
 @pytest.fixture(scope="module")
 def front(found: planning.Rows) -> dict[str, Any]:
     rows = {"reference": 0.0, "strong": 0.9, "weak": 0.4, "kl_overspender": 5.0}
-    spec = planning.Front(world="default", rows=["strong", "weak"], shifts=["cipher", "control"])
+    spec = planning.Front(world="default", rows=["strong", "weak"], shifts=["cipher", "control"], steps=2)
     return tables.front_table(runs_of(spec.shifts, rows), spec=spec, world=load_world("default"))
 
 
@@ -140,6 +141,41 @@ def test_a_planted_mismatch_is_on_the_page_and_the_reference_retains_null(
     assert json.loads((tmp_path / "shift.json").read_text(encoding="utf-8"))["front"]["seeds"] == [0, 1, 2]
     for name in ("shift-front.svg", "shift-split.svg"):
         assert (tmp_path / name).read_text(encoding="utf-8").startswith("<svg")
+
+
+def test_a_graft_takes_one_half_of_the_weights(tmp_path: Path) -> None:
+    import shift_stages
+
+    from align.families import load_family
+    from align.models import ModelConfig, build_model, load_model, save_model
+    from align.policies import PointFamily
+    from align.runs import run_stage
+    from align.testbed.vocabulary import build_tokenizer
+
+    shape = ModelConfig(hidden=8, layers=1, heads=2, context=16)
+    models = [build_model(shape, build_tokenizer(), seed=seed) for seed in (0, 1)]
+
+    def reference(folder: Path, ledger: Any) -> dict:
+        save_model(models[0], build_tokenizer(), folder / "model")
+        return {}
+
+    def part(folder: Path, ledger: Any) -> dict:
+        save_model(models[1], build_tokenizer(), folder / "point")
+        PointFamily("made", {"1,0": str(folder / "point")}).save(folder)
+        return {}
+
+    run_stage(tmp_path / "reference", stage="made", config={}, body=reference, inputs={})
+    run_stage(tmp_path / "part", stage="made", config={}, body=part, inputs={})
+    for keep, words, rest in (("layers", models[0], models[1]), ("embeddings", models[1], models[0])):
+        out = str(tmp_path / keep)
+        shift_stages.graft(
+            out=out, part=str(tmp_path / "part"), reference=str(tmp_path / "reference"), keep=keep, weights=[[1.0, 0.0]]
+        )
+        made = load_model(load_family(out).points["1,0"])
+        assert (made.get_input_embeddings().weight == words.get_input_embeddings().weight).all()
+        assert made.get_output_embeddings().weight is made.get_input_embeddings().weight  # one table of words
+        for (name, ours), (_, theirs) in zip(made.named_parameters(), rest.named_parameters(), strict=True):
+            assert "embed" in name or (ours == theirs).all(), name
 
 
 def test_groups_gather_arms_that_leave_one_family_out() -> None:
@@ -180,5 +216,5 @@ def test_the_mitigation_table_says_what_was_planted(found: planning.Rows) -> Non
     assert table["groups"]["without (3 families)"]["cost"]["J"]["value"] < 0
     assert table["matrix"]["reference"]["cipher"]["mismatched"]["value"] == pytest.approx(0, abs=1e-12)
     sentences = sections.mitigation_sentences(table)
-    assert sentences[1].startswith("- `without (3 families)` reduces it on families held out by")
+    assert sentences[1].startswith("- `without (3 families)` reduces it on families held out by +")
     assert "| without_1 | 0, 2, 3, 4 |" in "\n".join(sections.matrix_table(table))
