@@ -36,7 +36,7 @@ def _model(result: Mapping[str, Any]) -> list[str]:
     facts, bounds, shifts = result["provenance"], result["thresholds"], result["shifts"]
     asked = ", ".join(f"{k} {v}" for k, v in facts["config"].items() if v not in (None, [], "") and k in SHOWN)
     plain = result["recognition_auroc_plain"]
-    lines = [f"## {result['model']}", ""]
+    lines = [f"## {facts['config']['run']}", ""]
     lines += [f"`align attribute` with {asked}; commit {facts['commit']}. Recognition is read from"]
     lines += [f"{result['recognition_by']}, which tells harmful from benign plain requests with AUROC {num(plain)}."]
     lines += [f"Bounds: reading {num(bounds['comprehension'])}, recognition {num(bounds['recognition'])}, pull"]
@@ -70,10 +70,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = [json.loads((f / "attribution.json").read_text(encoding="utf-8")) for f in arguments.folders]
     for result in results:  # where a run lay on the machine is nobody's business
         config = result["provenance"]["config"]
-        result["provenance"]["config"] = {k: Path(v).name if k in PLACES and v else v for k, v in config.items()}
+        result["provenance"]["config"] = {
+            k: "/".join(Path(v).parts[-2:]) if k in PLACES and v else v for k, v in config.items()
+        }
     arguments.publish.mkdir(parents=True, exist_ok=True)
     (arguments.publish / "attribution_hh.md").write_text(page(results), encoding="utf-8")
-    numbers = json.dumps({r["model"]: r for r in results}, indent=1, sort_keys=True) + "\n"
+    numbers = json.dumps({r["provenance"]["config"]["run"]: r for r in results}, indent=1, sort_keys=True) + "\n"
     (arguments.publish / "attribution_hh.json").write_text(numbers, encoding="utf-8")
     return 0
 
