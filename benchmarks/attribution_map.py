@@ -15,7 +15,8 @@ SHAPES = {"competing": "circle", "mismatched": "square", "both": "diamond", "cap
 
 def draw(table: Mapping[str, Any]) -> str:
     """The figure as SVG."""
-    spots = [(r, r["signals"]["pull"]["value"], r["signals"]["recognition"]["value"]) for r in table["cases"]]
+    known = [r for r in table["cases"] if r["signals"]["pull"] and r["signals"]["recognition"]]
+    spots = [(r, r["signals"]["pull"]["value"], r["signals"]["recognition"]["value"]) for r in known]
     bounds = table["thresholds"]
     board = Board(WIDTH, HEIGHT, "Pull in nats against the recognition that is left, one mark per planted case")
     x = Scale(*padded([p for _, p, _ in spots] + [bounds["pull"]]), start=60, end=WIDTH - 20)

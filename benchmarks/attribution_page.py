@@ -106,8 +106,9 @@ def _splits(
             for shift, parts in shifts.items():
                 row = {"model": f"{name} {seed}", "plant": name, "seed": seed, "shift": shift}
                 points.append({**row, "exact": parts, "sampled": seen[name][shift]})
-                if shift in signals.get((seed, name), {}):
-                    points[-1]["signals"] = _means(signals[seed, name][shift])
+                read = signals.get((seed, name), {}).get(shift, [])
+                if read and all(s.pull is not None and s.recognition is not None for s in read):
+                    points[-1]["signals"] = _means(read)
     if len({p["model"] for p in points}) < 2:
         return None
     found: dict[str, Any] = {"points": points, "agreement": {}}
@@ -118,6 +119,8 @@ def _splits(
         stated = {"spearman": both.spearman.stated, "kendall": both.kendall.stated}
         found["agreement"][part] = {**stated, "points": both.points, "largest_difference": worst}
         known = [p for p in points if "signals" in p]
+        if len({p["model"] for p in known}) < 2:
+            return found
         one = agreement(
             [p["signals"][part] for p in known], [p["exact"][part] for p in known], models=[p["model"] for p in known]
         )
@@ -236,8 +239,8 @@ def _split_words(table: Mapping[str, Any]) -> str:
     met = "met" if worst >= BARS["rank correlation"] else "not met"
     over = found["agreement"]["competing"]["spearman"]["over"]
     lines += ["", f"Intervals: bootstrap, {over}. Bar, at least {BARS['rank correlation']}: **{met}**.", ""]
-    plain = {part: entry["signal"] for part, entry in found["agreement"].items()}
-    lines += [
+    plain = {part: entry["signal"] for part, entry in found["agreement"].items() if "signal" in entry}
+    lines += [] if len(plain) < len(PARTS) else [
         "The signals themselves, which know neither the preference nor what a loss costs, rank less well: Spearman",
         f"{_stated(plain['competing']['spearman'])} of the pull with the competing part,",
         f"{_stated(plain['mismatched']['spearman'])} of the lost recognition with the mismatched part",
