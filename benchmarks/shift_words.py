@@ -131,7 +131,8 @@ def changed_pairs(shifts: Entry) -> list[str]:
             for side in ("home", "away"):
                 test = pair[side]
                 seeds = f" {interval(test['ci_seeds'])}" if test.get("ci_seeds") else ""
-                sides.append(f"{signed(test['difference'])}{seeds} {interval(test['ci'])}, p {num(test['p_holm'], 4)}")
+                p = "p < 0.0001" if test["p_holm"] < 1e-4 else f"p {num(test['p_holm'], 4)}"
+                sides.append(f"{signed(test['difference'])}{seeds} {interval(test['ci'])}, {p}")
             shown.append([shift, " − ".join(pair["pair"]), pair["verdict"], *sides])
     if not shown:
         return ["No pair's verdict changes under any shift.", ""]
