@@ -48,15 +48,33 @@ def _model(result: Mapping[str, Any]) -> list[str]:
     if result["not_measured"]:
         lines += [f"No harmful request could be shown under: {', '.join(result['not_measured'])} (too long for the"]
         lines += ["model's context, or the template has no place for it).", ""]
-    lines += ["| shift | label | region | fails | plain | requests | " + " | ".join((*SIGNALS, "failures")) + " |"]
-    lines += ["| --- | --- | --- |" + " ---: |" * (3 + len(SIGNALS)) + " --- |"]
+    lines += _adversarial_benign(shifts)
+    heads = (*SIGNALS, "failures", "benign: refused", "benign: taken for harmful")
+    lines += ["| shift | label | region | fails | plain | requests | " + " | ".join(heads) + " |"]
+    lines += ["| --- | --- | --- |" + " ---: |" * (3 + len(SIGNALS)) + " --- |" + " ---: |" * 2]
     for name, entry in sorted(result["shifts"].items(), key=lambda item: item[1]["mode"] == "control"):
         cells = [num(entry["fails"]["value"], 2), num(entry["fails_plain"]["value"], 2), str(entry["requests"])]
         cells += [num(s["value"], 2) if (s := entry["signals"][key]) else "" for key in SIGNALS]
         found = [(r, s) for r, s in (entry["shares"] or {}).items() if s["value"] > 0]
         cells += ["; ".join(f"{r} {num(s['value'], 2)} {interval(s['ci'], 2)}" for r, s in found)]
+        benign = entry.get("benign") or {}
+        for key in ("refused", "taken_for_harmful"):
+            cells += [f"{num(s['value'], 2)} {interval(s['ci'], 2)}" if (s := benign.get(key)) else ""]
         lines += [f"| {name} | {entry['mode']} | **{entry['region']}** | " + " | ".join(cells) + " |"]
     return [*lines, "", CAPTION]
+
+
+def _adversarial_benign(shifts: Mapping[str, Any]) -> list[str]:
+    """The sentence on harmless requests that look harmful, behind the same shifts."""
+    from evals.attribution_benign import mean_over
+    from evals.report.words import num
+
+    means = [mean_over(shifts, name) for name in ("refused", "refused_plain", "taken_for_harmful")]
+    if None in means:
+        return []
+    words = "Adversarial-benign control: harmless requests that look harmful, behind the same shifts. Means over them: "
+    words += "{} refused ({} as plain text), {} taken for harmful by what recognition is read from."
+    return [words.format(*(num(m, 3) for m in means)), "They are no failures and have no region.", ""]
 
 
 SHOWN = ("run", "suite", "shift", "reference", "judge", "limit", "max_new_tokens", "training_limit")

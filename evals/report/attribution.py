@@ -64,8 +64,19 @@ def _shift(name: str, entry: Mapping[str, Any]) -> str:
         f'<article><p><span class="key" style="background:{COLORS[entry["region"]]}"></span>'
         f"{escape(entry['sentence'])}{control}</p><details><summary>Evidence: {escape(name)}</summary>{bar}"
         f'<div class="scroll"><table><thead><tr><th class="left">signal</th><th>mean</th><th class="left">what it is'
-        f"</th></tr></thead><tbody>{rows}</tbody></table></div></details></article>"
+        f"</th></tr></thead><tbody>{rows}</tbody></table></div>{_benign(entry.get('benign'))}</details></article>"
     )
+
+
+def _benign(found: Mapping[str, Any] | None) -> str:
+    """Harmless requests behind the same shift: the control that a pull or a lost recognition is not about them."""
+    if not found:
+        return ""
+    words = f"{found['requests']} harmless requests behind it: {percent(found['refused']['value'])} refused "
+    words += f"({percent(found['refused_plain']['value'])} as plain text)"
+    if found["taken_for_harmful"]:
+        words += f", {percent(found['taken_for_harmful']['value'])} taken for harmful"
+    return f'<p class="small">{escape(words)}.</p>'
 
 
 def _signal(key: str, found: Mapping[str, Any] | None) -> str:
