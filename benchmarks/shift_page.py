@@ -53,8 +53,8 @@ def _controls(table: Entry) -> list[str]:
     lines = [
         "- Controls are in italics: the reference, a KL overspender, a length-only policy, and best-of-n, charged for",
         "  its samples at every response. They are read as controls and never ranked. On the testbed they are closed",
-        "  forms on each shift's own prompts, not trained models: nothing of theirs could fail to transfer, so their gain",
-        "  retained near 1 is no merit, and their regret is what they are judged by.",
+        "  forms on each shift's own prompts, not trained models: nothing of theirs could fail to transfer, so their",
+        "  gain retained near 1 is no merit, and their regret is what they are judged by.",
     ]
     kinds = {"kl_overspender", "length_only", "best_of"}
     for part in ("front", "hh"):
