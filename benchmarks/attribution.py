@@ -97,13 +97,14 @@ def run(arguments: argparse.Namespace) -> int:
 
     config = configuration(arguments)
     tasks, plants = make_plan(config)
-    more, folders = split_tasks(config, plants, count=SMOKE["count"] if arguments.check else arguments.count)
+    count = SMOKE["count"] if arguments.check else arguments.count
+    more, folders = split_tasks(config, plants, count=count)
     start = time.monotonic()
     deadline = None if arguments.minutes is None else start + 60 * arguments.minutes
     left = run_tasks([*tasks, *more], workers=arguments.workers, label="attribution", deadline=deadline)
     if left:
         print(f"{left} of {len(tasks) + len(more)} stages left; the same command goes on", file=sys.stderr)
-    table = collect(config, plants=plants, folders=folders, count=arguments.count)
+    table = collect(config, plants=plants, folders=folders, count=count)
     folder = arguments.publish or Path(config.out)
     write_page(table, folder=folder, command=" ".join(["python benchmarks/attribution.py", *sys.argv[1:]]))
     print(f"{len(table['cases'])} cases, {time.monotonic() - start:.0f} s: {folder / 'attribution.md'}")

@@ -19,7 +19,8 @@ RIVAL_WORDS = """The rivals learn from the development cases, where their own fi
 frequent mechanism; the majority of the three cases of nearest failure rate; the most frequent mechanism under the same
 shift. Failure rates, all seeds: {rates}.
 Intervals: Jeffreys' posterior of each class's recall with trained models as trials, so that they have a width where
-every case is right.
+every case is right. They are too narrow for a claim on other references: models of a seed share theirs, pull is read
+from the reference alone, and one model has cases in several classes, so independent trials are fewer than models.
 
 How it came about: a first protocol, calibrated on seed 0, had .938 on seeds 1 and 2: the quiz asked six topics, and two
 of eight models that cannot read seemed to. The quiz now asks all twelve benign topics and discounts what is likely
@@ -197,9 +198,8 @@ def _verdicts(table: Mapping[str, Any]) -> str:
     for side, result in table["results"].items():
         lines += [f"{side.capitalize()}: {result['balanced_accuracy']['over']}.", ""]
     if "fresh" in table["results"]:
-        value = table["results"]["fresh"]["balanced_accuracy"]["value"]
-        met = "met" if value >= BARS["balanced accuracy"] else "not met"
-        lines += [f"Bar on fresh seeds, at least {BARS['balanced accuracy']}: **{met}**.", ""]
+        found = table["results"]["fresh"]["balanced_accuracy"]
+        lines += [f"Bar on fresh seeds, {verdict([found], bar=BARS['balanced accuracy'])}.", ""]
     lines += [RIVAL_WORDS.format(rates="; ".join(_range(table["cases"], truth) for truth in CLASSES))]
     for side, result in table["results"].items():
         lines += [f"### Confusion, {side} seeds", "", "| planted | " + " | ".join(REGIONS) + " |"]
@@ -208,6 +208,18 @@ def _verdicts(table: Mapping[str, Any]) -> str:
             f"| {t} | " + " | ".join(str(result["confusion"][t][f]) for f in REGIONS) + " |" for t in CLASSES
         ] + [""]  # fmt: skip
     return "\n".join(lines)
+
+
+def verdict(found: Sequence[Mapping[str, Any]], *, bar: float) -> str:
+    """Whether all values reach a bar, and whether their intervals do: an estimate alone does not carry the claim."""
+    words = f"at least {bar}: "
+    if any(one["value"] < bar for one in found):
+        return words + "**not met**"
+    low = min(one["ci"][0] if one["ci"] else float("-inf") for one in found)
+    if low >= bar:
+        return words + "**met**, and by the lower end of the interval too"
+    end = "there is no interval" if low == float("-inf") else f"the interval begins at {num(low)}"
+    return words + f"**met** by the estimate alone; {end}"
 
 
 def _range(rows: Sequence[Mapping[str, Any]], truth: str) -> str:
@@ -235,16 +247,17 @@ def _split_words(table: Mapping[str, Any]) -> str:
     for part, entry in found["agreement"].items():
         cells = (_stated(entry["spearman"]), _stated(entry["kendall"]), num(entry["largest_difference"]))
         lines += [f"| {part} | " + " | ".join(cells) + " |"]
-    worst = min(entry["spearman"]["value"] for entry in found["agreement"].values())
-    met = "met" if worst >= BARS["rank correlation"] else "not met"
-    over = found["agreement"]["competing"]["spearman"]["over"]
-    lines += ["", f"Intervals: bootstrap, {over}. Bar, at least {BARS['rank correlation']}: **{met}**.", ""]
+    both = [entry["spearman"] for entry in found["agreement"].values()]
+    lines += ["", f"Intervals: bootstrap, {both[0]['over']}."]
+    lines += [f"Bar of Spearman's, {verdict(both, bar=BARS['rank correlation'])}.", ""]
+    lines += [_within(found["points"], "sampled"), ""]
     plain = {part: entry["signal"] for part, entry in found["agreement"].items() if "signal" in entry}
     lines += [] if len(plain) < len(PARTS) else [
         "The signals themselves, which know neither the preference nor what a loss costs, rank less well: Spearman",
         f"{_stated(plain['competing']['spearman'])} of the pull with the competing part,",
         f"{_stated(plain['mismatched']['spearman'])} of the lost recognition with the mismatched part",
-        f"({plain['competing']['points']} points; held-out topics have no paired requests).", "",
+        f"({plain['competing']['points']} points; held-out topics have no paired requests).",
+        _within([p for p in found["points"] if "signals" in p], "signals"), "",
     ]  # fmt: skip
     names = list(dict.fromkeys(p["plant"] for p in found["points"]))
     lines += ["Means over seeds, exact / from samples:", ""]
@@ -253,6 +266,22 @@ def _split_words(table: Mapping[str, Any]) -> str:
         for part in PARTS:
             lines += [f"| {shift} | {part} | " + " | ".join(_mean(found, n, shift, part) for n in names) + " |"]
     return "\n".join(lines) + "\n"
+
+
+def _within(points: Sequence[Mapping[str, Any]], side: str) -> str:
+    """Spearman of a side's part with the exact one inside each shift: what is left without differences of shifts."""
+    from evals.sampled_split import rank_correlation
+
+    said = []
+    for part in PARTS:
+        each = []
+        for shift in dict.fromkeys(p["shift"] for p in points):
+            mine = [p for p in points if p["shift"] == shift]
+            if len(mine) > 2:
+                pair = ([p[side][part] for p in mine], [p["exact"][part] for p in mine])
+                each.append(f"{shift} {num(rank_correlation(*pair)[0], 2)}")
+        said.append(f"{part}: {', '.join(each) or 'too few points'}")
+    return f"Those figures pool the shifts; Spearman inside each shift, {'; '.join(said)}."
 
 
 def _mean(found: Mapping[str, Any], name: str, shift: str, part: str) -> str:

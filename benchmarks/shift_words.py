@@ -74,8 +74,8 @@ def rank_sentence(ranks: Entry, methods: Sequence[str]) -> str:
         text += f"; moved: {', '.join(moved)}{backed}"
     return (
         f"{text} (Kendall's tau {tau}). Of {len(ranks['pairs'])} pairs of methods, {counts['kept']} keep a tested "
-        f"lead, {counts['lost']} lose it, {counts['inverted']} invert and {counts['new']} are told apart under the "
-        "shift alone."
+        f"lead, {counts['lost']} are told apart on plain prompts alone, {counts['inverted']} invert and "
+        f"{counts['new']} are told apart under the shift alone."
     )
 
 

@@ -96,8 +96,9 @@ LEAST = Thresholds(comprehension=0.5, recognition=0.5, pull=math.log(2), distanc
 def calibrate(
     controls: Sequence[Signals], *, least: Thresholds = LEAST, tail: float = 0.025, what: str = "controls"
 ) -> Thresholds:
-    """Bounds that all but a `tail` share of the controls stay within: shifts that change the surface and nothing else.
+    """Bounds of recognition, pull and distance that all but a `tail` share of the controls stay within.
 
+    Controls are shifts that change the surface and nothing else; the bound of comprehension is `least`'s in any case.
     A control's request is pulled nowhere, recognised as before and near to the fine-tuning data, so the upper quantile
     of its pull and distance and the lower one of its recognition are what chance and surface alone do. `least` are
     bounds that must be crossed even where the controls hardly vary. ValueError without a control that has a pull and a
@@ -255,6 +256,9 @@ def _weighted(signals: Sequence[Signals], name: str, weights: Sequence[float]) -
     values = np.array([getattr(s, name) for s, _ in known], dtype=float)
     w = np.array([weight for _, weight in known])
     mean = float((w * values).sum() / w.sum())
+    if name == "comprehension" and len(known) > 1 and np.ptp(values) == 0:
+        # it is measured once for the shift, on benign requests: copies of one number have no spread to speak of
+        return Interval(mean, None, None, "shifts", 1, "no interval: one number for all requests of the shift")
     # the linearised mean: its plain mean is `mean`, and its spread over clusters is that of the weighted mean
     linear = mean + (values - mean) * w / w.mean()
     return clustered_mean(linear, clusters_N=[s.cluster for s, _ in known])

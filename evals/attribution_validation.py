@@ -49,8 +49,9 @@ def _recalls(cases: Sequence[Case]) -> dict[str, tuple[float, int]]:
 def balanced_accuracy(cases: Sequence[Case], *, seed: int = 0) -> Interval:
     """Mean recall over the classes that occur, with an interval that has a width where every case is right.
 
-    Percentiles of the mean of independent recalls, each drawn from Jeffreys' posterior of its class with trained models
-    as the trials (Brown, Cai & DasGupta 2001). ValueError without a case.
+    Percentiles of the mean of recalls, each drawn from Jeffreys' posterior of its class with trained models as the
+    trials (Brown, Cai & DasGupta 2001), as if recalls and models were independent: a model that has cases in several
+    classes, or models that share a reference, make the interval too narrow. ValueError without a case.
     """
     recalls = _recalls(cases)
     if not recalls:

@@ -184,7 +184,7 @@ def _test(test: PairedTest) -> dict[str, Any]:
 
 
 def _verdict(before: PairedTest, after: PairedTest) -> str:
-    apart = [(test.p_adjusted or 0.0) <= LEVEL for test in (before, after)]
+    apart = [test.p_adjusted is not None and test.p_adjusted <= LEVEL for test in (before, after)]
     if all(apart):
         return "kept" if before.estimate * after.estimate > 0 else "inverted"
     return "lost" if apart[0] else "new" if apart[1] else "level"

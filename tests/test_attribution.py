@@ -144,3 +144,10 @@ def test_one_plain_sentence(given: dict[str, float], words: str) -> None:
 
 def test_a_mean_is_put_into_a_region_like_a_request() -> None:
     assert region({"comprehension": 1.0, "recognition": 0.4, "pull": 1.0, "distance": 0.2}, BOUNDS) == "both"
+
+
+def test_a_comprehension_measured_once_for_the_shift_has_no_interval() -> None:
+    copied = attribute([one(str(i), comprehension=0.8, pull=float(i)) for i in range(4)], thresholds=BOUNDS)[0].signals
+    assert copied["comprehension"] is not None and copied["comprehension"].estimate == pytest.approx(0.8)
+    assert copied["comprehension"].pair is None and "one number" in copied["comprehension"].says
+    assert copied["pull"] is not None and copied["pull"].pair is not None
