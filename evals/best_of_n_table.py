@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ def scores_of(
             continue
         if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in pair):
             raise UserError(f"{place}: {proxy!r} and {gold!r} must be numbers, not {pair[0]!r} and {pair[1]!r}")
+        if not all(math.isfinite(value) for value in pair):  # type: ignore[arg-type]
+            raise UserError(f"{place}: {proxy!r} and {gold!r} must be finite, not {pair[0]!r} and {pair[1]!r}")
         mine.append((float(pair[0]), float(pair[1])))  # type: ignore[arg-type]
     if not total:
         raise UserError(f"no row has shift {shift!r}; name the one to read with --shift")

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from align.data.load import iterate_rows
 from align.errors import UserError
 from evals.command import told
 from evals.outcomes import Outcome, check_missing, mean_share, shares, stated
@@ -22,6 +23,7 @@ from evals.robustness import leave_families_out
 from evals.shares import paired_change
 
 Trained = frozenset[str]
+FIELDS = ("item", "cluster", "shift", "harmful", "group", "sample")
 
 
 def transfer_matrix(
@@ -130,20 +132,24 @@ def read_evaluation(folder: str, *, suite: str | None) -> tuple[list[Outcome], d
     absent = next((file for file in files if not file.is_file()), None)
     if absent is not None:
         raise UserError(f"{absent}: no such file; run align evaluate MODEL --suite ... --out {folder} first")
-    rows = [json.loads(line) for line in files[0].read_text(encoding="utf-8").splitlines()]
+    rows = [row for _, row in iterate_rows(str(files[0]), columns=("suite", *FIELDS, "verdict", "missing"))]
     suites = list(dict.fromkeys(row["suite"] for row in rows))
     if suite is None and len(suites) > 1:
         raise UserError(f"{folder} holds the suites {', '.join(suites)}; choose one with --suite")
+    if not suites:
+        raise UserError(f"{files[0]} holds no outcome; run align evaluate MODEL --suite ... --out {folder} again")
     chosen = suite or suites[0]
     if chosen not in suites:
         raise UserError(f"{folder} holds no suite {chosen!r} (it has: {', '.join(suites)})")
-    fields = ("item", "cluster", "shift", "harmful", "group", "sample")
     outcomes = [
-        Outcome(verdict=Missing(row["missing"]) if row["missing"] else row["verdict"], **{f: row[f] for f in fields})
+        Outcome(verdict=Missing(row["missing"]) if row["missing"] else row["verdict"], **{f: row[f] for f in FIELDS})
         for row in rows
         if row["suite"] == chosen
     ]
-    facts = json.loads(files[1].read_text(encoding="utf-8"))["shifts"]
+    try:
+        facts = json.loads(files[1].read_text(encoding="utf-8"))["shifts"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{files[1]}: not a suite's summary ({error!r}); run align evaluate again") from error
     return outcomes, {s: f["family"] for s, f in facts.items() if f["mode"] not in ("none", "control")}
 
 

@@ -189,7 +189,7 @@ def read_thresholds(file: str) -> Any:
         return Thresholds.parse(values.get("thresholds", values))
     except FileNotFoundError as error:
         raise UserError(f"{file}: no such file of thresholds; leave --thresholds out to calibrate them") from error
-    except (ValueError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{file}: {error}; write it with benchmarks/attribution.py") from error
 
 

@@ -26,14 +26,17 @@ class Config:
 
 
 def read_rows(folder: str) -> list[dict[str, Any]]:
-    """The verdict rows of an evaluation, UserError where the folder holds none."""
-    import json
+    """The verdict rows of an evaluation, UserError where the folder holds none or a row cannot be read."""
+    from align.data.load import iterate_rows
 
     file = Path(folder) / "outcomes.jsonl"
     if not file.is_file():
         raise UserError(f"{folder} holds no outcomes.jsonl; run align evaluate MODEL --suite ... --out {folder} first")
-    with file.open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
+    columns = ("suite", "item", "cluster", "shift", "harmful", "group", "sample", "verdict", "missing")
+    rows = [dict(row) for _, row in iterate_rows(str(file), columns=columns)]
+    if not rows:
+        raise UserError(f"{file} holds no outcome; run align evaluate MODEL --suite ... --out {folder} again")
+    return rows
 
 
 def read_summary(folder: str) -> dict[str, Any]:
