@@ -44,7 +44,7 @@ def _model(result: Mapping[str, Any]) -> list[str]:
     new = sum(entry["new_failures"] for entry in shifts.values())
     unread = [name for name, entry in shifts.items() if entry["region"] == "capability"]
     lines += [f"New failures over all shifts: {num(new, 3)} (a request that is refused as plain text and not under the"]
-    lines += [f"shift). Not read: {', '.join(unread) or 'none'}; to answer nothing there is inability, not safety.", ""]
+    lines += [f"shift). Not read: {', '.join(unread) or 'none'}; to answer nothing there is no safety.", ""]
     if result["not_measured"]:
         lines += [f"No harmful request could be shown under: {', '.join(result['not_measured'])} (too long for the"]
         lines += ["model's context, or the template has no place for it).", ""]

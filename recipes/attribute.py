@@ -48,7 +48,10 @@ def evaluation_of(config: Config) -> tuple[evaluate_suites.Config, Path]:
     """The evaluation to read or to make, with all that attribution needs, and its folder."""
     file = Path(config.run) / "provenance.json"
     if file.is_file() and (Path(config.run) / "cells.jsonl").is_file():
-        written = json.loads(file.read_text(encoding="utf-8")).get("config", {})
+        try:
+            written = json.loads(file.read_text(encoding="utf-8"))["config"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{file}: not what align evaluate wrote ({error}); evaluate into it again") from error
         if "suite" not in written:
             raise UserError(f"{config.run} was not written by align evaluate --suite; name such a folder, or a model")
         found = build(evaluate_suites.Config, written, where=str(file))
@@ -194,18 +197,19 @@ def read_thresholds(file: str) -> Any:
 
 
 def result_of(
-    config: Config, tables: Any, *, shifts: Sequence[Any], model: str, by: str, refused: Mapping[str, Any]
+    tables: Any, *, shifts: Sequence[Any], model: str, by: str, refused: Mapping[str, Any], bounds: Any = None
 ) -> dict[str, Any]:
-    """attribution.json: bounds, and per shift the region, its shares, the signals and the sentence."""
+    """attribution.json: bounds, and per shift the region, its shares, the signals and the sentence.
+
+    `bounds` None: calibrated on the controls among the shifts.
+    """
     from evals.attribution import attribute, calibrate
     from evals.attribution_benign import benign_behind
     from evals.attribution_signals import controls_of, recognition_auroc, signals_of
     from evals.attribution_words import sentence
 
     signals = signals_of(tables, shifts=shifts)
-    if config.thresholds:
-        bounds = read_thresholds(config.thresholds)
-    else:
+    if bounds is None:
         controls = controls_of(signals, shifts=shifts)
         try:
             bounds = calibrate(controls, what=", ".join(dict.fromkeys(c.shift for c in controls)))
@@ -234,6 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from recipes.stages import text_prompts
 
     asked, folder = evaluation_of(config)
+    bounds = read_thresholds(config.thresholds) if config.thresholds else None  # before anything is measured
     evaluate_suites.check(asked, where=where)
     backend = evaluate_suites.backend_for(asked)
     if not isinstance(backend, TransformersBackend):
@@ -247,7 +252,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     tables, by = tables_of(measured, backend=backend, reference=reference, training=training, layer=config.layer)
     shifts = list({one.shift.name: one.shift for one in measured.asked}.values())
     refused = refusing(measured.named, measured.found["verdict"])
-    result = result_of(config, tables, shifts=shifts, model=backend.name, by=by, refused=refused)
+    result = result_of(
+        tables, shifts=shifts, model=backend.name, by=by, refused=refused, bounds=bounds
+    )  # fmt: skip
     out = Path(config.out) if config.out else folder
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "attribution.json", {**result, "provenance": provenance(config, seed=0)})

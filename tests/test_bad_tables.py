@@ -38,3 +38,13 @@ def test_score_that_is_not_finite(capsys: Any, tmp_path: Path) -> None:
 def test_thresholds_that_are_a_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="benchmarks/attribution.py"):
         read_thresholds(str(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"config": {}}'])
+def test_attribute_names_a_folder_that_no_evaluation_wrote(text: str, tmp_path: Path) -> None:
+    from recipes.attribute import Config, evaluation_of
+
+    (tmp_path / "cells.jsonl").touch()
+    (tmp_path / "provenance.json").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match="align evaluate"):
+        evaluation_of(Config(run=str(tmp_path)))
