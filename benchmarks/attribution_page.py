@@ -253,8 +253,8 @@ def _split_words(table: Mapping[str, Any]) -> str:
     lines += [_within(found["points"], "sampled"), ""]
     plain = {part: entry["signal"] for part, entry in found["agreement"].items() if "signal" in entry}
     lines += [] if len(plain) < len(PARTS) else [
-        "The signals themselves know neither the preference nor what a loss costs: they tell shifts apart, not the size",
-        "of a loss inside one. Pooled Spearman",
+        "The signals themselves know neither the preference nor what a loss costs: they tell shifts apart, not the",
+        "size of a loss inside one. Pooled Spearman",
         f"{_stated(plain['competing']['spearman'])} of the pull with the competing part,",
         f"{_stated(plain['mismatched']['spearman'])} of the lost recognition with the mismatched part",
         f"({plain['competing']['points']} points; held-out topics have no paired requests).",
