@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def kill_when(command: list[str], *, ready: Callable[[], bool], seconds: float = 120) -> None:
+def kill_when(command: list[str], *, ready: Callable[[], bool], seconds: float = 400) -> None:
     """Start the command, wait for `ready`, and kill its whole process group without warning."""
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
