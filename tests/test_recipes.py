@@ -52,7 +52,7 @@ def finished(done: subprocess.CompletedProcess[str], run: Path) -> dict:
 
 
 def test_every_command_has_a_test() -> None:
-    """Some are tested beside their own modules: test_demo, test_hh, test_evaluate_suites, test_attribute, test_planted."""
+    """Some are tested beside their own modules."""
     own = {"demo", "hh", "compare", "attribute", "planted"}
     assert set(COMMANDS) == own | {"pretrain", "sft", "reward-model", "finetune", "evaluate", "report"}
 
