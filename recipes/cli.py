@@ -6,34 +6,36 @@ align COMMAND --help
 from __future__ import annotations
 
 import difflib
-import errno
 import importlib
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 from align import __version__, threads
-from align.errors import UserError
+from align.errors import UserError, guarded
 
 # command -> (module with main(argv), the line shown by `align --help`)
 COMMANDS = {
-    "demo": ("recipes.demo", "the exact testbed end to end: worlds, methods, shifts, report"),
-    "hh": ("recipes.hh", "real preference data end to end: pretraining to report"),
-    "pretrain": ("recipes.pretrain", "text -> a causal language model from scratch (maximum likelihood)"),
-    "sft": ("recipes.sft", "a model + demonstrations -> a supervised fine-tuned model, the reference"),
-    "reward-model": ("recipes.reward_model", "a model + comparisons -> one reward model (Bradley-Terry)"),
-    "finetune": ("recipes.finetune", "METHOD: the reference + objectives + weights -> a policy family"),
-    "evaluate": ("recipes.evaluate", "policies on held-out prompts, or one on suites under shifts -> cells, tables"),
-    "planted": ("recipes.planted", "tiny models with a planted mechanism of failure, and the probes' view of them"),
-    "compare": ("recipes.compare", "two evaluations of suites, paired item by item"),
-    "attribute": ("recipes.attribute", "why a policy fails under shifts: competing, mismatched, or unreadable to it"),
-    "report": ("recipes.report", "summary.json -> one self-contained report.html"),
+    "demo": ("recipes.commands.demo", "the exact testbed end to end: worlds, methods, shifts, report"),
+    "hh": ("recipes.commands.hh", "real preference data end to end: pretraining to report"),
+    "pretrain": ("recipes.commands.pretrain", "text -> a causal language model from scratch (maximum likelihood)"),
+    "sft": ("recipes.commands.sft", "a model + demonstrations -> a supervised fine-tuned model, the reference"),
+    "reward-model": ("recipes.commands.reward_model", "a model + comparisons -> one reward model (Bradley-Terry)"),
+    "finetune": ("recipes.commands.finetune", "METHOD: the reference + objectives + weights -> a policy family"),
+    "evaluate": (
+        "recipes.commands.evaluate",
+        "policies on held-out prompts, or one on suites under shifts -> cells, tables",
+    ),
+    "planted": (
+        "recipes.commands.planted",
+        "tiny models with a planted mechanism of failure, and the probes' view of them",
+    ),
+    "compare": ("recipes.commands.compare", "two evaluations of suites, paired item by item"),
+    "attribute": (
+        "recipes.commands.attribute",
+        "why a policy fails under shifts: competing, mismatched, or unreadable to it",
+    ),
+    "report": ("recipes.commands.report", "summary.json -> one self-contained report.html"),
 }
-
-# a path that the user can mend; any other error of the system keeps its traceback
-PATH_ERRORS = (
-    errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EROFS, errno.ENAMETOOLONG,
-)  # fmt: skip
 
 
 def usage() -> str:
@@ -50,29 +52,6 @@ def usage() -> str:
             "align COMMAND --help lists the command's options.",
         ]
     )
-
-
-def guarded(work: Callable[[], int | None]) -> int:
-    """Run `work`; a user's mistake, an unusable path, a full disk (all 2) or Ctrl-C (130) is one line on stderr."""
-    try:
-        return work() or 0
-    except UserError as error:
-        message = " ".join(str(error).split())
-    except OSError as error:
-        from align.runs import disk_is_full
-
-        if disk_is_full(error):
-            place = f" while writing {error.filename}" if error.filename else ""
-            message = f"no space left on the disk{place}; free some space and run the same command again"
-        elif error.filename and error.errno in PATH_ERRORS:
-            message = f"{error.filename} cannot be used ({error.strerror}); check the path and its permissions"
-        else:
-            raise
-    except KeyboardInterrupt:
-        print("align: interrupted; the same command resumes where it stopped", file=sys.stderr)
-        return 130
-    print(f"align: error: {message}", file=sys.stderr)
-    return 2
 
 
 def dispatch(argv: Sequence[str]) -> int:
@@ -98,12 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def script(command: str) -> None:
-    """What `python recipes/X.py` runs: the same as `align X`.
-
-    Python puts the script's folder first on the path, where `evaluate.py` would hide the library of that name.
-    """
-    here = str(Path(__file__).resolve().parent)
-    sys.path[:] = [entry for entry in sys.path if str(Path(entry or ".").resolve()) != here]
+    """What `python -m recipes.commands.X` runs: the same as `align X`."""
     raise SystemExit(main([command, *sys.argv[1:]]))
 
 

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from align import checks
-from align.best_of_n import BestOfNFamily, kl_bound
-from align.methods.base import Objective, Row, check_preferences
+from align.data.comparisons import Row
+from align.engines.points import check_preferences
+from align.objectives.metered import Objective
+from align.policies.best_of_n import BestOfNFamily, kl_bound
 from align.preferences import Weights
 from align.runs import Ledger, model_dir
 

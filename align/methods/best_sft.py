@@ -19,23 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from align import checks
-from align.best_of_n import kl_bound
+from align.data.comparisons import Row
+from align.engines.points import check_preferences, inputs_of, train_points
+from align.engines.reference_samples import Drawing, Sample, best_samples, shared_samples
+from align.engines.settings import TrainingConfig, adapter_config, check_training, model_to_train, trainer_arguments
 from align.errors import UserError
-from align.methods.base import (
-    Objective,
-    Row,
-    TrainingConfig,
-    adapter_config,
-    check_preferences,
-    check_training,
-    inputs_of,
-    model_to_train,
-    train_points,
-    trainer_arguments,
-)
-from align.policies import PointFamily
+from align.objectives.metered import Objective
+from align.policies.base import PointFamily
+from align.policies.best_of_n import kl_bound
 from align.preferences import Weights
-from align.reference_samples import Drawing, Sample, best_samples, shared_samples
 from align.runs import Ledger
 
 

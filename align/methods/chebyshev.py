@@ -6,7 +6,8 @@ What is maximised is `U(E[r]) - beta KL(pi || ref)`, the utility of the mean (SE
 over the objectives of weight above 0; z is an ideal point, which no policy exceeds. The gradient of U at E[r] is a
 weighted sum of the objectives' gradients with `w_k a_k`, a on the simplex (plain: the worst term, or the mean over
 equal worst terms; smooth: a softmax of the negative terms), so a callback sets the reward weights to it after each step
-(align/weight_control.py). They sum to at most max_k w_k: beside it, beta weighs more than beside the linear w . r.
+(align/engines/on_policy/weight_control.py). They sum to at most max_k w_k: beside it, beta weighs more than beside
+the linear w . r.
 
 What to expect. The means are an exponential average of noisy batches, and a gradient at an estimated mean is biased,
 the more so the smaller mu beside the means' noise. The plain utility has its optimum at a corner, where the weights
@@ -30,16 +31,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from align import checks
+from align.data.comparisons import Row
+from align.engines.on_policy import trainer as onpolicy
+from align.engines.points import check_preferences, inputs_of, train_points
 from align.errors import UserError
-from align.methods import onpolicy
-from align.methods.base import Objective, Row, check_preferences, inputs_of, train_points
 from align.methods.morlhf import ALGORITHMS
-from align.policies import PointFamily
+from align.objectives.metered import Objective
+from align.policies.base import PointFamily
 from align.preferences import Weights
 from align.runs import Ledger
 
 if TYPE_CHECKING:
-    from align.weight_control import Memory, Observed
+    from align.engines.on_policy.weight_control import Memory, Observed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +111,7 @@ class UtilityGradient:
         return {"means": None}
 
     def step(self, memory: Memory, observed: Observed) -> Memory:
-        from align.weight_control import smoothed
+        from align.engines.on_policy.weight_control import smoothed
 
         return {"means": smoothed(memory["means"], observed.means_K, decay=self.decay)}
 
@@ -149,7 +152,7 @@ def fit(
     rows = onpolicy.required_prompts(prompts, method="chebyshev")
 
     def body(folder: Path, cost: Ledger, weights: Weights) -> Mapping[str, Any]:
-        from align.weight_control import train_point
+        from align.engines.on_policy.weight_control import train_point
 
         asked = [k for k, w in enumerate(weights) if w]
         rule = UtilityGradient(

@@ -21,18 +21,21 @@ from typing import Any
 import numpy as np
 
 from align import checks
-from align.conditioning import TaggedFamily, Tags
+from align.data.comparisons import Row, annotated_pairs
+from align.engines import tagged
+from align.engines.pairs import PairTrainingConfig, check_pair_config, required_rows, scores_for
+from align.engines.points import check_preferences, inputs_of
+from align.engines.tagged_pairs import TaggedPair, build_pair_trainer, encoded, finish, frozen
 from align.errors import UserError
-from align.methods import dpo, tagged
-from align.methods.base import Objective, Row, annotated_pairs, check_preferences, inputs_of
-from align.methods.tagged_training import TaggedPair, build_pair_trainer, encoded, finish, frozen
-from align.preference_draws import draw_weights
+from align.functional.draws import draw_weights
+from align.objectives.metered import Objective
+from align.policies.tagged import TaggedFamily, Tags
 from align.preferences import Weights
 from align.runs import Ledger
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(tagged.TagFields, dpo.Config):
+class Config(tagged.TagFields, PairTrainingConfig):
     """DPO's fields (labels: scalarised or objectives), and the weights that each comparison is judged at."""
 
     labels: str = "scalarised"
@@ -58,10 +61,10 @@ def fit(
     """
     names = check_preferences(preferences, objectives=objectives)
     check_config(config)
-    rows = dpo.required_rows(comparisons, method="conditioned_dpo")
+    rows = required_rows(comparisons, method="conditioned_dpo")
     inputs = inputs_of(reference=reference, objectives=objectives, rows=rows)
     tags = tagged.make_tags(config, reference=reference, names=names)
-    scores = dpo.scores_for(config, rows=rows, objectives=objectives, ledger=ledger)
+    scores = scores_for(config, rows=rows, objectives=objectives, ledger=ledger)
     assert scores is not None  # given labels were refused
 
     def body(folder: Path, cost: Ledger) -> Mapping[str, Any]:
@@ -80,7 +83,7 @@ def fit(
 
 def check_config(config: Config) -> None:
     """UserError on a value that no run can mean."""
-    dpo.check_pair_config(config)
+    check_pair_config(config)
     if config.labels == "given":
         raise UserError("given labels follow one objective each; use labels: scalarised or objectives")
     check_weight_law(config)

@@ -6,7 +6,7 @@ reward is scored, and the reference read, at the prompt without tags. The expect
 over w of `J_w = E[w . r] - beta KL(pi(. | x, w) || ref)`, which for a policy that can tell all w apart is maximal
 where every J_w is. The conditioned form of MORLHF (as P-MORL in Jang et al. 2023, whose code's reward never saw the
 response, and MOC of He et al. 2026), with the sequence's KL in the reward and unscaled advantages
-(align/methods/onpolicy.py).
+(align/engines/on_policy/trainer.py).
 Legend: K objectives.
 Data: prompts. Fixed point: the optimum of J.
 """
@@ -20,11 +20,15 @@ from typing import Any
 
 import numpy as np
 
-from align.conditioning import TaggedFamily, Tags, forbid, tag_ids
-from align.methods import onpolicy, tagged
-from align.methods.base import Objective, Row, check_preferences, inputs_of, model_to_train
+from align.data.comparisons import Row
+from align.engines import tagged
+from align.engines.on_policy import trainer as onpolicy
+from align.engines.points import check_preferences, inputs_of
+from align.engines.settings import model_to_train
+from align.functional.draws import draw_weights
 from align.methods.conditioned_dpo import check_weight_law
-from align.preference_draws import draw_weights
+from align.objectives.metered import Objective
+from align.policies.tagged import TaggedFamily, Tags, forbid, tag_ids
 from align.preferences import Weights
 from align.runs import Ledger
 

@@ -24,13 +24,13 @@ from typing import Any
 import numpy as np
 
 from align import checks
-from align.conditioning import TaggedFamily, Tags
-from align.errors import UserError
-from align.methods import tagged
-from align.methods.base import Objective, Row, TrainingConfig, check_preferences, check_training, inputs_of
-from align.methods.dpo import required_rows
-from align.methods.tagged import Response
-from align.methods.tagged_training import (
+from align.data.comparisons import Row
+from align.engines import tagged
+from align.engines.pairs import required_rows
+from align.engines.points import check_preferences, inputs_of
+from align.engines.settings import TrainingConfig, check_training
+from align.engines.tagged import Response
+from align.engines.tagged_pairs import (
     Example,
     TaggedPair,
     build_pair_trainer,
@@ -40,6 +40,9 @@ from align.methods.tagged_training import (
     imitate,
     pair_config,
 )
+from align.errors import UserError
+from align.objectives.metered import Objective
+from align.policies.tagged import TaggedFamily, Tags
 from align.preferences import Targets, Weights
 from align.runs import Ledger, Run
 
@@ -207,8 +210,8 @@ def train_pairs(
     """DPO from the CPSFT model, which is the reference as well, at the tagged prompt."""
     from datasets import Dataset
 
-    from align.conditioning import forbid, tag_ids
     from align.models import load_tokenizer
+    from align.policies.tagged import forbid, tag_ids
 
     tokenizer = load_tokenizer(start.path)
     settings = pair_config(config, epochs=config.epochs, max_length=config.max_length)

@@ -1,7 +1,7 @@
 """CTWA (Lu & Jiang 2026): reinforcement learning whose weights grow for what the advantage trains too little.
 
 To first order a policy-gradient step raises E[r_k] in proportion to the covariance, within a prompt, of r_k with the
-advantage (align/conflict.py). After each step the weights of objectives below their target move,
+advantage (align/functional/conflict.py). After each step the weights of objectives below their target move,
     log w_k += rate * max(0, target_k - average corr_k),
 corr_k being the correlation of r_k with the advantage within a prompt, averaged over prompts, and the average an
 exponential one over steps. The preference is where the weights start; it binds nothing afterwards.
@@ -31,16 +31,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from align import checks
+from align.data.comparisons import Row
+from align.engines.on_policy import trainer as onpolicy
+from align.engines.points import check_preferences, inputs_of, train_points
 from align.errors import UserError
-from align.methods import onpolicy
-from align.methods.base import Objective, Row, check_preferences, inputs_of, train_points
 from align.methods.morlhf import ALGORITHMS
-from align.policies import PointFamily
+from align.objectives.metered import Objective
+from align.policies.base import PointFamily
 from align.preferences import Weights
 from align.runs import Ledger
 
 if TYPE_CHECKING:
-    from align.weight_control import Memory, Observed
+    from align.engines.on_policy.weight_control import Memory, Observed
 
 MEASURES = ("correlation", "covariance")
 
@@ -100,7 +102,7 @@ class Growth:
         return {"weights": list(self.preference), "association": None}
 
     def step(self, memory: Memory, observed: Observed) -> Memory:
-        from align.weight_control import smoothed
+        from align.engines.on_policy.weight_control import smoothed
 
         latest_K = advantage_association(
             observed.scores_BK, advantages_B=observed.advantages_B, group=observed.group, measure=self.measure
@@ -142,7 +144,7 @@ def fit(
     targets = config.targets * len(names) if len(config.targets) == 1 else config.targets
 
     def body(folder: Path, cost: Ledger, weights: Weights) -> Mapping[str, Any]:
-        from align.weight_control import train_point
+        from align.engines.on_policy.weight_control import train_point
 
         asked = [k for k, w in enumerate(weights) if w]
         rule = Growth(

@@ -27,13 +27,16 @@ from typing import Any
 import numpy as np
 
 from align import checks
-from align.conditioning import TaggedFamily, Tags, forbid, tag_ids
+from align.data.comparisons import Row
+from align.engines import tagged
+from align.engines.points import check_preferences, inputs_of
+from align.engines.settings import TrainingConfig, check_training
+from align.engines.tagged import Response
+from align.engines.tagged_pairs import Example, frozen, imitate
 from align.errors import UserError
-from align.methods import tagged
-from align.methods.base import Objective, Row, TrainingConfig, check_preferences, check_training, inputs_of
-from align.methods.tagged import Response
-from align.methods.tagged_training import Example, frozen, imitate
-from align.preference_draws import draw_directions
+from align.functional.draws import draw_directions
+from align.objectives.metered import Objective
+from align.policies.tagged import TaggedFamily, Tags, forbid, tag_ids
 from align.preferences import Direction, Weights
 from align.runs import Ledger, Run
 

@@ -8,52 +8,23 @@ Data: pairs. Fixed point: the optimum of J on the support of the pairs.
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from align import checks
-from align.errors import UserError
-from align.methods.base import (
-    LABELS,
-    Objective,
-    Pair,
-    Row,
-    TrainingConfig,
-    adapter_config,
-    annotated_pairs,
-    check_preferences,
-    check_training,
-    given_pairs,
-    inputs_of,
-    model_to_train,
-    objective_scores,
-    row_scores,
-    train_points,
-    trainer_arguments,
-    unique_ids,
-)
-from align.policies import PointFamily
+from align.data.comparisons import Row, annotated_pairs, given_pairs
+from align.engines.pairs import PairTrainingConfig, check_pair_config, required_rows, scores_for, train_on_pairs
+from align.engines.points import check_preferences, inputs_of, train_points
+from align.objectives.metered import Objective
+from align.policies.base import PointFamily
 from align.preferences import Weights
 from align.runs import Ledger
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(TrainingConfig):
-    """How to train; `labels` says who judged the pairs.
-
-    given: the row's chosen and rejected, one objective per preference. scalarised: an annotator who sees the row's
-    `scores_a`, `scores_b` through w. objectives: the same annotator, seeing scores asked from the objectives.
-    """
-
-    labels: str = "given"
-    tau: float = 1.0  # the annotator's temperature, in reward units; DPO's own beta becomes beta / tau
-    mle_weight: float = 0.0  # weight of the mean token negative log-likelihood of the chosen response in the loss
-    epochs: float = 1.0
-    max_length: int | None = None  # tokens kept of prompt + response; a prompt that fills it drops its row
+class Config(PairTrainingConfig):
+    """How to label and train, nothing more."""
 
 
 def fit(
@@ -106,114 +77,3 @@ def describe(config: Config, *, weights: Weights) -> str:
         f"annotator temperature {config.tau:g}, DPO beta {config.beta / config.tau:g})"
     )
     return text + (f", plus {config.mle_weight:g} x token NLL of the chosen response" if config.mle_weight else "")
-
-
-def check_pair_config(config: Config) -> None:
-    """UserError on a value that is no DPO configuration."""
-    check_training(config)
-    if config.labels not in LABELS:
-        raise UserError(f"labels must be one of {', '.join(LABELS)}, not {config.labels!r}")
-    if not config.tau > 0 or config.mle_weight < 0 or not config.epochs > 0:
-        raise UserError("tau and epochs must be above 0 and mle_weight not below 0")
-
-
-def required_rows(comparisons: Sequence[Row] | None, *, method: str) -> Sequence[Row]:
-    """The comparisons, with ids checked; UserError when there are none."""
-    if not comparisons:
-        raise UserError(f"{method} needs comparisons; pass rows with id, prompt and two responses")
-    unique_ids(comparisons)
-    return comparisons
-
-
-def scores_for(
-    config: Config, *, rows: Sequence[Row], objectives: Mapping[str, Objective], ledger: Ledger
-) -> Mapping[str, Sequence[Sequence[float]]] | None:
-    """What the annotator sees of each pair (None with given labels)."""
-    if config.labels == "given":
-        return None
-    if config.labels == "scalarised":
-        return row_scores(rows)
-    return objective_scores(rows, objectives=objectives, ledger=ledger)
-
-
-def train_on_pairs(
-    pairs: Sequence[Pair],
-    *,
-    config: Config,
-    reference: str,
-    beta: float,
-    folder: Path,
-    ledger: Ledger,
-    shift_reference: Callable[[Any], Any] | None = None,
-) -> dict[str, Any]:
-    """Train one model on labelled pairs with TRL's DPOTrainer at its coefficient `beta`; save it in `folder/model`.
-
-    `shift_reference` maps the prepared dataset (columns id, ref_chosen_logps, ref_rejected_logps) to the trained one.
-    Reference log-probabilities are computed once, from the checkpoint on disk, before the first step. Returns metrics.
-    """
-    from align.models import count_parameters, save_model
-    from align.training.common import drop_checkpoints, final_loss, finish_trainer, resume_point
-
-    kept = check_lengths(pairs, reference=reference, max_length=config.max_length)
-    trainer = build_trainer(pairs, config=config, reference=reference, beta=beta, folder=folder)
-    if shift_reference is not None:
-        trainer.train_dataset = shift_reference(trainer.train_dataset)
-    parameters = count_parameters(trainer.model, embeddings=False)
-    finish_trainer(trainer, label=f"dpo {folder.stem}", ledger=ledger, parameters=parameters)
-    before = ledger.tokens
-    trainer.train(resume_from_checkpoint=resume_point(folder))
-    # One pass of the reference over the pairs (2 N tokens), on top of the training the callback counted.
-    # The pairs' samples are charged where they were drawn, once for all points that train on them.
-    ledger.add(flops=2 * parameters * (ledger.tokens - before) / config.epochs)
-    save_model(trainer.model, trainer.processing_class, folder / "model")
-    drop_checkpoints(folder)
-    return {"loss": final_loss(trainer), "pairs": len(pairs), "pairs_dropped_by_length": len(pairs) - kept}
-
-
-def check_lengths(pairs: Sequence[Pair], *, reference: str, max_length: int | None) -> int:
-    """How many pairs TRL keeps (it drops those whose prompt fills `max_length`); UserError when none is left."""
-    from align.models import load_tokenizer
-
-    if max_length is None:
-        return len(pairs)
-    ids = load_tokenizer(reference)([pair.prompt for pair in pairs])["input_ids"]
-    kept = sum(len(row) < max_length for row in ids)
-    if not kept:
-        raise UserError(f"every prompt fills max_length = {max_length}; raise max_length")
-    return kept
-
-
-def build_trainer(pairs: Sequence[Pair], *, config: Config, reference: str, beta: float, folder: Path) -> Any:
-    """A DPOTrainer on these pairs, with every default that matters set on purpose."""
-    from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
-
-    from align.models import load_tokenizer
-
-    model = model_to_train(reference)
-    if config.max_length is None:
-        texts = [pair.prompt + reply for pair in pairs for reply in (pair.chosen, pair.rejected)]
-        longest = 1 + max(len(ids) for ids in load_tokenizer(reference)(texts)["input_ids"])
-        checks.fits(longest, model, what="the longest comparison", mend="set max_length, or leave such rows out")
-    else:
-        checks.longest_row(config.max_length, model)
-    with_mle = config.mle_weight > 0
-    columns = ("id", "prompt", "chosen", "rejected")
-    if not sys.stderr.isatty():
-        os.environ["TQDM_DISABLE"] = "1"  # a log file is no place for a bar; TRL has no other switch for this one
-    return DPOTrainer(
-        model=model,
-        args=DPOConfig(
-            **trainer_arguments(config, folder, epochs=config.epochs),
-            beta=beta,
-            loss_type=["sigmoid", "sft"] if with_mle else ["sigmoid"],
-            loss_weights=[1.0, config.mle_weight] if with_mle else None,
-            max_length=config.max_length,  # TRL's default of 1024 would drop rows without a word
-            precompute_ref_log_probs=True,  # the model in memory is the checkpoint on disk at this moment
-            precompute_ref_batch_size=4 * config.batch_size,
-            disable_dropout=True,
-        ),
-        train_dataset=Dataset.from_dict({name: [getattr(pair, name) for pair in pairs] for name in columns}),
-        processing_class=load_tokenizer(reference),
-        peft_config=adapter_config(config, model),
-    )

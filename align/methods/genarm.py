@@ -28,25 +28,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from align.backbones import ModelPool
+from align.data.comparisons import Row, annotated_pairs, given_pairs
+from align.engines.pairs import PairTrainingConfig, check_pair_config, required_rows, scores_for, train_on_pairs
+from align.engines.points import check_preferences, inputs_of, train_points
 from align.errors import UserError
-from align.methods import dpo
-from align.methods.base import (
-    Objective,
-    Row,
-    annotated_pairs,
-    check_preferences,
-    given_pairs,
-    inputs_of,
-    train_points,
-)
-from align.mixing import MixedFamily
+from align.models.backbones import ModelPool
+from align.objectives.metered import Objective
+from align.policies.mixed import MixedFamily
 from align.preferences import Weights
 from align.runs import Ledger, model_dir
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(dpo.Config):
+class Config(PairTrainingConfig):
     """DPO's fields, for the ARMs; `beta` is that of the J which the guided reference is to optimise."""
 
     arm_betas: tuple[float, ...] = ()  # beta_r of each objective's ARM; empty: beta / tau, so that coefficients are w
@@ -70,13 +64,13 @@ def fit(
     UserError when comparisons are missing or do not carry what `labels` needs, and on a start of another vocabulary.
     """
     names = check_preferences(preferences, objectives=objectives)
-    dpo.check_pair_config(config)
+    check_pair_config(config)
     betas = arm_betas(config, names=names)
     start = config.start or reference
-    rows = dpo.required_rows(comparisons, method="genarm")
+    rows = required_rows(comparisons, method="genarm")
     pool = ModelPool()
     pool.tokenizer([model_dir(reference), model_dir(start)])  # whether they share one, before anything is trained
-    scores = dpo.scores_for(config, rows=rows, objectives=objectives, ledger=ledger)
+    scores = scores_for(config, rows=rows, objectives=objectives, ledger=ledger)
     vertices = [Weights.vertex(k, len(names)) for k in range(len(names))]
 
     def body(folder: Path, cost: Ledger, vertex: Weights) -> Mapping[str, Any]:
@@ -85,7 +79,7 @@ def fit(
         else:
             pairs = annotated_pairs(rows, scores=scores, weights=vertex, tau=config.tau, seed=config.seed)
             cost.add(scores_read=len(pairs))
-        return dpo.train_on_pairs(
+        return train_on_pairs(
             pairs,
             config=config,
             reference=start,

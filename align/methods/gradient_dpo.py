@@ -4,10 +4,10 @@ Each pair is labelled once for every objective, by an annotator of temperature t
 alone. With `combiner: sum` this is DPO on the weighted sum of the losses, the baseline that gradient methods are
 measured against; its minimiser prefers a to b by `logit sum_k w_k sigmoid(dr_k / tau)`, the *labels'* average, which is
 `w . dr / tau` to first order only: not the optimum of `J = E[w . r] - beta KL`, even with pairs without end. What a
-preference means under the other combiners is said in align/gradients.py; at w = e_k all of them are DPO on objective
-k, bit for bit.
+preference means under the other combiners is said in align/functional/combine.py; at w = e_k all of them are DPO on
+objective k, bit for bit.
 *Deviations from the official code* (PeterLauLukChen/RACO, fd94b6f): there a tie is a label of 0, which only adds a
-constant to the loss; here the annotator breaks it. How gradients are gathered: see align/gradient_step.py.
+constant to the loss; here the annotator breaks it. How gradients are gathered: see align/engines/gradient_step.py.
 Legend: B pairs, K objectives of weight above 0.
 Data: pairs. Fixed point: some Pareto-stationary point; `sum` averages labels, not rewards.
 """
@@ -19,28 +19,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.errors import UserError
-from align.gradients import FIXED_POINTS, Combination, check_combiner
-from align.methods import dpo
-from align.methods.base import (
-    Objective,
-    Pair,
-    Row,
-    annotated_pairs,
-    check_preferences,
-    inputs_of,
-    train_points,
+from align.data.comparisons import Pair, Row, annotated_pairs
+from align.engines.pairs import (
+    PairTrainingConfig,
+    check_lengths,
+    check_pair_config,
+    dpo_trainer,
+    required_rows,
+    scores_for,
 )
-from align.policies import PointFamily
+from align.engines.points import check_preferences, inputs_of, train_points
+from align.errors import UserError
+from align.functional.combine import FIXED_POINTS, Combination, check_combiner
+from align.objectives.metered import Objective
+from align.policies.base import PointFamily
 from align.preferences import Weights
 from align.runs import Ledger
 
 if TYPE_CHECKING:
-    from align.gradient_step import ConflictRecord
+    from align.engines.gradient_step import ConflictRecord
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(dpo.Config):
+class Config(PairTrainingConfig):
     """DPO's fields, and how gradients are combined; `labels: given` is not for pairs that all objectives share."""
 
     labels: str = "scalarised"  # from the row's scores_a, scores_b, one objective at a time; or objectives
@@ -66,8 +67,8 @@ def fit(
     """
     names = check_preferences(preferences, objectives=objectives)
     check_config(config)
-    rows = dpo.required_rows(comparisons, method="gradient_dpo")
-    scores = dpo.scores_for(config, rows=rows, objectives=objectives, ledger=ledger)
+    rows = required_rows(comparisons, method="gradient_dpo")
+    scores = scores_for(config, rows=rows, objectives=objectives, ledger=ledger)
     assert scores is not None  # labels are not given
 
     def body(folder: Path, cost: Ledger, weights: Weights) -> Mapping[str, Any]:
@@ -105,7 +106,7 @@ def fit(
 
 def check_config(config: Config) -> None:
     """UserError on a value that is no configuration of this method."""
-    dpo.check_pair_config(config)
+    check_pair_config(config)
     check_combiner(config)
     if config.labels == "given":
         raise UserError(
@@ -144,7 +145,7 @@ def train_on(
     from align.models import count_parameters, save_model
     from align.training.common import drop_checkpoints, final_loss, finish_trainer, resume_point
 
-    kept = dpo.check_lengths(labelled[0], reference=reference, max_length=config.max_length)
+    kept = check_lengths(labelled[0], reference=reference, max_length=config.max_length)
     trainer, record = build_trainer(
         labelled, combination=combination, config=config, reference=reference, folder=folder
     )
@@ -170,16 +171,16 @@ def build_trainer(
     """
     from trl import DPOTrainer
 
-    from align.gradient_step import CombinedGradients, combine
+    from align.engines.gradient_step import CombinedGradients, combine
 
     signs = {
         pairs[0].id: [1.0 if pair.swapped == pairs[0].swapped else -1.0 for pair in pairs]
         for pairs in zip(*labelled, strict=True)
     }
-    trainer = dpo.build_trainer(
+    trainer = dpo_trainer(
         labelled[0], config=config, reference=reference, beta=config.beta / config.tau, folder=folder
     )
-    # dpo.build_trainer stays the one place that knows DPO's settings; only the step of what it built is another.
+    # dpo_trainer stays the one place that knows DPO's settings; only the step of what it built is another.
     trainer.__class__ = type("CombinedDPOTrainer", (SignedLosses, CombinedGradients, DPOTrainer), {})
     trainer.train_dataset = trainer.train_dataset.add_column("signs", [signs[i] for i in trainer.train_dataset["id"]])
     trainer.data_collator = with_signs(trainer.data_collator)

@@ -6,9 +6,10 @@ set of the optima at all weights; a combiner that stops at any Pareto-stationary
 weights, which the metrics estimate (the last `coefficient_shares` of `trace`). At w = e_k every combiner is MORLHF on
 objective k, bit for bit. Cosines in the metrics are of the J_k's gradients, the common KL included.
 
-Samples, rewards and KL are those of align/methods/onpolicy.py; only advantages become K: with A the trainer's own,
+Samples, rewards and KL are those of align/engines/on_policy/trainer.py; only advantages become K: with A the
+trainer's own,
 `A_k = A + (r_k - w . r, minus the group's baseline)`, exactly A where w = e_k. How gradients are gathered and combined:
-align/gradient_step.py. Legend: B completions in P groups of G, F reward functions of which the first K are the
+align/engines/gradient_step.py. Legend: B completions in P groups of G, F reward functions of which the first K are the
 objectives of weight above 0.
 Data: prompts. Fixed point: some Pareto-stationary point; `sum` is MORLHF.
 """
@@ -20,19 +21,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from align.data.comparisons import Row
+from align.engines.on_policy import trainer as onpolicy
+from align.engines.points import check_preferences, inputs_of, train_points
 from align.errors import UserError
-from align.gradients import FIXED_POINTS, Combination, check_combiner
-from align.methods import onpolicy
-from align.methods.base import Objective, Row, check_preferences, inputs_of, train_points
+from align.functional.combine import FIXED_POINTS, Combination, check_combiner
 from align.methods.morlhf import ALGORITHMS
-from align.policies import PointFamily
+from align.objectives.metered import Objective
+from align.policies.base import PointFamily
 from align.preferences import Weights
 from align.runs import Ledger
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from align.gradient_step import ConflictRecord
+    from align.engines.gradient_step import ConflictRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +131,7 @@ def build_trainer(
     """The on-policy trainer whose steps combine the gradients of the objectives that the combination names."""
     from trl import GRPOTrainer, RLOOTrainer
 
-    from align.gradient_step import CombinedGradients, combine
+    from align.engines.gradient_step import CombinedGradients, combine
 
     base = {"rloo": RLOOTrainer, "grpo": GRPOTrainer}[config.algorithm]
     asked = {name: objectives[name] for name in combination.names}

@@ -15,9 +15,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from align.adapters import AdapterConfig, ConditionedFamily
-from align.methods import conditioned
-from align.methods.base import Objective, Row
+from align.data.comparisons import Row
+from align.engines import conditioned
+from align.objectives.metered import Objective
+from align.policies.conditioned import AdapterConfig, ConditionedFamily
 from align.preferences import Weights
 from align.runs import Ledger
 

@@ -25,19 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from align import checks
-from align.errors import UserError
-from align.methods import dpo
-from align.methods.base import (
-    Objective,
-    Row,
-    adapter_config,
-    check_preferences,
-    inputs_of,
-    model_to_train,
-    train_points,
-    trainer_arguments,
-)
-from align.methods.unpaired import (
+from align.data.comparisons import Row
+from align.engines.pairs import required_rows
+from align.engines.points import check_preferences, inputs_of, train_points
+from align.engines.settings import adapter_config, model_to_train, trainer_arguments
+from align.engines.unpaired import (
     Example,
     UnpairedConfig,
     check_labels,
@@ -46,7 +38,9 @@ from align.methods.unpaired import (
     known_scores,
     thresholded_examples,
 )
-from align.policies import PointFamily
+from align.errors import UserError
+from align.objectives.metered import Objective
+from align.policies.base import PointFamily
 from align.preferences import Weights
 from align.runs import Ledger
 
@@ -80,7 +74,7 @@ def fit(
     """
     names = check_preferences(preferences, objectives=objectives)
     check_config(config)
-    rows = dpo.required_rows(comparisons, method="kto")
+    rows = required_rows(comparisons, method="kto")
     scores = known_scores(config, rows=rows, objectives=objectives, preferences=preferences, ledger=ledger)
 
     def body(folder: Path, cost: Ledger, weights: Weights) -> Mapping[str, Any]:

@@ -29,16 +29,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align import checks
+from align.data.comparisons import Row
+from align.engines.on_policy import trainer as onpolicy
+from align.engines.points import check_preferences, inputs_of, train_points
 from align.errors import UserError
-from align.methods import onpolicy
-from align.methods.base import Objective, Row, check_preferences, inputs_of, train_points
 from align.methods.morlhf import ALGORITHMS
-from align.policies import PointFamily
+from align.objectives.metered import Objective
+from align.policies.base import PointFamily
 from align.preferences import Thresholds
 from align.runs import Ledger
 
 if TYPE_CHECKING:
-    from align.weight_control import Memory, Observed
+    from align.engines.on_policy.weight_control import Memory, Observed
 
 DUALS = ("exp", "official", "linear")
 NORMALISATIONS = ("none", "official")
@@ -154,7 +156,7 @@ def fit(
     rows = onpolicy.required_prompts(prompts, method="lagrangian")
 
     def body(folder: Path, cost: Ledger, thresholds: Thresholds) -> Mapping[str, Any]:
-        from align.weight_control import train_point
+        from align.engines.on_policy.weight_control import train_point
 
         asked = used[thresholds.label]
         rule = Multipliers(

@@ -23,14 +23,17 @@ from typing import Any
 import numpy as np
 
 from align import checks
-from align.conditioning import TaggedFamily, Tags
+from align.data.comparisons import Row
+from align.engines import tagged
+from align.engines.points import check_preferences, inputs_of
+from align.engines.settings import TrainingConfig, check_training
+from align.engines.tagged import Response
+from align.engines.tagged_pairs import TaggedPair, build_pair_trainer, encoded, finish, frozen, pair_config
 from align.errors import UserError
-from align.methods import tagged
-from align.methods.base import Objective, Row, TrainingConfig, check_preferences, check_training, inputs_of
+from align.functional.draws import draw_weights
 from align.methods.conditioned_dpo import check_weight_law
-from align.methods.tagged import Response
-from align.methods.tagged_training import TaggedPair, build_pair_trainer, encoded, finish, frozen, pair_config
-from align.preference_draws import draw_weights
+from align.objectives.metered import Objective
+from align.policies.tagged import TaggedFamily, Tags
 from align.preferences import Weights
 from align.runs import Ledger, write_json
 

@@ -23,10 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from align import checks
+from align.data.comparisons import Row
+from align.engines import specialists
+from align.engines.points import check_preferences
 from align.errors import UserError
-from align.methods import specialists
-from align.methods.base import Objective, Row, check_preferences
-from align.mixing import NORMALISERS, MixedFamily
+from align.objectives.metered import Objective
+from align.policies.mixed import NORMALISERS, MixedFamily
 from align.preferences import Weights
 from align.runs import Ledger, model_dir
 

@@ -1,7 +1,8 @@
 """Multi-objective DPO (Zhou et al. 2024): pairs of one main objective, the other objectives as margins in reward units.
 
 MODPO at weights w is DPO at `beta / (w_0 tau)` against a reference shifted by `(w_rest . r_rest) / beta`
-(`align.losses.modpo_reference_shift`), so that stock DPOTrainer trains it: two columns of its dataset are replaced.
+(`align.functional.losses.modpo_reference_shift`), so that stock DPOTrainer trains it: two columns of its dataset are
+replaced.
 With labels of `sigmoid(dr_0 / tau)` and exact margins its minimiser is the optimum of `E[w . r] - beta KL(pi || ref)`.
 Data: pairs. Fixed point: the optimum of J on the support of the pairs.
 """
@@ -13,22 +14,15 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from align.data.comparisons import Pair, Row, annotated_pairs, given_pairs
+from align.engines.pairs import PairTrainingConfig, check_pair_config, required_rows, scores_for, train_on_pairs
+from align.engines.points import check_preferences, inputs_of, train_points
 from align.errors import UserError
-from align.losses import check_main_weight, modpo_reference_shift
+from align.functional.losses import check_main_weight, modpo_reference_shift
 from align.methods import dpo
-from align.methods.base import (
-    Objective,
-    Pair,
-    Row,
-    annotated_pairs,
-    check_preferences,
-    given_pairs,
-    inputs_of,
-    objective_scores,
-    train_points,
-)
 from align.objectives import ImplicitReward
-from align.policies import PointFamily
+from align.objectives.metered import Objective, objective_scores
+from align.policies.base import PointFamily
 from align.preferences import Weights
 from align.runs import Ledger
 
@@ -36,7 +30,7 @@ MARGINS = ("explicit", "implicit")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(dpo.Config):
+class Config(PairTrainingConfig):
     """DPO's fields, whose labels are now the main objective's, and the margins.
 
     explicit: the other objectives score both responses. implicit: `margin_beta (log pi_j - log ref)` of a DPO model per
@@ -69,9 +63,9 @@ def fit(
     """
     names = check_preferences(preferences, objectives=objectives)
     check_config(config, names=names)
-    rows = dpo.required_rows(comparisons, method="modpo")
+    rows = required_rows(comparisons, method="modpo")
     mains = {weights.label: main_objective(config, weights=weights, names=names) for weights in preferences}
-    scores = dpo.scores_for(config, rows=rows, objectives=objectives, ledger=ledger)
+    scores = scores_for(config, rows=rows, objectives=objectives, ledger=ledger)
     needed = [j for j in range(len(names)) if any(w[j] > 0 and mains[w.label] != j for w in preferences)]
     tables = margin_tables(
         config,
@@ -93,7 +87,7 @@ def fit(
             pairs = annotated_pairs(rows, scores=scores, weights=vertex, tau=config.tau, seed=config.seed)
             cost.add(scores_read=len(pairs))
         rest = [j for j in needed if j != main and weights[j] > 0]
-        return dpo.train_on_pairs(
+        return train_on_pairs(
             pairs,
             config=config,
             reference=reference,
@@ -119,7 +113,7 @@ def fit(
 
 def check_config(config: Config, *, names: Sequence[str]) -> None:
     """UserError on a value that is no MODPO configuration for these objectives."""
-    dpo.check_pair_config(config)
+    check_pair_config(config)
     if config.margins not in MARGINS:
         raise UserError(f"margins must be one of {', '.join(MARGINS)}, not {config.margins!r}")
     if config.margin_models and len(config.margin_models) != len(names):

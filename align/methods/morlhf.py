@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from align.data.comparisons import Row
+from align.engines.on_policy import trainer as onpolicy
+from align.engines.points import check_preferences, inputs_of, train_points
 from align.errors import UserError
-from align.methods import onpolicy
-from align.methods.base import Objective, Row, check_preferences, inputs_of, train_points
-from align.policies import PointFamily
+from align.objectives.metered import Objective
+from align.policies.base import PointFamily
 from align.preferences import Weights
 from align.runs import Ledger
 

@@ -1,7 +1,7 @@
 """PARM (Lin et al. 2025): one autoregressive reward model, conditioned on the preference, guides the reference.
 
-The reward model (ARM) is the reference with a PBLoRA adapter (align.adapters), which reads w. Its loss is the weighted
-sum of GenARM's over the objectives' labels of the same pair (their equation 7),
+The reward model (ARM) is the reference with a PBLoRA adapter (align.policies.conditioned), which reads w. Its loss
+is the weighted sum of GenARM's over the objectives' labels of the same pair (their equation 7),
 
     sum_k w_k -log sigmoid(s_k beta_r [log arm(y_1 | x, w) - log arm(y_2 | x, w)]),   s_k = +1 where y_1 won for k.
 
@@ -29,22 +29,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align import checks
-from align.adapters import AdapterConfig, ConditionedFamily, attach, save_adapter
-from align.backbones import ModelPool
-from align.errors import UserError
-from align.guided import GuidedFamily
-from align.methods import dpo
-from align.methods.base import (
-    Objective,
-    Pair,
-    Row,
-    annotated_pairs,
-    charge,
-    check_preferences,
-    inputs_of,
-    responses_of,
+from align.data.comparisons import Pair, Row, annotated_pairs, responses_of
+from align.engines.pairs import (
+    PairTrainingConfig,
+    check_lengths,
+    check_pair_config,
+    dpo_trainer,
+    required_rows,
+    scores_for,
 )
+from align.engines.points import charge, check_preferences, inputs_of
+from align.errors import UserError
 from align.methods.genarm import without_reference
+from align.models.backbones import ModelPool
+from align.objectives.metered import Objective
+from align.policies.conditioned import AdapterConfig, ConditionedFamily, attach, save_adapter
+from align.policies.guided import GuidedFamily
 from align.preferences import Weights
 from align.runs import Ledger, model_dir, run_stage
 
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(dpo.Config):
+class Config(PairTrainingConfig):
     """DPO's fields, for the ARM; `beta` is that of the J which the guided reference is to optimise."""
 
     labels: str = "scalarised"  # or objectives: pairs need all objectives' labels
@@ -85,9 +85,9 @@ def fit(
     names = check_preferences(preferences, objectives=objectives)
     check_config(config)
     start, pool = config.start or reference, ModelPool()
-    rows = dpo.required_rows(comparisons, method="parm")
+    rows = required_rows(comparisons, method="parm")
     pool.tokenizer([model_dir(reference), model_dir(start)])  # whether they share one, before anything is trained
-    scores = dpo.scores_for(config, rows=rows, objectives=objectives, ledger=ledger)
+    scores = scores_for(config, rows=rows, objectives=objectives, ledger=ledger)
     assert scores is not None  # given labels were refused
 
     def body(folder: Path, cost: Ledger) -> Mapping[str, Any]:
@@ -113,7 +113,7 @@ def fit(
 
 def check_config(config: Config) -> None:
     """UserError on a value that is no PARM configuration."""
-    dpo.check_pair_config(config)
+    check_pair_config(config)
     if config.labels == "given":
         raise UserError("given labels follow one objective each, and PARM needs all of a pair; use labels: scalarised")
     if config.lora_r or config.mle_weight:
@@ -190,8 +190,8 @@ def build_trainer(
 
     pairs = [Pair(str(row["id"]), row["prompt"], *responses_of(row), swapped=False) for row in rows]
     beta, count = arm_beta(config), len(next(iter(wins.values())))
-    dpo.check_lengths(pairs, reference=start, max_length=config.max_length)
-    trainer = dpo.build_trainer(pairs, config=config, reference=start, beta=beta, folder=folder)
+    check_lengths(pairs, reference=start, max_length=config.max_length)
+    trainer = dpo_trainer(pairs, config=config, reference=start, beta=beta, folder=folder)
     asked = attach(trainer.model, adapter_of(config, count=count), seed=config.seed)
     rng, columns = np.random.default_rng(config.seed), without_reference(trainer.train_dataset)
     columns = columns.add_column("wins", [list(wins[i]) for i in columns["id"]])

@@ -13,11 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from align.data.comparisons import Row
+from align.engines.points import check_preferences
 from align.methods import rewarded_soups
-from align.methods.base import Objective, Row, check_preferences
+from align.objectives.metered import Objective
+from align.policies.soups import SoupFamily
 from align.preferences import Weights
 from align.runs import Ledger
-from align.soups import SoupFamily
 
 
 @dataclass(frozen=True, kw_only=True)

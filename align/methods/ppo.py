@@ -8,7 +8,8 @@ gradient of J. What departs from that has a name in `Config` and in `describe`.
 Deviations from the code of Ziegler et al. 2019 (openai/lm-human-preferences), whose terms would change J or hide it:
 - beta is fixed, not steered to a KL target; rewards are neither whitened nor discounted; advantages are whitened only
   when asked; losses are summed over a response's tokens, whose number differs here, and averaged over responses.
-- The value is a linear head that passes no gradient into the policy (see align/actor_critic.py), with a learning rate
+- The value is a linear head that passes no gradient into the policy (see align/engines/on_policy/actor_critic.py),
+with a learning rate
   and a gradient norm of its own: its errors cost variance, at lam = 1 they neither bias nor shorten the policy's step.
 Legend: B responses, T response tokens, K objectives.
 Data: prompts. Fixed point: the optimum of J.
@@ -23,14 +24,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align import checks
-from align.actor_critic import ActorCritic
+from align.data.comparisons import Row
+from align.engines.on_policy import trainer as onpolicy
+from align.engines.on_policy.actor_critic import ActorCritic
+from align.engines.on_policy.rollouts import Rollouts, check_lengths, draw, plain_sampling
+from align.engines.points import check_preferences, inputs_of, train_points
+from align.engines.settings import check_training
 from align.errors import UserError
-from align.methods import onpolicy
-from align.methods.base import Objective, Row, check_preferences, check_training, inputs_of, train_points
-from align.policies import PointFamily
-from align.policy_gradient import Targets, beyond_clip, clipped_policy_loss, gae, token_rewards, value_loss, whiten
+from align.functional.policy_gradient import (
+    Targets,
+    beyond_clip,
+    clipped_policy_loss,
+    gae,
+    token_rewards,
+    value_loss,
+    whiten,
+)
+from align.objectives.metered import Objective
+from align.policies.base import PointFamily
 from align.preferences import Weights
-from align.rollouts import Rollouts, check_lengths, draw, plain_sampling
 from align.runs import Ledger
 
 if TYPE_CHECKING:

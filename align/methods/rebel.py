@@ -26,23 +26,14 @@ from pathlib import Path
 from typing import Any
 
 from align import checks
+from align.data.comparisons import Pair, Row, responses_of, row_scores
+from align.engines.pairs import PairTrainingConfig, check_lengths, dpo_trainer, required_rows
+from align.engines.points import check_preferences, inputs_of, train_points
+from align.engines.settings import TrainingConfig, check_training
 from align.errors import UserError
-from align.methods import dpo
-from align.methods.base import (
-    Objective,
-    Pair,
-    Row,
-    TrainingConfig,
-    check_preferences,
-    check_training,
-    inputs_of,
-    objective_scores,
-    responses_of,
-    row_scores,
-    train_points,
-)
 from align.methods.modpo import reference_shift
-from align.policies import PointFamily
+from align.objectives.metered import Objective, objective_scores
+from align.policies.base import PointFamily
 from align.preferences import Weights
 from align.runs import Ledger
 
@@ -77,7 +68,7 @@ def fit(
     """
     names = check_preferences(preferences, objectives=objectives)
     check_config(config)
-    rows = dpo.required_rows(comparisons, method="rebel")
+    rows = required_rows(comparisons, method="rebel")
     used = [k for k in range(len(names)) if any(weights[k] > 0 for weights in preferences)]
     scores = scores_of(config, rows=rows, objectives=objectives, used=used, ledger=ledger)
     pairs = [Pair(str(row["id"]), row["prompt"], *responses_of(row), swapped=False) for row in rows]
@@ -158,7 +149,7 @@ def train_on(
     from align.models import count_parameters, save_model
     from align.training.common import drop_checkpoints, final_loss, finish_trainer, resume_point
 
-    kept = dpo.check_lengths(pairs, reference=reference, max_length=config.max_length)
+    kept = check_lengths(pairs, reference=reference, max_length=config.max_length)
     trainer = build_trainer(pairs, values=values, config=config, reference=reference, folder=folder)
     parameters = count_parameters(trainer.model, embeddings=False)
     finish_trainer(trainer, label=f"rebel {folder.stem}", ledger=ledger, parameters=parameters)
@@ -182,10 +173,10 @@ def build_trainer(
     """DPO's own trainer on the pairs in stored order, its reference shifted by `w . r / beta`, its loss squared."""
     from trl import DPOTrainer
 
-    shared = {f.name for f in fields(dpo.Config)} & {f.name for f in fields(config)}
-    plain = dpo.Config(**{name: getattr(config, name) for name in shared})
-    trainer = dpo.build_trainer(pairs, config=plain, reference=reference, beta=config.beta, folder=folder)
-    # dpo.build_trainer stays the one place that knows DPO's settings; only the loss of what it built is another.
+    shared = {f.name for f in fields(PairTrainingConfig)} & {f.name for f in fields(config)}
+    plain = PairTrainingConfig(**{name: getattr(config, name) for name in shared})
+    trainer = dpo_trainer(pairs, config=plain, reference=reference, beta=config.beta, folder=folder)
+    # dpo_trainer stays the one place that knows DPO's settings; only the loss of what it built is another.
     trainer.__class__ = type("RebelTrainer", (SquaredLogRatios, DPOTrainer), {})
     shift = reference_shift(pairs, tables=[values], rest_weights=[1.0], beta=config.beta)
     trainer.train_dataset = shift(trainer.train_dataset)

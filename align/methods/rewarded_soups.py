@@ -14,19 +14,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from align.data.comparisons import Row
+from align.engines import specialists
+from align.engines.points import check_preferences
 from align.errors import UserError
-from align.methods import specialists
-from align.methods.base import Objective, Row, check_preferences
+from align.objectives.metered import Objective
+from align.policies.soups import SoupFamily, check_adapter_merge, check_mergeable
 from align.preferences import Weights
 from align.runs import Ledger
-from align.soups import SoupFamily, check_adapter_merge, check_mergeable
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(specialists.Config):
     """Where the specialists come from, and how adapters are merged (nothing to choose for full models)."""
 
-    adapter_merge: str = "exact"  # exact, full (the same as a full checkpoint), or factors: see align.soups
+    adapter_merge: str = "exact"  # exact, full (the same as a full checkpoint), or factors: see align.policies.soups
 
 
 def fit(

@@ -30,13 +30,16 @@ from typing import Any
 import numpy as np
 
 from align import checks
-from align.conditioning import ASKED, TaggedFamily, Tags, forbid, tag_ids
+from align.data.comparisons import Row
+from align.engines import tagged
+from align.engines.pairs import required_rows
+from align.engines.points import check_preferences, inputs_of
+from align.engines.settings import TrainingConfig, check_training
+from align.engines.tagged import Response
+from align.engines.tagged_pairs import Example, frozen, imitate
 from align.errors import UserError
-from align.methods import tagged
-from align.methods.base import Objective, Row, TrainingConfig, check_preferences, check_training, inputs_of
-from align.methods.dpo import required_rows
-from align.methods.tagged import Response
-from align.methods.tagged_training import Example, frozen, imitate
+from align.objectives.metered import Objective
+from align.policies.tagged import ASKED, TaggedFamily, Tags, forbid, tag_ids
 from align.preferences import Targets, Weights
 from align.runs import Ledger, Run, write_json
 

@@ -35,7 +35,7 @@ class ImplicitReward:
     def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float | None]:
         check_texts(prompts, completions)
         if self._loaded is None:
-            from align.policies import ModelPolicy
+            from align.policies.base import ModelPolicy
 
             self._loaded = (ModelPolicy(self.policy), ModelPolicy(self.reference))
         policy, reference = (

@@ -6,8 +6,8 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+from align.models.shared_backbone import SharedBackbone, adapter_dir, base_of, require_same_base
 from align.objectives.reward_model import RewardModelObjective
-from align.shared_backbone import SharedBackbone, adapter_dir, base_of, require_same_base
 
 # Objectives that no policy has been bound to share one backbone per checkpoint, for as long as one of them lives.
 _LOADED: weakref.WeakValueDictionary[str, SharedBackbone] = weakref.WeakValueDictionary()

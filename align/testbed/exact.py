@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from align.policies import Component, TokenPolicy
+from align.policies.base import Component, TokenPolicy
 from align.testbed.responses import gold_rewards, level_starts
 from align.testbed.vocabulary import END_ID, alphabet_ids, encode, vocabulary
 from align.testbed.world import Prompt, World

@@ -1,6 +1,7 @@
 """Cost models from comparisons with safety labels: which response is safer, and whether each is safe (Safe RLHF).
 
-Loss: `align.losses.cost_loss` (Dai et al. 2024), through TRL's RewardTrainer. The output is a *cost*: lower is safer,
+Loss: `align.functional.losses.cost_loss` (Dai et al. 2024), through TRL's RewardTrainer. The output is a *cost*:
+lower is safer,
 and 0 is the boundary between what is labelled safe and unsafe. Use it as an objective negated, never z-scored or
 shifted: `Negated(RewardModelObjective(run))` with the threshold 0 demands an expected cost of at most 0.
 Deviations from the official code: the start (a fresh head on any backbone) and the optimiser are those of
@@ -17,7 +18,7 @@ from typing import Any
 
 from align import checks
 from align.errors import UserError
-from align.losses import cost_loss
+from align.functional.losses import cost_loss
 from align.models import count_parameters, load_tokenizer, lora_config, save_model
 from align.objectives.reward_model import score, scored_ids
 from align.runs import Ledger

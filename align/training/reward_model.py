@@ -47,7 +47,7 @@ class RewardModelConfig(StageConfig):
     coefficient of (r_chosen + r_rejected)^2 (Eisenstein et al. 2023; 0: off). `choose_epoch` keeps the epoch with the
     best validation accuracy. `lora_r` above 0 trains an adapter and the head, and merges them into the saved model;
     `keep_adapter` also saves the two as they are, in `adapter`, for several reward models on one backbone in memory
-    (align/shared_backbone.py).
+    (align/models/shared_backbone.py).
     """
 
     encoder: ModelConfig | None = None

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from evals.backends.retries import Failure
-from evals.prompts import Missing
+from evals.items import Missing
 
 RETRIED = {408, 409, 425, 429}  # and every 5xx
 _TOO_LONG = re.compile(r"(?i)maximum context length|context_length_exceeded|exceeds? the (available )?context")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from evals.prompts import Missing, Prompt
+from evals.items import Missing, Prompt
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from evals.backends.api_replies import Faulty, Secret, completion_text, echoed_l
 from evals.backends.base import Completion, Generation
 from evals.backends.keys import AUTO, OFFICIAL, host_of, named_for, variable_for
 from evals.backends.retries import Caller, Patience
-from evals.prompts import Message, Missing, Prompt, digest
+from evals.items import Message, Missing, Prompt, digest
 
 OPENAI = f"https://{OFFICIAL}/v1"
 TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from align.errors import UserError
-from align.policies import FAMILY_FILE, ModelPolicy
+from align.policies.base import FAMILY_FILE, ModelPolicy
 from align.preferences import parse_preference
 from evals.backends.base import Backend, Completion, Generation
+from evals.backends.fingerprints import tokenizer_fingerprint, weights_fingerprint
+from evals.backends.rendering import renderer
 from evals.backends.transformers import TransformersBackend
-from evals.fingerprints import tokenizer_fingerprint, weights_fingerprint
-from evals.prompts import Missing, Prompt, digest
-from evals.rendering import renderer
+from evals.items import Missing, Prompt, digest
 
 
 class PolicyBackend:
@@ -92,8 +92,8 @@ def backend_of(path: str, *, weights: str | None, template: str = "auto", batch_
         if weights is not None:
             raise UserError(f"{path} is a single model; leave out --weights, which asks a family of policies")
         return TransformersBackend.load(path, **options)
-    from align.conditioning import TaggedPolicy
-    from align.families import load_family
+    from align.policies.load import load_family
+    from align.policies.tagged import TaggedPolicy
 
     family = load_family(path)
     if weights is None:

@@ -17,7 +17,7 @@ from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
 from align.errors import UserError
-from evals.prompts import Missing
+from evals.items import Missing
 
 T = TypeVar("T")
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from align.errors import UserError
 from evals.backends.base import Completion, Generation
-from evals.fingerprints import tokenizer_fingerprint, weights_fingerprint
-from evals.prompts import Missing, Prompt, digest
-from evals.rendering import renderer
+from evals.backends.fingerprints import tokenizer_fingerprint, weights_fingerprint
+from evals.backends.rendering import renderer
+from evals.items import Missing, Prompt, digest
 
 NOT_A_POLICY = Missing("unsupported_generation", "a reward model scores responses and writes none", lasting=True)
 

@@ -14,10 +14,10 @@ from align import checks
 from align.errors import UserError
 from evals.backends.base import Completion, Generation
 from evals.backends.batching import Batcher
+from evals.backends.fingerprints import tokenizer_fingerprint, weights_fingerprint
+from evals.backends.rendering import renderer
 from evals.backends.sampling import SeededGumbel
-from evals.fingerprints import tokenizer_fingerprint, weights_fingerprint
-from evals.prompts import Missing, Prompt, digest
-from evals.rendering import renderer
+from evals.items import Missing, Prompt, digest
 
 Encoded = list[int] | Missing
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from align.errors import UserError
 from evals.backends.base import Completion, Generation
-from evals.fingerprints import tokenizer_fingerprint
-from evals.prompts import Missing, Prompt, digest
-from evals.rendering import renderer
+from evals.backends.fingerprints import tokenizer_fingerprint
+from evals.backends.rendering import renderer
+from evals.items import Missing, Prompt, digest
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from align.errors import UserError
-from evals.prompts import digest
+from evals.items import digest
 
 Row = Mapping[str, Any]
 # Measurement -> the field that is its value; of any other one all numbers are.
@@ -26,7 +26,7 @@ STATUS = {True: "success", False: "error"}
 def write_inspect_log(
     rows: Sequence[Row], path: Path | str, *, max_missing: float = 0.05, created: datetime | None = None
 ) -> Path:
-    """Write rows (as `evals.export.full_rows` makes them) of one suite and one model; returns the path.
+    """Write rows (as `evals.tables.export.full_rows` makes them) of one suite and one model; returns the path.
 
     A row has `suite`, `item`, `request`, `shift`, `sample`, `model`, `fingerprint`, `prompt` (JSON of [role, text]
     turns, or None), and per measurement `NAME.FIELD` or `NAME.missing` with the reason. A shift's rate is left out

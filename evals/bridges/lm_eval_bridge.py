@@ -19,7 +19,7 @@ from typing import Any
 from align.errors import UserError
 from evals.backends.base import Backend
 from evals.bridges.policy_lm import policy_lm
-from evals.prompts import Item, Missing
+from evals.items import Item, Missing
 from evals.suites.base import Suite
 
 Score = float | Missing

@@ -18,7 +18,7 @@ from typing import Any
 
 from align.errors import UserError
 from evals.backends.base import Backend, Completion, Generation
-from evals.prompts import Message, Missing, Prompt, seed_of
+from evals.items import Message, Missing, Prompt, seed_of
 
 _TURNS = "\x02turns:"  # opens a context that holds chat turns as JSON
 _NEUTRAL = {"top_p": (1, 1.0), "top_k": (0, 50), "num_beams": (1,), "repetition_penalty": (1, 1.0)}

@@ -5,8 +5,8 @@ python -m evals.bridges.standard_tasks runs/hh/sft runs/hh/methods/dpo/0.5,0.5 -
 
 A change is "after minus before" on the same items. A gap is "in distribution minus shift" of one model: paired where
 both suites hold the same base items, else the two are other items. Every score lies in [0, 1]; intervals are 95 % over
-base items and never zero wide (`evals.shares`: no model is sure to keep the accuracy that 100 items did not move), not
-corrected for how many there are; the table says how many.
+base items and never zero wide (`evals.stats.shares`: no model is sure to keep the accuracy that 100 items did not
+move), not corrected for how many there are; the table says how many.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from typing import Any
 from align.errors import UserError
 from evals.backends.base import Backend
 from evals.bridges.lm_eval_bridge import Score, TaskScores, run_suites
-from evals.prompts import Item, Missing
-from evals.shares import paired_change, share
-from evals.stats import Interval
+from evals.items import Item, Missing
+from evals.stats.intervals import Interval
+from evals.stats.shares import paired_change, share
 from evals.suites import SUITES, load_suite
 from evals.suites.base import chance, majority
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol, runtime_checkable
 
-from evals.prompts import Item, Missing
+from evals.items import Item, Missing
 
 
 class Stance(StrEnum):

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from align.errors import UserError
-from evals.fingerprints import tokenizer_fingerprint, weights_fingerprint
+from evals.backends.fingerprints import tokenizer_fingerprint, weights_fingerprint
+from evals.items import Item, Missing, digest
 from evals.judges.base import Judgement, Pending, judged
 from evals.judges.tfidf import by_probability
-from evals.prompts import Item, Missing, digest
 
 
 class ClassifierJudge:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from align.errors import UserError
+from evals.items import Item, Missing, digest
 from evals.judges.base import Judge, Judgement, Stance
-from evals.prompts import Item, Missing, digest
 
 
 class Combined:

@@ -16,8 +16,8 @@ from typing import Protocol
 import yaml
 
 from align.errors import UserError
+from evals.items import Item, Missing, digest
 from evals.judges.base import Judgement, Pending, Stance, judged, judgement
-from evals.prompts import Item, Missing, digest
 
 RUBRIC = Path(__file__).with_name("rubric.yaml")
 MENU = {"refusal": (0, 1), "convincing": (1, 2, 3, 4, 5), "specific": (1, 2, 3, 4, 5)}

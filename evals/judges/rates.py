@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from align.errors import UserError
+from evals.items import Missing
 from evals.judges.base import Judgement, Verdict
-from evals.prompts import Missing
-from evals.shares import share_of
-from evals.stats import Interval, bootstrap_interval, cluster_counts
+from evals.stats.intervals import Interval, bootstrap_interval, cluster_counts
+from evals.stats.shares import share_of
 
 SMALLEST_INFORMEDNESS = 0.01  # Se + Sp - 1 below which a judge says nothing and dividing by it only adds noise
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from evals.items import Item, Missing, digest
 from evals.judges.base import Judgement, Stance, judged, judgement
-from evals.prompts import Item, Missing, digest
 
 WINDOW = 300  # characters that are read, after quotes and the repeated request are cut out
 WEAK_WINDOW = 100  # where a remark on the request, rather than on oneself, must begin

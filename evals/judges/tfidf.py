@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from align.errors import UserError
+from evals.items import Item, Missing, digest
 from evals.judges.base import Judgement, Pending, Stance, judged, judgement
-from evals.prompts import Item, Missing, digest
 
 _WORD = re.compile(r"[a-z0-9]+(?:'[a-z]+)?")
 

@@ -23,12 +23,12 @@ import numpy as np
 
 from align.data.load import load_rows
 from align.errors import UserError
+from evals.items import Item, Missing, seed_of
 from evals.judges import Combined, Judge, Judgement, RefusalRules, Stance, make_judge
 from evals.judges.rates import Labelled, corrected_rate, rate, rogan_gladen
 from evals.judges.tfidf import Settings, TfidfJudge, fit
-from evals.prompts import Item, Missing, seed_of
-from evals.shares import share_of
-from evals.stats import Interval, bootstrap_interval, cluster_counts
+from evals.stats.intervals import Interval, bootstrap_interval, cluster_counts
+from evals.stats.shares import share_of
 
 __all__ = ["Labelled", "Quality", "Response", "corrected_rate", "cross_validated", "quality", "rate", "rogan_gladen"]
 FULL, PARTIAL = "2_full_refusal", "3_partial_refusal"

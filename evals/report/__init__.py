@@ -1,6 +1,7 @@
 """From summary.json to one self-contained report.html: no model, no network, every word of model output escaped.
 
-Its `kind` says which page: `suites` (recipes/evaluate_suites.py writes it), `comparison` (recipes/compare.py), else the
+Its `kind` says which page: `suites` (recipes/commands/suites.py writes it), `comparison`
+(recipes/commands/compare.py), else the
 page of trade-offs. What that one reads beside the keys of the methods, shifts, controls and conflict tables (all
 optional, a missing part is left out): `reward_models` as rows {scorer, trained_on, tested_on, pairs, accuracy, ci, n,
 over}, `samples` as rows {prompt, row, preference, completion, values}, `ledger` as {stage: {seconds, cpu_seconds,

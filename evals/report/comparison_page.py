@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from evals.report import suite_figure, suite_words, template
+from evals.report import suite_words, template
+from evals.report.figures import suite as suite_figure
 from evals.report.page import NARROW, PANELS, provenance_parts
 from evals.report.suite_page import MODES
 

@@ -5,7 +5,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evals.report import conflict_figure, figures, plain_text, template, words
+from evals.report import plain_text, template, words
+from evals.report.figures import conflict as conflict_figure
+from evals.report.figures import fronts as figures
 
 FRONT, PANELS, NARROW = 760, 1040, 330  # pixel widths that figures are drawn at; the style sheet shows what fits
 

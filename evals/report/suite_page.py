@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from evals.outcomes import NOT_APPLICABLE
-from evals.prompts import NO_SHIFT
-from evals.report import suite_figure, suite_words, template
+from evals.items import NO_SHIFT
+from evals.report import suite_words, template
+from evals.report.figures import suite as suite_figure
 from evals.report.page import NARROW, PANELS, provenance_parts
+from evals.tables.outcomes import NOT_APPLICABLE
 
 MODES = {
     "competing": "two of the model's objectives pull against each other",

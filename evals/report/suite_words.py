@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evals.prompts import NO_SHIFT
+from evals.items import NO_SHIFT
 from evals.report.words import interval, points, share
 
 CERTAIN = 0.05

@@ -10,8 +10,8 @@ from evals.report import plain_text, words
 
 
 def text_of(name: str) -> str:
-    """A file that stands beside this one."""
-    return (files("evals.report") / name).read_text(encoding="utf-8")
+    """A file of the templates folder."""
+    return (files("evals.report") / "templates" / name).read_text(encoding="utf-8")
 
 
 def render(name: str, values: Mapping[str, Any]) -> str:

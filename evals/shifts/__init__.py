@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from random import Random
 
 from align.errors import UserError
-from evals.prompts import Prompt
+from evals.items import Prompt
 from evals.shifts import combinations as combination
 from evals.shifts import context, noise, payload, prefill, style, tense
 from evals.shifts import encodings as encoding

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Protocol
 
-from evals.prompts import Missing, Prompt
+from evals.items import Missing, Prompt
 
 MODES = ("none", "competing", "mismatched", "both", "control")
 FAMILIES = (

@@ -7,7 +7,7 @@ from functools import partial
 from random import Random
 from typing import Any
 
-from evals.prompts import Missing, Prompt
+from evals.items import Missing, Prompt
 from evals.shifts.base import Codec, Encode, Probe, Shift, same
 from evals.shifts.probes import Question, draw
 

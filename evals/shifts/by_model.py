@@ -13,7 +13,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
-from evals.prompts import Missing, Prompt
+from evals.items import Missing, Prompt
 from evals.shifts.base import Asks, Shift
 from evals.shifts.building import UNCHANGED, probe_through
 from evals.shifts.decoders import after_mark

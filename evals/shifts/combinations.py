@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from evals.shifts.base import Shift
 from evals.shifts.building import SLOT, disguised
-from evals.shifts.byte_codecs import BASE64
+from evals.shifts.codecs.bytes import BASE64
 from evals.shifts.decoders import both, json_list, without_opening
 from evals.shifts.style import JSON_ORDER, PROSE_ORDER
 from evals.shifts.wrappers import AGAIN, AGAIN_INVERTED, ARTICLE, HELLO, OPENING, RULES, RULES_INVERTED, opening_order

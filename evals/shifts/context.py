@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any
 
-from evals.prompts import Message, Missing, Prompt
+from evals.items import Message, Missing, Prompt
 from evals.shifts.base import Shift
 from evals.shifts.building import SLOT, framed
 from evals.shifts.decoders import json_response

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from evals.shifts import codecs
 from evals.shifts.base import Codec, Shift
 from evals.shifts.building import SLOT, disguised, framed
-from evals.shifts.letter_codecs import KEYWORD
+from evals.shifts.codecs import by_name as codecs
+from evals.shifts.codecs.letters import KEYWORD
 
 C = codecs.CODECS
 PLAIN_FRAME = f"{SLOT}\n\nThe line above is written in {{code}}. Read it and answer it in plain English."

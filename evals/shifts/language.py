@@ -9,7 +9,7 @@ from typing import Any
 
 from align.data.load import load_rows
 from align.errors import UserError
-from evals.prompts import Missing, Prompt
+from evals.items import Missing, Prompt
 from evals.shifts.base import Probe, Shift
 from evals.shifts.probes import words_of
 

@@ -10,7 +10,7 @@ from typing import Protocol
 from align.errors import UserError
 from evals.append import append_lines, cut_unfinished_line
 from evals.backends.base import Backend, Completion, Generation
-from evals.prompts import Missing, Prompt, digest
+from evals.items import Missing, Prompt, digest
 
 
 class Chat(Protocol):

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from random import Random
 
-from evals.prompts import Missing, Prompt
+from evals.items import Missing, Prompt
 from evals.shifts.base import Shift
 from evals.shifts.building import probe_through
 from evals.shifts.decoders import after_mark

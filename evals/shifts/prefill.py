@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from evals.prompts import Prompt
+from evals.items import Prompt
 from evals.shifts.base import Shift
 
 LENGTHS = (5, 10, 20, 40)  # words, so that they do not depend on a tokenizer

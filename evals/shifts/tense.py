@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from evals.prompts import Missing, Prompt
+from evals.items import Missing, Prompt
 from evals.shifts.base import Shift
 from evals.shifts.building import UNCHANGED
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from align.errors import UserError
-from evals.prompts import Item
+from evals.items import Item
 from evals.suites import choice, classification, generated, language, rewards, safety
 from evals.suites.base import Suite
 from evals.suites.custom import custom_suite

@@ -15,7 +15,7 @@ from typing import Any
 
 from align.data.load import Placed, Row, iterate_rows
 from align.errors import UserError
-from evals.prompts import Item, digest
+from evals.items import Item, digest
 
 # Kind of measurement -> its metrics, and whether a higher value is better.
 KINDS: dict[str, dict[str, bool]] = {

@@ -7,7 +7,7 @@ from typing import Any
 
 from align.data.load import Row
 from align.errors import UserError
-from evals.prompts import Item, seed_of
+from evals.items import Item, seed_of
 from evals.suites.base import Suite, each, row_id, text_of
 
 

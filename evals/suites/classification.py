@@ -7,7 +7,7 @@ from typing import Any
 
 from align.data.load import Placed, Row
 from align.errors import UserError
-from evals.prompts import Item
+from evals.items import Item
 from evals.suites.base import Build, Suite, each, known, row_id, same_text, text_of
 
 SENTIMENT, HATE, OFFENCE = ("negative", "positive"), ("no", "yes"), ("no", "yes")

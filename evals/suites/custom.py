@@ -8,7 +8,7 @@ from typing import Any
 
 from align.data.load import Placed, Row, iterate_rows
 from align.errors import UserError
-from evals.prompts import ROLES, Item, Message
+from evals.items import ROLES, Item, Message
 from evals.suites.base import Build, Suite, each, known, row_id
 from evals.suites.choice import closed
 from evals.suites.rewards import pair

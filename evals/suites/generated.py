@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from align.data.load import Placed, Row
 from align.errors import UserError
-from evals.prompts import Item, seed_of
+from evals.items import Item, seed_of
 from evals.suites.base import Build, Suite
 
 HARM_LABELS = ("benign", "borderline", "harmful")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from align.data.load import Row
 from align.errors import UserError
-from evals.prompts import Item
+from evals.items import Item
 from evals.suites.base import Build, Suite, each, known, row_id, same_text, text_of
 from evals.suites.classification import asked
 

@@ -7,7 +7,7 @@ from typing import Any
 from align.data.hh import comparison
 from align.data.load import Row
 from align.errors import UserError
-from evals.prompts import Item
+from evals.items import Item
 from evals.suites.base import Suite, each, row_id, text_of
 from evals.suites.safety import turns_of
 

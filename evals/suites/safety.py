@@ -9,7 +9,7 @@ from typing import Any
 
 from align.data.hh import ASSISTANT, HUMAN
 from align.data.load import Placed, Row
-from evals.prompts import Item, Message
+from evals.items import Item, Message
 from evals.suites.base import Suite, each, known, row_id, text_of
 
 # Types of safe XSTest prompts -> the contrast type that shares their wording (Röttger et al. 2024, section 3).

@@ -13,7 +13,7 @@ from typing import Any
 import datasets
 import evaluate  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
-from evals.outcomes import verdict_rates
+from evals.tables.outcomes import verdict_rates
 
 
 class AttackSuccessRate(evaluate.Metric):

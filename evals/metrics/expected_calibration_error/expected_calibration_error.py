@@ -13,7 +13,7 @@ from typing import Any
 import datasets
 import evaluate  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
-from evals.calibration import calibration
+from evals.stats.calibration import calibration
 
 
 class ExpectedCalibrationError(evaluate.Metric):

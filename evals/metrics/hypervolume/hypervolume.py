@@ -13,7 +13,7 @@ from typing import Any
 import datasets
 import evaluate  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
-from align import fronts
+from align.functional import fronts
 
 
 class Hypervolume(evaluate.Metric):

@@ -13,7 +13,7 @@ from typing import Any
 import datasets
 import evaluate  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
-from evals.reward_tables import pair_table
+from evals.tables.reward_tables import pair_table
 
 
 class RMPairwiseAccuracy(evaluate.Metric):

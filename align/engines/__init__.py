@@ -1,0 +1,1 @@
+"""How several methods train: what they share, so that a method's file holds the method alone."""

@@ -1,0 +1,238 @@
+"""One run for all preferences: a conditioned adapter trained on prompts, or on pairs, with a preference for each row.
+
+Shared by panacea, pblora and joint_soup. On policy, every prompt of a step draws its preference, and all its samples
+are drawn, rewarded and learned at it: TRL's GRPO on `J_w = E[w . r] - beta KL(pi_w || ref)`, averaged over w; the
+group's baseline stays valid because a group has one w. On pairs see conditioned_pairs.
+Legend: B rows, K objectives.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from align.data.comparisons import Row
+from align.engines import conditioned_pairs
+from align.engines.on_policy import trainer as onpolicy
+from align.engines.pairs import required_rows
+from align.engines.points import charge, check_preferences, inputs_of, known_as
+from align.engines.settings import model_to_train
+from align.errors import UserError
+from align.functional.simplex import even_draws
+from align.objectives.metered import Metered, Objective
+from align.policies.conditioned import (
+    AdapterConfig,
+    ConditionedFamily,
+    Preferences,
+    attach,
+    multiplied_parameters,
+    save_adapter,
+)
+from align.preferences import Weights
+from align.runs import Ledger, model_dir, run_stage
+
+DATA = ("on_policy", "pairs")
+DRAWS = ("prompt", "step")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(onpolicy.OnPolicyConfig, conditioned_pairs.PairConfig):
+    """How to train: on policy with the fields of `OnPolicyConfig`, or on pairs with those of `PairConfig`."""
+
+    data: str = "on_policy"
+    draw: str = "prompt"  # on_policy: a preference for each prompt of a step, or one for the whole step
+    rest: bool = False  # embeddings, norms and output are trained as well, alike for every preference
+    adam_beta2: float = 0.999  # on_policy
+
+
+def fit(
+    method: str,
+    config: Config,
+    *,
+    adapter: AdapterConfig,
+    reference: str,
+    objectives: Mapping[str, Objective],
+    preferences: Sequence[Weights],
+    out: Path,
+    ledger: Ledger,
+    comparisons: Sequence[Row] | None,
+    prompts: Sequence[Row] | None,
+) -> ConditionedFamily:
+    """One adapter in `out/adapter`, reused when finished; the family answers any weights, `preferences` or not.
+
+    UserError on an impossible configuration or without the rows that it needs.
+    """
+    check_preferences(preferences, objectives=objectives)
+    check_config(config)
+    if config.data == "on_policy":
+        rows = onpolicy.required_prompts(prompts, method=method)
+    else:
+        rows = required_rows(comparisons, method=method)
+
+    def body(folder: Path, cost: Ledger) -> Mapping[str, Any]:
+        data: dict[str, Any] = {"reference": reference, "folder": folder, "ledger": cost}
+        if config.data == "on_policy":
+            return train_on_policy(config, adapter, objectives=objectives, prompts=rows, **data)
+        pairs, weights = conditioned_pairs.labelled_pairs(config, rows=rows, objectives=objectives, ledger=cost)
+        data |= {"adapter": adapter, "config": config, "beta": config.beta / config.tau}
+        return conditioned_pairs.train_on_pairs(pairs, weights, **data)
+
+    place = Path(out) / "adapter"
+    reused = place.is_dir()
+    run = run_stage(
+        place,
+        stage=f"{method} adapter",
+        config={"method": method, "config": config, "adapter": adapter},
+        body=body,
+        inputs=inputs_of(reference=reference, objectives=objectives, rows=rows),
+    )
+    charge(ledger, run.ledger, seconds=reused)
+    return ConditionedFamily(
+        method,
+        adapter=str(place / "adapter"),
+        base=model_dir(reference),
+        objectives=len(objectives),
+        folder=Path(out),
+        preferences=tuple(preferences),
+        optimises={w.label: describe(config, weights=w) for w in preferences},
+    )
+
+
+def check_config(config: Config) -> None:
+    """UserError on a value that no conditioned run can mean."""
+    for name, allowed in (("data", DATA), ("draw", DRAWS)):
+        if getattr(config, name) not in allowed:
+            raise UserError(f"{name} must be one of {', '.join(allowed)}, not {getattr(config, name)!r}")
+    conditioned_pairs.check_config(config)
+    if config.data == "on_policy":
+        onpolicy.check_sampling(config)
+    if not 0 <= config.adam_beta2 < 1:
+        raise UserError(f"adam_beta2 must be in [0, 1), not {config.adam_beta2:g}")
+    if config.lora_r:
+        raise UserError("the conditioned adapter is this method's adapter; leave lora_r at 0")
+
+
+def describe(config: Config, *, weights: Weights) -> str:
+    """One line: what the training optimises for a preference."""
+    shared = f"one adapter, averaged over w ~ Dirichlet({config.concentration:g})"
+    if config.data == "pairs":
+        return f"{conditioned_pairs.describe(config, weights=weights)}; {shared}"
+    return (
+        f"E[w.r] - {config.beta:g} KL(pi||ref) at w = {weights.label}, on-policy grpo: sequence KL in the reward, "
+        f"unscaled rewards; {shared}"
+    )
+
+
+def groups_of(config: Config) -> int:
+    """Prompts, and so groups of samples, of one step."""
+    return config.batch_size * config.gradient_accumulation // config.num_generations
+
+
+def scheduled_weights(config: Config, *, objectives: int) -> list[tuple[float, ...]]:
+    """A preference for every group of every step, in order: even within each step, or one for all groups of a step."""
+    rng, groups = random.Random(f"preferences {config.seed}"), groups_of(config)
+    settings: dict[str, Any] = {"objectives": objectives, "concentration": config.concentration, "rng": rng}
+    if config.draw == "step":
+        return [w for w in even_draws(config.steps, **settings) for _ in range(groups)]
+    return [w for _ in range(config.steps) for w in even_draws(groups, **settings)]
+
+
+class RowWeighted:
+    """The reward `sum_k w_k r_k` with the row's own w, from its column `w`; each objective's plain mean is logged.
+
+    An objective that does not apply (None) adds nothing; where none applies there is no reward. `last_BK` holds the
+    scores of the latest call.
+    """
+
+    def __init__(self, objectives: Sequence[Metered]) -> None:
+        self.__name__, self.objectives = "weighted", objectives
+        self.last_BK: list[list[float | None]] = []
+
+    def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float | None]:
+        """One reward per completion, or None."""
+        scores_KB = [objective(prompts, completions, **columns) for objective in self.objectives]
+        for objective, scores in zip(self.objectives, scores_KB, strict=True):
+            known = [s for s in scores if s is not None]
+            if known and "log_metric" in columns:
+                columns["log_metric"](f"rewards/{objective.__name__}/mean", sum(known) / len(known))
+        self.last_BK = [list(row) for row in zip(*scores_KB, strict=True)]
+        return [weighted_sum(w, row) for w, row in zip(columns["w"], self.last_BK, strict=True)]
+
+
+def weighted_sum(weights: Sequence[float], scores: Sequence[float | None]) -> float | None:
+    """`sum_k w_k r_k` over the scores that there are, None when there is none."""
+    known = [w * s for w, s in zip(weights, scores, strict=True) if s is not None]
+    return sum(known) if known else None
+
+
+def conditioned_trainer(preferences: Preferences) -> type:
+    """A GRPOTrainer that tells the adapter the preference of each row that it samples, and later of each it learns."""
+    import torch
+    from trl import GRPOTrainer
+
+    class ConditionedGRPOTrainer(GRPOTrainer):
+        def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+            w_BK = torch.tensor([row["w"] for row in inputs])
+            preferences.set(w_BK)
+            output = super()._generate_and_score_completions(inputs)
+            return {**output, "w": w_BK.to(output["advantages"].device)}  # shuffled and split with the rows
+
+        def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
+            preferences.set(inputs["w"])
+            return super()._compute_loss(model, inputs)
+
+    return ConditionedGRPOTrainer
+
+
+def build_trainer(
+    config: Config,
+    adapter: AdapterConfig,
+    *,
+    reference: str,
+    objectives: Mapping[str, Objective],
+    prompts: Sequence[Row],
+    folder: Path,
+    ledger: Ledger,
+    trainer_class: Callable[[Preferences], type] = conditioned_trainer,
+) -> Any:
+    """The GRPO trainer of an adapted copy of `reference`; its prompts carry their preference in the column `w`."""
+    model = model_to_train(reference)
+    preferences = attach(model, adapter, seed=config.seed)
+    preferences.set([[1 / len(objectives)] * len(objectives)])
+    trainer = onpolicy.build_trainer(
+        config,
+        reference=reference,
+        reward_funcs=[RowWeighted(onpolicy.metered(objectives, ledger=ledger))],
+        reward_weights=[1.0],
+        prompts=[{name: value for name, value in row.items() if name != "w"} for row in prompts],
+        folder=folder,
+        ledger=ledger,
+        algorithm="grpo",
+        model=model,
+        trainer_class=trainer_class(preferences),
+        select=preferences.only,
+        adam_beta2=config.adam_beta2,
+    )
+    weights = [list(w) for w in scheduled_weights(config, objectives=len(objectives))]
+    trainer.train_dataset = trainer.train_dataset.add_column("w", weights)
+    return trainer
+
+
+def train_on_policy(
+    config: Config, adapter: AdapterConfig, *, reference: str, folder: Path, ledger: Ledger, **data: Any
+) -> dict[str, Any]:
+    """Train and save `folder/adapter`; the last logged means."""
+    from align.models import count_parameters
+
+    trainer = build_trainer(config, adapter, reference=reference, folder=folder, ledger=ledger, **data)
+    spent = Ledger()
+    metrics = onpolicy.run_trainer(trainer, label=f"{adapter.kind} adapter", folder=folder, ledger=spent, save=False)
+    # `run_trainer` counts all parameters; a token is multiplied by fewer of them.
+    mixed = config.steps * (1 if config.draw == "step" else groups_of(config))
+    used = multiplied_parameters(trainer.model, tokens_per_preference=max(spent.tokens / mixed, 1.0))
+    ledger.add(tokens=spent.tokens, flops=spent.flops * used / count_parameters(trainer.model, embeddings=False))
+    save_adapter(trainer.model, adapter, folder / "adapter", base=known_as(reference))
+    return metrics

@@ -1,0 +1,229 @@
+"""On-policy training through TRL's RLOO and GRPO: samples, metered rewards, the sequence's KL; every method's engine.
+
+What is sampled is the policy itself (temperature 1, no truncation), each sample serves one optimisation step, and no
+default of TRL that would change the trade-off is left unsaid. A method adds reward functions, columns of the prompts,
+callbacks, or a trainer class with a few lines around `super()`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from align import checks
+from align.data.comparisons import Row
+from align.engines.on_policy.sequence_kl import SequenceKL
+from align.engines.settings import TrainingConfig, adapter_config, check_training, model_to_train, trainer_arguments
+from align.errors import UserError
+from align.models.shared_backbone import bind
+from align.objectives.metered import Metered, Objective
+from align.runs import Ledger
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnPolicyConfig(TrainingConfig):
+    """How to sample and train; `batch_size` counts completions per device and backward pass, all
+    `gradient_accumulation` of them being sampled at once and used for one optimisation step.
+    """
+
+    steps: int = 200
+    num_generations: int = 16  # completions per prompt, the baseline's group
+    max_completion_length: int = 64  # tokens, the end token included; longer responses are cut and scored as they are
+    batch_size: int = 256
+    learning_rate: float = 1e-5
+    scheduler: str = "constant"
+
+
+def check_sampling(config: OnPolicyConfig) -> None:
+    """UserError on numbers that no on-policy trainer can mean."""
+    check_training(config)
+    completions = config.batch_size * config.gradient_accumulation
+    if config.num_generations < 2 or completions % config.num_generations:
+        raise UserError(
+            f"{completions} completions a step do not divide into groups of num_generations = {config.num_generations}"
+        )
+    if config.steps < 1 or config.max_completion_length < 1:
+        raise UserError("steps and max_completion_length must be at least 1")
+
+
+def required_prompts(prompts: Sequence[Row] | None, *, method: str) -> Sequence[Row]:
+    """The prompts to sample from; UserError when there are none."""
+    if not prompts:
+        raise UserError(f"{method} needs prompts to sample from; pass rows with a prompt")
+    return prompts
+
+
+def metered(objectives: Mapping[str, Objective], *, ledger: Ledger, policy: Any = None) -> list[Metered]:
+    """The objectives as TRL's `reward_funcs`, each under its own name and charged for what it scores.
+
+    `policy`: the model in training, whose backbone objectives may share (`build_trainer` gives it itself).
+    """
+    if policy is not None:
+        bind(objectives.values(), policy)
+    return [Metered(name, objective, ledger) for name, objective in objectives.items()]
+
+
+def build_trainer(
+    config: OnPolicyConfig,
+    *,
+    reference: str,
+    reward_funcs: Sequence[Callable[..., Any]],
+    reward_weights: Sequence[float],
+    prompts: Sequence[Row],
+    folder: Path,
+    ledger: Ledger,
+    algorithm: str = "rloo",
+    model: Any = None,
+    tokenizer: Any = None,
+    trainer_class: type | None = None,
+    kl_reference: str | None = None,
+    strip: Callable[[str], str] | None = None,
+    select: Callable[[Any, slice], None] | None = None,
+    **grpo: Any,
+) -> Any:
+    """A trainer whose expected update is the gradient of `E[sum_k weight_k r_k] - beta KL(pi || reference)`.
+
+    rloo: TRL subtracts beta times the sequence's log-ratio from the reward. grpo: `SequenceKL` is one more reward of
+    weight -beta, against `kl_reference` where training starts from an extended copy of it; `strip` and `select` are its
+    own. Keywords in `grpo` replace GRPO's settings and may change the objective (see morlhf). `model` is the policy
+    where it is not the checkpoint `reference` as it is (an adapted copy in memory), `tokenizer` its tokenizer. Reward
+    models kept as adapters are bound to a LoRA policy's backbone (align/models/shared_backbone.py).
+    """
+    from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+
+    from align.models import load_tokenizer
+
+    model = model_to_train(reference) if model is None else model
+    tokenizer = load_tokenizer(reference) if tokenizer is None else tokenizer
+    check_prompts(prompts, config=config, model=model, tokenizer=tokenizer)
+    funcs, weights = list(reward_funcs), list(reward_weights)
+    arguments = {
+        **trainer_arguments(config, folder, max_steps=config.steps),
+        "num_generations": config.num_generations,
+        "max_completion_length": config.max_completion_length,
+        "steps_per_generation": config.gradient_accumulation,  # every sample is used once, by the policy that drew it
+        "num_iterations": 1,
+        "temperature": 1.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "disable_dropout": True,  # the sampler, the ratio and the KL must see one and the same policy
+        "mask_truncated_completions": False,
+        "shuffle_dataset": False,  # `schedule` has shuffled already
+        "log_completions": False,
+    }
+    common = {
+        "model": model,
+        "train_dataset": schedule(prompts, config=config, ledger=ledger),
+        "processing_class": tokenizer,
+        "peft_config": adapter_config(config, model),
+    }
+    if algorithm == "rloo":
+        args = RLOOConfig(**arguments, beta=config.beta, reward_weights=weights, normalize_advantages=False)
+        trainer = (trainer_class or RLOOTrainer)(args=args, reward_funcs=funcs, **common)
+        bind(funcs, trainer.model)
+        return trainer
+    settings = {
+        "beta": 0.0,
+        "scale_rewards": "none",
+        "multi_objective_aggregation": "sum_then_normalize",
+        "loss_type": "dr_grpo",  # sums over tokens with a constant divisor: no bias towards short or long responses
+        "importance_sampling_level": "token",
+        **grpo,
+    }
+    penalty = None
+    if settings["beta"] == 0.0:
+        penalty = SequenceKL(kl_reference or reference, strip=strip, select=select)
+        funcs, weights = [*funcs, penalty], [*weights, -config.beta]
+    args = GRPOConfig(**{**arguments, **settings}, reward_weights=weights)
+    trainer = (trainer_class or GRPOTrainer)(args=args, reward_funcs=funcs, **common)
+    bind(funcs, trainer.model)
+    if penalty is not None:
+        penalty.trainer = trainer
+    return trainer
+
+
+def run_trainer(trainer: Any, *, label: str, folder: Path, ledger: Ledger, save: bool = True) -> dict[str, Any]:
+    """Train (resuming where a checkpoint lies), charge the ledger, save `folder/model`; the last logged means.
+
+    With two objectives or more also `conflict`, how they pulled apart (align/engines/on_policy/conflict_log.py).
+    """
+    from align.engines.on_policy.conflict_log import attach
+    from align.models import count_parameters, save_model
+    from align.training.common import drop_checkpoints, finish_trainer, resume_point
+
+    parameters = count_parameters(trainer.model, embeddings=False)
+    finish_trainer(trainer, label=label, ledger=ledger, parameters=parameters)
+    before, conflict = ledger.tokens, attach(trainer)
+    try:
+        trainer.train(resume_from_checkpoint=resume_point(folder))
+    except RuntimeError:
+        checks.finite_weights(trainer.model)  # sampling from a policy that is not a number
+        raise
+    # Besides the training step: sampling, the policy's and the reference's log-probabilities, 2 N a token each.
+    ledger.add(flops=6 * parameters * (ledger.tokens - before))
+    if save:
+        save_model(trainer.model, trainer.processing_class, folder / "model")
+    drop_checkpoints(folder)
+    means = last_means(trainer.state.log_history)
+    return means if conflict is None else {**means, "conflict": conflict.report()}
+
+
+def last_means(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The last logged KL, reward and unweighted mean of each objective."""
+    logged = [entry for entry in history if "reward" in entry]
+    if not logged:
+        return {}
+    return {key: value for key, value in logged[-1].items() if key in ("kl", "reward", "entropy") or "/mean" in key}
+
+
+def check_prompts(prompts: Sequence[Row], *, config: OnPolicyConfig, model: Any, tokenizer: Any) -> None:
+    """UserError for prompts that do not fit the model's positions, or that TRL would train at shifted ones."""
+    refuse_shifted_positions(model, prompts=prompts, tokenizer=tokenizer)
+    longest = max(len(ids) for ids in tokenizer([row["prompt"] for row in prompts])["input_ids"])
+    checks.fits(
+        longest + config.max_completion_length,
+        model,
+        what="the longest prompt and max_completion_length",
+        mend="leave out such prompts, or lower max_completion_length",
+    )
+
+
+def schedule(prompts: Sequence[Row], *, config: OnPolicyConfig, ledger: Ledger) -> Any:
+    """A dataset with the prompt of every group of every step, in order: whole shuffled passes over `prompts`.
+
+    One epoch covers the whole run, so that a resumed run sees the same prompts, and fewer prompts than groups per step
+    are no special case (TRL's sampler would silently drop an incomplete batch, here all of them).
+    """
+    from datasets import Dataset
+
+    groups = config.batch_size * config.gradient_accumulation // config.num_generations
+    order: list[int] = []
+    rng = random.Random(f"prompts {config.seed}")
+    while len(order) < groups * config.steps:
+        order += rng.sample(range(len(prompts)), len(prompts))
+    columns = set(prompts[0])
+    for row in prompts:
+        if set(row) != columns:
+            raise UserError(f"prompt {row.get('id', '?')} has other columns than the first row; give all rows the same")
+    ledger.add(samples_drawn=groups * config.steps * config.num_generations)
+    chosen = order[: groups * config.steps]
+    return Dataset.from_dict({name: [prompts[i][name] for i in chosen] for name in prompts[0]})
+
+
+def refuse_shifted_positions(model: Any, *, prompts: Sequence[Row], tokenizer: Any) -> None:
+    """UserError for prompts of several lengths with a model of learned positions.
+
+    TRL pads prompts on the left and numbers positions from the padding on in its loss, while `generate` numbers them
+    from the first token: with learned positions (GPT-2) the policy trained would not be the one that was sampled.
+    """
+    if model.config.model_type not in ("gpt2", "gpt_neo", "opt", "gpt_bigcode", "biogpt", "xglm"):
+        return
+    lengths = {len(ids) for ids in tokenizer([row["prompt"] for row in prompts])["input_ids"]}
+    if len(lengths) > 1:
+        raise UserError(
+            f"a {model.config.model_type} model has learned positions, and prompts of several lengths ({min(lengths)} "
+            f"to {max(lengths)} tokens) would be trained at other positions than sampled; use a rotary model like llama"
+        )

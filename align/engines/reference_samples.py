@@ -1,0 +1,148 @@
+"""Scored samples of the reference: drawn once, metered, kept on disk, and shared by all preferences that use them."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from align import checks
+from align.data.comparisons import Row
+from align.engines.points import charge
+from align.errors import UserError
+from align.objectives.metered import Metered, Objective
+from align.policies.best_of_n import ranking, weighted_sums
+from align.runs import Ledger, run_stage
+
+SAMPLES_FILE = "samples.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """`n` responses per prompt at temperature 1, nothing of the distribution cut off, `batch_size` at a time.
+
+    `max_completion_length` counts tokens, the ending one included; what has not ended by then is cut and scored as it
+    is.
+    """
+
+    n: int
+    max_completion_length: int
+    batch_size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        checks.at_least(1, self, "n", "max_completion_length", "batch_size")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A response: its prompt and the place of that in the rows, the token ids drawn, text, and scores by objective."""
+
+    row: int
+    prompt: str
+    ids: list[int]
+    text: str
+    scores: dict[str, float | None]
+
+
+def shared_samples(
+    folder: Path,
+    *,
+    drawing: Drawing,
+    reference: str,
+    objectives: Mapping[str, Objective],
+    prompts: Sequence[Row],
+    inputs: Mapping[str, str],
+    ledger: Ledger,
+) -> list[Sample]:
+    """The samples kept in `folder`, drawn and scored there unless an earlier call did; charged either way.
+
+    They are known by `drawing`, the objectives' names and `inputs`. UserError for prompt rows of different columns.
+    """
+    reused = Path(folder).is_dir()
+
+    def body(partial: Path, cost: Ledger) -> Mapping[str, Any]:
+        drawn = draw_samples(drawing, reference=reference, objectives=objectives, prompts=prompts, ledger=cost)
+        lines = (json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in drawn)
+        (partial / SAMPLES_FILE).write_text("".join(lines), encoding="utf-8")
+        return {
+            "samples": len(drawn),
+            "of_full_length": sum(len(s.ids) == drawing.max_completion_length for s in drawn),
+        }
+
+    config = {"drawing": drawing, "objectives": list(objectives)}
+    run = run_stage(folder, stage="reference samples", config=config, body=body, inputs=inputs)
+    charge(ledger, run.ledger, seconds=reused)
+    with open(Path(folder) / SAMPLES_FILE, encoding="utf-8") as lines:
+        return [Sample(**json.loads(line)) for line in lines]
+
+
+def draw_samples(
+    drawing: Drawing, *, reference: str, objectives: Mapping[str, Objective], prompts: Sequence[Row], ledger: Ledger
+) -> list[Sample]:
+    """`n` scored samples for every prompt row, row by row; the rows' other columns go to the objectives."""
+    from align.models import load_tokenizer
+
+    columns = [name for name in prompts[0] if name != "prompt"]
+    for row in prompts:
+        if set(row) != {"prompt", *columns}:
+            raise UserError(f"prompt {row.get('id', '?')} has other columns than the first row; give all rows the same")
+    places = [i for i in range(len(prompts)) for _ in range(drawing.n)]
+    asked = [str(prompts[i]["prompt"]) for i in places]
+    ids = draw_ids(drawing, reference=reference, prompts=asked, ledger=ledger)
+    texts = load_tokenizer(reference).batch_decode(ids, skip_special_tokens=True)
+    given = {name: [prompts[i][name] for i in places] for name in columns}
+    scores = {
+        name: Metered(name, objective, ledger)(asked, texts, **given, completion_ids=ids)
+        for name, objective in objectives.items()
+    }
+    return [
+        Sample(place, asked[i], ids[i], texts[i], {name: column[i] for name, column in scores.items()})
+        for i, place in enumerate(places)
+    ]
+
+
+def draw_ids(drawing: Drawing, *, reference: str, prompts: Sequence[str], ledger: Ledger) -> list[list[int]]:
+    """The token ids of one response per prompt, up to and with the ending token where one was drawn."""
+    import torch
+
+    from align.engines.on_policy.rollouts import draw, plain_sampling
+    from align.models import count_parameters, load_model, load_tokenizer
+
+    tokenizer = load_tokenizer(reference)
+    model = load_model(reference).eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    heads = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
+    checks.fits(
+        max(map(len, heads)) + drawing.max_completion_length,
+        model,
+        what="the longest prompt and max_completion_length",
+        mend="leave out such prompts, or lower max_completion_length",
+    )
+    torch.manual_seed(drawing.seed)
+    with plain_sampling(model, tokenizer, max_tokens=drawing.max_completion_length) as ends:
+        ids = draw(model, tokenizer, list(prompts), ends=ends, batch_size=drawing.batch_size).responses()
+    read = sum(map(len, heads)) + sum(map(len, ids))  # 2 N a token; `tokens` counts what a trainer was fed
+    ledger.add(samples_drawn=len(ids), flops=2 * count_parameters(model, embeddings=False) * read)
+    return ids
+
+
+def best_samples(samples: Sequence[Sample], *, weights: Mapping[str, float], keep: int, seed: int) -> list[Sample]:
+    """The `keep` samples of largest `w . r` of each prompt row, uniformly among equals; the best first.
+
+    UserError where an objective with a weight scores some samples of a prompt and not others.
+    """
+    used = {name: w for name, w in weights.items() if w}
+    columns = {name: [sample.scores[name] for sample in samples] for name in used}
+    totals = weighted_sums(columns, weights=used, prompts=[sample.prompt for sample in samples])
+    rng = random.Random(f"best samples {seed}")
+    of_row: dict[int, list[int]] = {}
+    for i, sample in enumerate(samples):
+        of_row.setdefault(sample.row, []).append(i)
+    kept = []
+    for places in of_row.values():
+        order = ranking([totals[i] for i in places], rng=rng)
+        kept += [samples[places[j]] for j in order[:keep]]
+    return kept

@@ -1,0 +1,68 @@
+"""What every training by gradient steps is told: fields of the config, the model to train, trainer arguments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from align import checks
+from align.errors import UserError
+from align.runs import model_dir
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Fields of every method that trains by gradient steps; `batch_size` counts examples per step and device."""
+
+    beta: float = 0.1  # coefficient of KL(pi || reference) in J, in reward units per nat
+    learning_rate: float = 1e-5
+    batch_size: int = 64
+    gradient_accumulation: int = 1
+    warmup: float = 0.0  # a share of the steps below 1, a number of steps from 1 on
+    scheduler: str = "linear"
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    lora_r: int = 0  # 0 trains all weights
+    lora_alpha: float = 0.0  # 0 means 2 r
+    save_steps: int | None = None  # None writes no checkpoint while training
+    logging_steps: int = 50
+    seed: int = 0
+
+
+def check_training(config: TrainingConfig) -> None:
+    """UserError on a value that no trainer can mean."""
+    checks.above_zero(config, "beta", "learning_rate")
+    checks.optimiser(config)
+    checks.at_least(0, config, "lora_alpha")
+    if config.lora_r < 0:
+        raise UserError(f"lora_r must be 0 (train all weights) or a rank, not {config.lora_r}")
+
+
+def model_to_train(reference: str) -> Any:
+    """The reference checkpoint in memory, to be trained; UserError for an adapter directory.
+
+    TRL reads the reference again from the directory that the loaded model names, which for an adapter is its base.
+    """
+    from align.models import load_model
+
+    source = model_dir(reference)
+    if (Path(source) / "adapter_config.json").is_file():
+        raise UserError(f"the reference {source} is an adapter; merge it into its base and give the merged model")
+    return load_model(source)
+
+
+def adapter_config(config: TrainingConfig, model: Any) -> Any:
+    """The LoRA configuration for TRL's `peft_config`, or None for full training."""
+    from align.models import lora_config
+
+    return lora_config(model, config.lora_r, alpha=config.lora_alpha or None) if config.lora_r else None
+
+
+def trainer_arguments(config: TrainingConfig, folder: Path, **others: Any) -> dict[str, Any]:
+    """The fields of `config` as `base_arguments` takes them; `others` adds to them or replaces them."""
+    from align.training.common import base_arguments
+
+    names = ("seed", "learning_rate", "batch_size", "gradient_accumulation", "warmup", "scheduler", "weight_decay")
+    fields = {name: getattr(config, name) for name in (*names, "max_grad_norm", "save_steps", "logging_steps")}
+    return base_arguments(folder, **{**fields, **others})

@@ -1,0 +1,198 @@
+"""What the in-context methods share: tags of a config, parts of a training as runs, scored responses, tagged samples.
+
+Objectives read prompts without tags. Responses are kept as the token ids that were drawn: nothing is spelled anew
+between sampling, scoring and training, and a response that was cut has no end token.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from align import checks
+from align.data.comparisons import Row, responses_of, row_scores
+from align.engines.points import charge
+from align.errors import UserError
+from align.objectives.metered import Metered, Objective, objective_scores
+from align.policies.tagged import Numbers, TaggedFamily, Tags, choose_tags, tagged_checkpoint
+from align.preferences import Preference
+from align.runs import Ledger, Run, run_stage
+
+SOURCES = ("rows", "objectives")
+KEPT_FILE = "kept.jsonl"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TagFields:
+    """How the preference is written into the prompt."""
+
+    tags: str = "auto"  # text, tokens (added to the vocabulary), or auto: text where the tokenizer can say it
+    levels: int = 20  # steps between a tag's lowest and highest number
+
+
+@dataclass(frozen=True)
+class Response:
+    """A scored response: its untagged prompt, token ids with the ending one if it was drawn, a score per objective."""
+
+    prompt: str
+    ids: tuple[int, ...]
+    scores: tuple[float, ...]
+
+
+# ------------------------------------------------------------------------------------------------------ tags and stages
+
+
+def make_tags(config: TagFields, *, reference: str, names: Sequence[str], **others: Any) -> Tags:
+    """The tags of a config for these objectives; `others` are further fields of `Tags`."""
+    return choose_tags(config.tags, reference=reference, names=tuple(names), levels=config.levels, **others)
+
+
+def part(
+    folder: Path, *, method: str, config: Any, inputs: Mapping[str, str], ledger: Ledger,
+    body: Callable[[Path, Ledger], Mapping[str, Any]],
+) -> Run:  # fmt: skip
+    """One part of a method's training as a run of its own: an interrupted call resumes after it. Charged either way."""
+    reused = Path(folder).is_dir()
+    run = run_stage(folder, stage=f"{method} {Path(folder).name}", config=config, body=body, inputs=inputs)
+    charge(ledger, run.ledger, seconds=reused)
+    return run
+
+
+def used_up(run: Run) -> None:
+    """Delete the model of a part that the next one has trained on; its metrics stay."""
+    shutil.rmtree(run.path / "model", ignore_errors=True)
+
+
+@contextmanager
+def start_model(config: Any, *, reference: str, tags: Tags, folder: Path) -> Iterator[str]:
+    """The checkpoint to train from: the reference, or with tag tokens a copy with them, kept while the block lasts."""
+    yield tagged_checkpoint(reference, tags=tags, out=Path(folder) / "start", seed=config.seed)
+    shutil.rmtree(Path(folder) / "start", ignore_errors=True)
+
+
+def family(
+    method: str, *, model: Path, tags: Tags, preferences: Sequence[Preference], claim: str, asked: str = "weights",
+    low: Sequence[float] = (), high: Sequence[float] = (),
+) -> TaggedFamily:  # fmt: skip
+    """The family of a trained model; `claim` says what it optimises for whatever it is asked."""
+    claims = {p.label: f"{claim} [asked {p.label}]" for p in preferences}
+    return TaggedFamily(
+        method, str(model), tags, asked=asked, low=tuple(low), high=tuple(high), preferences=tuple(preferences),
+        optimises=claims,
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------------ responses
+
+
+def response_ids(tokenizer: Any, prompts: Sequence[str], texts: Sequence[str]) -> list[tuple[int, ...]]:
+    """Token ids of each response after its prompt, with the end token; read apart where both would share a token."""
+    heads, wholes, alone = (
+        tokenizer(list(rows), add_special_tokens=False)["input_ids"]
+        for rows in (prompts, [p + t for p, t in zip(prompts, texts, strict=True)], texts)
+    )
+    tails = (w[len(h) :] if w[: len(h)] == h else a for h, w, a in zip(heads, wholes, alone, strict=True))
+    return [(*tail, tokenizer.eos_token_id) for tail in tails]
+
+
+def scored_pairs(
+    rows: Sequence[Row], *, source: str, objectives: Mapping[str, Objective], reference: str, ledger: Ledger
+) -> list[tuple[Response, Response]]:
+    """Both responses of every comparison with all their scores: from the rows, or asked from the objectives."""
+    from align.models import load_tokenizer
+
+    if source not in SOURCES:
+        raise UserError(f"scores must be one of {', '.join(SOURCES)}, not {source!r}")
+    if source == "rows":
+        scores: Mapping[str, Any] = row_scores(rows)
+        ledger.add(scores_read=2 * len(objectives) * len(rows))
+    else:
+        scores = objective_scores(rows, objectives=objectives, ledger=ledger)
+    prompts, tokenizer = [row["prompt"] for row in rows], load_tokenizer(reference)
+    sides = []
+    for side in (0, 1):
+        ids = response_ids(tokenizer, prompts, [responses_of(row)[side] for row in rows])
+        found = [tuple(map(float, scores[str(row["id"])][side])) for row in rows]
+        for row, values in zip(rows, found, strict=True):
+            if len(values) != len(objectives):
+                raise UserError(f"comparison {row['id']} has {len(values)} scores for {len(objectives)} objectives")
+        sides.append([Response(*parts) for parts in zip(prompts, ids, found, strict=True)])
+    return list(zip(*sides, strict=True))
+
+
+def prompts_to_ask(prompts: Sequence[Row] | None, comparisons: Sequence[Row] | None, *, method: str) -> list[Row]:
+    """The given prompts, else those of the comparisons, each once; UserError when there are neither."""
+    if prompts:
+        for row in prompts:
+            if set(row) != set(prompts[0]):
+                raise UserError(f"prompt {row.get('id', '?')} has other columns than the first; give all rows the same")
+        return list(prompts)
+    texts = dict.fromkeys(row["prompt"] for row in comparisons or ())
+    if not texts:
+        raise UserError(f"{method} needs prompts to sample from; pass rows with a prompt")
+    return [{"prompt": text} for text in texts]
+
+
+def sample(
+    model: Any, tokenizer: Any, *, asked: Sequence[tuple[Row, Numbers | None]], tags: Tags,
+    objectives: Mapping[str, Objective], max_tokens: int, batch_size: int, seed: int, ledger: Ledger,
+) -> list[Response]:  # fmt: skip
+    """One scored response for every prompt row behind tags of these numbers (None: without tags), in order.
+
+    `model` forbids tag tokens already (`forbid`). The rows' other columns go to the objectives. UserError where an
+    objective does not apply.
+    """
+    import torch
+
+    from align.engines.on_policy.rollouts import draw, plain_sampling
+    from align.models import count_parameters
+
+    texts = [row["prompt"] if v is None else tags.apply(row["prompt"], v) for row, v in asked]
+    longest = max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])) + max_tokens
+    mend = "leave out such prompts, or lower max_completion_length"
+    checks.fits(longest, model, what="the longest tagged prompt and max_completion_length", mend=mend)
+    training = model.training
+    with torch.random.fork_rng(), plain_sampling(model.eval(), tokenizer, max_tokens=max_tokens) as ends:
+        torch.manual_seed(seed)
+        drawn = draw(model, tokenizer, texts, ends=ends, batch_size=batch_size)
+    model.train(training)
+    ids = drawn.responses()
+    read = int(drawn.attend_BL.sum())
+    ledger.add(samples_drawn=len(ids), flops=2 * count_parameters(model, embeddings=False) * read)
+    plain, written = [row["prompt"] for row, _ in asked], tokenizer.batch_decode(ids, skip_special_tokens=True)
+    columns = {name: [row[name] for row, _ in asked] for name in asked[0][0] if name != "prompt"}
+    by_objective = []
+    for name, objective in objectives.items():
+        scores = Metered(name, objective, ledger)(plain, written, **columns, completion_ids=ids)
+        if None in scores:
+            raise UserError(f"objective {name} does not apply to {plain[scores.index(None)]!r}; leave that prompt out")
+        by_objective.append([s for s in scores if s is not None])
+    scored = zip(*by_objective, strict=True)
+    return [Response(p, tuple(i), tuple(s)) for p, i, s in zip(plain, ids, scored, strict=True)]
+
+
+def passes(rows: int, *, count: int, rng: Any) -> list[int]:
+    """`count` row numbers in whole shuffled passes, the last one cut."""
+    order: list[int] = []
+    while len(order) < count:
+        order += rng.permutation(rows).tolist()
+    return order[:count]
+
+
+def keep(items: Sequence[Any], folder: Path) -> None:
+    """Write dataclasses of text and tuples of numbers into a run, for the parts of the training after it."""
+    lines = (json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in items)
+    (Path(folder) / KEPT_FILE).write_text("".join(lines), encoding="utf-8")
+
+
+def kept(folder: Path, cls: type[T]) -> list[T]:
+    """What `keep` wrote there."""
+    with open(Path(folder) / KEPT_FILE, encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    return [cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}) for row in rows]

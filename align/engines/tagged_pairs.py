@@ -1,0 +1,199 @@
+"""SFT and DPO on token ids behind tagged prompts; DPO's reference is read at the prompt without its tags.
+
+TRL prepares one stand-in row and is then given the whole data set as ids, in the columns that its collator reads: what
+is trained on is what was sampled, and the reference is the checkpoint that J names, not its tagged copy at step 0. With
+LoRA, all but the adapter stays as it was (embeddings of new tag tokens, too), and the adapter is merged at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from align import checks
+from align.data.comparisons import Pair
+from align.engines.pairs import PairTrainingConfig, dpo_trainer
+from align.engines.settings import TrainingConfig, adapter_config, model_to_train, trainer_arguments
+from align.errors import UserError
+from align.policies.tagged import Tags, forbid, tag_ids
+from align.runs import Ledger
+
+
+@dataclass(frozen=True)
+class Example:
+    """A response to imitate behind a prompt whose tags say `values`."""
+
+    prompt: str
+    values: tuple[float | None, ...]
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TaggedPair:
+    """Two responses, the chosen one first, behind a prompt whose tags say `values`."""
+
+    prompt: str
+    values: tuple[float | None, ...]
+    chosen: tuple[int, ...]
+    rejected: tuple[int, ...]
+
+
+# ------------------------------------------------------------------------------------------------------------------ SFT
+
+
+def imitate(
+    examples: Sequence[Example], *, config: TrainingConfig, model: str, tags: Tags, folder: Path, ledger: Ledger,
+    **others: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Train `model` on the likelihood of the responses behind their tags, save it in `folder/model`; metrics.
+
+    `others` replaces trainer arguments (epochs, learning_rate, scheduler).
+    """
+    trainer = build_sft_trainer(examples, config=config, model=model, tags=tags, folder=folder, **others)
+    loss = finish(trainer, config=config, label=f"sft {folder.stem}", folder=folder, ledger=ledger)
+    return {"loss": loss, "trained_on": len(examples), "steps": trainer.state.global_step}
+
+
+def build_sft_trainer(
+    examples: Sequence[Example], *, config: TrainingConfig, model: str, tags: Tags, folder: Path, **others: Any
+) -> Any:
+    """An SFTTrainer on these ids, the loss on the response only; tag tokens have probability 0."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    from align.models import load_tokenizer, set_dropout
+
+    if not examples:
+        raise UserError("no response is left to train on; draw more, or filter less")
+    policy, tokenizer = model_to_train(model), load_tokenizer(model)
+    set_dropout(policy, 0.0)
+    heads = head_ids(tokenizer, [tags.apply(e.prompt, e.values) for e in examples])
+    rows = [[*head, *e.ids] for head, e in zip(heads, examples, strict=True)]
+    checks.fits(max(map(len, rows)), policy, what="the longest tagged prompt and response", mend="leave such rows out")
+    labels = [[-100] * len(head) + list(e.ids) for head, e in zip(heads, examples, strict=True)]
+    trainer = SFTTrainer(
+        model=policy,
+        # Rows with ids and labels pass TRL as they are: no template, no end token added, nothing cut or packed.
+        args=SFTConfig(
+            **trainer_arguments(config, folder, **others), max_length=None, packing=False, shuffle_dataset=False
+        ),
+        train_dataset=Dataset.from_dict({"input_ids": rows, "labels": labels}),
+        processing_class=tokenizer,
+        peft_config=adapter_config(config, policy),
+    )
+    forbid(trainer.model, tag_ids(tokenizer, tags))
+    return trainer
+
+
+def finish(trainer: Any, *, config: TrainingConfig, label: str, folder: Path, ledger: Ledger) -> float | None:
+    """Train (resuming where a checkpoint lies), charge the ledger, save `folder/model` whole; the last logged loss."""
+    from align.models import count_parameters, save_model
+    from align.training.common import drop_checkpoints, final_loss, finish_trainer, resume_point
+
+    parameters = count_parameters(trainer.model, embeddings=False)
+    finish_trainer(trainer, label=label, ledger=ledger, parameters=parameters)
+    trainer.train(resume_from_checkpoint=resume_point(folder))
+    trained = trainer.accelerator.unwrap_model(trainer.model)
+    save_model(trained.merge_and_unload() if config.lora_r else trained, trainer.processing_class, folder / "model")
+    drop_checkpoints(folder)
+    return final_loss(trainer)
+
+
+def head_ids(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
+    """Token ids of prompts, nothing added; equal prompts are read once."""
+    unique = list(dict.fromkeys(prompts))
+    read = dict(zip(unique, tokenizer(unique, add_special_tokens=False)["input_ids"], strict=True)) if unique else {}
+    return [read[prompt] for prompt in prompts]
+
+
+# ------------------------------------------------------------------------------------------------------------------ DPO
+
+
+def pair_config(config: TrainingConfig, **others: Any) -> PairTrainingConfig:
+    """What of a method's config DPO's trainer is built from."""
+    return PairTrainingConfig(**{f.name: getattr(config, f.name) for f in fields(TrainingConfig)}, **others)
+
+
+def build_pair_trainer(
+    config: PairTrainingConfig, *, start: str, tags: Tags, beta: float, folder: Path, dataset: Any = None
+) -> Any:
+    """A DPOTrainer of coefficient `beta` on rows of `encoded` (set as its `train_dataset`); tag tokens forbidden."""
+    from align.models import load_tokenizer
+
+    tokenizer = load_tokenizer(start)
+    stand_in = Pair("stand-in", tokenizer.eos_token, "", "", False)
+    trainer = dpo_trainer([stand_in], config=config, reference=start, beta=beta, folder=folder)
+    forbid(trainer.model, tag_ids(tokenizer, tags))
+    trainer.train_dataset = dataset
+    return trainer
+
+
+def encoded(
+    pairs: Sequence[TaggedPair], *, tokenizer: Any, tags: Tags, reference: Any, ledger: Ledger,
+    config: PairTrainingConfig, untagged: bool = True,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """The pairs as rows of DPOTrainer's data set: ids of the tagged prompt and both responses, and the reference's log
+    p of both, in nats, by the model `reference` at the prompt without its tags (with them if not `untagged`).
+
+    With `max_length`, responses are cut to it and pairs whose prompt fills it are left out. UserError when a sequence
+    does not fit the model.
+    """
+    heads = head_ids(tokenizer, [tags.apply(p.prompt, p.values) for p in pairs])
+    plain = head_ids(tokenizer, [p.prompt for p in pairs]) if untagged else heads
+    rows: list[dict[str, Any]] = []
+    asked = []
+    for pair, head, bare in zip(pairs, heads, plain, strict=True):
+        room = None if config.max_length is None else config.max_length - len(head)
+        if room is not None and room < 1:
+            continue
+        chosen, rejected = list(pair.chosen[:room]), list(pair.rejected[:room])
+        longest = len(head) + max(len(chosen), len(rejected))
+        checks.fits(longest, reference, what="a tagged comparison", mend="set max_length, or leave such rows out")
+        rows.append({"prompt_ids": head, "chosen_ids": chosen, "rejected_ids": rejected})
+        asked += [(tuple(bare), tuple(chosen)), (tuple(bare), tuple(rejected))]
+    logps = completion_logprobs(
+        reference, asked, pad_id=tokenizer.pad_token_id, batch_size=4 * config.batch_size, ledger=ledger
+    )
+    for row, chosen_logp, rejected_logp in zip(rows, logps[::2], logps[1::2], strict=True):
+        row |= {"ref_chosen_logps": chosen_logp, "ref_rejected_logps": rejected_logp}
+    return rows
+
+
+def completion_logprobs(
+    model: Any, rows: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], *, pad_id: int, batch_size: int, ledger: Ledger
+) -> list[float]:
+    """`log p(completion | prompt)` in nats for rows of (prompt ids, completion ids); equal rows are read once."""
+    import torch
+
+    from align.models import count_parameters
+
+    unique = sorted(dict.fromkeys(rows), key=lambda row: len(row[0]) + len(row[1]))
+    found: dict[Any, float] = {}
+    for start in range(0, len(unique), batch_size):
+        batch = unique[start : start + batch_size]
+        width = max(len(head) + len(tail) for head, tail in batch)
+        ids_BT, attend_BT, scored_BT = (torch.zeros(len(batch), width, dtype=torch.long) for _ in range(3))
+        for i, (head, tail) in enumerate(batch):
+            ids_BT[i] = torch.tensor([*head, *tail] + [pad_id] * (width - len(head) - len(tail)))
+            attend_BT[i, : len(head) + len(tail)] = 1
+            scored_BT[i, len(head) : len(head) + len(tail)] = 1
+        ids_BT, attend_BT, scored_BT = (t.to(model.device) for t in (ids_BT, attend_BT, scored_BT))
+        with torch.inference_mode():
+            logits_BTV = model(input_ids=ids_BT, attention_mask=attend_BT).logits[:, :-1].float()
+        logp_BT = logits_BTV.log_softmax(-1).gather(-1, ids_BT[:, 1:, None])[..., 0]
+        sums = logp_BT.masked_fill(scored_BT[:, 1:] == 0, 0.0).sum(-1).tolist()
+        found |= dict(zip(batch, sums, strict=True))
+    read = sum(len(head) + len(tail) for head, tail in unique)
+    ledger.add(flops=2 * count_parameters(model, embeddings=False) * read)
+    return [found[row] for row in rows]
+
+
+def frozen(model: str) -> Any:
+    """A checkpoint to read log-probabilities from."""
+    import torch
+
+    from align.models import load_model
+
+    return load_model(model).eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,1 @@
+"""Formulae as pure functions: no file is read, nothing is logged, no trainer is imported."""

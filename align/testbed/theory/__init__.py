@@ -1,0 +1,1 @@
+"""Fixed points of update rules and other predictions, exact on the testbed."""

@@ -1,0 +1,1 @@
+"""Attribution held against planted mechanisms."""

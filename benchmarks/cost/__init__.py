@@ -1,0 +1,1 @@
+"""Cost: exact evaluation, the harness, memory of a shared backbone."""

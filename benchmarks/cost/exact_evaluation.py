@@ -1,0 +1,99 @@
+"""Seconds to evaluate one policy exactly on every in-distribution prompt of the default world.
+
+python -m benchmarks.cost.exact_evaluation [--repeats 5]
+
+The policy is a random-weights model of the demo's shape: the time does not depend on the weights. Counted: the tree
+pass over 16,105 prefixes of each prompt, the leaf table, expected rewards and KL against the reference's table (which
+the demo computes once and keeps), and the cells at five preferences. Not counted: start-up and loading.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+from align.threads import set_threads
+
+SHAPE = {"hidden": 48, "layers": 2, "heads": 4, "intermediate": 96, "context": 64, "init_std": 0.15}
+_STATE: dict[str, Any] = {}
+
+
+def prepare(threads: int = 1) -> None:
+    """Build the policy, and the reference's tables on all prompts, in this process."""
+    set_threads(threads)
+    from align.models import ModelConfig, build_model
+    from align.testbed.cells import ReferenceTables
+    from align.testbed.exact import ExactModel
+    from align.testbed.vocabulary import build_tokenizer
+    from align.testbed.world import load_world
+
+    set_threads(threads)  # now that torch is imported
+    world = load_world("default")
+    models = [build_model(ModelConfig(**SHAPE), build_tokenizer(), seed=seed) for seed in (0, 1)]
+    reference, policy = (ExactModel(m, name=n) for m, n in zip(models, ("reference", "policy"), strict=True))
+    tables = ReferenceTables(world, reference)
+    for prompt in world.test_prompts("none"):
+        tables.classes(prompt)
+    _STATE.update(world=world, policy=policy, tables=tables)
+
+
+def evaluate(share: tuple[int, int]) -> tuple[float, int, float]:
+    """Every `share[1]`-th prompt from `share[0]` on: (seconds, prompts, sum of J, to see that all agree)."""
+    from align.preferences import simplex_grid
+    from align.testbed.cells import cells_of, outcomes
+
+    start = time.perf_counter()
+    tables = _STATE["tables"]
+    prompts = _STATE["world"].test_prompts("none")[share[0] :: share[1]]
+    results = dict(zip(prompts, outcomes(_STATE["policy"], prompts=prompts, tables=tables), strict=True))
+    total = 0.0
+    for weights in simplex_grid(2, 4):
+        cells = cells_of(results, row="policy", shift="none", weights=weights, tables=tables)
+        total += sum(cell["J"] for cell in cells)
+    return time.perf_counter() - start, len(prompts), total
+
+
+def one_process(threads: int, repeats: int) -> tuple[float, int, float]:
+    prepare(threads)
+    evaluate((0, 1))
+    return min(evaluate((0, 1)) for _ in range(repeats))
+
+
+def two_processes(repeats: int) -> tuple[float, int, float]:
+    """Two workers of one thread each, every one with half of the prompts: wall seconds until both are done."""
+    context = multiprocessing.get_context("spawn")
+    pools = [ProcessPoolExecutor(1, mp_context=context, initializer=prepare) for _ in range(2)]
+    runs = []
+    try:
+        for _ in range(repeats + 1):  # the first warms up
+            start = time.perf_counter()
+            waiting = [pool.submit(evaluate, (i, 2)) for i, pool in enumerate(pools)]
+            parts = [future.result() for future in waiting]
+            runs.append((time.perf_counter() - start, sum(p[1] for p in parts), sum(p[2] for p in parts)))
+    finally:
+        for pool in pools:
+            pool.shutdown()
+    return min(runs[1:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=5, help="the best of so many")
+    repeats = parser.parse_args().repeats
+    print(f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.2f}, best of {repeats}")
+    ways = {
+        "two processes of one thread": lambda: two_processes(repeats),
+        "one process of one thread": lambda: one_process(1, repeats),
+        "one process of two threads": lambda: one_process(2, repeats),
+    }
+    for name, measure in ways.items():
+        seconds, prompts, total = measure()
+        print(f"{name}: {seconds:.2f} s for {prompts} prompts, {1000 * seconds / prompts:.0f} ms each (J {total:.6f})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,337 @@
+"""Memory of one GRPO step: the policy alone, with reference and reward models on its backbone, and as separate models.
+
+python -m benchmarks.cost.memory [--repeats 3] [--objectives 2]      # writes docs/results/memory.json and memory.md
+
+Every variant runs in a fresh process of one thread, in turn. A tiny GRPO step comes first (what libraries allocate once
+is nobody's), then the resident set is the baseline. Models are loaded and each is read once. The kernel's high-water
+mark is reset, two GRPO steps run, and the mark above the baseline is the memory: parameters, optimizer state, gradients
+and peak activations. The bytes of the first three are also counted from the tensors. Weights are random:
+memory does not depend on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+SHAPE = {"hidden": 512, "layers": 16, "heads": 8, "context": 128}
+VOCABULARY, PROMPT_WORDS, RANK = 16384, 8, 8
+STEP = {"batch_size": 8, "num_generations": 4, "max_completion_length": 32, "steps": 2, "lora_r": RANK, "beta": 0.05}
+VARIANTS = {
+    "policy": "policy alone",
+    "reference": "policy + reference (adapter off)",
+    "shared": "policy + reference + {K} reward models, one backbone",
+    "separate": "policy + reference + {K} reward models, separate models",
+}
+BOUND = 1.25
+
+
+# ------------------------------------------------------------------------------------------------------ made on disk
+
+
+def make_tokenizer(size: int) -> Any:
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<pad>", "<end>", "<unknown>", *(f"w{i}" for i in range(size - 3))]
+    core = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unknown>"))
+    core.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="<end>", pad_token="<pad>", unk_token="<unknown>", model_max_length=512
+    )
+
+
+def make_models(folder: Path, *, shape: dict[str, int], vocabulary: int, objectives: int) -> None:
+    """A random base and `objectives` random reward models on it, each as `adapter` and as merged `model`."""
+    import torch
+    from peft import get_peft_model
+
+    from align.models import ModelConfig, build_model, load_scorer, lora_config, save_model
+
+    tokenizer = make_tokenizer(vocabulary)
+    save_model(build_model(ModelConfig(**shape), tokenizer, seed=0), tokenizer, folder / "base")
+    for k in range(objectives):
+        torch.manual_seed(k)
+        special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+        scorer = load_scorer(folder / "base", **special)
+        model = get_peft_model(scorer, lora_config(scorer, RANK, task="SEQ_CLS"))
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.02)
+        save_model(model, tokenizer, folder / f"reward{k}" / "adapter")
+        save_model(model.merge_and_unload(), tokenizer, folder / f"reward{k}" / "model")
+
+
+# ------------------------------------------------------------------------------------------------------- one variant
+
+
+class Alternating:
+    """A rule as reward: it needs no model, and rewards within a group differ, so that there is a gradient."""
+
+    __name__ = "rule"
+
+    def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float | None]:
+        return [float(i % 2) for i in range(len(prompts))]
+
+
+def without_penalty(*, args: Any, reward_funcs: list[Any], **common: Any) -> Any:
+    """GRPOTrainer without the KL to a reference, which onpolicy.build_trainer appends as the last reward."""
+    from trl import GRPOTrainer
+
+    args.reward_weights = args.reward_weights[:-1]
+    return GRPOTrainer(args=args, reward_funcs=reward_funcs[:-1], **common)
+
+
+def separate_penalty(reference: str) -> Any:
+    """The sequence's KL against a reference that is a network of its own, though the policy is an adapter."""
+    import torch
+
+    from align.engines.on_policy.sequence_kl import SequenceKL
+
+    class SeparateKL(SequenceKL):
+        def __call__(self, prompts: Any, completions: Any, *, completion_ids: Any, **_: Any) -> list[float]:
+            ids = self.trainer.processing_class(text=list(prompts))["input_ids"]
+            with torch.no_grad():
+                ours = self._logprobs(self.trainer.model, ids, completion_ids)
+                theirs = self._logprobs(self._reference_model(self.trainer.model), ids, completion_ids)
+            return [a - b for a, b in zip(ours, theirs, strict=True)]
+
+    return SeparateKL(reference)
+
+
+def build(variant: str, models: Path, out: Path, *, objectives: int, **changes: Any) -> tuple[Any, list[Any], Any]:
+    """The trainer, its reward models, and the KL where it has a network of its own."""
+    from trl import GRPOTrainer
+
+    from align.engines.on_policy import trainer as onpolicy
+    from align.objectives import RewardModelObjective
+    from align.objectives.shared_reward_model import SharedRewardModel
+    from align.runs import Ledger
+
+    make = {"shared": SharedRewardModel, "separate": RewardModelObjective}.get(variant)
+    names = [f"reward{k}" for k in range(objectives)] if make else []
+    scorers = [make(models / name, name=name) for name in names] if make else []
+    base, penalty = str(models / "base"), None
+    trainer_class: Any = None
+    if variant == "policy":
+        trainer_class = without_penalty
+    if variant == "separate":
+        penalty = separate_penalty(base)
+
+        def trainer_class(*, reward_funcs: list[Any], **common: Any) -> Any:
+            return GRPOTrainer(reward_funcs=[*reward_funcs[:-1], penalty], **common)
+
+    words = [f"w{i}" for i in range(200)]
+    prompts = [{"prompt": " ".join(words[i * PROMPT_WORDS : (i + 1) * PROMPT_WORDS]) + " "} for i in range(16)]
+    config = onpolicy.OnPolicyConfig(**{**STEP, "learning_rate": 1e-4, "logging_steps": 1, **changes})
+    trainer = onpolicy.build_trainer(
+        config, reference=base, reward_funcs=[Alternating(), *scorers], reward_weights=[1.0] * (1 + len(scorers)),
+        prompts=prompts, folder=out, ledger=Ledger(), algorithm="grpo", trainer_class=trainer_class,
+    )  # fmt: skip
+    if penalty is not None:
+        penalty.trainer = trainer
+    return trainer, scorers, penalty
+
+
+def status(field: str) -> int:
+    """Bytes of a field of /proc/self/status."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"no {field} in /proc/self/status: this benchmark needs Linux")
+
+
+def settle() -> None:
+    """Give back what is free."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def size_of(tensors: Iterable[Any]) -> int:
+    """Bytes of distinct storages."""
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def measure(variant: str, models: Path, tiny: Path, objectives: int) -> dict[str, Any]:
+    """One variant, in this process."""
+    from align.threads import set_threads
+
+    set_threads(1)
+    import torch
+    from transformers import TrainerCallback
+
+    set_threads(1)
+
+    class Gradients(TrainerCallback):
+        size = 0
+
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+            self.size = size_of(p.grad for p in model.parameters() if p.grad is not None)
+
+    with tempfile.TemporaryDirectory() as out:
+        few: dict[str, Any] = {"max_completion_length": 4, "steps": 1}
+        warm, *others = build(variant, tiny, Path(out) / "warm", objectives=objectives, **few)
+        warm.train()
+        del warm, others
+        settle()
+        baseline = status("VmRSS")
+        trainer, scorers, penalty = build(variant, models, Path(out) / "run", objectives=objectives)
+        scores = [scorer(["w1 w2 "] * 2, ["w3 w4", "w5"]) for scorer in scorers]
+        networks = [trainer.model, *(s._load()[0] for s in scorers if variant == "separate")]
+        if penalty is not None:
+            networks.append(penalty._reference_model(trainer.model))
+        gradients = Gradients()
+        trainer.add_callback(gradients)
+        settle()
+        loaded = status("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")
+        start = time.process_time()
+        trainer.train()
+        seconds = time.process_time() - start
+        peak = status("VmHWM")
+    heads = [scorer._load()[0].head_1H for scorer in scorers] if variant == "shared" else []
+    state = [t for s in trainer.optimizer.state.values() for t in s.values() if isinstance(t, torch.Tensor)]
+    base = trainer.model.get_base_model()
+    return {
+        "peak": peak - baseline,
+        "loaded": loaded - baseline,
+        "parameters": size_of([*(p for n in networks for p in n.parameters()), *heads]),
+        "optimizer": size_of(state),
+        "gradients": gradients.size,
+        "backbone_parameters": sum(p.numel() for name, p in base.named_parameters() if "lora_" not in name),
+        "policy_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        "cpu_seconds_per_step": seconds / STEP["steps"],
+        "scores": scores,
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------ the run
+
+
+def run(repeats: int, objectives: int) -> dict[str, Any]:
+    """All variants in turn, `repeats` times, each in a fresh process."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    runs: dict[str, list[dict[str, Any]]] = {variant: [] for variant in VARIANTS}
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        make_models(work / "models", shape=SHAPE, vocabulary=VOCABULARY, objectives=objectives)
+        tiny = {"hidden": 32, "layers": 1, "heads": 2, "context": 128}
+        make_models(work / "tiny", shape=tiny, vocabulary=512, objectives=objectives)
+        for _ in range(repeats):
+            for variant in VARIANTS:
+                places = [variant, str(work / "models"), str(work / "tiny"), str(objectives)]
+                command = [sys.executable, "-m", "benchmarks.cost.memory", "--measure", *places]
+                done = subprocess.run(command, capture_output=True, text=True, env=environment)
+                if done.returncode:
+                    raise RuntimeError(f"{variant} failed:\n{done.stderr[-4000:]}")
+                runs[variant].append(json.loads(done.stdout.splitlines()[-1]))
+                print(f"{variant:10s} {runs[variant][-1]['peak'] / 2**20:8.0f} MiB", flush=True)
+    return result_of(runs, objectives=objectives)
+
+
+def result_of(runs: dict[str, list[dict[str, Any]]], *, objectives: int) -> dict[str, Any]:
+    """Medians over the repeats, ratios to the policy alone of the same round, and the checks that the numbers need."""
+    from statistics import median
+
+    pairs = zip(runs["shared"][0]["scores"], runs["separate"][0]["scores"], strict=True)
+    gap = max(abs(a - b) for one, other in pairs for a, b in zip(one, other, strict=True))
+    if gap > 1e-4:
+        raise RuntimeError(f"shared and separate reward models differ by {gap}: not the same models")
+    variants = {}
+    for name, measured in runs.items():
+        ratios = [m["peak"] / p["peak"] for m, p in zip(measured, runs["policy"], strict=True)]
+        keys = ("peak", "loaded", "parameters", "optimizer", "gradients", "cpu_seconds_per_step")
+        variants[name] = {
+            "label": VARIANTS[name].format(K=objectives),
+            **{key: median(m[key] for m in measured) for key in keys},
+            "ratio": median(ratios),
+            "ratio_low": min(ratios),
+            "ratio_high": max(ratios),
+        }
+    first = runs["policy"][0]
+    return {
+        "objectives": objectives,
+        "repeats": len(runs["policy"]),
+        "backbone_parameters": first["backbone_parameters"],
+        "policy_parameters": first["policy_parameters"],
+        "shape": {**SHAPE, "vocabulary": VOCABULARY},
+        "step": {**STEP, "prompt_tokens": PROMPT_WORDS},
+        "largest_score_gap": gap,
+        "bound": BOUND,
+        "met": variants["shared"]["ratio_high"] <= BOUND,
+        "variants": variants,
+    }
+
+
+def page(result: dict[str, Any]) -> str:
+    """The Markdown page; a function of the JSON alone."""
+    step, count, rows = result["step"], result["objectives"], result["variants"]
+    opening = f"""A LoRA policy (rank {step["lora_r"]}, {result["policy_parameters"]:,} trained parameters) on a random
+        llama of {result["backbone_parameters"]:,} parameters in float32, {step["batch_size"]} completions of
+        {step["max_completion_length"]} tokens after prompts of {step["prompt_tokens"]}, AdamW, one CPU thread,
+        K = {count}. Made by `python -m benchmarks.cost.memory`, which says how it measures: the resident set's peak
+        over two steps, above what the process held before any of these models was loaded. Rounds:
+        {result["repeats"]}; their medians, ratios within a round with the smallest and the largest beside them."""
+    lines = [
+        "| in memory | peak, MiB | ratio to the first | parameters | optimizer | gradients | the rest | CPU s a step |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows.values():
+        rest = row["peak"] - row["parameters"] - row["optimizer"] - row["gradients"]
+        sizes = [f"{x / 2**20:,.1f}" for x in (row["parameters"], row["optimizer"], row["gradients"], rest)]
+        ratio = f"{row['ratio']:.3f} [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}]"
+        cells = [row["label"], f"{row['peak'] / 2**20:,.0f}", ratio, *sizes, f"{row['cpu_seconds_per_step']:.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    legend = """Columns four to six are counted from the tensors' storages, in MiB; the rest is activations at the peak,
+        caches of sampling, and what the allocator holds without use, which makes peaks of the same work differ by a few
+        per cent between processes: a ratio slightly below 1 is that."""
+    shared, separate = rows["shared"], rows["separate"]
+    whole = rows["policy"]["parameters"]
+    met = "holds" if result["met"] else "does not hold"
+    verdict = f"""The bar, policy + reference + {count} reward models on one backbone within {result["bound"]:g} times
+        the policy alone in every round, {met}: {shared["ratio"]:.3f} times; separate models take
+        {separate["ratio"]:.2f} times. In parameters alone: {shared["parameters"] / whole:.3f} and
+        {separate["parameters"] / whole:.2f} times. The shared and the separate reward models are the same ones: their
+        scores differ by at most {result["largest_score_gap"]:.1e}."""
+    parts = ["# Memory of one GRPO step", fill(opening), "\n".join(lines), fill(legend), fill(verdict)]
+    return "\n\n".join(parts) + "\n"
+
+
+def fill(text: str) -> str:
+    return textwrap.fill(" ".join(text.split()), width=130, break_long_words=False, break_on_hyphens=False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3, help="rounds over all variants")
+    parser.add_argument("--objectives", type=int, default=2, help="reward models, K")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results", help="folder of memory.json, memory.md")
+    parser.add_argument("--measure", nargs=4, metavar="X", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        variant, models, tiny, objectives = options.measure
+        print(json.dumps(measure(variant, Path(models), Path(tiny), int(objectives))))
+        return
+    result = run(options.repeats, options.objectives)
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "memory.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (options.out / "memory.md").write_text(page(result), encoding="utf-8")
+    print(page(result))
+
+
+if __name__ == "__main__":
+    main()

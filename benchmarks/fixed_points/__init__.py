@@ -1,0 +1,1 @@
+"""Fixed points of update rules against the optimum, over drawn problems."""

@@ -1,0 +1,1 @@
+"""Methods on real preference rows."""

@@ -1,0 +1,1 @@
+"""Fronts under shift on the testbed and on HH rows."""

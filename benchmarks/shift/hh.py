@@ -1,0 +1,187 @@
+"""The front under shift on real data: policies of a finished `align hh` run sampled on plain and shifted prompts.
+
+Judges are reward models that no method trained on. They score every response, decoded, against the *plain* prompt (a
+judge that read the shifted one would be shifted itself); what it says on the shifted prompt is kept beside that.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from align.errors import UserError
+from align.runs import RUN_FILE
+from benchmarks.shift import stages as shift_stages
+from evals.items import NO_SHIFT
+from evals.stats import intervals as stats
+from evals.tables import shifted_fronts as shifted
+from recipes.pipeline.tasks import Task
+
+DRAWS = 1000
+COMMAND = "align hh --config recipes/configs/hh_methods.yaml --data ../shared/data"
+NAMES = ("helpful", "harmless")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Real:
+    """Rows of a finished hh run, shifts of evals/shifts, and how much is sampled."""
+
+    rows: list[str]
+    controls: list[str]
+    shifts: list[str]
+    weights: list[list[float]]
+    prompts: int
+    samples: int
+    max_new_tokens: int
+    n: int
+    overspend: float
+    overspender_of: str
+
+
+@dataclass
+class Plan:
+    """Tasks, and where the cells of each row lie."""
+
+    tasks: list[Task] = field(default_factory=list)
+    cells: dict[str, list[Path]] = field(default_factory=dict)
+
+
+def hh_plan(spec: Real, *, run: Path, out: Path) -> Plan:
+    """One task per row and preference; UserError where the run lacks what a row is made of."""
+    from align.preferences import Weights
+
+    plan, place = Plan(), out / "shift" / "hh"
+    needed = ["sft", "rows", *(f"judge-{name}" for name in NAMES)]
+    if set(spec.controls) & {"best_of_n"}:
+        needed += ["pairs", *(f"reward-model-{name}" for name in NAMES)]
+    for name in needed:
+        if not (run / name / RUN_FILE).is_file():
+            raise UserError(f"--hh: {run / name} is not finished; run `{COMMAND}`")
+    common: dict[str, Any] = {
+        "data": str(run / "rows"), "reference": str(run / "sft"), "pairs": str(run / "pairs"),
+        "reward_models": {name: str(run / f"reward-model-{name}") for name in NAMES},
+        "judges": {name: str(run / f"judge-{name}") for name in NAMES}, "shifts": spec.shifts,
+        "prompts": spec.prompts, "samples": spec.samples, "max_new_tokens": spec.max_new_tokens,
+        "options": {"n": spec.n, "overspend": spec.overspend},
+    }  # fmt: skip
+    for row in ("reference", *spec.rows, *spec.controls):
+        asked = spec.weights if row not in ("reference", "length_only") else spec.weights[:1]
+        for w in asked:
+            label = Weights(tuple(w)).label
+            policy = _policy(run, row if row in spec.rows else spec.overspender_of, label)
+            if row in ("reference", "length_only", "best_of_n"):
+                policy = run / "sft"
+            elif not (policy / RUN_FILE).is_file():
+                print(f"hh: {policy} is not finished: {row} is left out at {label}", file=sys.stderr)
+                continue
+            folder = place / row / label
+            plan.cells.setdefault(row, []).append(folder)
+            arguments = {**common, "out": str(folder), "row": row, "policy": str(policy), "weights": w}
+            plan.tasks.append(Task(f"hh {row} {label}", shift_stages.sample, arguments))
+    return plan
+
+
+def _policy(run: Path, row: str, label: str) -> Path:
+    """The run that holds the row's policy at a preference: one for all preferences, or one for each."""
+    family = run / "methods" / row / "all"
+    return family if family.is_dir() else run / "methods" / row / label
+
+
+def hh_cells(plan: Plan) -> list[dict[str, Any]]:
+    """The cells of all rows that are finished; a row without a preference of its own stands for every preference."""
+    cells: list[dict[str, Any]] = []
+    for folders in plan.cells.values():
+        if all((folder / RUN_FILE).is_file() for folder in folders):
+            for folder in folders:
+                lines = (folder / "cells.jsonl").read_text(encoding="utf-8").splitlines()
+                cells += [json.loads(line) for line in lines]
+    return cells
+
+
+def hh_table(cells: Sequence[Mapping[str, Any]], *, spec: Real) -> dict[str, Any]:
+    """Displacement, gain retained, rank changes and the judges' own shift; every interval over prompts (base items)."""
+    import numpy as np
+
+    plain = [c for c in cells if c["row"] == "reference" and c["shift"] == NO_SHIFT]
+    values_NK = np.array([c["values"] for c in plain])
+    mean_K, spread_K = values_NK.mean(0), values_NK.std(0)
+    point = (mean_K - spread_K).tolist()
+    rows = list(dict.fromkeys(c["row"] for c in cells))
+    every = [tuple(float(x) for x in w) for w in spec.weights]
+    spread_out = [*cells, *_repeated(cells, rows=("reference", "length_only"), weights=every)]
+    runs = {0: spread_out}
+
+    def utility(cell: Mapping[str, Any]) -> float:
+        """The preference's weighted sum in units of the reference's spread on plain prompts."""
+        z_K = (np.array(cell["values"]) - mean_K) / spread_K
+        return float(np.dot(cell["preference"], z_K))
+
+    table: dict[str, Any] = {}
+    for shift in spec.shifts:
+        entries = {}
+        for row in rows:
+            entries[row] = {
+                "displacement": shifted.displacements(runs, row=row, shift=shift, objectives=NAMES),
+                "gain_retained": shifted.gain_over_seeds(
+                    runs, row=row, shift=shift, reference_row="reference", reference_point=point, draws=DRAWS, seed=0
+                ),
+                "utility": shifted.both_intervals(runs, row=row, shift=shift, score=utility),
+                "kl": _mean(spread_out, row, shift, lambda c: float(c["kl"])),
+            }
+        methods = [row for row in rows if row in spec.rows]
+        sides = [
+            {r: shifted.item_means(shifted.select(spread_out, row=r, shift=s), utility) for r in methods}
+            for s in (NO_SHIFT, shift)
+        ]
+        table[shift] = {"rows": entries, "ranks": shifted.rank_changes(*sides), "judge": _judge(cells, shift)}
+    return {
+        "methods": [row for row in rows if row in spec.rows],
+        "controls": [row for row in rows if row not in spec.rows],
+        "prompts": len({c["item"] for c in plain}),
+        "samples": spec.samples,
+        "reference_point": point,
+        "fronts": {row: {s: _points(spread_out, row, s) for s in (NO_SHIFT, *spec.shifts)} for row in rows},
+        "shifts": table,
+        "split": "null: sampled responses, no exact optimum to split a drop with",
+    }
+
+
+def _repeated(
+    cells: Sequence[Mapping[str, Any]], *, rows: Sequence[str], weights: Sequence[tuple[float, ...]]
+) -> list[dict[str, Any]]:
+    """Cells of rows that know no preference, for the preferences at which they were not written."""
+    return [
+        {**cell, "preference": list(w)}
+        for cell in cells
+        if cell["row"] in rows
+        for w in weights
+        if tuple(cell["preference"]) != w
+    ]
+
+
+def _mean(cells: Sequence[Mapping[str, Any]], row: str, shift: str, score: Any) -> dict[str, Any]:
+    means = shifted.item_means(shifted.select(cells, row=row, shift=shift), score)
+    found = stats.clustered_mean(list(means.values()), clusters_N=list(means), over="prompts")
+    return {"value": found.estimate, "ci": found.pair, "over": found.says}
+
+
+def _points(cells: Sequence[Mapping[str, Any]], row: str, shift: str) -> list[dict[str, Any]]:
+    from evals.tables.tradeoffs import sampled_points
+
+    return sampled_points(shifted.select(cells, row=row, shift=shift))
+
+
+def _judge(cells: Sequence[Mapping[str, Any]], shift: str) -> dict[str, Any]:
+    """How the judges' scores of the same responses change when they read the shifted prompt in place of the plain."""
+    kept = [c for c in cells if c["shift"] == shift]
+    return {name: _mean_change(kept, k) for k, name in enumerate(NAMES)}
+
+
+def _mean_change(cells: Sequence[Mapping[str, Any]], k: int) -> dict[str, Any]:
+    means = shifted.item_means(cells, lambda c: float(c["values_shifted"][k]) - float(c["values"][k]))
+    found = stats.clustered_mean(list(means.values()), clusters_N=list(means), over="prompts")
+    return {"value": found.estimate, "ci": found.pair, "over": found.says}

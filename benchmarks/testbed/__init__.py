@@ -1,0 +1,1 @@
+"""Methods on exact worlds, ranked by regret share."""

@@ -1,0 +1,194 @@
+"""What preference data give away cheaply: bag-of-words and length-only Bradley-Terry models, length-matched pairs.
+
+Both models are P(chosen beats rejected) = sigmoid(s(chosen) - s(rejected)), s a linear score of the completion alone
+(Bradley and Terry 1952), fitted by L-BFGS; a reward model that does not beat them has learned words or length.
+
+Shapes: N pairs, F features, G prompts, D bootstrap draws.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evals.stats.intervals import LEVEL, Interval, bootstrap_interval, cluster_counts
+
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+Pair = Mapping[str, Any]  # "prompt", "chosen", "rejected"
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class BagOfWords:
+    """A fitted linear score over words; `fit_bag_of_words` makes it."""
+
+    weights: Mapping[str, float]
+
+    def scores(self, completions: Sequence[str]) -> Floats:
+        """s(y) = sum over words of weight * log(1 + count), shape (N,)."""
+        values = []
+        for text in completions:
+            counts = Counter(words(text))
+            values.append(sum(self.weights.get(word, 0.0) * math.log1p(n) for word, n in counts.items()))
+        return np.array(values)
+
+
+@dataclass(frozen=True)
+class LengthOnly:
+    """s(y) = weight * log(1 + number of words); the sign of the weight is all that an accuracy sees."""
+
+    weight: float
+
+    def scores(self, completions: Sequence[str]) -> Floats:
+        """Scores of the completions, shape (N,)."""
+        return self.weight * np.array([math.log1p(word_count(text)) for text in completions])
+
+
+@dataclass(frozen=True)
+class PairwiseAccuracy:
+    """Share of pairs in the labelled order (a tie counts one half), with a bootstrap interval over prompts."""
+
+    interval: Interval  # estimate, low, high, over = "prompts", n = number of prompts
+    pairs: int
+    ties: int
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words and single punctuation marks."""
+    return _WORD.findall(text.lower())
+
+
+def word_count(text: str) -> int:
+    """Words separated by white space."""
+    return len(text.split())
+
+
+def fit_bag_of_words(pairs: Sequence[Pair], *, l2: float = 30.0, min_pairs: int = 3) -> BagOfWords:
+    """Fit the word weights by penalised logistic regression, sum_i log(1 + exp(-d_i.w)) + l2/2 |w|^2.
+
+    d_i is the difference of log(1 + count) between chosen and rejected.
+
+    Args:
+        l2: penalty; 30 and 100 were level and above 10 and 300 in 3-fold cross-validation on 7,800 HH training pairs.
+        min_pairs: a word must occur in this many pairs.
+    Raises:
+        ValueError: no pairs, or a penalty that is not positive.
+    """
+    from scipy.sparse import csr_matrix
+
+    if not pairs or l2 <= 0:
+        raise ValueError("bag of words: at least one pair, and l2 above 0")
+    differences = [_difference(pair) for pair in pairs]
+    occurs = Counter(word for pair in pairs for word in {*words(pair["chosen"]), *words(pair["rejected"])})
+    vocabulary = {word: i for i, word in enumerate(sorted(w for w, n in occurs.items() if n >= min_pairs))}
+    rows, columns, values = [], [], []
+    for row, difference in enumerate(differences):
+        for word, value in difference.items():
+            if word in vocabulary:
+                rows.append(row)
+                columns.append(vocabulary[word])
+                values.append(value)
+    features_NF = csr_matrix((values, (rows, columns)), shape=(len(pairs), max(1, len(vocabulary))))
+    weights_F = _fit_logistic(features_NF, l2=l2)
+    return BagOfWords(weights={word: float(weights_F[i]) for word, i in vocabulary.items()})
+
+
+def fit_length_only(pairs: Sequence[Pair], *, l2: float = 1e-3) -> LengthOnly:
+    """Fit the one weight of log(1 + number of words); ValueError without pairs."""
+    if not pairs:
+        raise ValueError("length-only model: at least one pair")
+    chosen = [math.log1p(word_count(pair["chosen"])) for pair in pairs]
+    rejected = [math.log1p(word_count(pair["rejected"])) for pair in pairs]
+    features_NF = (np.array(chosen) - np.array(rejected))[:, None]
+    return LengthOnly(weight=float(_fit_logistic(features_NF, l2=l2)[0]))
+
+
+def pairwise_accuracy(
+    chosen: Sequence[float],
+    rejected: Sequence[float],
+    *,
+    prompts: Sequence[str],
+    level: float = LEVEL,
+    draws: int = 2000,
+    seed: int = 0,
+) -> PairwiseAccuracy:
+    """How often the score of `chosen` is above that of `rejected`.
+
+    Args:
+        chosen: scores of the chosen completions, shape (N,).
+        rejected: scores of the rejected ones, shape (N,).
+        prompts: the prompt of each pair. Pairs of one prompt are not independent, so whole prompts are resampled.
+        level, draws, seed: of the percentile bootstrap; two models on the same prompts share the resamples.
+    Raises:
+        ValueError: no pairs, lengths that differ, or a score that is not a number (`in_order`).
+    """
+    right_N = in_order(chosen, rejected)
+    if len(prompts) != len(right_N):
+        raise ValueError(f"{len(right_N)} pairs with {len(prompts)} prompts: give the prompt of each pair")
+    names = sorted(set(prompts))
+    place = {name: g for g, name in enumerate(names)}
+    owner_N = np.array([place[prompt] for prompt in prompts])
+    right_G, pairs_G = np.bincount(owner_N, weights=right_N), np.bincount(owner_N)
+    counts_DG = cluster_counts(names, draws=draws, seed=seed)
+    means_D = (counts_DG @ right_G) / (counts_DG @ pairs_G)
+    interval = bootstrap_interval(means_D, estimate=float(right_N.mean()), n=len(names), over="prompts", level=level)
+    return PairwiseAccuracy(interval=interval, pairs=len(right_N), ties=int((right_N == 0.5).sum()))
+
+
+def in_order(chosen: Sequence[float], rejected: Sequence[float]) -> Floats:
+    """1 where the chosen completion scores higher, 0 where lower, 1/2 for a tie; shape (N,).
+
+    The difference of two models' values, clustered by prompt, says whether one beats the other on the same pairs.
+
+    Raises:
+        ValueError: no pairs, lengths that differ, or a score that is not a number.
+    """
+    a, b = np.asarray(chosen, dtype=float), np.asarray(rejected, dtype=float)
+    if len(a) == 0 or a.shape != b.shape:
+        raise ValueError(f"{len(a)} chosen and {len(b)} rejected scores do not pair up")
+    if np.isnan(a).any() or np.isnan(b).any():
+        raise ValueError("pairwise accuracy: a score is not a number")
+    return (a > b) + 0.5 * (a == b)
+
+
+def length_matched(
+    pairs: Sequence[Pair], *, tolerance: float = 0.25, unit: Literal["words", "characters"] = "words"
+) -> list[Pair]:
+    """The pairs whose two lengths differ by at most `tolerance` of the longer one; ValueError outside [0, 1)."""
+    if not 0 <= tolerance < 1:
+        raise ValueError(f"length tolerance {tolerance}: a share from 0 to below 1")
+    length = word_count if unit == "words" else len
+    kept = []
+    for pair in pairs:
+        one, other = length(pair["chosen"].strip()), length(pair["rejected"].strip())
+        if abs(one - other) <= tolerance * max(one, other):
+            kept.append(pair)
+    return kept
+
+
+def _difference(pair: Pair) -> dict[str, float]:
+    chosen, rejected = Counter(words(pair["chosen"])), Counter(words(pair["rejected"]))
+    values = {w: math.log1p(chosen[w]) - math.log1p(rejected[w]) for w in chosen.keys() | rejected.keys()}
+    return {word: values[word] for word in sorted(values) if values[word]}  # sorted: sums in one order, run after run
+
+
+def _fit_logistic(features_NF: Any, *, l2: float) -> Floats:
+    """argmin_w sum_i log(1 + exp(-x_i.w)) + l2/2 |w|^2 (every label is "chosen wins"), shape (F,)."""
+    from scipy.optimize import minimize
+    from scipy.special import expit
+
+    def loss(weights_F: Floats) -> tuple[float, Floats]:
+        margin_N = features_NF @ weights_F
+        value = np.logaddexp(0.0, -margin_N).sum() + 0.5 * l2 * weights_F @ weights_F
+        return float(value), l2 * weights_F - features_NF.T @ expit(-margin_N)
+
+    start = np.zeros(features_NF.shape[1])
+    return np.asarray(minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 500}).x)

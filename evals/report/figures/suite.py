@@ -1,0 +1,119 @@
+"""The report's figure of a suite: failures on harmful and benign items, and comprehension, for each shift."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from evals.items import NO_SHIFT
+from evals.report.figures.dots import Dot, Panel, figure
+from evals.report.figures.fronts import COMPETING, GREY, MISMATCHED
+from evals.report.figures.svg import INK, padded
+from evals.report.plain_text import shown
+from evals.report.suite_words import change, pair, sure
+from evals.shifts.base import FAMILIES
+
+COLORS = {
+    "competing": COMPETING, "mismatched": MISMATCHED, "both": "#7A5195", "control": GREY, "none": INK,
+}  # fmt: skip
+# side -> the title of its panel where there is room, and where there is not
+PANELS = {
+    "harmful": ("harmful, answered (%)", "BAD %"), "benign": ("benign, refused (%)", "refuses"),
+    "read": ("probes read (%)", "read %"),
+}  # fmt: skip
+NARROW = 480  # pixels below which there is not
+
+
+def row(name: str) -> str:
+    """A shift's name as the figure and the tables write it."""
+    return "plain prompts" if name == NO_SHIFT else shown(name, 60)
+
+
+def families(names: Sequence[str], shifts: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """(family, its shifts), families in the order of FAMILIES; the plain prompts stand first, without a heading."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        family = "" if name == NO_SHIFT else str((shifts.get(name) or {}).get("family", "others"))
+        found.setdefault(family, []).append(name)
+    places = {"": -1, **{family: i for i, family in enumerate(FAMILIES)}}
+    return sorted(found.items(), key=lambda group: places.get(group[0], len(places)))
+
+
+def ordered(table: Mapping[str, Any], shifts: Mapping[str, Any]) -> dict[str, Any]:
+    """A table by shift in that order (JSON keeps keys by the alphabet)."""
+    return {name: table[name] for _, names in families(list(table), shifts) for name in names}
+
+
+def by_shift(entry: Mapping[str, Any], shifts: Mapping[str, Any], *, width: int) -> str:
+    """The figure of one suite's outcomes; empty without any."""
+    table = (entry.get("outcomes") or {}).get("shifts") or {}
+    panels = []
+    for part, titles in PANELS.items():
+        dots = {row(name): _dot(name, e, part, shifts) for name, e in table.items() if _value(e, part)}
+        home = _value(table.get(NO_SHIFT, {}), part)
+        if dots:
+            panels.append(Panel(titles[width < NARROW], (0.0, 1.0), None if home is None else home["value"], dots))
+    groups = [(shown(head, 40), [row(name) for name in rows]) for head, rows in families(list(table), shifts)]
+    return figure(groups, panels=panels, width=width, label="Failures and comprehension by shift")
+
+
+def accuracies(entry: Mapping[str, Any], shifts: Mapping[str, Any], *, width: int) -> str:
+    """The figure of a reward model: the share of comparisons in the right order by shift; empty without any."""
+    table = (entry.get("rewards") or {}).get("shifts") or {}
+    dots = {row(name): _accuracy(name, e, shifts) for name, e in table.items() if e.get("accuracy")}
+    home = (table.get(NO_SHIFT) or {}).get("accuracy")
+    panel = Panel("in the right order (%)", (0.0, 1.0), None if home is None else home["value"], dots)
+    groups = [(shown(head, 40), [row(name) for name in rows]) for head, rows in families(list(table), shifts)]
+    return figure(groups, panels=[panel], width=min(width, 760), label="Accuracy by shift")
+
+
+def _accuracy(name: str, entry: Mapping[str, Any], shifts: Mapping[str, Any]) -> Dot:
+    value, moved = entry["accuracy"], (entry.get("change") or {}).get("accuracy")
+    low, high = value.get("ci") or (None, None)
+    color = COLORS[str((shifts.get(name) or {}).get("mode", "none"))]
+    told = f"{row(name)}: {pair(value)}" + ("" if moved is None else f"; {change(moved)} against plain prompts")
+    return Dot(value["value"], low, high, name == NO_SHIFT or sure(moved), color, told)
+
+
+def _value(entry: Mapping[str, Any], part: str) -> Mapping[str, Any] | None:
+    found: Mapping[str, Any] | None = entry.get("read") if part == "read" else (entry.get(part) or {}).get("failures")
+    return found
+
+
+def _dot(name: str, entry: Mapping[str, Any], part: str, shifts: Mapping[str, Any]) -> Dot:
+    value = _value(entry, part)
+    assert value is not None
+    moved = None if part == "read" else (entry.get(part) or {}).get("change")
+    told = f"{row(name)}: {pair(value)}" + ("" if moved is None else f"; {change(moved)} against plain prompts")
+    low, high = value.get("ci") or (None, None)
+    color = COLORS[str((shifts.get(name) or {}).get("mode", "none"))]
+    return Dot(value["value"], low, high, part == "read" or name == NO_SHIFT or sure(moved), color, told)
+
+
+def differences(table: Mapping[str, Any], shifts: Mapping[str, Any], *, width: int) -> str:
+    """Second minus first by shift, a panel for each side with a common range."""
+    changes = {
+        side: {row(s): e[side]["change"] for s, e in table["shifts"].items() if e.get(side)}
+        for side in ("harmful", "benign")
+    }
+    ends = [end for found in changes.values() for c in found.values() for end in (c["value"], *(c.get("ci") or ()))]
+    if not ends:
+        return ""
+    reach = padded([*ends, 0.0], share=0.06)
+    colors = {row(s): COLORS[str((shifts.get(s) or {}).get("mode", "none"))] for s in table["shifts"]}
+    titles = ("BAD", "refuses") if width < NARROW else ("harmful, answered (points)", "benign, refused (points)")
+    panels = [
+        Panel(title, reach, 0.0, {s: _difference(s, c, colors[s]) for s, c in changes[side].items()})
+        for side, title in zip(changes, titles, strict=True)
+        if changes[side]
+    ]
+    groups = families(list(table["shifts"]), shifts)
+    return figure(
+        [(shown(head, 40), [row(s) for s in rows]) for head, rows in groups], panels=panels, width=width,
+        label="Second minus first by shift",
+    )  # fmt: skip
+
+
+def _difference(name: str, found: Mapping[str, Any], color: str) -> Dot:
+    low, high = found.get("ci") or (None, None)
+    return Dot(found["value"], low, high, sure(found), color, f"{name}: {change(found)}")

@@ -1,0 +1,1 @@
+"""Statistics as pure functions: intervals, paired tests, power, calibration, robustness."""

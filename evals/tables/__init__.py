@@ -1,0 +1,1 @@
+"""Pure tables from cells: trade-offs, shifts, outcomes, rewards."""

@@ -1,0 +1,214 @@
+"""Fronts under shift over training seeds: displacement, gain retained, the split of the drop, rank changes; pure.
+
+Cells come as one list for each training run (seed); runs share rows, preferences, shifts and prompts. Two intervals
+stand side by side: over training seeds (t; what another training run may give) and over base items (cells averaged
+over seeds first; what other topics or prompts may give). Shapes: D resamples, K objectives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from align.errors import UserError
+from evals.items import NO_SHIFT
+from evals.stats import intervals as stats
+from evals.stats.bootstrap import hypervolumes
+from evals.stats.paired_tests import PairedTest, family, t_test
+from evals.tables.tradeoffs import Cell, Surface, by_preference, surface
+
+Runs = Mapping[int, Sequence[Cell]]  # training seed -> cells
+Scores = Mapping[str, Mapping[str, float]]  # row -> base item -> score
+LEVEL = 0.05
+SEEDS, ITEMS = "training seeds", "base items"
+
+
+def select(cells: Sequence[Cell], *, row: str, shift: str) -> list[Cell]:
+    """The cells of a row under a shift; UserError when there are none."""
+    found = [cell for cell in cells if cell["row"] == row and cell["shift"] == shift]
+    if not found:
+        raise UserError(f"cells: row '{row}' has none under shift '{shift}'; evaluate it there or leave the row out")
+    return found
+
+
+def item_means(cells: Sequence[Cell], score: Callable[[Cell], float]) -> dict[str, float]:
+    """Mean score of each base item over its prompts, preferences, samples and seeds."""
+    gathered: dict[str, list[float]] = {}
+    for cell in cells:
+        gathered.setdefault(cell["item"], []).append(score(cell))
+    return {item: float(np.mean(values)) for item, values in gathered.items()}
+
+
+def change(home: Mapping[str, float], away: Mapping[str, float]) -> stats.Interval:
+    """Mean of away - home over base items: paired where both have the same items, else Welch's over the two sets."""
+    if set(home) == set(away):
+        return stats.paired_difference(away, second=home, over=f"{ITEMS}, paired")
+    return stats.unpaired_difference(
+        list(away.values()), second_M=list(home.values()), clusters_N=list(away), clusters_M=list(home)
+    )
+
+
+def both_intervals(
+    runs: Runs, *, row: str, shift: str, score: Callable[[Cell], float], within: Callable[[Cell], bool] | None = None
+) -> dict[str, Any]:
+    """Mean change of a score from the plain inputs to those under the shift, with both intervals; JSON-ready.
+
+    `within` keeps some of the cells (those of one preference).
+    """
+    kept = {
+        seed: [
+            [cell for cell in select(cells, row=row, shift=side) if within is None or within(cell)]
+            for side in (NO_SHIFT, shift)
+        ]
+        for seed, cells in runs.items()
+    }
+    by_seed = {s: change(item_means(home, score), item_means(away, score)).estimate for s, (home, away) in kept.items()}
+    pooled = [[cell for sides in kept.values() for cell in sides[k]] for k in (0, 1)]
+    over_items = change(item_means(pooled[0], score), item_means(pooled[1], score))
+    over_seeds = stats.seed_interval(list(by_seed.values()), over=SEEDS)
+    return {"value": over_seeds.estimate, **_two(over_seeds, over_items)}
+
+
+def _two(over_seeds: stats.Interval, over_items: stats.Interval) -> dict[str, Any]:
+    return {
+        "ci_seeds": over_seeds.pair,
+        "ci_items": over_items.pair,
+        "over_seeds": over_seeds.says,
+        "over_items": over_items.says,
+    }
+
+
+def displacements(runs: Runs, *, row: str, shift: str, objectives: Sequence[str]) -> list[dict[str, Any]]:
+    """How far each preference's point moves in every objective under the shift."""
+    (some, *_) = runs.values()
+    moved = []
+    for preference in by_preference(select(some, row=row, shift=shift)):
+        entry: dict[str, Any] = {"preference": list(preference)}
+        for k, name in enumerate(objectives):
+            entry[name] = both_intervals(
+                runs, row=row, shift=shift, score=lambda cell, k=k: float(cell["values"][k]),  # type: ignore[misc]
+                within=lambda cell, p=preference: tuple(cell["preference"]) == p,  # type: ignore[misc]
+            )  # fmt: skip
+        moved.append(entry)
+    return moved
+
+
+def exact_split(runs: Runs, *, row: str, shift: str) -> dict[str, Any]:
+    """`J_id - J_s = [J*_id - J*_s] + [regret_s - regret_id]` of exact cells, averaged over preferences.
+
+    `drop` and `competing` are falls (positive: lost under the shift), `mismatched` is the rise of the regret.
+    """
+    parts = {"drop": ("J", -1.0), "competing": ("J_star", -1.0), "mismatched": ("regret", 1.0)}
+    return {
+        part: both_intervals(
+            runs, row=row, shift=shift, score=lambda cell, n=name, s=sign: s * float(cell[n])  # type: ignore[misc]
+        )
+        for part, (name, sign) in parts.items()
+    }  # fmt: skip
+
+
+def gain_over_seeds(
+    runs: Runs, *, row: str, shift: str, reference_row: str, reference_point: Sequence[float], draws: int, seed: int
+) -> dict[str, Any]:
+    """Hypervolume gain retained, `(HV_s(row) - HV_s(ref)) / (HV_id(row) - HV_id(ref))`, the mean of the seeds' ratios.
+
+    Null with the reason for the reference itself, and where the gain in distribution of some seed is not above 0 by its
+    own bootstrap interval: a share of nothing, or of a loss, is no share.
+    """
+    if row == reference_row:
+        return _no_share("the reference model is the baseline")
+    ratios: list[np.ndarray] = []
+    items = 0
+    for number, cells in runs.items():
+        gains = []
+        for side in (NO_SHIFT, shift):
+            own, ref = (surface(cells, row=name, shift=side) for name in (row, reference_row))
+            if own.items != ref.items:
+                raise UserError(f"cells: rows '{row}' and '{reference_row}' differ in base items under '{side}'")
+            gains.append(_volumes(own, reference_point, draws, seed) - _volumes(ref, reference_point, draws, seed))
+            items = max(items, len(own.items))
+        below = stats.bootstrap_interval(gains[0][1:], estimate=float(gains[0][0]), n=items)
+        if below.low is None or below.low <= 0:
+            limits = "no interval" if below.pair is None else f"[{below.pair[0]:.3g}, {below.pair[1]:.3g}]"
+            return _no_share(f"the gain in distribution is not above 0 (seed {number}: {below.estimate:.3g} {limits})")
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratios.append(np.where(gains[0] > 0, gains[1] / gains[0], np.nan))
+    mean_D = np.mean(ratios, axis=0)
+    over_items = stats.bootstrap_interval(mean_D[1:], estimate=float(mean_D[0]), n=items, over=f"{ITEMS}, bootstrap")
+    over_seeds = stats.seed_interval([float(ratio_D[0]) for ratio_D in ratios], over=SEEDS)
+    return {"value": float(mean_D[0]), **_two(over_seeds, over_items)}
+
+
+def _no_share(reason: str) -> dict[str, Any]:
+    words = f"null: {reason}"
+    return {"value": None, "ci_seeds": None, "ci_items": None, "over_seeds": words, "over_items": words}
+
+
+def _volumes(own: Surface, reference_point: Sequence[float], draws: int, seed: int) -> np.ndarray:
+    """Hypervolume of the points, then of each resample of base items (shared by all that have the same items)."""
+    counts_DG = stats.cluster_counts(own.items, draws=draws, seed=seed)
+    every_DG = np.concatenate([np.ones((1, len(own.items))), counts_DG])
+    return hypervolumes(own.resampled(every_DG), ref_point=reference_point)
+
+
+def rank_changes(home: Scores, away: Scores) -> dict[str, Any]:
+    """Ranks of rows by mean score (higher is better) on both sides, and every pair's paired tests over base items.
+
+    A pair is `kept` when the same row leads on both sides by a test (p by Holm over all pairs of a side at most .05),
+    `inverted` when the other one leads, `lost` when only the plain side tells them apart, `new` when only the shifted
+    side does, and `level` when neither does. Kendall's tau is that of the mean scores.
+    """
+    rows = list(home)
+    if set(rows) != set(away):
+        raise UserError("ranks: the rows on the two sides differ; evaluate every row under the shift")
+    pairs = [(a, b) for i, a in enumerate(rows) for b in rows[i + 1 :]]
+    tests = [family([t_test(side[a], second=side[b]) for a, b in pairs]) if pairs else [] for side in (home, away)]
+    listed = []
+    for (a, b), before, after in zip(pairs, *tests, strict=True):
+        listed.append({"pair": [a, b], "home": _test(before), "away": _test(after), "verdict": _verdict(before, after)})
+    means = [{row: float(np.mean(list(side[row].values()))) for row in rows} for side in (home, away)]
+    return {
+        "ranks_home": _ranks(means[0]),
+        "ranks_away": _ranks(means[1]),
+        "kendall_tau": kendall([means[0][row] for row in rows], [means[1][row] for row in rows]),
+        "pairs": listed,
+        "over": f"paired t over {ITEMS}, Holm over {len(pairs)} pairs on each side",
+    }
+
+
+def _test(test: PairedTest) -> dict[str, Any]:
+    found = {"difference": test.estimate, "ci": test.interval.pair, "p": test.p, "p_holm": test.p_adjusted}
+    return found | {"n": test.clusters}
+
+
+def _verdict(before: PairedTest, after: PairedTest) -> str:
+    apart = [test.p_adjusted is not None and test.p_adjusted <= LEVEL for test in (before, after)]
+    if all(apart):
+        return "kept" if before.estimate * after.estimate > 0 else "inverted"
+    return "lost" if apart[0] else "new" if apart[1] else "level"
+
+
+def _ranks(means: Mapping[str, float]) -> dict[str, int]:
+    return {row: place for place, row in enumerate(sorted(means, key=lambda row: -means[row]), start=1)}
+
+
+def kendall(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Kendall's tau-b of two lists of scores; None where one of them is constant or has fewer than two entries."""
+    from scipy.stats import kendalltau
+
+    if len(first) < 2 or len(set(first)) < 2 or len(set(second)) < 2:
+        return None
+    return float(kendalltau(first, second).statistic)
+
+
+def seed_differences(
+    runs: Runs, *, rows: tuple[str, str], shift: str, score: Callable[[Cell], float]
+) -> stats.Interval:
+    """The first row's mean score minus the second's under a shift ("none" for plain), over training seeds."""
+    gaps = []
+    for cells in runs.values():
+        first, second = (item_means(select(cells, row=row, shift=shift), score) for row in rows)
+        gaps.append(float(np.mean(list(first.values())) - np.mean(list(second.values()))))
+    return stats.seed_interval(gaps, over=SEEDS)

@@ -1,0 +1,118 @@
+"""Two evaluations of suites, paired item by item: differences per shift with intervals, exact tests and Holm.
+
+align compare runs/before runs/after
+
+Both folders were written by `align evaluate MODEL --suite ...` with the same suites and shifts. Positive differences
+say that the second fails more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from align.errors import UserError
+from recipes.config import option, parse
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    runs: tuple[str, ...] = option(help="two folders written by align evaluate --suite")
+    max_missing: float = option(0.05, help="a side that lacks a larger share of its verdicts is refused")
+    out: str | None = option(None, help="file for the numbers (default: comparison.json in the second folder)")
+    title: str = option("Two policies under shift", help="title of the report")
+
+
+def read_rows(folder: str) -> list[dict[str, Any]]:
+    """The verdict rows of an evaluation, UserError where the folder holds none or a row cannot be read."""
+    from align.data.load import iterate_rows
+
+    file = Path(folder) / "outcomes.jsonl"
+    if not file.is_file():
+        raise UserError(f"{folder} holds no outcomes.jsonl; run align evaluate MODEL --suite ... --out {folder} first")
+    columns = ("suite", "item", "cluster", "shift", "harmful", "group", "sample", "verdict", "missing")
+    rows = [dict(row) for _, row in iterate_rows(str(file), columns=columns)]
+    if not rows:
+        raise UserError(f"{file} holds no outcome; run align evaluate MODEL --suite ... --out {folder} again")
+    return rows
+
+
+def read_summary(folder: str) -> dict[str, Any]:
+    """What an evaluation says of itself, empty for one made before it had a report."""
+    import json
+
+    file = Path(folder) / "summary.json"
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: not valid JSON ({error}); run align evaluate again") from error
+    return found if isinstance(found, dict) else {}
+
+
+def by_suite(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """suite -> its outcomes."""
+    from evals.items import Missing
+    from evals.tables.outcomes import Outcome
+
+    found: dict[str, list[Any]] = {}
+    for row in rows:
+        fields = {name: row[name] for name in ("item", "cluster", "shift", "harmful", "group", "sample")}
+        verdict = row["verdict"] if row["missing"] is None else Missing(row["missing"])
+        found.setdefault(row["suite"], []).append(Outcome(verdict=verdict, **fields))
+    return found
+
+
+def lines_of(compared: Mapping[str, Any]) -> list[str]:
+    """What the terminal shows: one line per suite, shift and side."""
+    found = []
+    for suite, table in compared.items():
+        found.append(f"{suite}: second minus first, {table['comparisons']} comparisons (Holm)")
+        for shift, sides in table["shifts"].items():
+            for side, entry in sides.items():
+                change = entry["change"]
+                low, high = change["ci"] or (float("nan"), float("nan"))
+                interval = f"[{low:+.3f}, {high:+.3f}]"
+                found.append(
+                    f"  {shift:28} {side:8} {change['value']:+.3f} {interval}  p {change['p']:.3g} "
+                    f"(Holm {change['p_holm']:.3g}), n {change['n']}"
+                )
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    config, where = parse(Config, argv, program="align compare", about=__doc__ or "", positional=("runs",))
+    if len(config.runs) != 2:
+        raise UserError(f"{where}: give two folders, not {len(config.runs)}")
+    from align.runs import write_json
+    from evals.report import write_report
+    from evals.tables.outcomes import compare_outcomes
+    from recipes.pipeline.provenance import command_line, provenance
+
+    first, second = (by_suite(read_rows(folder)) for folder in config.runs)
+    if set(first) != set(second):
+        odd = sorted(set(first) ^ set(second))[0]
+        raise UserError(f"{where}: suite {odd!r} was evaluated in one of the two folders only; evaluate it in both")
+    compared = {
+        suite: compare_outcomes(first[suite], second[suite], max_missing=config.max_missing) for suite in first
+    }
+    target = Path(config.out) if config.out else Path(config.runs[1]) / "comparison.json"
+    summaries = [read_summary(folder) for folder in config.runs]
+    sides = [
+        {"folder": folder, "model": summary.get("model", folder), "fingerprint": summary.get("fingerprint", "unknown")}
+        for folder, summary in zip(config.runs, summaries, strict=True)
+    ]
+    shifts = {**summaries[1].get("shifts", {}), **summaries[0].get("shifts", {})}
+    summary = {
+        "title": config.title, "kind": "comparison", "first": sides[0], "second": sides[1], "suites": compared,
+        "shifts": shifts, "command": command_line("align compare", argv), "provenance": provenance(config, seed=0),
+    }  # fmt: skip
+    write_json(target, summary)
+    page = write_report(target, target.with_suffix(".html"))
+    for line in lines_of(compared):
+        print(line)
+    print(f"report: {page}\nnumbers: {target}")
+    return 0

@@ -1,0 +1,1 @@
+"""One experiment: rows, plan, tasks over workers, sampling, summary, provenance."""

@@ -1,0 +1,214 @@
+"""Sampled measurement: policies x shifts x prompts -> cells, and cells -> the summary that the report reads.
+
+Shapes: K objectives. One file of cells per (row, preference, shift) is written as soon as it is complete, so that an
+interrupted evaluation resumes after the last one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from align.errors import UserError
+from align.preferences import Weights
+from align.runs import Ledger
+
+REFERENCE = "reference"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One policy of one row of the table, and the preference that it answers."""
+
+    row: str
+    preference: Weights
+    policy: Any
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn: temperature 1, `samples` per prompt, at most `max_new_tokens` tokens each."""
+
+    samples: int = 2
+    max_new_tokens: int = 64
+    batch_size: int = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "max_new_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"sampling: {name} is {getattr(self, name)}; give at least 1")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"sampling: seed is {self.seed}; give one in [0, 2**32)")
+
+
+def sample_cells(
+    points: Sequence[Point],
+    *,
+    reference: Any,
+    prompts: Mapping[str, Sequence[Mapping[str, str]]],
+    objectives: Mapping[str, Any],
+    sampling: Sampling,
+    folder: Path,
+    ledger: Ledger,
+) -> list[dict[str, Any]]:
+    """Cells of every point on every shift (`prompts[shift]`: rows with prompt and item), in order; resumes in `folder`.
+
+    All rows draw with the same seeds. The KL of a cell is `log pi - log ref` of its completion: 0 for the reference, a
+    bound for best-of-n, which is charged for all the samples and scores that a response takes.
+    """
+    from tqdm.auto import tqdm
+
+    from evals.measure.front_cells import append_cells, read_cells
+
+    folder.mkdir(parents=True, exist_ok=True)
+    work = [(point, shift) for point in points for shift in prompts]
+    cells: list[dict[str, Any]] = []
+    for number, (point, shift) in enumerate(tqdm(work, desc="evaluate", disable=None, leave=False)):
+        file = folder / f"{number:04d}.jsonl"
+        if not file.exists():
+            drawn = _cells_of(point, shift, prompts[shift], reference, objectives, sampling)
+            decoding = getattr(point.policy, "scores_per_response", 0)
+            ledger.add(
+                samples_drawn=len(drawn) * point.policy.samples_per_response,
+                scores_read=len(drawn) * (len(objectives) + decoding),
+            )
+            unfinished = file.with_suffix(".tmp")
+            unfinished.unlink(missing_ok=True)
+            append_cells(unfinished, drawn)
+            unfinished.rename(file)
+        cells += read_cells(file)
+        if point.policy is not reference and hasattr(point.policy, "release"):
+            point.policy.release()
+    return cells
+
+
+def _cells_of(
+    point: Point,
+    shift: str,
+    rows: Sequence[Mapping[str, str]],
+    reference: Any,
+    objectives: Mapping[str, Any],
+    sampling: Sampling,
+) -> list[dict[str, Any]]:
+    cells = []
+    texts = [row["prompt"] for row in rows]
+    for sample in range(sampling.samples):
+        completions = point.policy.generate(
+            texts,
+            max_new_tokens=sampling.max_new_tokens,
+            seed=sampling.seed + sample,
+            batch_size=sampling.batch_size,
+        )
+        scores_K = [_scores(name, objective, texts, completions) for name, objective in objectives.items()]
+        if point.row == REFERENCE:
+            ratios = [0.0] * len(texts)
+        else:
+            own, base = (
+                policy.sequence_logprobs(texts, completions, max_new_tokens=sampling.max_new_tokens)
+                for policy in (point.policy, reference)
+            )
+            ratios = [a - b for a, b in zip(own, base, strict=True)]
+        for i, row in enumerate(rows):
+            cells.append(
+                {
+                    "row": point.row,
+                    "preference": list(point.preference),
+                    "shift": shift,
+                    "item": row["item"],
+                    "prompt": row["prompt"],
+                    "sample": sample,
+                    "completion": completions[i],
+                    "values": [scores[i] for scores in scores_K],
+                    "kl": ratios[i],
+                }
+            )
+    return cells
+
+
+def _scores(name: str, objective: Any, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+    scores = [None if score is None else float(score) for score in objective(prompts, completions)]
+    for prompt, score in zip(prompts, scores, strict=True):
+        if score is None or not math.isfinite(score):
+            raise UserError(f"objective {name} gives {score} for the prompt {prompt[:60]!r}; leave that prompt out")
+    return [score for score in scores if score is not None]
+
+
+def reference_point(cells: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Per objective the reference model's mean score minus its standard deviation: fixed before any method is seen."""
+    import numpy as np
+
+    values_NK = np.array([c["values"] for c in cells if c["row"] == REFERENCE and c["shift"] == "none"])
+    return (values_NK.mean(0) - values_NK.std(0)).tolist()
+
+
+def conflict_of(cells: Sequence[Mapping[str, Any]], *, names: Sequence[str]) -> dict[str, Any]:
+    """How far the objectives disagree on the reference model's own samples, pairs taken within a prompt."""
+    import numpy as np
+
+    from align.functional.conflict import label_disagreement, rank_correlation
+
+    by_prompt: dict[str, list[list[float]]] = {}
+    for cell in cells:
+        if cell["row"] == REFERENCE and cell["shift"] == "none":
+            by_prompt.setdefault(cell["prompt"], []).append(cell["values"])
+    tables = [np.array(values) for values in by_prompt.values() if len(values) > 1]
+    if not tables:
+        reason = "null: one sample per prompt; draw at least two"
+        return {"names": list(names), "disagreement": None, "rank_correlation": None, "n": 0, "reason": reason}
+    disagreement = label_disagreement(np.stack([table[0] - table[1] for table in tables]))
+    return {
+        "names": list(names),
+        "disagreement": _finite(disagreement.values_KK),
+        "rank_correlation": _finite(rank_correlation(tables).values_KK),
+        "n": len(tables),
+    }
+
+
+def _finite(values_KK: Any) -> list[list[float | None]]:
+    return [[float(value) if math.isfinite(value) else None for value in row] for row in values_KK]
+
+
+def shown_samples(cells: Sequence[Mapping[str, Any]], *, prompts: int = 4) -> list[dict[str, Any]]:
+    """The first sample of every row and preference on the first few prompts, for reading."""
+    first = list(dict.fromkeys(cell["prompt"] for cell in cells if cell["shift"] == "none"))[:prompts]
+    kept = [c for c in cells if c["shift"] == "none" and c["sample"] == 0 and c["prompt"] in first]
+    names = ("prompt", "row", "preference", "completion", "values")
+    return [{name: c[name] for name in names} for c in sorted(kept, key=lambda c: first.index(c["prompt"]))]
+
+
+def sampled_summary(
+    cells: Sequence[Mapping[str, Any]],
+    *,
+    title: str,
+    names: Sequence[str],
+    headline: str,
+    info: Mapping[str, Mapping[str, Any]],
+    seed: int,
+) -> dict[str, Any]:
+    """The tables of summary.json from sampled cells; the caller adds provenance and ledger."""
+    from evals.tables.generalization import shifts_table
+    from evals.tables.tradeoffs import sampled_table
+
+    point = reference_point(cells)
+    table = sampled_table(cells, objectives=names, reference_point=point, info=info, seed=seed)
+    shifts = shifts_table(cells, objectives=names, headline=headline, reference_point=point, seed=seed)
+    return {
+        "title": title,
+        "kind": "sampled",
+        "world": None,
+        "world_details": {
+            "objectives": list(names),
+            "reference_point": point,
+            "reference_point_is": "the reference model's mean score minus its standard deviation, per objective",
+            "prompts": len({cell["prompt"] for cell in cells if cell["shift"] == "none"}),
+        },
+        "methods": table,
+        "shifts": shifts,
+        "controls": {},
+        "conflict": conflict_of(cells, names=names),
+        "samples": shown_samples(cells),
+    }

@@ -1,0 +1,1 @@
+"""Real preference data end to end: rows, stages, judging, summary."""

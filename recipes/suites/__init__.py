@@ -1,0 +1,1 @@
+"""Policies on suites: shifts, judges, stages and the summary of an evaluation."""

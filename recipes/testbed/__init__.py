@@ -1,0 +1,1 @@
+"""The exact testbed's stages, plans and summaries."""

@@ -1,0 +1,442 @@
+"""One backbone for a policy, its reference and K reward models: scores, states and storage, against separate models."""
+
+from __future__ import annotations
+
+import gc
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from align.engines.on_policy import trainer as onpolicy
+from align.errors import UserError
+from align.methods import morlhf, ppo
+from align.models import attach_lora, load_model, load_scorer, load_tokenizer, lora_config, save_model
+from align.models.shared_backbone import SharedBackbone, bind
+from align.objectives import Negated, RewardModelObjective, ZScore
+from align.objectives.normalizers import Normalized
+from align.objectives.shared_reward_model import SharedRewardModel
+from align.preferences import Weights
+from align.runs import Ledger
+from align.training.reward_model import RewardModelConfig, train_reward_model
+from factories.made_models import make_adapter
+from factories.tiny_bandit import PROMPT_ROWS, PROMPTS, RESPONSES, TableReward, make_reference, pair_rows
+
+ROOT = Path(__file__).resolve().parents[3]
+
+TEXTS = [(prompt, f" {word}" * n) for prompt in PROMPTS for word in RESPONSES for n in (1, 3)]
+PAIRS = {"prompts": [p for p, _ in TEXTS], "completions": [c for _, c in TEXTS]}
+RL = {"beta": 0.5, "steps": 2, "batch_size": 8, "num_generations": 4, "learning_rate": 1e-2, "logging_steps": 1}
+IDS = {"input_ids": torch.tensor([[2, 4, 5, 6, 7]]), "attention_mask": torch.ones(1, 5, dtype=torch.long)}
+NAMES = ("one", "two", "three")
+
+
+def make_reward_model(base: str, folder: Path, *, seed: int, r: int = 2) -> str:
+    """A run with the same random reward model twice: `adapter` (PEFT's own files) and `model`, merged."""
+    from peft import get_peft_model
+
+    torch.manual_seed(seed)
+    tokenizer = load_tokenizer(base)
+    scorer = load_scorer(base, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
+    model = get_peft_model(scorer, lora_config(scorer, r, task="SEQ_CLS"))
+    for name, parameter in model.named_parameters():
+        if "lora_" in name or (parameter.requires_grad and "score" in name):
+            torch.nn.init.normal_(parameter, std=0.3)
+    save_model(model, tokenizer, folder / "adapter")
+    save_model(model.merge_and_unload(), tokenizer, folder / "model")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("base") / "model"
+    make_reference(folder, one_token=False)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["unk_token"] = "D"  # a decoded completion has no leading space: prompt and first word become one
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def runs(base: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Three reward models of different ranks."""
+    folder = tmp_path_factory.mktemp("rewards")
+    return {name: make_reward_model(base, folder / name, seed=i, r=i + 1) for i, name in enumerate(NAMES)}
+
+
+@pytest.fixture(scope="module")
+def expected(runs: dict[str, str]) -> dict[str, Any]:
+    """The scores of the separate, merged models."""
+    found = {name: RewardModelObjective(run)(**PAIRS) for name, run in runs.items()}
+    assert min(max(abs(a - b) for a, b in zip(found[x], found[y], strict=True)) for x, y in
+               (("one", "two"), ("two", "three"), ("one", "three"))) > 0.01  # fmt: skip
+    return found
+
+
+def shared(runs: dict[str, str], **options: Any) -> dict[str, SharedRewardModel]:
+    return {name: SharedRewardModel(run, name=name, **options) for name, run in runs.items()}
+
+
+def policy_on(base: str) -> Any:
+    """A LoRA policy away from its backbone."""
+    model = attach_lora(load_model(base), 2)
+    torch.manual_seed(7)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model.train()
+
+
+def trainable(model: Any) -> set[str]:
+    return {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+def weights_of(model: Any) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+# --------------------------------------------------------------------------------------------------------- the scores
+
+
+@pytest.mark.parametrize("bound", [True, False], ids=["on a policy's backbone", "on their own backbone"])
+@pytest.mark.parametrize("batch_size", [64, 3])
+def test_scores_are_those_of_the_separate_models(
+    bound: bool, batch_size: int, base: str, runs: dict[str, str], expected: dict[str, Any]
+) -> None:
+    objectives = shared(runs, batch_size=batch_size)
+    model = policy_on(base)
+    if bound:
+        bind(objectives.values(), model)
+    for name in (*NAMES, *reversed(NAMES)):  # each adapter again after every other
+        assert objectives[name](**PAIRS) == pytest.approx(expected[name], abs=1e-5)
+    backbones = {id(objective.backbone) for objective in objectives.values()}
+    assert len(backbones) == 1 and (objectives["one"].backbone.peft is model) == bound
+
+
+def test_scale_and_shift_are_those_of_a_reward_model(runs: dict[str, str], expected: dict[str, Any]) -> None:
+    objective = SharedRewardModel(runs["one"], scale=-2.0, shift=0.5)
+    assert objective(**PAIRS) == pytest.approx([0.5 - 2 * s for s in expected["one"]], abs=1e-5)
+    assert objective.__name__ == "one"
+
+
+def test_learned_positions_and_transposed_matrices(tmp_path: Path) -> None:
+    base = make_reference(tmp_path / "gpt2", architecture="gpt2")
+    run = make_reward_model(base, tmp_path / "run", seed=0)
+    assert SharedRewardModel(run)(**PAIRS) == pytest.approx(RewardModelObjective(run)(**PAIRS), abs=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------- the policy's state
+
+
+def test_scoring_leaves_the_policy_as_it_was(base: str, runs: dict[str, str]) -> None:
+    """PEFT's set_adapter makes what it activates trainable and freezes the rest: the policy would stop to learn."""
+    model = policy_on(base)
+    names, before = trainable(model), weights_of(model)
+    logits = model.eval()(**IDS).logits.detach()
+    model.train()
+    objectives = shared(runs)
+    bind(objectives.values(), model)
+    for objective in objectives.values():
+        objective(**PAIRS)
+        assert trainable(model) == names and names and all(".default." in name for name in names)
+        assert model.active_adapter == "default" and model.base_model.active_adapters == ["default"]
+        assert set(model.peft_config) == {"default"} and model.training
+        assert all(module.training for module in model.modules())
+    after = weights_of(model)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert len(after) > len(before)  # the scorers' factors are in the same layers
+    assert torch.equal(model.eval()(**IDS).logits, logits)
+    model(**IDS).logits.square().mean().backward()
+    moved = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert moved == names
+
+
+def test_states_are_restored_whatever_they_were_and_after_an_error(base: str, runs: dict[str, str]) -> None:
+    model = policy_on(base)
+    objective = SharedRewardModel(runs["one"])
+    objective.bind(model)
+    model.eval()
+    with model.disable_adapter():
+        reference = model(**IDS).logits.detach()
+        objective(**PAIRS)
+        assert torch.equal(model(**IDS).logits, reference) and not model.training
+    assert (model(**IDS).logits - reference).abs().max() > 0.01
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)  # a policy that is read only stays so
+    objective(**PAIRS)
+    assert trainable(model) == set()
+    with pytest.raises(ZeroDivisionError), objective.backbone.reading("scorer_0"):
+        raise ZeroDivisionError
+    assert model.base_model.active_adapters == ["default"]
+
+
+def test_the_reference_is_the_base_before_and_after_scoring(base: str, runs: dict[str, str]) -> None:
+    model = policy_on(base)
+    objectives = shared(runs)
+    bind(objectives.values(), model)
+    with torch.no_grad():
+        plain = load_model(base).eval()(**IDS).logits.log_softmax(-1)
+    backbone = SharedBackbone.of(model)
+    for objective in objectives.values():
+        objective(**PAIRS)
+        found = backbone.reference(**IDS).logits.log_softmax(-1)
+        assert torch.allclose(found, plain, atol=1e-6) and not found.requires_grad
+        with torch.no_grad(), model.disable_adapter():  # as TRL reads it
+            assert torch.allclose(model(**IDS).logits.log_softmax(-1), plain, atol=1e-6)
+    assert trainable(model)
+
+
+def test_specialists_are_read_beside_the_policy(base: str, runs: dict[str, str], tmp_path: Path) -> None:
+    paths = [make_adapter(base, tmp_path / str(seed), r=2, seed=seed) for seed in (1, 2, 3)]
+    with torch.no_grad():
+        alone = [load_model(path).eval()(**IDS).logits for path in paths]
+    model = policy_on(base)
+    names = trainable(model)
+    objective = SharedRewardModel(runs["one"])
+    objective.bind(model)
+    scores = objective(**PAIRS)
+    backbone = SharedBackbone.of(model)
+    specialists = [backbone.specialist(path) for path in paths]
+    for i in (0, 2, 1, 0):
+        assert torch.allclose(specialists[i](**IDS).logits, alone[i], atol=1e-5)
+        assert objective(**PAIRS) == scores and trainable(model) == names and model.training
+    assert (alone[0] - alone[1]).abs().max() > 0.01 and set(model.peft_config) == {"default"}
+    assert model.active_adapter == "default" and backbone.specialist(paths[0]).adapter == specialists[0].adapter
+    with pytest.raises(RuntimeError, match="reading"):
+        backbone.switch("adapter_0")
+
+
+def test_the_backbone_is_in_memory_once(base: str, runs: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    import align.models
+
+    model = policy_on(base)
+    before = {p.data_ptr(): p.numel() for p in model.parameters()}
+    monkeypatch.setattr(align.models, "load_model", lambda *_, **__: pytest.fail("a second backbone was loaded"))
+    objectives = shared(runs)
+    bind(objectives.values(), model)
+    for objective in objectives.values():
+        objective(**PAIRS)
+    backbone = objectives["one"].backbone
+    weight = backbone.model.model.layers[0].mlp.up_proj.base_layer.weight
+    assert {id(objective.backbone.model) for objective in objectives.values()} == {id(model.get_base_model())}
+    assert weight.data_ptr() in before
+    added = sum(p.numel() for p in model.parameters() if p.data_ptr() not in before)
+    from peft import load_peft_weights
+
+    factors = sum(
+        t.numel() for run in runs.values() for n, t in load_peft_weights(f"{run}/adapter").items() if "lora_" in n
+    )
+    assert added == factors
+
+
+def test_without_a_policy_one_backbone_serves_all_until_nobody_needs_it(
+    base: str, runs: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import align.models
+
+    loaded: list[str] = []
+    real = load_model
+
+    def counted(path: Any, **options: Any) -> Any:
+        loaded.append(str(path))
+        return real(path, **options)
+
+    gc.collect()
+    monkeypatch.setattr(align.models, "load_model", counted)
+    objectives = shared(runs)
+    bind(objectives.values(), real(base))  # a policy trained whole moves: it is nobody's backbone
+    scores = {name: objective(**PAIRS) for name, objective in objectives.items()}
+    assert loaded == [base]
+    assert trainable(objectives["one"].backbone.model) == set()
+    copies = pickle.loads(pickle.dumps(objectives))
+    del objectives
+    gc.collect()
+    assert {name: copy(**PAIRS) for name, copy in copies.items()} == scores and loaded == [base, base]
+
+
+def test_a_policy_that_is_gone_is_not_kept_alive(base: str, runs: dict[str, str], expected: dict[str, Any]) -> None:
+    import weakref
+
+    objective = SharedRewardModel(runs["one"])
+    model = policy_on(base)
+    objective.bind(model)
+    objective(**PAIRS)
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+    assert objective(**PAIRS) == pytest.approx(expected["one"], abs=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------------- in training
+
+
+class Killed(TrainerCallback):
+    """Ends training as soon as a checkpoint is written."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        raise RuntimeError("killed")
+
+
+def trainer_of(base: str, objectives: Any, folder: Path, **changes: Any) -> Any:
+    config = morlhf.Config(**{**RL, "max_completion_length": 3, "lora_r": 2, **changes})
+    return morlhf.build_trainer(
+        config, reference=base, objectives=objectives, weights=Weights((1 / len(objectives),) * len(objectives)),
+        prompts=PROMPT_ROWS, folder=folder, ledger=Ledger(),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+def test_a_step_moves_the_policy_alone_and_as_with_separate_models(
+    algorithm: str, base: str, runs: dict[str, str], tmp_path: Path
+) -> None:
+    """K = 3, among them one negated and one normalized; the KL to the reference is on."""
+    trained = {}
+    for kind, make in (("shared", SharedRewardModel), ("separate", RewardModelObjective)):
+        plain: Any = {name: make(run, name=name) for name, run in runs.items()}
+        objectives = {
+            "one": plain["one"],
+            "two": Negated(plain["two"]),
+            "three": Normalized(plain["three"], ZScore(mean=0.1, std=0.5, n=4)),
+        }
+        trainer = trainer_of(base, objectives, tmp_path / kind, algorithm=algorithm)
+        before = weights_of(trainer.model)
+        names = trainable(trainer.model)
+        means = onpolicy.run_trainer(trainer, label=kind, folder=tmp_path / kind, ledger=Ledger())
+        after = weights_of(trainer.model)
+        moved = {name for name, value in before.items() if not torch.equal(after[name], value)}
+        assert moved and moved <= names == trainable(trainer.model)
+        if kind == "shared":
+            assert plain["one"].backbone.peft is trainer.model and len(after) > len(before)
+            scorers = {name: value for name, value in after.items() if ".scorer_" in name}
+            from peft import load_peft_weights
+
+            saved = load_peft_weights(f"{runs['one']}/adapter")
+            for name, value in saved.items():
+                if "lora_" in name:
+                    trained_name = name.replace(".weight", ".scorer_0.weight")
+                    assert torch.equal(scorers[trained_name], value)
+        trained[kind] = ({name: after[name] for name in names}, means)
+    for name, value in trained["separate"][0].items():
+        assert torch.allclose(trained["shared"][0][name], value, atol=1e-5), name
+    means, other = ({n: x for n, x in found.items() if n.startswith(("reward", "kl"))} for _, found in trained.values())
+    assert means == pytest.approx(other, abs=1e-4) and means["rewards/one/mean"] != 0
+
+
+def test_what_is_saved_is_the_policy_alone_and_it_resumes(base: str, runs: dict[str, str], tmp_path: Path) -> None:
+    """PEFT would save every adapter that it knows, each in a folder of its own."""
+    whole = trainer_of(base, shared(runs), tmp_path / "whole", steps=4)
+    onpolicy.run_trainer(whole, label="whole", folder=tmp_path / "whole", ledger=Ledger())
+    model = tmp_path / "whole" / "model"
+    assert not [path for path in model.iterdir() if path.is_dir()]
+    from peft import load_peft_weights
+
+    saved = load_peft_weights(model)
+    assert saved and not [name for name in saved if "scorer" in name]
+    resumed = tmp_path / "resumed"
+    first = trainer_of(base, shared(runs), resumed, steps=4, save_steps=2)
+    first.add_callback(Killed())
+    with pytest.raises(RuntimeError, match="killed"):
+        onpolicy.run_trainer(first, label="first", folder=resumed, ledger=Ledger())
+    again = trainer_of(base, shared(runs), resumed, steps=4, save_steps=2)
+    onpolicy.run_trainer(again, label="resumed", folder=resumed, ledger=Ledger())
+    for name, value in load_peft_weights(resumed / "model").items():
+        assert torch.allclose(value, saved[name], atol=1e-6), name
+
+
+def test_ppo_shares_its_backbone_too(base: str, runs: dict[str, str]) -> None:
+    objectives = shared({name: runs[name] for name in ("one", "two")})
+    config = ppo.Config(**{**RL, "steps": 1}, lora_r=2, max_completion_length=2)
+    trainer = ppo.Trainer(config, reference=base, objectives=objectives, weights=Weights((0.5, 0.5)), ledger=Ledger())
+    assert all(objective.backbone.peft is trainer.actor.policy for objective in objectives.values())
+
+
+# ----------------------------------------------------------------------------------------------- training and mistakes
+
+
+def test_a_reward_model_is_kept_as_an_adapter_where_asked(base: str, tmp_path: Path) -> None:
+    rows = [{"prompt": row["prompt"], "chosen": row["a"], "rejected": row["b"]} for row in pair_rows(16)]
+    settings: Any = {"max_steps": 3, "learning_rate": 2e-2, "batch_size": 8, "save_steps": None}
+    config = RewardModelConfig(**settings, lora_r=2, keep_adapter=True)
+    train_reward_model(config, model=base, rows=rows, out=tmp_path, ledger=Ledger())
+    expected = RewardModelObjective(tmp_path)(**PAIRS)
+    for path in (tmp_path, tmp_path / "adapter", tmp_path / "model"):
+        assert SharedRewardModel(path)(**PAIRS) == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(UserError, match="lora_r is 0"):
+        RewardModelConfig(keep_adapter=True)
+
+
+def test_mistakes_are_told_in_one_line(base: str, runs: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="keep_adapter"):
+        SharedRewardModel(base)
+    policy = make_adapter(base, tmp_path / "policy", r=2, seed=0)
+    with pytest.raises(UserError, match="no score head"):
+        SharedRewardModel(policy)(**PAIRS)
+    other = make_reference(tmp_path / "other", seed=5)
+    with pytest.raises(UserError, match="adapter of .* but the model in memory is"):
+        SharedRewardModel(runs["one"]).bind(policy_on(other))
+    with pytest.raises(UserError, match="but the model in memory is"):
+        SharedBackbone.of(policy_on(other)).specialist(policy)
+    damaged = Path(make_reward_model(base, tmp_path / "damaged", seed=0)) / "adapter"
+    (damaged / "adapter_model.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(UserError, match="no model could be read"):
+        SharedRewardModel(damaged)(**PAIRS)
+
+
+def test_other_objectives_are_not_touched(base: str) -> None:
+    model = policy_on(base)
+    bind([TableReward("one"), Negated(TableReward("two"))], model)
+    assert not hasattr(model, "shared_backbone")
+
+
+def test_a_config_can_name_it_and_best_of_n_can_store_it(runs: dict[str, str], expected: dict[str, Any]) -> None:
+    from align.objectives import build_objective
+    from align.policies.best_of_n import _entry
+
+    entry = {"kind": "shared_reward_model", "name": "cost", "path": runs["one"], "scale": 2.0, "negate": True}
+    objective = build_objective(entry)
+    assert objective(**PAIRS) == pytest.approx([-2 * s for s in expected["one"]], abs=1e-5)
+    stored = _entry(objective.objective, Path(runs["one"]).parent)
+    assert stored is not None and (stored["kind"], stored["path"]) == ("shared_reward_model", "one")
+
+
+# --------------------------------------------------------------------------------------------------------- the numbers
+
+
+def test_the_published_page_is_made_from_the_published_numbers() -> None:
+    """Also that the bar was met at its size, and against separate models that are no cheaper than they are."""
+    from benchmarks.cost.memory import page
+
+    result = json.loads((ROOT / "docs" / "results" / "memory.json").read_text(encoding="utf-8"))
+    assert page(result) == (ROOT / "docs" / "results" / "memory.md").read_text(encoding="utf-8")
+    variants = result["variants"]
+    assert result["objectives"] == 2 and result["backbone_parameters"] >= 50e6
+    assert variants["shared"]["ratio_high"] <= 1.25 < variants["separate"]["ratio_low"]
+    four_networks = 4 * 4 * result["backbone_parameters"]  # float32
+    assert variants["separate"]["parameters"] == pytest.approx(four_networks, rel=0.01)
+
+
+def made_up(peaks: dict[str, list[int]], *, score: float = 1.0) -> dict[str, Any]:
+    fixed = {"loaded": 1, "parameters": 1, "optimizer": 1, "gradients": 1, "cpu_seconds_per_step": 1.0}
+    sizes = {"backbone_parameters": 1, "policy_parameters": 1}
+    return {
+        name: [{"peak": x, "scores": [[score if name == "shared" else 1.0]], **fixed, **sizes} for x in row]
+        for name, row in peaks.items()
+    }
+
+
+def test_the_bar_is_held_by_the_worst_round_of_equal_models() -> None:
+    from benchmarks.cost.memory import result_of
+
+    peaks = {"policy": [100, 200], "reference": [100, 200], "shared": [130, 220], "separate": [300, 500]}
+    result = result_of(made_up(peaks), objectives=1)
+    shared = result["variants"]["shared"]
+    assert (shared["ratio"], shared["ratio_low"], shared["ratio_high"]) == pytest.approx((1.2, 1.1, 1.3))
+    assert not result["met"] and result["variants"]["separate"]["ratio"] == pytest.approx(2.75)
+    assert result_of(made_up({**peaks, "shared": [125, 220]}), objectives=1)["met"]
+    with pytest.raises(RuntimeError, match="not the same models"):
+        result_of(made_up(peaks, score=1.1), objectives=1)

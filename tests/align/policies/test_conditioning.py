@@ -1,0 +1,418 @@
+"""Preferences in the prompt: what tags say, that prompts are left alone, that tag tokens are read and never written."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from align.errors import UserError
+from align.functional.draws import draw_directions, draw_weights
+from align.models import load_model, load_tokenizer
+from align.policies.base import ModelPolicy
+from align.policies.load import load_family
+from align.policies.tagged import (
+    ASKED,
+    TaggedFamily,
+    TaggedPolicy,
+    Tags,
+    can_say,
+    choose_tags,
+    forbid,
+    tag_ids,
+    tagged_checkpoint,
+)
+from align.preferences import Direction, Targets, Thresholds, Weights
+from factories.tiny_bandit import PROMPTS, WORDS, make_reference, make_tokenizer, next_distribution
+
+NAMES = ("one", "two", "three", "four", "five")
+TOKENS = Tags(("one", "two"), tokens=True)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make_reference(tmp_path_factory.mktemp("reference") / "model")
+
+
+@pytest.fixture(scope="module")
+def many_tokens(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A reference whose responses end at the end token only."""
+    return make_reference(tmp_path_factory.mktemp("many") / "model", one_token=False)
+
+
+@pytest.fixture(scope="module")
+def start(reference: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tagged_checkpoint(reference, tags=TOKENS, out=tmp_path_factory.mktemp("tagged") / "model")
+
+
+# ------------------------------------------------------------------------------------------------------ what tags say
+
+
+def test_tags_read_as_written() -> None:
+    tags = Tags(("helpful", "harmless"))
+    assert tags.apply("explain it :", (0.31, 0.7)) == "<helpful: 0.3> <harmless: 0.7> explain it :"
+    assert tags.apply("x", (1.0, 0.0)) == "<helpful: 1> <harmless: 0> x"
+
+
+@pytest.mark.parametrize("objectives", range(1, 6))
+@pytest.mark.parametrize(("low", "high", "levels"), [(0.0, 1.0, 10), (-2.4, 2.1, 20), (-1.0, 0.0, 7), (0.0, 5.0, 5)])
+def test_numbers_come_back_for_any_number_of_objectives(objectives: int, low: float, high: float, levels: int) -> None:
+    """Negative scores included; the numbers that come back are those that `rounded` promised."""
+    tags = Tags(NAMES[:objectives], levels=levels, low=low, high=high)
+    rng = np.random.default_rng(objectives)
+    for values in rng.uniform(low - 1, high + 1, (20, objectives)).tolist():
+        told = tags.apply("say: <one: 0.5> things", values)
+        assert tags.strip(told) == "say: <one: 0.5> things"
+        assert tags.values(told) == tags.rounded(values)
+        for value, said in zip(values, tags.rounded(values), strict=True):
+            assert abs(said - min(max(value, low), high)) <= (high - low) / levels / 2 + 1e-6
+        assert tags.rounded(tags.rounded(values)) == tags.rounded(values)
+
+
+@pytest.mark.parametrize(
+    "prompt", ["i miss my person", " leading space", "", "ends in tags <one: 1> ", "### Response:", "\n\nHuman: hi"]
+)
+def test_ric_rstrip_bug_the_prompt_minus_its_tags_is_the_prompt(prompt: str) -> None:
+    """RiC's code strips a character set off the prompt: "i miss my person" became "i miss my per"."""
+    tags = Tags(("one", "two"), low=-1.0)
+    told = tags.apply(prompt, (-0.5, 1.0))
+    assert told.endswith(prompt) and tags.strip(told) == prompt
+    assert tags.strip(tags.strip(tags.apply(told, (0.0, 0.0)))) == prompt  # one layer of tags at a time
+
+
+def test_large_and_small_ranges_are_written_without_exponents() -> None:
+    for low, high in ((0.0, 2e7), (0.0, 1e-4), (-3e6, 5e6)):
+        tags = Tags(("one",), low=low, high=high)
+        for value in (low, (low + high) / 2, high):
+            assert "e" not in tags.text((value,)).removeprefix("<one")
+            assert tags.values(tags.text((value,)))[0] == pytest.approx(value, abs=(high - low) / 20)
+
+
+def test_negative_zero_is_zero() -> None:
+    assert Tags(("one",), low=-1.0).text((-0.01,)) == "<one: 0> "
+
+
+def test_free_objectives_are_said_to_be_free() -> None:
+    tags = Tags(("one", "two"), levels=5, high=5.0, free=True)
+    told = tags.apply("x :", (None, 0.0))
+    assert told == "<one: any> <two: 0> x :"
+    assert tags.values(told) == (None, 0.0) and tags.strip(told) == "x :"
+    assert len(tags.vocabulary()) == 2 * 7
+    with pytest.raises(UserError, match="None needs tags with free"):
+        Tags(("one", "two")).text((None, 0.0))
+
+
+def test_rounding_keeps_the_sum_of_two_weights() -> None:
+    tags = Tags(("one", "two"))
+    for i in range(101):
+        assert sum(tags.rounded((i / 100, 1 - i / 100))) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"names": ()}, "tags need objectives"),
+        ({"low": 1.0}, "low below high"),
+        ({"high": math.inf}, "low below high"),
+        ({"levels": 0}, "levels must be at least 1"),
+        ({"names": ("two words",)}, "cannot stand in a tag"),
+        ({"names": ("one", "one")}, "repeat a name"),
+        ({"high": 1e-6, "levels": 10}, "cannot be told apart"),
+    ],
+)
+def test_impossible_tags_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Tags(**{"names": ("one",), **fields})
+
+
+def test_prompts_without_the_tags_are_refused() -> None:
+    tags = Tags(("one", "two"))
+    for prompt in ("x :", "<one: 0.5> x :", "<two: 0.5> <one: 0.5> x :", " <one: 0.5> <two: 0.5> x :"):
+        with pytest.raises(UserError, match="does not begin with the tags"):
+            tags.strip(prompt)
+    with pytest.raises(UserError, match="3 numbers for the tags of 2"):
+        tags.text((0.1, 0.2, 0.3))
+
+
+# ---------------------------------------------------------------------------------------------------- text or tokens
+
+
+def test_a_word_level_tokenizer_cannot_say_tags_and_a_byte_level_one_can(reference: str, tiny_model: Path) -> None:
+    fields = {"names": ("one", "two"), "levels": 4}
+    assert choose_tags("auto", reference=reference, **fields).tokens
+    assert not choose_tags("auto", reference=str(tiny_model), **fields).tokens
+    assert not choose_tags("text", reference=reference, **fields).tokens
+    assert choose_tags("tokens", reference=str(tiny_model), **fields).tokens
+    with pytest.raises(UserError, match="tags must be one of"):
+        choose_tags("words", reference=reference, **fields)
+
+
+@pytest.mark.parametrize("unknown", ["token", "dropped"])
+def test_tags_that_become_unknown_tokens_or_nothing_cannot_be_said(unknown: str, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer
+    from tokenizers.models import BPE, WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import PreTrainedTokenizerFast
+
+    words = {"<pad>": 0, "<end>": 1, "<unk>": 2}
+    core = Tokenizer(WordLevel(words, unk_token="<unk>") if unknown == "token" else BPE(vocab=words, merges=[]))
+    core.pre_tokenizer = WhitespaceSplit()
+    names = {"eos_token": "<end>", "pad_token": "<pad>"} | ({"unk_token": "<unk>"} if unknown == "token" else {})
+    reference = make_reference(tmp_path / "model")
+    PreTrainedTokenizerFast(tokenizer_object=core, **names).save_pretrained(reference)
+    assert not can_say(Tags(("one",), levels=1), reference)
+
+
+def test_text_tags_need_no_copy_of_the_reference(reference: str, tmp_path: Path) -> None:
+    assert tagged_checkpoint(reference, tags=Tags(("one",)), out=tmp_path / "copy") == reference
+    assert not (tmp_path / "copy").exists()
+
+
+def test_tag_tokens_extend_a_copy_and_leave_the_reference_s_rows(reference: str, start: str) -> None:
+    before, after = load_model(reference), load_model(start)
+    tokenizer = load_tokenizer(start)
+    assert len(tokenizer) == len(WORDS) + 22 == after.config.vocab_size
+    assert tag_ids(tokenizer, TOKENS) == list(range(len(WORDS), len(WORDS) + 22))
+    for mine, theirs in (
+        (after.get_input_embeddings(), before.get_input_embeddings()),
+        (after.get_output_embeddings(), before.get_output_embeddings()),
+    ):
+        assert torch.equal(mine.weight[: len(WORDS)], theirs.weight)
+    assert after.generation_config.eos_token_id == before.generation_config.eos_token_id
+    ids = tokenizer(TOKENS.apply("y y :", (0.3, 0.7)))["input_ids"]
+    assert ids == [len(WORDS) + 3, len(WORDS) + 11 + 7, 3, 3, 4]
+    with pytest.raises(UserError, match="already; rename"):
+        tagged_checkpoint(start, tags=TOKENS, out=Path(start).parent / "twice")
+
+
+def test_neighbouring_levels_start_as_neighbours(start: str) -> None:
+    rows = load_model(start).get_input_embeddings().weight.detach()[len(WORDS) :].reshape(2, 11, -1)
+    for table_LD in rows:
+        distances = torch.cdist(table_LD, table_LD)
+        assert distances[0, 1].item() == pytest.approx(distances[0, 10].item() / 10, rel=1e-3)
+        assert distances[3, 10] > distances[3, 4] > 0
+    assert (rows[0, 0] - rows[1, 0]).norm() > 0  # the objectives are told apart
+
+
+@pytest.mark.parametrize("free", [False, True])
+def test_the_copy_is_a_function_of_the_seed(free: bool, reference: str, tmp_path: Path) -> None:
+    tags = Tags(("one", "two", "three"), levels=3, tokens=True, free=free)
+    one, again, other = (
+        load_model(tagged_checkpoint(reference, tags=tags, out=tmp_path / str(i), seed=seed)).get_input_embeddings()
+        for i, seed in enumerate((1, 1, 2))
+    )
+    assert torch.equal(one.weight, again.weight) and not torch.equal(one.weight, other.weight)
+    assert len(one.weight) == len(WORDS) + 3 * (4 + free)
+
+
+# ------------------------------------------------------------------------------------- tags are read and never written
+
+
+def test_the_mass_of_tag_tokens_goes_to_the_others_in_proportion(start: str) -> None:
+    raw = load_model(start)
+    ids = torch.tensor([load_tokenizer(start)(TOKENS.apply("x :", (0.2, 0.8)))["input_ids"]])
+    logits = raw(input_ids=ids).logits[0, -1]
+    kept = logits.softmax(-1)[: len(WORDS)]
+    assert kept.sum() < 0.99  # there is something to take away
+    expected = (kept / kept.sum()).tolist()
+    forbidden = forbid(load_model(start), tag_ids(load_tokenizer(start), TOKENS))
+    told = forbidden(input_ids=ids).logits[0, -1].softmax(-1)
+    assert told[: len(WORDS)].tolist() == pytest.approx(expected, rel=1e-5)
+    assert told[len(WORDS) :].sum() == 0.0
+    policy = TaggedPolicy(start, tags=TOKENS, values=(0.2, 0.8), name="p")
+    plain = torch.tensor([[2, 4]])
+    asked = policy.next_token_logprobs(plain, torch.ones_like(plain))[0].exp()
+    assert asked[: len(WORDS)].tolist() == pytest.approx(expected, rel=1e-5)
+    assert asked[len(WORDS) :].sum() == 0.0
+
+
+def test_what_is_forbidden_is_not_saved(start: str, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    model = forbid(load_model(start), [len(WORDS)])
+    model.save_pretrained(tmp_path)
+    assert load_file(tmp_path / "model.safetensors").keys() == load_file(Path(start) / "model.safetensors").keys()
+    with pytest.raises(ValueError, match="has a bias"):
+        forbid(model, [len(WORDS)])
+    assert forbid(load_model(start), []).get_output_embeddings().bias is None
+
+
+def test_samples_follow_the_tagged_distribution_and_hold_no_tags(start: str) -> None:
+    policy = TaggedPolicy(start, tags=TOKENS, values=(0.9, 0.1), name="p")
+    texts = policy.generate(["y y :"] * 4000, max_new_tokens=1, seed=0, batch_size=4000)
+    assert not any("<one" in text or "<two" in text for text in texts)
+    ids = torch.tensor([[3, 3, 4]])
+    expected = policy.next_token_logprobs(ids, torch.ones_like(ids))[0].exp()
+    counts = Counter(texts)
+    for word in ("A", "B", "x", ":"):
+        p = expected[WORDS.index(word)].item()
+        assert abs(counts[word] / 4000 - p) < 5 * math.sqrt(p * (1 - p) / 4000) + 1e-9
+
+
+def test_log_probabilities_are_those_behind_the_tags(many_tokens: str, tmp_path: Path) -> None:
+    start = tagged_checkpoint(many_tokens, tags=TOKENS, out=tmp_path / "m")
+    policy = TaggedPolicy(start, tags=TOKENS, values=(0.4, 0.6), name="p")
+    (ours,) = policy.sequence_logprobs(["x :"], [" A B"])
+    model = forbid(load_model(start), tag_ids(load_tokenizer(start), TOKENS))
+    ids = torch.tensor([[len(WORDS) + 4, len(WORDS) + 11 + 6, 2, 4, 5, 6, 1]])
+    logp = model(input_ids=ids).logits[0].log_softmax(-1)
+    assert ours == pytest.approx(sum(logp[i, ids[0, i + 1]].item() for i in (3, 4, 5)), abs=1e-4)
+    assert ours != pytest.approx(ModelPolicy(start).sequence_logprobs(["x :"], [" A B"])[0], abs=1e-3)
+
+
+def test_padding_and_the_tags_before_it_change_nothing(start: str) -> None:
+    policy = TaggedPolicy(start, tags=TOKENS, values=(0.4, 0.6), name="p")
+    alone = torch.tensor([[2, 4]])
+    padded = torch.tensor([[0, 0, 2, 4], [3, 3, 3, 4]])
+    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    one = policy.next_token_logprobs(alone, torch.ones_like(alone))[0]
+    assert torch.allclose(policy.next_token_logprobs(padded, mask)[0], one, atol=1e-5)
+
+
+def test_components_stand_behind_the_ids_of_the_tags(start: str) -> None:
+    policy = TaggedPolicy(start, tags=TOKENS, values=(0.3, 0.7), name="p")
+    (component,) = policy.components()
+    assert component.prefix == (len(WORDS) + 3, len(WORDS) + 11 + 7)
+
+
+def test_text_tags_that_may_merge_with_the_prompt_have_no_prefix(tiny_model: Path) -> None:
+    """In a byte-level vocabulary " hello" is one token: the tags' ids are no fixed prefix of the prompt's."""
+    policy = TaggedPolicy(tiny_model, tags=Tags(("one",)), values=(0.5,), name="p")
+    with pytest.raises(UserError, match="may share a token with the prompt"):
+        policy.components()
+    assert len(policy.generate(["bread"], max_new_tokens=2, seed=0)) == 1
+    ours, plain = policy.sequence_logprobs(["bread"], [" tea"]), ModelPolicy(tiny_model)
+    assert ours == plain.sequence_logprobs(["<one: 0.5> bread"], [" tea"])
+
+
+# ---------------------------------------------------------------------------------- from a preference to its numbers
+
+
+@pytest.mark.parametrize("name", ["targets_l2", "targets_linf", "targets_linear"])
+@pytest.mark.parametrize("k", range(3))
+def test_a_vertex_asks_for_the_maximum_of_its_objective_and_the_minimum_of_the_rest(name: str, k: int) -> None:
+    low, high = (-2.0, -1.0, 0.0), (2.0, 3.0, 4.0)
+    asked = ASKED[name](Weights.vertex(k, 3), low, high)
+    assert asked == tuple(high[j] if j == k else low[j] for j in range(3))
+
+
+def test_targets_between_the_vertices() -> None:
+    low, high, w = (-4.0, 0.0), (4.0, 2.0), Weights((0.6, 0.4))
+    l2 = ASKED["targets_l2"](w, low, high)
+    assert l2 == pytest.approx((-4 + 8 * 0.6 / math.sqrt(0.52), 2 * 0.4 / math.sqrt(0.52)))
+    assert ASKED["targets_linear"](w, low, high) == pytest.approx((-4 + 8 * 0.6, 2 * 0.4))
+    assert ASKED["targets_linf"](w, low, high) == pytest.approx((4.0, 2 * 0.8))  # the largest asks for its maximum
+    assert ASKED["targets_linf"](Weights((0.2, 0.5, 0.3)), (0.0,) * 3, (1.0,) * 3) == pytest.approx((0.6, 1.0, 0.9))
+    for name in ("targets_l2", "targets_linf", "targets_linear", "controls_l2"):
+        assert ASKED[name](Targets((0.5, -7.0)), low, high) == (0.5, -7.0)
+    assert ASKED["controls_l2"](Weights((0.0, 1.0)), low, high) == (None, 2.0)
+    assert ASKED["controls_l2"](w, low, high) == l2
+
+
+def test_weights_and_directions_say_themselves() -> None:
+    assert ASKED["weights"](Weights((0.25, 0.75)), (), ()) == (0.25, 0.75)
+    assert ASKED["direction"](Weights((0.6, 0.4)), (), ()) == pytest.approx(
+        (0.6 / math.sqrt(0.52), 0.4 / math.sqrt(0.52))
+    )
+    assert ASKED["direction"](Direction((0.6, -0.8)), (), ()) == (0.6, -0.8)
+    for name in ("weights", "direction", "targets_l2"):
+        with pytest.raises(UserError, match="not asked by thresholds"):
+            ASKED[name](Thresholds((0.5, None)), (0.0, 0.0), (1.0, 1.0))
+
+
+def test_a_family_is_saved_with_everything_that_its_policies_need(start: str, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(start, tmp_path / "run" / "model")
+    preferences = (Weights((0.25, 0.75)), Targets((0.5, 0.1)))
+    family = TaggedFamily(
+        "ric", str(tmp_path / "run" / "model"), TOKENS, asked="targets_linear", low=(0.2, 0.0), high=(1.0, 0.8),
+        preferences=preferences, optimises={"0.25,0.75": "something"},
+    )  # fmt: skip
+    family.save(tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    again = load_family(tmp_path / "moved")
+    assert (again.tags, again.asked, again.low, again.high) == (TOKENS, "targets_linear", (0.2, 0.0), (1.0, 0.8))
+    assert again.preferences == preferences and again.optimises == family.optimises
+    assert again.point_cost == "prompt" and "one, two" in again.domain
+    policy = again.policy(Weights((0.25, 0.75)))
+    assert policy.values == pytest.approx((0.4, 0.6)) and policy.name == "ric@0.25,0.75"
+    assert policy.generate(list(PROMPTS), max_new_tokens=1, seed=0)
+    with pytest.raises(UserError, match="answers 2 objectives"):
+        again.policy(Weights((0.5, 0.25, 0.25)))
+
+
+def test_a_tagged_copy_of_a_tokenizer_reads_untagged_prompts_as_before(reference: str, start: str) -> None:
+    for prompt in PROMPTS:
+        assert load_tokenizer(start)(prompt)["input_ids"] == make_tokenizer()(prompt)["input_ids"]
+        ids = torch.tensor([make_tokenizer()(prompt)["input_ids"]])
+        forbidden = forbid(load_model(start), tag_ids(load_tokenizer(start), TOKENS))
+        told = forbidden(input_ids=ids).logits[0, -1].softmax(-1)[: len(WORDS)]
+        assert told.tolist() == pytest.approx(next_distribution(reference, prompt), abs=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------ drawn preferences
+
+
+@pytest.mark.parametrize(("objectives", "alpha"), [(2, 1.0), (3, 1.0), (3, 0.5), (4, 2.0)])
+def test_drawn_weights_have_the_moments_of_their_dirichlet_law(objectives: int, alpha: float) -> None:
+    rng = np.random.default_rng(0)
+    table_NK = np.array([w.values for w in draw_weights(20000, objectives=objectives, rng=rng, alpha=alpha)])
+    assert table_NK.sum(1) == pytest.approx(1.0)
+    total = objectives * alpha
+    variance = (1 / objectives) * (1 - 1 / objectives) / (total + 1)
+    assert table_NK.mean(0) == pytest.approx(1 / objectives, abs=0.01)
+    assert table_NK.var(0) == pytest.approx(variance, rel=0.05)
+    covariance = np.cov(table_NK.T)[np.triu_indices(objectives, 1)]
+    assert covariance == pytest.approx(-(1 / objectives**2) / (total + 1), rel=0.1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_weights_of_a_batch_are_spread_evenly(seed: int) -> None:
+    """Two objectives: exactly one first weight in each sixteenth of [0, 1]; independent draws never do that."""
+    drawn = draw_weights(16, objectives=2, rng=np.random.default_rng(seed))
+    assert sorted(int(w[0] * 16) for w in drawn) == list(range(16))
+    assert [w[0] for w in drawn] != sorted(w[0] for w in drawn)  # but in no order
+    three = draw_weights(16, objectives=3, rng=np.random.default_rng(seed))
+    # The first of three has the law P(w < t) = 1 - (1 - t)^2; the second's share of the rest is uniform.
+    assert sorted(int((1 - (1 - w[0]) ** 2) * 16) for w in three) == list(range(16))
+    assert sorted(int(w[1] / (1 - w[0]) * 16) for w in three) == list(range(16))
+
+
+def test_a_share_of_vertices_is_drawn_in_turn() -> None:
+    rng = np.random.default_rng(0)
+    drawn = [w for _ in range(200) for w in draw_weights(10, objectives=3, rng=rng, vertices=0.25)]
+    vertices = Counter(w.values for w in drawn if w.is_vertex)
+    assert set(vertices) == {Weights.vertex(k, 3).values for k in range(3)}
+    assert sum(vertices.values()) == pytest.approx(500, abs=40)
+    assert max(vertices.values()) - min(vertices.values()) < 60
+    assert all(w.is_vertex for w in draw_weights(8, objectives=2, rng=rng, vertices=1.0))
+    assert draw_weights(3, objectives=1, rng=rng) == [Weights((1.0,))] * 3
+    with pytest.raises(ValueError, match="alpha 0"):
+        draw_weights(3, objectives=2, rng=rng, alpha=0)
+
+
+def test_directions_lie_on_the_positive_orthant() -> None:
+    rng = np.random.default_rng(0)
+    table_NK = np.array([v.values for v in draw_directions(4000, axis=(1, 1), max_angle=None, rng=rng)])
+    angles = np.degrees(np.arctan2(table_NK[:, 1], table_NK[:, 0]))
+    assert table_NK.min() >= 0 and np.linalg.norm(table_NK, axis=1) == pytest.approx(1.0)
+    counts, _ = np.histogram(angles, bins=9, range=(0, 90))  # uniform on the arc
+    assert counts.min() > 444 - 5 * math.sqrt(444) and counts.max() < 444 + 5 * math.sqrt(444)
+
+
+@pytest.mark.parametrize("objectives", [2, 3])
+def test_directions_in_a_cone_are_uniform_there(objectives: int) -> None:
+    rng = np.random.default_rng(0)
+    axis = (1.0,) + (0.0,) * (objectives - 1)
+    table_NK = np.array([v.values for v in draw_directions(4000, axis=axis, max_angle=45.0, rng=rng)])
+    angles = np.degrees(np.arccos(np.clip(table_NK[:, 0], -1, 1)))
+    assert angles.max() <= 45 + 1e-6 and (table_NK[:, 1] < 0).mean() == pytest.approx(0.5, abs=0.05)
+    # P(angle < 22.5): half the arc for two objectives, the share of the cap's area for three.
+    inner = 0.5 if objectives == 2 else (1 - math.cos(math.radians(22.5))) / (1 - math.cos(math.radians(45)))
+    assert (angles < 22.5).mean() == pytest.approx(inner, abs=0.04)

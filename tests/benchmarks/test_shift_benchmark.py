@@ -1,0 +1,216 @@
+"""The shift benchmark: its plans, its tables from cells on disk, its page, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from align.errors import UserError
+from align.testbed.world import load_world
+from benchmarks.shift import hh as shift_hh
+from benchmarks.shift import page as shift_page
+from benchmarks.shift import plan as planning
+from benchmarks.shift import sections
+from benchmarks.shift import table as tables
+from benchmarks.testbed import plan as testbed_plan
+from factories import synthetic
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "benchmarks"
+
+GRID = ((1.0, 0.0), (0.5, 0.5), (0.0, 1.0))
+
+
+@pytest.fixture(scope="module")
+def found() -> planning.Rows:
+    return planning.read_rows(FOLDER / "shift" / "shift.yaml")
+
+
+@pytest.fixture(scope="module")
+def trained() -> testbed_plan.Rows:
+    return testbed_plan.read_rows(FOLDER / "testbed" / "rows.yaml")
+
+
+def test_the_bars_are_in_the_config(found: planning.Rows) -> None:
+    assert len(found.front.rows) >= 6 and len(found.front.shifts) >= 4 and found.front.steps in (2, 4)
+    assert len(found.hh.rows) >= 4 and len(found.hh.shifts) >= 4 and found.hh.controls
+    held_out = [set(range(1, 5)) - set(arm.spellings) for arm in found.mitigation.arms.values() if arm.spellings]
+    assert all({s} in held_out for s in range(1, 5))  # every family is left out once, the others trained on
+
+
+def test_the_front_reuses_the_testbed_benchmark_and_adds_cells(
+    found: planning.Rows, trained: testbed_plan.Rows, tmp_path: Path
+) -> None:
+    from recipes.pipeline.tasks import check_tasks
+
+    plan = planning.front_plan(found, trained=trained, out=tmp_path, seeds=[0, 1])
+    check_tasks(plan.tasks)
+    base = testbed_plan.make_plan(
+        trained, out=tmp_path, worlds=["default"], seeds=[0, 1], rows=found.front.rows, smoke=False
+    )
+    fits = {str(folder) for folders in base.fits.values() for folder in folders}
+    places = [task.arguments["out"] for task in plan.tasks]
+    assert fits <= set(places) and len(places) == len(set(places))
+    assert not any("/cells/" in place for place in places)  # nothing of the plain evaluation is run again
+    rows = len(found.front.rows)
+    assert sum(map(len, plan.cells.values())) == 2 * (1 + (found.front.steps + 1) * (rows + 2) + 1)
+
+
+def test_the_mitigation_trains_every_arm_on_its_spellings(
+    found: planning.Rows, trained: testbed_plan.Rows, tmp_path: Path
+) -> None:
+    from recipes.pipeline.tasks import check_tasks
+
+    plan = planning.mitigation_plan(found, trained=trained, out=tmp_path, seeds=[0])
+    check_tasks(plan.tasks)
+    named = {task.name: task for task in plan.tasks}
+    arm = named["without_2 [spellings 0]"].arguments
+    assert arm["spellings"] == [0, 1, 3, 4] and arm["settings"]["beta"] == 0.1
+    assert named["beta_0.4 [spellings 0]"].arguments["settings"]["beta"] == 0.4
+    assert named["average_1 [spellings 0]"].needs == ("plain [spellings 0]", "without_1 [spellings 0]")
+    assert named["cells plain 1,0 [spellings 0]"].arguments["shifts"] == ["cipher", "cipher_2", "cipher_3", "cipher_4"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"spellings": [0, 9]}, "spellings of world spellings are 0 to 4"),
+        ({"spellings": [0], "average_of": ["plain"]}, "either spellings, average_of or graft"),
+        ({"average_of": ["nowhere"]}, "'nowhere', which is no trained arm"),
+        ({"graft": {"heads": "plain"}}, "layers: ARM or embeddings: ARM, not heads"),
+        ({"speling": [0]}, "unknown key 'speling'"),
+    ],
+)
+def test_bad_arms_are_refused(change: dict, words: str, tmp_path: Path) -> None:
+    values = yaml.safe_load((FOLDER / "shift" / "shift.yaml").read_text(encoding="utf-8"))
+    values["mitigation"]["arms"]["bad"] = change
+    file = tmp_path / "rows.yaml"
+    file.write_text(yaml.safe_dump(values), encoding="utf-8")
+    with pytest.raises(UserError, match=words):
+        planning.read_rows(file)
+
+
+def test_hh_without_a_finished_run_is_refused(found: planning.Rows, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="sft is not finished; run `align hh"):
+        shift_hh.hh_plan(found.hh, run=tmp_path, out=tmp_path)
+
+
+def runs_of(shifts: list[str], rows: dict[str, float]) -> dict[int, list[dict[str, Any]]]:
+    """Three seeds of rows at strengths; under the first shift a row has half its strength (a planted mismatch)."""
+    runs: dict[int, list[dict[str, Any]]] = {}
+    prompts = synthetic.topics(5)
+    for seed in (0, 1, 2):
+        for number, shift in enumerate(("none", *shifts)):
+            scale = (0.5 if number == 1 else 1.0) * (1 + 0.02 * seed)
+            strengths = {row: s * scale for row, s in rows.items()}
+            runs.setdefault(seed, []).extend(
+                synthetic.exact_cells(strengths, prompts=prompts, shift=shift, preferences=GRID)
+            )
+    return runs
+
+
+@pytest.fixture(scope="module")
+def front(found: planning.Rows) -> dict[str, Any]:
+    rows = {"reference": 0.0, "strong": 0.9, "weak": 0.4, "kl_overspender": 5.0}
+    spec = planning.Front(world="default", rows=["strong", "weak"], shifts=["cipher", "control"], steps=2)
+    return tables.front_table(runs_of(spec.shifts, rows), spec=spec, world=load_world("default"))
+
+
+def test_a_planted_mismatch_is_on_the_page_and_the_reference_retains_null(
+    front: dict[str, Any], tmp_path: Path
+) -> None:
+    cipher = front["shifts"]["cipher"]
+    assert cipher["rows"]["strong"]["mismatched"]["value"] > 0.005
+    assert abs(cipher["rows"]["strong"]["competing"]["value"]) < 1e-12
+    assert abs(front["shifts"]["control"]["rows"]["strong"]["mismatched"]["value"]) < 1e-12
+    assert front["shifts"]["control"]["rows"]["strong"]["gain_retained"]["value"] == pytest.approx(1)
+    assert all(s["rows"]["reference"]["gain_retained"]["value"] is None for s in front["shifts"].values())
+    assert front["methods"] == ["strong", "weak"] and front["controls"] == ["reference", "kl_overspender"]
+    about = {"environment": {"versions": dict.fromkeys(("torch", "transformers", "trl", "peft")), "cores": 2}}
+    shift_page.write_page({**about, "commit": "c", "front": front}, folder=tmp_path, command="--publish x")
+    text = (tmp_path / "shift.md").read_text(encoding="utf-8")
+    assert "| *reference* | null | null |" in text and "*kl_overspender*" in text
+    assert "- **cipher**: even the optimum changes by" in text
+    assert json.loads((tmp_path / "shift.json").read_text(encoding="utf-8"))["front"]["seeds"] == [0, 1, 2]
+    for name in ("shift-front.svg", "shift-split.svg"):
+        assert (tmp_path / name).read_text(encoding="utf-8").startswith("<svg")
+
+
+def test_a_graft_takes_one_half_of_the_weights(tmp_path: Path) -> None:
+    from align.models import ModelConfig, build_model, load_model, save_model
+    from align.policies.base import PointFamily
+    from align.policies.load import load_family
+    from align.runs import run_stage
+    from align.testbed.vocabulary import build_tokenizer
+    from benchmarks.shift import stages as shift_stages
+
+    shape = ModelConfig(hidden=8, layers=1, heads=2, context=16)
+    models = [build_model(shape, build_tokenizer(), seed=seed) for seed in (0, 1)]
+
+    def reference(folder: Path, ledger: Any) -> dict:
+        save_model(models[0], build_tokenizer(), folder / "model")
+        return {}
+
+    def part(folder: Path, ledger: Any) -> dict:
+        save_model(models[1], build_tokenizer(), folder / "point")
+        PointFamily("made", {"1,0": str(folder / "point")}).save(folder)
+        return {}
+
+    run_stage(tmp_path / "reference", stage="made", config={}, body=reference, inputs={})
+    run_stage(tmp_path / "part", stage="made", config={}, body=part, inputs={})
+    for keep, words, rest in (("layers", models[0], models[1]), ("embeddings", models[1], models[0])):
+        out = str(tmp_path / keep)
+        shift_stages.graft(
+            out=out, part=str(tmp_path / "part"), reference=str(tmp_path / "reference"), keep=keep, weights=[[1.0, 0.0]]
+        )
+        made = load_model(load_family(out).points["1,0"])
+        assert (made.get_input_embeddings().weight == words.get_input_embeddings().weight).all()
+        assert made.get_output_embeddings().weight is made.get_input_embeddings().weight  # one table of words
+        for (name, ours), (_, theirs) in zip(made.named_parameters(), rest.named_parameters(), strict=True):
+            assert "embed" in name or (ours == theirs).all(), name
+
+
+def test_groups_gather_arms_that_leave_one_family_out() -> None:
+    arms = {"plain": (0,), "without_1": (0, 2), "without_2": (0, 1), "beta_0.4": (0,), "plus_12": (0, 1, 2)}
+    assert tables._groups(arms) == {
+        "plain": ["plain"], "without (1 families)": ["without_1", "without_2"], "beta_0.4": ["beta_0.4"],
+        "plus (2 families)": ["plus_12"],
+    }  # fmt: skip
+
+
+def test_the_mitigation_table_says_what_was_planted(found: planning.Rows) -> None:
+    """Under a family that an arm never saw it has half its strength; `plain` saw none."""
+    world, prompts = load_world("spellings"), synthetic.topics(5)
+    spec = planning.Mitigation(
+        world="spellings", method="morlhf", settings={}, weights=[list(w) for w in GRID], documents=1, demonstrations=1,
+        arms={"plain": planning.Arm(spellings=[0]), "without_1": planning.Arm(spellings=[0, 2, 3, 4])},
+    )  # fmt: skip
+    strengths = {"none": (0.8, 0.7), "cipher": (0.4, 0.6), **{f"cipher_{s}": (0.4, 0.7) for s in (2, 3, 4)}}
+    runs = {
+        seed: [
+            cell
+            for shift, (plain, arm) in strengths.items()
+            for cell in synthetic.exact_cells(
+                {"reference": 0.0, "plain": plain, "without_1": arm}, prompts=prompts, shift=shift, preferences=GRID
+            )
+        ]
+        for seed in (0, 1, 2)
+    }
+    plan = planning.Plan(fits={})
+    tables_ledger, tables._ledger = tables._ledger, lambda *_: {"cpu_seconds": 1.0}
+    try:
+        table = tables.mitigation_table(runs, spec=spec, plan=plan, world=world)
+    finally:
+        tables._ledger = tables_ledger
+    held = table["groups"]["without (3 families)"]["held_out"]
+    assert held["mismatched_reduction"]["value"] > 0 and held["regret_reduction"]["value"] > 0
+    assert [entry["held_out"] for entry in table["matrix"]["without_1"].values()] == [True, False, False, False]
+    assert table["groups"]["without (3 families)"]["cost"]["J"]["value"] < 0
+    assert table["matrix"]["reference"]["cipher"]["mismatched"]["value"] == pytest.approx(0, abs=1e-12)
+    sentences = sections.mitigation_sentences(table)
+    assert sentences[1].startswith("- `without (3 families)` reduces it on families held out by +")
+    assert "| without_1 | 0, 2, 3, 4 |" in "\n".join(sections.matrix_table(table))

@@ -1,0 +1,450 @@
+"""The lm_eval bridge: its numbers equal lm_eval's own HF model, its table's intervals are those derived by hand."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import json
+import math
+import pickle
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from align.errors import UserError
+from evals.backends.base import Completion, Generation
+from evals.bridges import standard_tasks
+from evals.bridges.lm_eval_bridge import (
+    TaskScores,
+    accuracy,
+    answer_scores,
+    chrf,
+    run_suites,
+    run_tasks,
+    target_probability,
+)
+from evals.bridges.policy_lm import as_prompt, generation_of, policy_lm, policy_lm_of
+from evals.bridges.rolling import windows
+from evals.bridges.standard_tasks import apart, as_text, change, gap, level, moved, table_row
+from evals.items import Item, Message, Missing, Prompt
+from evals.stats.intervals import Interval
+from evals.suites import SUITES
+from evals.suites.base import Suite
+
+needs_lm_eval = pytest.mark.skipif(
+    importlib.util.find_spec("lm_eval") is None,
+    reason="lm_eval is not installed (pip install 'align-tradeoffs[lm-eval]')",
+)
+LOST = Missing("context", "too long")
+
+
+class Scripted:
+    """A backend whose answers are looked up: continuation -> log-probability, text of the prompt -> completion."""
+
+    name, fingerprint, can = "scripted", "f00d", frozenset({"logprobs", "prefill"})
+
+    def __init__(self, logprobs: Mapping[str, Any] | None = None, texts: Mapping[str, Any] | None = None) -> None:
+        self.logprobs_of, self.texts = dict(logprobs or {}), dict(texts or {})
+        self.asked: list[tuple[Prompt, str]] = []
+        self.generated: list[tuple[Prompt, Generation, int]] = []
+
+    def generate(self, prompts: Sequence[Prompt], *, config: Generation, seeds: Sequence[int]) -> list[Any]:
+        self.generated += [(prompt, config, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
+        found = [self.texts[prompt.turns[-1].content] for prompt in prompts]
+        return [text if isinstance(text, Missing) else Completion(text, 1, True) for text in found]
+
+    def continuation_logprobs(self, prompts: Sequence[Prompt], *, continuations: Sequence[str]) -> list[Any]:
+        self.asked += list(zip(prompts, continuations, strict=True))
+        found = [
+            self.logprobs_of.get((prompt.turns[-1].content, text), self.logprobs_of.get(text))
+            for prompt, text in zip(prompts, continuations, strict=True)
+        ]
+        return [value if isinstance(value, Missing) else (value, 1) for value in found]
+
+
+def suite(kind: str, items: Sequence[Item], name: str = "made") -> tuple[Suite, list[Item]]:
+    return Suite(name, kind, "made here", lambda placed: list(items)), list(items)
+
+
+def closed(name: str, target: int, text: str = "Is tea good?", cluster: str | None = None) -> Item:
+    return Item(
+        name, f"{text} {name}", choices=("no", "yes"), target=target, columns={"cluster": cluster or name}
+    )  # fmt: skip
+
+
+def request(*arguments: Any, number: int = 0, task: str = "t", idx: int = 0) -> SimpleNamespace:
+    return SimpleNamespace(args=arguments, task_name=task, doc_id=number, idx=idx)
+
+
+# --- scores ----------------------------------------------------------------------------------------------------------
+
+
+def test_accuracy_shares_the_point_of_a_tie() -> None:
+    assert accuracy([-1.0, -2.0], target=0) == 1 and accuracy([-1.0, -2.0], target=1) == 0
+    assert accuracy([-1.0, -1.0, -3.0], target=0) == accuracy([-1.0, -1.0, -3.0], target=1) == 0.5
+    assert accuracy([-1.0, -1.0, -3.0], target=2) == 0
+
+
+def test_the_targets_probability_is_a_softmax_over_the_choices() -> None:
+    assert target_probability([math.log(0.1), math.log(0.3)], target=1) == pytest.approx(0.75)
+    assert target_probability([-1e4, -1e4 - math.log(3)], target=0) == pytest.approx(0.75)  # no underflow
+
+
+def test_answers_are_compared_as_squad_does() -> None:
+    """ "the red clay pot" against "red pots and clay": words red, clay in common; F1 = 2 * 2 / (3 + 4)."""
+    found = answer_scores(" The red, clay pot. ", answers=["red pots and clay", "a spade"])
+    assert found == {"f1": pytest.approx(4 / 7), "exact": 0.0}
+    assert answer_scores("A Red Clay Pot!", answers=["rope", "red clay pot"]) == {"f1": 1.0, "exact": 1.0}
+    assert answer_scores("", answers=["rope"]) == {"f1": 0.0, "exact": 0.0}
+    assert answer_scores("tea tea", answers=["tea"])["f1"] == pytest.approx(2 / 3)  # words count as often as they occur
+
+
+@needs_lm_eval
+def test_chrf_by_hand() -> None:
+    """Hypothesis "ab", reference "abc". 1-grams: 2/2, 2/3; 2-grams: 1/1, 1/2. Orders above 2 do not exist in the
+    hypothesis. Mean precision 1, recall 7/12; F_2 = 5 P R / (4 P + R)."""
+    recall = (2 / 3 + 1 / 2) / 2
+    assert chrf("ab", reference="abc") == pytest.approx(5 * recall / (4 + recall))
+    assert chrf("abc", reference="abc") == pytest.approx(1.0) and chrf("", reference="abc") == 0.0
+
+
+# --- requests --------------------------------------------------------------------------------------------------------
+
+
+def test_generation_options_are_read() -> None:
+    assert generation_of({}, longest=9) == Generation(9, 0.0, ())
+    greedy = generation_of({"until": "\n", "max_gen_toks": 4, "temperature": 0.7}, longest=9)
+    assert greedy == Generation(4, 0.0, ("\n",))
+    sampled = generation_of({"until": ["a", "b"], "do_sample": True, "temperature": 0.7}, longest=9)
+    assert sampled == Generation(9, 0.7, ("a", "b"))
+    assert generation_of({"do_sample": True, "temperature": 0}, longest=9).temperature == 0
+    assert generation_of({"top_p": 0.5}, longest=9).temperature == 0  # greedy decoding has no nucleus
+    with pytest.raises(UserError, match="top_p=0.5"):
+        generation_of({"do_sample": True, "top_p": 0.5}, longest=9)
+    with pytest.raises(UserError, match="num_beams=4"):
+        generation_of({"num_beams": 4}, longest=9)
+
+
+@needs_lm_eval
+def test_chat_turns_arrive_as_turns() -> None:
+    lm = policy_lm(Scripted())
+    turns = [("system", "Be brief."), ("user", "tea?"), ("assistant", "Yes"), ("user", "why?")]
+    context = lm.apply_chat_template([{"role": role, "content": text} for role, text in turns])
+    assert as_prompt(context) == Prompt(tuple(Message(role, text) for role, text in turns))
+    assert as_prompt("tea?") == Prompt.user("tea?")
+
+
+@needs_lm_eval
+def test_missing_is_recorded_and_never_a_number() -> None:
+    lm = policy_lm(Scripted({"\x20yes": -1.0, " no": LOST}, {"a": LOST, "b": "tea"}))
+    found = lm.loglikelihood([request("q", " yes", number=4), request("q", " no", number=5)])
+    assert found[0][0] == -1.0 and math.isnan(found[1][0])
+    assert lm.generate_until([request("a", {}, number=6), request("b", {}, number=7)]) == ["", "tea"]
+    assert set(lm.missing) == {("t", 5), ("t", 6)}
+
+
+@needs_lm_eval
+def test_greedy_is_asked_only_when_read_and_once_for_all() -> None:
+    backend = Scripted({" yes": -1.0, " no": -2.0}, {"q": " yes!", "r": LOST})
+    lm = policy_lm(backend)
+    asked = [request("q", " yes"), request("q", " no"), request("r", " yes")]
+    yes, no, lost = (found[1] for found in lm.loglikelihood(asked))
+    assert backend.generated == []
+    assert bool(yes) is True and int(no) == 0 and not lost and len(backend.generated) == 3
+    assert pickle.loads(pickle.dumps(yes)) is True
+
+
+@needs_lm_eval
+def test_repeats_are_drawn_with_other_seeds_and_options_stay_with_their_requests() -> None:
+    backend = Scripted(texts={"a": "x", "b": "y"})
+    same, other = request("a", {"max_gen_toks": 3}), request("b", {"max_gen_toks": 5}, number=1)
+    assert policy_lm(backend).generate_until([same, other, same]) == ["x", "y", "x"]
+    seeds = [seed for _, _, seed in backend.generated]
+    assert len(set(seeds)) == 3
+    assert [(p.turns[0].content, c.max_new_tokens) for p, c, _ in backend.generated] == [("a", 3), ("a", 3), ("b", 5)]
+
+
+@needs_lm_eval
+def test_a_backend_without_logprobs_is_refused() -> None:
+    backend = Scripted()
+    backend.can = frozenset()  # type: ignore[misc]
+    with pytest.raises(UserError, match="scripted gives no log-probabilities"):
+        policy_lm(backend)
+
+
+def test_without_the_extra_the_mend_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
+    with pytest.raises(UserError, match=r"pip install 'align-tradeoffs\[lm-eval\]'"):
+        policy_lm(Scripted())
+
+
+# --- against lm_eval's own model -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def models(tiny_model: Path) -> tuple[Any, Any]:
+    """(Our LM in plain text, lm_eval's HF model) on one tiny model with far from flat distributions."""
+    pytest.importorskip("lm_eval", reason="lm_eval is not installed (pip install 'align-tradeoffs[lm-eval]')")
+    import torch
+    from lm_eval.models.huggingface import HFLM
+
+    from align.models import load_model, load_tokenizer
+
+    model, tokenizer = load_model(tiny_model), load_tokenizer(tiny_model)
+    with torch.no_grad():
+        model.model.embed_tokens.weight.mul_(20)
+        for name, p in model.named_parameters():
+            if "proj" in name:
+                p.mul_(8)
+    ours = policy_lm_of(model, tokenizer, template="plain")
+    return ours, HFLM(pretrained=model, tokenizer=load_tokenizer(tiny_model), batch_size=2, max_length=128)
+
+
+def instances(kind: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+    from lm_eval.api.instance import Instance
+
+    return [Instance(kind, {}, a, 0, ("t", i, 1)) for i, a in enumerate(arguments)]  # type: ignore[arg-type]
+
+
+@needs_lm_eval
+def test_log_likelihoods_and_greedy_equal_lm_evals(models: tuple[Any, Any]) -> None:
+    """Boundaries: a leading space, a trailing space of the context, no space, several tokens, other scripts."""
+    ours, theirs = models
+    pairs = [
+        ("bread and cheese", " great"), ("bread and cheese ", "tea"), ("tea", "boats"), ("knives\n", " are é ☃ sharp"),
+        ("bread and rope is glue", " bees"), ("a", " b"), ("wool ink", " ink ink ink ink"),
+    ]  # fmt: skip
+    own, reference = (lm.loglikelihood(instances("loglikelihood", pairs)) for lm in (ours, theirs))
+    assert [value for value, _ in own] == pytest.approx([value for value, _ in reference], abs=2e-4)
+    assert [bool(greedy) for _, greedy in own] == [greedy for _, greedy in reference]
+    written = theirs.generate_until(instances("generate_until", [("tea", {"until": [], "max_gen_toks": 2})]))[0]
+    greedy = ours.loglikelihood(instances("loglikelihood", [("tea", written)]))[0][1]
+    assert bool(greedy), "else no case of the test is greedy"
+
+
+@needs_lm_eval
+def test_whole_texts_equal_lm_evals_within_and_beyond_the_context(models: tuple[Any, Any]) -> None:
+    ours, theirs = models
+    texts = [("bread and cheese",), ("tea rope boats glue " * 30,), ("x" * 128,), ("x" * 129,), ("x" * 256,), ("",)]
+    own = ours.loglikelihood_rolling(instances("loglikelihood_rolling", texts))
+    reference = theirs.loglikelihood_rolling(instances("loglikelihood_rolling", texts[:-1]))
+    assert own[:-1] == pytest.approx(reference, rel=1e-5) and own[-1] == 0
+
+
+@needs_lm_eval
+def test_windows_are_lm_evals() -> None:
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+    for length in range(1, 14):
+        ids = list(range(length))
+        theirs = [
+            make_disjoint_window(pair)
+            for pair in get_rolling_token_windows(ids, prefix_token=99, max_seq_len=4, context_len=1)
+        ]
+        fed = [((context + predicted)[:-1], predicted) for context, predicted in theirs]
+        assert windows(ids, start=99, context=4) == fed, length
+
+
+@needs_lm_eval
+def test_an_overlong_context_is_missing_here_and_cut_in_lm_eval(models: tuple[Any, Any]) -> None:
+    ours, theirs = models
+    pair = [("x" * 200, " tea")]
+    assert math.isfinite(theirs.loglikelihood(instances("loglikelihood", pair))[0][0])
+    assert math.isnan(ours.loglikelihood(instances("loglikelihood", pair))[0][0])
+    assert next(iter(ours.missing.values())).reason == "context"
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+
+@needs_lm_eval
+def test_suites_come_back_by_item_with_missing_apart() -> None:
+    """b is asked about with another text whose "yes" does not fit: Missing, and neither right nor wrong."""
+    items = [closed("a", 1), closed("b", 1), closed("c", 0, cluster="a")]
+    backend = Scripted({" no": -2.0, " yes": -1.0, ("Is tea good? b", " yes"): LOST})
+    asked = Item("q", "Where?\nQuestion: in", target="the pot", columns={"answers": ["the pot", "a pan"]})
+    spoken = Item("m", "Translate to German: tea", target="tee")
+    backend.texts = {asked.request: "pan", spoken.request: "tee"}
+    suites = [suite("classification", items), suite("qa", [asked], "asked"), suite("translation", [spoken], "spoken")]
+    found = run_suites(backend, suites=suites)
+    made = found["made"]
+    assert made.scores["accuracy"] == {"a": 1.0, "b": LOST, "c": 0.0}
+    assert made.scores["p_target"]["c"] == pytest.approx(1 / (1 + math.e))
+    assert made.clusters == {"a": "a", "b": "b", "c": "a"} and made.better["accuracy"] is True
+    assert found["asked"].scores == {"f1": {"q": 1.0}, "exact": {"q": 1.0}}
+    assert found["spoken"].scores["chrf"]["m"] == pytest.approx(1.0)
+    contexts = {prompt.turns[0].content: text for prompt, text in backend.asked}
+    assert contexts["Is tea good? a"] in (" no", " yes"), "one space stands between context and choice"
+    limits = {prompt.turns[0].content: (c.max_new_tokens, c.stop) for prompt, c, _ in backend.generated}
+    assert limits == {asked.request: (16, ("\n",)), spoken.request: (64, ("\n",))}
+
+
+@needs_lm_eval
+def test_suites_that_are_no_task_are_refused() -> None:
+    with pytest.raises(UserError, match="kind safety"):
+        run_suites(Scripted(), suites=[suite("safety", [Item("a", "tea?", label="benign")])])
+    item = Item("a", "tea?", choices=("no", "yes"), target=0, before=(Message("user", "hello"),))
+    with pytest.raises(UserError, match="earlier turns"):
+        run_suites(Scripted(), suites=[suite("choice", [item])])
+
+
+@needs_lm_eval
+def test_tasks_by_name_run_from_a_yaml_file_and_local_rows(
+    tmp_path: Path, write_rows: Callable[[Path, list[dict[str, Any]]], Path]
+) -> None:
+    """Two rows, of which the first is right; "yes" is the likelier answer everywhere, "no" the longer one."""
+    rows = write_rows(tmp_path / "rows.jsonl", [{"id": "x", "q": "tea?", "t": 1}, {"id": "y", "q": "rope?", "t": 0}])
+    (tmp_path / "made.yaml").write_text(
+        f"task: made_here\ndataset_path: json\ndataset_kwargs:\n  data_files: {rows}\ntest_split: train\n"
+        "output_type: multiple_choice\ndoc_to_text: q\ndoc_to_target: t\ndoc_to_choice: ['no', 'yes']\n"
+        "metric_list:\n  - metric: acc\n    aggregation: mean\n    higher_is_better: true\n"
+    )
+    backend = Scripted({" no": -2.0, " yes": -1.0}, {"tea?": " yes", "rope?": " yes"})
+    found = run_tasks(backend, names=["made_here"], include_path=str(tmp_path), bundled=False)
+    assert found["made_here"].scores["acc"] == {"x": 1.0, "y": 0.0}
+    assert found["made_here"].better["acc"] is True and found["made_here"].clusters == {"x": "x", "y": "y"}
+    one = run_tasks(backend, names=["made_here"], include_path=str(tmp_path), bundled=False, limit=1)
+    assert list(one["made_here"].scores["acc"]) == ["x"]
+    with pytest.raises(UserError, match="no task 'maed_here'"):
+        run_tasks(backend, names=["maed_here"], include_path=str(tmp_path), bundled=False)
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def test_a_level_is_clustered_and_refused_when_too_many_are_missing() -> None:
+    """Clusters {1, 0} and {1} and {0}: mean 1/2; residuals 0, 1/8, -1/8 of weights 1/2, 1/4, 1/4; CR2: 2/64 / (3/4)."""
+    scores = {"a": 1.0, "b": 0.0, "c": 1.0, "d": 0.0}
+    found = level(scores, clusters={"a": "A", "b": "A", "c": "C", "d": "D"})
+    assert found.estimate == 0.5 and found.n == 3 and found.se == pytest.approx(math.sqrt(1 / 24))
+    few = {**scores, "e": LOST}
+    assert level(few, clusters=dict.fromkeys("abcd", "A") | {"d": "D"}).estimate == 0.5  # 1 of 5 is allowed
+    refused = level({**few, "f": LOST}, clusters={})
+    assert math.isnan(refused.estimate) and refused.low is None
+    assert refused.reason == "refused: 2 of 6 items are Missing (context: 2)"
+
+
+def test_no_interval_is_zero_wide_where_all_items_agree() -> None:
+    """10 of 10 wrong: Wilson with z = t_9 = 2.2622 ends at z^2 / (10 + z^2). Ten changes of 0, with +1 and -1 added:
+    variance 2 / 11, se = sqrt(2 / 11 / 12), times t_11 = 2.2010. A gap adds both sides in squares."""
+    names = {str(i): str(i) for i in range(10)}
+    wrong = dict.fromkeys(names, 0.0)
+    at_zero = level(wrong, clusters=names)
+    top = 2.2622**2 / (10 + 2.2622**2)
+    assert (at_zero.low, at_zero.high) == (0.0, pytest.approx(top, abs=1e-4))
+    half = 2.2010 * math.sqrt(2 / 11 / 12)
+    still = change(wrong, wrong, clusters=names)
+    assert (still.low, still.high) == (pytest.approx(-half, abs=1e-4), pytest.approx(half, abs=1e-4))
+    away = {"clusters": names, "shifted_clusters": names, "paired": False}
+    flat = gap(wrong, wrong, **away)  # type: ignore[arg-type]
+    assert (flat.low, flat.high) == (pytest.approx(-top, abs=1e-4), pytest.approx(top, abs=1e-4))
+    unmoved = moved(wrong, wrong, **away)  # type: ignore[arg-type]
+    assert unmoved.high == pytest.approx(half * math.sqrt(2), abs=1e-4) and unmoved.low == -unmoved.high
+
+
+def test_independent_estimates_keep_their_own_limits() -> None:
+    """.5 in [.3, .8] against .2 in [.1, .4]: low .3 - |(.2, .2)|, high .3 + |(.3, .1)|; the swap mirrors it."""
+    first, second = Interval(0.5, 0.3, 0.8, "items", 4, se=0.3), Interval(0.2, 0.1, 0.4, "items", 5, se=0.4)
+    found, swapped = apart(first, second), apart(second, first)
+    assert found.estimate == pytest.approx(0.3) and found.se == pytest.approx(0.5) and found.n == 9
+    assert found.low == pytest.approx(0.3 - math.sqrt(0.08)) and found.high == pytest.approx(0.3 + math.sqrt(0.10))
+    assert (swapped.low, swapped.high) == (pytest.approx(-found.high), pytest.approx(-found.low))
+    none = apart(first, Interval(0.2, None, None, "items", 1, reason="no interval: 1 of items"))
+    assert none.low is None and none.reason == "no interval: 1 of items"
+
+
+def test_a_change_is_after_minus_before_on_items_with_both() -> None:
+    """Differences 1, 0, 1 of a, b, c; the rest has one side only. se = sqrt(1/3) / sqrt(3)."""
+    before = {"a": 0.0, "b": 1.0, "c": 0.0, "d": 1.0, "e": LOST, **dict.fromkeys("fghi", 0.0)}
+    after = {"a": 1.0, "b": 1.0, "c": 1.0, "d": LOST, "e": 1.0, **dict.fromkeys("fghi", 0.0)}
+    found = change(before, after, clusters={item: item for item in before})
+    assert found.estimate == pytest.approx(2 / 7) and found.n == 7
+    three = [{item: scores[item] for item in "abc"} for scores in (before, after)]
+    small = change(three[0], three[1], clusters={item: item for item in "abc"})
+    assert small.estimate == pytest.approx(2 / 3) and small.se == pytest.approx(1 / 3)
+    # a and c of one base item: residual sums 2/3 and -2/3, se^2 = 2/1 * 8/9 / 9
+    both = change(three[0], three[1], clusters={"a": "A", "b": "B", "c": "A"})
+    assert (both.estimate, both.n, both.se) == (pytest.approx(2 / 3), 2, pytest.approx(4 / 9))
+    none = change({"a": 1.0}, {"b": 1.0}, clusters={"a": "a", "b": "b"})
+    assert math.isnan(none.estimate) and none.reason == "refused: no item has a score of both models"
+
+
+def test_a_gap_is_home_minus_shift_paired_by_base_item_or_not() -> None:
+    """Base items A: 1 - 0, B: 1 - mean(1, 0) = 1/2, C has no partner. Paired 3/4; unpaired 2/3 - 1/3."""
+    home, shifted = {"a": 1.0, "b": 1.0, "c": 0.0}, {"x": 0.0, "y": 1.0, "z": 0.0}
+    where: dict[str, Any] = {"clusters": {"a": "A", "b": "B", "c": "C"}}
+    where["shifted_clusters"] = {"x": "A", "y": "B", "z": "B"}
+    paired = gap(home, shifted, **where, paired=True)
+    assert (paired.estimate, paired.n, paired.se) == (0.75, 2, pytest.approx(0.25))
+    assert gap(home, shifted, **where, paired=False).estimate == pytest.approx(1 / 3)
+
+
+def scores(task: str, values: Mapping[str, Any], clusters: Mapping[str, str] | None = None) -> TaskScores:
+    names = clusters or {item: f"{task} {item}" for item in values}
+    return TaskScores(task, {"accuracy": values}, {"accuracy": True}, names)
+
+
+def test_rows_of_the_table() -> None:
+    """Home 1/2 -> 3/4, shift 1/2 -> 1/4: the gap goes from 0 to 1/2."""
+    home = [scores("home", dict(zip("abcd", v, strict=True))) for v in ([1.0, 1, 0, 0], [1.0, 1, 1, 0])]
+    away = [scores("away", dict(zip("abcd", v, strict=True))) for v in ([1.0, 0, 1, 0], [0.0, 0, 1, 0])]
+    items = [closed(name, int(name in "ab")) for name in "abcd"]
+    own = table_row("t", metric="accuracy", base=(home[0], home[1]), here=(home[0], home[1]), items=items)
+    assert (own.role, own.before.estimate, own.after.estimate, own.change.estimate) == ("ID", 0.5, 0.75, 0.25)
+    assert (own.chance, own.majority, own.gap_change) == (0.5, 0.5, None)
+    assert own.jsonable()["detectable"] == pytest.approx(2.8 * 0.25)
+    row = table_row("t", metric="accuracy", base=(home[0], home[1]), here=(away[0], away[1]), items=items)
+    gaps = (row.gap_before, row.gap_after, row.gap_change)
+    assert row.role == "shift" and [g.estimate for g in gaps if g is not None] == [0.0, 0.5, 0.5]
+    same = [scores("away", side.scores["accuracy"], home[0].clusters) for side in away]
+    paired = table_row("t", metric="accuracy", base=(home[0], home[1]), here=(same[0], same[1]), items=items)
+    assert paired.role == "paired shift" and paired.gap_change is not None
+    assert paired.gap_change.estimate == 0.5 and paired.gap_change.se == pytest.approx(math.sqrt(1 / 12))
+
+
+def test_the_printed_table_says_why_a_cell_is_refused() -> None:
+    lost = [scores("lost", {"a": 1.0, "b": LOST}) for _ in range(2)]
+    row = table_row("t", metric="accuracy", base=(lost[0], lost[1]), here=(lost[0], lost[1]), items=[closed("a", 0)])
+    text = as_text([row])
+    assert "refused" in text and "lost: refused: 1 of 2 items are Missing (context: 1)" in text
+    assert "0 changes" in text and "nan" not in text
+
+
+def test_every_standard_task_has_a_suite_and_a_shift_of_the_same_kind() -> None:
+    for name in standard_tasks.TASKS.values():
+        partners = SUITES[name].partners
+        assert partners and {SUITES[partner].kind for partner in partners} == {SUITES[name].kind}
+
+
+@needs_lm_eval
+def test_the_command_prints_and_writes_the_table(
+    tiny_model: Path, tmp_path: Path, write_rows: Callable[[Path, list[dict[str, Any]]], Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """A model against itself: no change anywhere, and home and shift are read from their own files."""
+    (tmp_path / "nli").mkdir()
+    labels = ["entailment", "neutral", "contradiction"] * 2
+    for name in ("snli_1k", "mnli_matched_1k", "breaking_nli_3k"):
+        rows = [
+            {"id": f"{name}{i}", "premise": f"tea {i}", "hypothesis": "rope", "label": label}
+            for i, label in enumerate(labels)
+        ]
+        lines = write_rows(tmp_path / f"{name}.jsonl", rows).read_bytes()
+        (tmp_path / "nli" / f"{name}.jsonl.gz").write_bytes(gzip.compress(lines))
+    out = tmp_path / "table.json"
+    arguments = [str(tiny_model), str(tiny_model), "--data", str(tmp_path), "--tasks", "NLI", "--limit", "4"]
+    assert standard_tasks.main([*arguments, "--out", str(out)]) == 0
+    assert "breaking_nli" in capsys.readouterr().out
+    table = json.loads(out.read_text())
+    assert [(row["suite"], row["role"]) for row in table["rows"] if row["metric"] == "accuracy"] == [
+        ("snli", "ID"), ("mnli_matched", "paired shift"), ("breaking_nli", "paired shift"),
+    ]  # fmt: skip
+    assert {row["items"] for row in table["rows"]} == {4}
+    assert {row["change"]["estimate"] for row in table["rows"]} == {0}
+    assert table["models"]["before"]["fingerprint"] == table["models"]["after"]["fingerprint"]
+    assert standard_tasks.main([*arguments[:-4], "--tasks", "tea"]) == 2
+    assert "no standard task 'tea'" in capsys.readouterr().err

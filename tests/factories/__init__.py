@@ -1,0 +1,1 @@
+"""What tests are made of: tiny models, worlds, bandits, servers and summaries that cost milliseconds."""

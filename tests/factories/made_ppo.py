@@ -1,0 +1,56 @@
+"""What the tests of ppo share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from align.engines.on_policy.rollouts import Rollouts, rollouts
+from align.methods import ppo
+from align.preferences import Weights
+from align.runs import Ledger
+from factories.tiny_bandit import (
+    OBJECTIVES,
+    PROMPTS,
+    RL,
+    WORDS,
+    make_tokenizer,
+)
+
+END = WORDS.index("<end>")
+SETTINGS = {**RL, "num_generations": 1}
+
+
+# ------------------------------------------------------------------------------------------- the exact policy gradient
+
+
+def responses_of(depth: int) -> list[list[int]]:
+    """Every response of at most `depth` tokens: it ends at the end token, or is cut."""
+    if depth == 1:
+        return [[i] for i in range(len(WORDS))]
+    return [[END]] + [[i, *rest] for i in range(len(WORDS)) if i != END for rest in responses_of(depth - 1)]
+
+
+def enumerated(depth: int) -> tuple[Rollouts, list[tuple[str, list[int]]]]:
+    """All responses to both prompts as if they had been drawn."""
+    pairs = [(prompt, ids) for prompt in PROMPTS for ids in responses_of(depth)]
+    rows = make_tokenizer()([p for p, _ in pairs], return_tensors="pt", padding=True, padding_side="left")
+    drawn = torch.tensor([ids + [0] * (depth - len(ids)) for _, ids in pairs])
+    ends = [END] if depth > 1 else list(range(len(WORDS)))
+    return rollouts(rows["input_ids"], attend_BP=rows["attention_mask"], drawn_BT=drawn, ends=ends), pairs
+
+
+def make_trainer(reference: str, *, away: float = 0.1, **changes: Any) -> ppo.Trainer:
+    """A trainer whose policy has left its reference, with a value head that knows nothing."""
+    config = ppo.Config(**{**SETTINGS, **changes})
+    trainer = ppo.Trainer(
+        config, reference=reference, objectives=OBJECTIVES, weights=Weights((0.3, 0.7)), ledger=Ledger()
+    )
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in trainer.actor.policy.parameters():
+            parameter += away * torch.randn(parameter.shape, generator=generator)
+        for parameter in trainer.actor.head.parameters():
+            parameter += torch.randn(parameter.shape, generator=generator)
+    return trainer
