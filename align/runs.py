@@ -99,6 +99,14 @@ class Ledger:
             self.peak_memory_mb = max(self.peak_memory_mb, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
+@dataclass(frozen=True)
+class Workspace:
+    """Where a running stage writes, and the ledger that it charges."""
+
+    folder: Path
+    ledger: Ledger
+
+
 @lru_cache(maxsize=1)
 def commit() -> str | None:
     """The repository's commit, with "+changes" when files differ from it; None outside a repository."""
