@@ -21,10 +21,10 @@ unexport PYTHONPATH
 unexport VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo hh test test-all lint clean
+.PHONY: help setup demo hh docs test test-all lint clean
 
 help:
-	@echo "make setup | demo [SEED=0] | hh [DATA=../shared/data] | test | test-all | lint | clean"
+	@echo "make setup | demo [SEED=0] | hh [DATA=../shared/data] | docs | test | test-all | lint | clean"
 
 setup: $(STAMP)
 
@@ -40,6 +40,9 @@ demo: $(STAMP)
 
 hh: $(STAMP)
 	$(BIN)/align hh --data $(DATA)
+
+docs: $(STAMP)
+	$(BIN)/python -m docs.generate
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow and not gpu"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, get_args, get_type_hints
 
-BEGIN = "<!-- The table is made from align/methods: `python tests/test_method_contract.py --write`. -->\n"
+BEGIN = "<!-- The table is generated from align/methods by `make docs`. -->\n"
 END = "<!-- The table ends here. -->\n"
 FACTS = re.compile(r"^Data: (?P<data>[^.]+)\. Fixed point: (?P<fixed_point>.+?)\.$", flags=re.M)
 

@@ -57,7 +57,7 @@ DEVIATIONS: dict[str, str] = {
 
 _HEAD = """# Shifts
 
-<!-- The tables are made from evals/shifts: `python tests/test_shift_contract.py --write`. -->
+<!-- The tables are generated from evals/shifts by `make docs`. -->
 
 A shift turns the request of an item into a prompt. The judge sees the original request and the decoded response.
 Harmful and benign items go through the same words. A draw is seeded by item and shift, so one more shift changes no

@@ -2,8 +2,6 @@
 
 Guards of published bugs that concern every method stand here; those of one method stand in its own test file. No method
 is named here: what is special about one is read off its Config and the signature of its `fit`.
-
-python tests/test_method_contract.py --write    # brings the table of docs/methods.md up to date
 """
 
 from __future__ import annotations
@@ -11,7 +9,6 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -197,7 +194,7 @@ def test_shape_of_a_method(name: str) -> None:
 
 def test_the_page_lists_every_method() -> None:
     text = PAGE.read_text()
-    assert text == rewritten(text, METHODS), "run tests/test_method_contract.py --write"
+    assert text == rewritten(text, METHODS), "run make docs"
     assert [line.split("`")[1] for line in text.splitlines() if line.startswith("| `")] == list(METHODS)
     assert rewritten(text, {"dpo": METHODS["dpo"]}).count("| `") == 1 and text.startswith("# Methods")
 
@@ -239,8 +236,3 @@ def test_no_override_of_a_trainer_is_longer_than_fifteen_lines() -> None:
         "_set_signature_columns_if_needed", "__init__",
     }  # fmt: skip
     assert hooks <= stable, hooks - stable
-
-
-if __name__ == "__main__":
-    if "--write" in sys.argv:
-        PAGE.write_text(rewritten(PAGE.read_text(), METHODS))

@@ -1,12 +1,11 @@
 """Every shift keeps the contract: determinism, frozen prompts, twins, probes, the same words for all; and the page.
 
-python tests/test_shift_contract.py --write    # brings docs/shifts.md up to date
+python tests/evals/shifts/test_shift_contract.py    # prints the digests of FROZEN
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 from random import Random
@@ -365,7 +364,7 @@ def test_requests_that_would_stay_as_they_are_are_missing() -> None:
 
 def test_the_page_is_up_to_date_and_tells_deviations() -> None:
     assert set(JAILBROKEN) <= set(DEVIATIONS) <= set(SHIFTS)
-    assert PAGE.read_text() == page(SHIFTS, made_by_model=made_by_model()), "run tests/test_shift_contract.py --write"
+    assert PAGE.read_text() == page(SHIFTS, made_by_model=made_by_model()), "run make docs"
     for name in [*SHIFTS, *LLM_SHIFTS]:
         assert PAGE.read_text().count(f"\n| {name} |") == 1
 
@@ -383,6 +382,4 @@ def test_asks_is_what_the_factories_take() -> None:
 
 
 if __name__ == "__main__":
-    if "--write" in sys.argv:
-        PAGE.write_text(page(SHIFTS, made_by_model=made_by_model()))
     print("\n".join(f'    "{name}": "{frozen_digest(shift)}",' for name, shift in SHIFTS.items()))

@@ -1,0 +1,196 @@
+"""Bars of the house: no circles, no imports upward, small folders, short files and signatures, a README of one page.
+
+A rule is a function that gives its breaches as text. KNOWN lists those that still stand: each must be there, so that
+the list can only become shorter.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import statistics
+import tokenize
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from factories.sources import (
+    FILES,
+    PACKAGES,
+    ROOT,
+    circles,
+    entry_graph,
+    functions,
+    layers,
+    module_graph,
+    module_name,
+    parameters,
+    tree,
+)  # fmt: skip
+
+# The floors of align, the lowest first: a room may import rooms of its own floor and of those below it.
+FLOORS = (
+    {"__init__", "errors", "checks", "threads", "preferences", "runs", "command"},
+    {"functional", "data", "models"},
+    {"objectives", "policies"},
+    {"training"},
+    {"engines"},
+    {"methods"},
+    {"testbed"},
+)
+MOST_LAYERS, MOST_ENTRIES, MOST_LINES, MEDIAN_LINES, MOST_PARAMETERS = 7, 15, 400, 120, 8
+MOST_ANY, MOST_RECIPE_LINES, README_BYTES = 500, 7_500, 10_240
+LONG_LISTS = {"align/methods", "recipes/configs", "evals/shifts"}  # one file for each thing of a kind
+EVERYWHERE = [path for top in (*PACKAGES, "tests", "docs") for path in sorted((ROOT / top).rglob("*.py"))]
+FOLDERS = sorted({path.parent for path in FILES} | {ROOT / name for name in LONG_LISTS})
+MODULES = module_graph()
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def circles_among_modules() -> Iterator[str]:
+    for circle in circles(MODULES):
+        yield ", ".join(sorted(circle))
+
+
+def circles_within_a_folder() -> Iterator[str]:
+    """The entries of a folder, files and folders alike, form no circle."""
+    for folder in sorted({module_name(path / "__init__.py") for path in FOLDERS}):
+        for circle in circles(entry_graph(folder, MODULES)):
+            yield f"{folder}: {', '.join(sorted(circle))}"
+
+
+def imports_upward_in_align() -> Iterator[str]:
+    floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+    for room, targets in sorted(entry_graph("align", MODULES).items()):
+        yield from (f"{room} -> {target}" for target in sorted(targets) if floor[target] > floor[room])
+
+
+def too_many_layers_in_align() -> Iterator[str]:
+    """Counted where there are no circles: with one there is no longest path."""
+    rooms = entry_graph("align", MODULES)
+    if not circles(rooms) and layers(rooms) > MOST_LAYERS:
+        yield f"{layers(rooms)} layers"
+
+
+def folders_with_too_many_entries() -> Iterator[str]:
+    for folder in FOLDERS:
+        if name_of(folder) not in LONG_LISTS:
+            entries = [path for path in folder.iterdir() if path.name != "__pycache__"]
+            if len(entries) > MOST_ENTRIES:
+                yield name_of(folder)
+
+
+def files_too_long() -> Iterator[str]:
+    yield from (name_of(path) for path in FILES if len(path.read_text().splitlines()) > MOST_LINES)
+
+
+def median_file_too_long() -> Iterator[str]:
+    median = statistics.median(len(path.read_text().splitlines()) for path in FILES)
+    if median > MEDIAN_LINES:
+        yield f"{median:g} lines"
+
+
+def functions_with_too_many_parameters() -> Iterator[str]:
+    for path in FILES:
+        for function in functions(path):
+            if parameters(function) > MOST_PARAMETERS:
+                yield f"{name_of(path)} {function.name}"
+
+
+def search_path_changed() -> Iterator[str]:
+    """`sys.path` is read or changed nowhere: packages are installed, tests have a conftest."""
+    for path in EVERYWHERE:
+        if any(isinstance(node, ast.Attribute) and ast.unparse(node) == "sys.path" for node in ast.walk(tree(path))):
+            yield name_of(path)
+
+
+def imports_below_code_excused() -> Iterator[str]:
+    for path in EVERYWHERE:
+        tokens = tokenize.generate_tokens(io.StringIO(path.read_text()).readline)
+        if any(token.type == tokenize.COMMENT and "E402" in token.string for token in tokens):
+            yield name_of(path)
+
+
+def too_many_untyped_values() -> Iterator[str]:
+    if sum(len(re.findall(r"\bAny\b", path.read_text())) for path in FILES) > MOST_ANY:
+        yield f"more than {MOST_ANY} Any"
+
+
+def recipes_and_benchmarks_too_long() -> Iterator[str]:
+    files = [path for path in FILES if path.relative_to(ROOT).parts[0] in ("recipes", "benchmarks")]
+    if sum(len(path.read_text().splitlines()) for path in files) > MOST_RECIPE_LINES:
+        yield f"more than {MOST_RECIPE_LINES} lines"
+
+
+def readme_too_long() -> Iterator[str]:
+    if (ROOT / "README.md").stat().st_size > README_BYTES:
+        yield f"more than {README_BYTES} bytes"
+
+
+RULES: tuple[Callable[[], Iterator[str]], ...] = (
+    circles_among_modules, circles_within_a_folder, imports_upward_in_align, too_many_layers_in_align,
+    folders_with_too_many_entries, files_too_long, median_file_too_long, functions_with_too_many_parameters,
+    search_path_changed, imports_below_code_excused, too_many_untyped_values, recipes_and_benchmarks_too_long,
+    readme_too_long,
+)  # fmt: skip
+KNOWN: dict[str, set[str]] = {
+    "circles_among_modules": {
+        "align.engines.specialists, align.methods, align.methods.mod, align.methods.personalised_soups, "
+        "align.methods.rewarded_soups",
+        "align.errors, align.runs",
+    },
+    "circles_within_a_folder": {"align: engines, methods", "align: errors, runs", "align: objectives, policies"},
+    "imports_upward_in_align": {"engines -> methods"},
+    "folders_with_too_many_entries": {"evals"},
+    "files_too_long": {"benchmarks/coverage/run.py"},
+    "functions_with_too_many_parameters": {
+        "align/engines/conditioned.py fit",
+        "align/engines/gradient_conflict.py gradient_conflict",
+        "align/engines/on_policy/trainer.py build_trainer",
+        "align/engines/tagged.py sample",
+        "align/functional/losses.py modpo_loss",
+        "align/methods/dpa.py one_round",
+        "align/methods/ric.py online_round",
+        "align/testbed/theory/fixed_points.py fixed_point",
+        "align/testbed/theory/fixed_points.py _finite",
+        "align/training/common.py base_arguments",
+        "benchmarks/shift/stages.py sample",
+        "benchmarks/testbed/stages.py fit",
+        "benchmarks/testbed/stages.py evaluate",
+        "evals/attribution/testbed_probes.py probe",
+        "evals/report/figures/svg.py text",
+        "recipes/real/judging.py evaluate",
+        "recipes/testbed/plan.py _finetune_task",
+        "recipes/testbed/planted.py probes",
+        "recipes/testbed/stages.py finetune",
+        "recipes/testbed/stages.py evaluate",
+    },
+    "too_many_untyped_values": {"more than 500 Any"},
+    "recipes_and_benchmarks_too_long": {"more than 7500 lines"},
+}
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_rule(rule: Callable[[], Iterator[str]]) -> None:
+    breaches, known = set(rule()), KNOWN.get(rule.__name__, set())
+    assert not breaches - known, "new breaches: fix them, or change the rule and say why"
+    assert not known - breaches, "gone: take them out of KNOWN"
+
+
+def test_known_breaches_belong_to_a_rule() -> None:
+    assert set(KNOWN) <= {rule.__name__ for rule in RULES}
+
+
+def test_circles_and_layers_on_a_graph_drawn_by_hand() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [{"b", "c"}]
+    assert layers({"a": {"b", "c"}, "b": {"c"}, "c": set(), "d": set()}) == 3
+
+
+def test_entries_of_a_folder_are_joined_by_what_lies_inside_them() -> None:
+    modules = {"p": {"p.x"}, "p.x": set(), "p.f.one": {"p.x"}, "p.f.two": {"p.f.one"}, "q": {"p"}}
+    assert entry_graph("p", modules) == {"__init__": {"x"}, "x": set(), "f": {"x"}}
