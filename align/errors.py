@@ -11,6 +11,18 @@ class UserError(Exception):
     """A mistake in what the user gave (a file, a row, a flag, a full disk). The command line prints it and exits 2."""
 
 
+def disk_is_full(error: BaseException | None) -> bool:
+    """Whether the error, or one that it came from, says that the disk or quota is full."""
+    while error is not None:
+        text = str(error)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return True
+        if "No space left on device" in text or "(os error 28)" in text or "File too large" in text:
+            return True  # safetensors and torch wrap the OS error in types of their own
+        error = error.__cause__ or error.__context__
+    return False
+
+
 # a path that the user can mend; any other error of the system keeps its traceback
 PATH_ERRORS = (
     errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EROFS, errno.ENAMETOOLONG,
@@ -24,8 +36,6 @@ def guarded(work: Callable[[], int | None]) -> int:
     except UserError as error:
         message = " ".join(str(error).split())
     except OSError as error:
-        from align.runs import disk_is_full
-
         if disk_is_full(error):
             place = f" while writing {error.filename}" if error.filename else ""
             message = f"no space left on the disk{place}; free some space and run the same command again"

@@ -113,7 +113,7 @@ def test_killed_between_its_last_line_and_its_name_a_stage_is_only_named(tmp_pat
 def test_two_processes_never_work_in_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import fcntl
 
-    monkeypatch.setattr("align.runs.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("align.runs.lifecycle.time.sleep", lambda seconds: None)
     partial = tmp_path / "run.partial"
     partial.mkdir()
     other = os.open(partial, os.O_RDONLY)

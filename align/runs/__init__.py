@@ -1,0 +1,36 @@
+"""Run directories: a stage's config, metrics, compute ledger and model, written atomically, reused and resumed.
+
+A stage works in `<path>.partial/`, writes `run.json` last, and the folder is renamed to `<path>/`: a folder of that
+name is finished or does not exist. A second call with the same fingerprint (stage, config, fingerprints of its
+inputs) does nothing.
+"""
+
+from align.errors import disk_is_full
+from align.runs.environment import commit, environment
+from align.runs.ledger import Ledger, Workspace
+from align.runs.lifecycle import run_stage
+from align.runs.reading import RUN_FILE, Run, last_checkpoint, model_dir, open_run
+from align.runs.stage import Call, Metrics, Stage, planned, stage
+from align.runs.values import fingerprint, jsonable, write_json
+
+__all__ = [
+    "RUN_FILE",
+    "Call",
+    "Ledger",
+    "Metrics",
+    "Run",
+    "Stage",
+    "Workspace",
+    "commit",
+    "disk_is_full",
+    "environment",
+    "fingerprint",
+    "jsonable",
+    "last_checkpoint",
+    "model_dir",
+    "open_run",
+    "planned",
+    "run_stage",
+    "stage",
+    "write_json",
+]
