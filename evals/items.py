@@ -10,6 +10,8 @@ from typing import Any
 
 ROLES = ("system", "user", "assistant")
 NO_SHIFT = "none"  # the plain prompts: what every change is measured from
+Fields = Mapping[str, Any]  # named values of JSON types, read only
+Json = dict[str, Any]  # a JSON object while it is built: a row of an export, an entry of summary.json
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ class Prompt:
     @property
     def needs(self) -> frozenset[str]:
         """What a backend must be able to do: "system" and "prefill" where such turns are there."""
-        found = {"system"} if any(turn.role == "system" for turn in self.turns) else set()
-        return frozenset(found | ({"prefill"} if self.prefill else set()))
+        system = {"system"} if any(turn.role == "system" for turn in self.turns) else set()
+        return frozenset(system | ({"prefill"} if self.prefill else set()))
 
     def jsonable(self) -> list[list[str]]:
         return [[turn.role, turn.content] for turn in self.turns]
@@ -87,7 +89,7 @@ class Item:
     choices: tuple[str, ...] = ()
     target: str | int | None = None
     twin: str | None = None
-    columns: Mapping[str, Any] = field(default_factory=dict)
+    columns: Fields = field(default_factory=dict)
 
     @property
     def harmful(self) -> bool:
@@ -105,12 +107,12 @@ class Item:
         return str(self.columns.get("cluster", self.id))
 
 
-def digest(*parts: Any) -> str:
+def digest(*parts: object) -> str:
     """First 24 hex digits of the SHA-256 of the parts as canonical JSON: keys of cells, seeds of draws."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-def seed_of(*parts: Any) -> int:
+def seed_of(*parts: object) -> int:
     """A 63-bit seed from what it is for, so that one more shift or item never changes another one's draws."""
     return int(digest(*parts)[:16], 16) >> 1

@@ -44,7 +44,8 @@ def overhead(cells: int) -> float:
     from evals.backends.base import Generation
     from evals.items import Item
     from evals.judges import make_judge
-    from evals.measure.engine import Engine, ask
+    from evals.measure.cells import ask
+    from evals.measure.engine import Engine
     from evals.measure.measurements import CompletionOf
     from evals.measure.store import CellStore
     from evals.measure.verdict import Verdict
@@ -55,10 +56,10 @@ def overhead(cells: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         engine = Engine(NoBackend(), store=CellStore(Path(folder) / "cells.jsonl"))  # type: ignore[arg-type]
-        asked = ask(items, suite="made", shifts=shifts)
-        found = engine.run(asked, measurements=[CompletionOf(Generation()), Verdict(make_judge("rules"))])
+        plan = ask(items, suite="made", shifts=shifts)
+        measured = engine.run(plan, measurements=[CompletionOf(Generation()), Verdict(make_judge("rules"))])
         seconds = time.perf_counter() - start
-    return 1000 * seconds / sum(map(len, found.values()))
+    return 1000 * seconds / sum(len(cell.values) for cell in measured)
 
 
 def made_prompts(count: int) -> list[str]:

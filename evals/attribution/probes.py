@@ -1,4 +1,4 @@
-"""Attribution's probes of a model in memory: what hidden states say of a prompt, and whether it is told from others.
+"""Attribution's probes of a model in memory: what hidden states show of a prompt, and which plain text they match.
 
 Legend: H hidden units.
 """
@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from evals.attribution.reading import read_prompts
 from evals.backends.transformers import TransformersBackend
 from evals.items import NO_SHIFT, Missing, Prompt, digest
-from evals.measure.engine import Asked
+from evals.measure.cells import Cell
 from evals.stats.distances import fit_cloud, log_distance
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Table = dict[str, dict[str, float]]
 
@@ -26,31 +29,31 @@ def fold(cluster: str) -> int:
 
 
 def readings_of(
-    backend: TransformersBackend, asked: Sequence[Asked], *, layer: int
+    backend: TransformersBackend, cells: Sequence[Cell], *, layer: int
 ) -> tuple[dict[str, dict[str, np.ndarray]], Table]:
     """(Hidden states (H) of the prompts' last tokens, refusal margins), each shift -> item; what cannot be read lacks.
 
     Of several samples the first is read: their prompts may differ, their policy does not.
     """
-    first = [one for one in asked if one.sample == 0 and isinstance(one.prompt, Prompt)]
-    found = read_prompts(backend, [one.prompt for one in first], layer=layer)  # type: ignore[misc]
+    first = [cell for cell in cells if cell.sample == 0 and isinstance(cell.prompt, Prompt)]
+    readings = read_prompts(backend, [cell.question for cell in first], layer=layer)
     states: dict[str, dict[str, np.ndarray]] = {}
     margins: Table = {}
-    for one, reading in zip(first, found, strict=True):
+    for cell, reading in zip(first, readings, strict=True):
         if not isinstance(reading, Missing):
-            states.setdefault(one.shift.name, {})[one.item.id] = reading.state_H
-            margins.setdefault(one.shift.name, {})[one.item.id] = reading.margin
+            states.setdefault(cell.shift.name, {})[cell.item.id] = reading.state_H
+            margins.setdefault(cell.shift.name, {})[cell.item.id] = reading.margin
     return states, margins
 
 
-def default_layer(model: Any) -> int:
+def default_layer(model: PreTrainedModel) -> int:
     """Two thirds of the way up, where requests are told apart best in published probes; at least 1."""
     return max(1, round(2 / 3 * int(model.config.num_hidden_layers)))
 
 
 @dataclass(frozen=True)
 class StateViews:
-    """What hidden states say: `score` of harmfulness and `distance` from the training prompts, shift -> item."""
+    """What hidden states show: `score` of harmfulness and `distance` from the training prompts, shift -> item."""
 
     score: Table
     distance: Table
@@ -96,12 +99,12 @@ def views_of(
 def matching(
     states: Mapping[str, Mapping[str, np.ndarray]], *, requests: Mapping[str, str], neighbours: int = 2
 ) -> Table:
-    """shift -> benign item -> share of its partners that it is told from by what the policy makes of the shifted text.
+    """shift -> benign item -> share of its partners against which its shifted text is matched to its own plain text.
 
     `requests` item -> its plain text. Requests next to each other in length go in pairs, so that length, which every
-    disguise lets through, tells nothing. A pair a, b is told apart where `s_a.p_a + s_b.p_b > s_a.p_b + s_b.p_a`: s are
-    the hidden states under the shift, p those of the plain requests, each unit standardised over the requests on its
-    own side, so that what the shift does to all of them cancels. Chance is 1/2; plain text itself has 1.
+    disguise lets through, is no help. A pair a, b is matched where `s_a.p_a + s_b.p_b > s_a.p_b + s_b.p_a`: s are the
+    hidden states under the shift, p those of the plain requests, each unit standardised over the requests on its own
+    side, so that what the shift does to all of them cancels. Chance is 1/2; plain text itself has 1.
     """
     plain = states.get(NO_SHIFT, {})
     order = sorted((i for i in requests if i in plain), key=lambda i: (len(requests[i]), i))
@@ -112,15 +115,15 @@ def matching(
             continue
         own_NH, home_NH = (_standardised(np.stack([side[i] for i in both])) for side in (rows, plain))
         alike_NN = own_NH @ home_NH.T
-        told: dict[str, list[float]] = {i: [] for i in both}
+        shares: dict[str, list[float]] = {i: [] for i in both}
         for step in range(1, neighbours + 1):
             for a in range(len(both) - step):
                 b = a + step
                 lead = alike_NN[a, a] + alike_NN[b, b] - alike_NN[a, b] - alike_NN[b, a]
                 value = 0.5 if lead == 0 else float(lead > 0)
-                told[both[a]].append(value)
-                told[both[b]].append(value)
-        table[shift] = {i: float(np.mean(values)) for i, values in told.items()}
+                shares[both[a]].append(value)
+                shares[both[b]].append(value)
+        table[shift] = {i: float(np.mean(values)) for i, values in shares.items()}
     return table
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,12 +16,15 @@ from evals.backends.transformers import TransformersBackend
 from evals.items import Missing, Prompt
 from evals.measure.measurements import RefusalMargin
 
+if TYPE_CHECKING:
+    import torch
+
 OPENINGS = RefusalMargin()
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What one pass over a prompt says: hidden state of its last token (H), and refusal margin in nats."""
+    """What one pass over a prompt gives: hidden state of its last token (H), and refusal margin in nats."""
 
     state_H: np.ndarray
     margin: float
@@ -84,16 +87,44 @@ def _behind(
 def _apart(
     backend: TransformersBackend, prompt: Prompt, texts: Sequence[str], *, layer: int, cut: int
 ) -> Reading | Missing:
-    from evals.measure.model_measurements import last_hidden_states
-
     (state,) = last_hidden_states(backend, [prompt], layer=layer)
-    found = backend.continuation_logprobs([prompt] * len(texts), continuations=list(texts))
-    lost = next((v for v in (state, *found) if isinstance(v, Missing)), None)
+    scores = backend.continuation_logprobs([prompt] * len(texts), continuations=list(texts))
+    if isinstance(state, Missing):
+        return state
+    lost = next((score for score in scores if isinstance(score, Missing)), None)
     if lost is not None:
         return lost
-    sums = np.array([v[0] for v in found if not isinstance(v, Missing)])
+    sums = np.array([score[0] for score in scores if not isinstance(score, Missing)])
     return Reading(np.asarray(state.double()), _margin(sums, cut=cut))
 
 
-def _margin(logp_K: Any, *, cut: int) -> float:
+def _margin(logp_K: np.ndarray, *, cut: int) -> float:
     return float(np.logaddexp.reduce(logp_K[:cut]) - np.logaddexp.reduce(logp_K[cut:]))
+
+
+def last_hidden_states(
+    backend: TransformersBackend, prompts: Sequence[Prompt], *, layer: int
+) -> list[torch.Tensor | Missing]:
+    """The hidden state (H) of every prompt's last token at a layer, on the CPU, or Missing."""
+    encoded = [_fitting(backend, prompt) for prompt in prompts]
+    rows = {i: ids for i, ids in enumerate(encoded) if not isinstance(ids, Missing)}
+    order = list(rows)
+
+    def work(chosen: list[int]) -> list[torch.Tensor]:
+        ids_BT, mask_BT = backend.padded([rows[order[c]] for c in chosen], left=True)
+        positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
+        with backend.active():
+            out = backend.model(
+                input_ids=ids_BT, attention_mask=mask_BT, position_ids=positions_BT, output_hidden_states=True
+            )
+        return list(out.hidden_states[layer][:, -1].float().cpu())
+
+    states = dict(zip(order, backend.batcher.run([len(rows[i]) for i in order], work=work), strict=True))
+    return [ids if isinstance(ids, Missing) else states[i] for i, ids in enumerate(encoded)]
+
+
+def _fitting(backend: TransformersBackend, prompt: Prompt) -> list[int] | Missing:
+    ids = backend.encode(prompt)
+    if not isinstance(ids, Missing) and backend.context is not None and len(ids) > backend.context:
+        return Missing("context", f"{len(ids)} tokens do not fit in {backend.context}", lasting=True)
+    return ids

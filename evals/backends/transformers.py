@@ -134,7 +134,7 @@ class TransformersBackend:
     def _generate(self, rows: Sequence[list[int]], config: Generation, seeds: Sequence[int]) -> list[Completion]:
         from transformers import GenerationConfig, LogitsProcessorList
 
-        ids_BT, mask_BT = self._pad(rows, left=True)
+        ids_BT, mask_BT = self.padded(rows, left=True)
         noise = [SeededGumbel(seeds, temperature=config.temperature)] if config.temperature > 0 else []
         settings = GenerationConfig(
             max_new_tokens=config.max_new_tokens, do_sample=False, num_beams=1, repetition_penalty=1.0,
@@ -165,7 +165,8 @@ class TransformersBackend:
         text = text[: min(cuts)] if cuts else text
         return Completion(text, len(kept), stop is not None or bool(cuts))
 
-    def _pad(self, rows: Sequence[list[int]], *, left: bool) -> tuple[Any, Any]:
+    def padded(self, rows: Sequence[list[int]], *, left: bool) -> tuple[Any, Any]:
+        """(B, T) token ids of rows of unequal length and the mask of what is theirs, on the model's device."""
         import torch
 
         width = max(map(len, rows))
@@ -230,7 +231,7 @@ class TransformersBackend:
         """(B, T, V) float32 log-probabilities of the next token at every position, the padded ids, and the mask."""
         import torch
 
-        ids_BT, mask_BT = self._pad(rows, left=left)
+        ids_BT, mask_BT = self.padded(rows, left=left)
         positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
         with self.active():
             logits_BTV = self.model(input_ids=ids_BT, attention_mask=mask_BT, position_ids=positions_BT).logits.float()

@@ -1,58 +1,32 @@
 """What is measured of one item under one shift: completion, comprehension, choices, refusal margin, rewards, KL, bits.
 
-A measurement is a name, a configuration that goes into the key of its cells, and a function from requests to values in
-the same order. Values are flat mappings of JSON types; what cannot be had is Missing.
+A measurement is a name, a configuration that goes into the key of its cells, and a function from cells to values in the
+same order. Values are flat mappings of JSON types; what cannot be had is Missing.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
 from random import Random
-from typing import Any, Protocol
+from typing import Protocol
 
 from evals.backends.base import Backend, Generation
-from evals.items import Item, Missing, Prompt, seed_of
-from evals.shifts.base import Shift
-
-Value = Mapping[str, Any] | Missing
-
-
-@dataclass(frozen=True)
-class Request:
-    """One cell to measure: the item, the shift, the prompt that it made of the item, and earlier measurements."""
-
-    suite: str
-    item: Item
-    shift: Shift
-    sample: int
-    prompt: Prompt
-    earlier: Mapping[str, Value] = field(default_factory=dict)
-
-    @property
-    def seed(self) -> int:
-        return seed_of(self.suite, self.item.id, self.shift.name, self.sample)
-
-    def response(self) -> str | Missing:
-        """The completion, decoded, as a judge reads it; Missing when there is none."""
-        found = self.earlier.get("completion", Missing("no_completion"))
-        if isinstance(found, Missing):
-            return found
-        if not found["text"].strip():
-            return Missing("empty_completion", "the policy answered nothing", lasting=True)
-        return self.shift.decode(found["text"])
+from evals.items import Fields, Item, Missing, seed_of
+from evals.measure.cells import Cell, Value
 
 
 class Measurement(Protocol):
-    """`needs` names the measurements whose values `measure` reads in `Request.earlier`; they enter the key."""
+    """`needs` names the measurements whose values `measure` reads in `Cell.values`; they enter the key."""
 
     name: str
     needs: tuple[str, ...]
 
-    def config(self) -> Mapping[str, Any]: ...
+    def config(self) -> Fields: ...
 
-    def measure(self, requests: Sequence[Request], *, backend: Backend) -> list[Value]: ...
+    def measure(self, cells: Sequence[Cell], *, backend: Backend) -> list[Value]: ...
 
 
 @dataclass(frozen=True)
@@ -63,15 +37,16 @@ class CompletionOf:
     name: str = "completion"
     needs: tuple[str, ...] = ()
 
-    def config(self) -> Mapping[str, Any]:
+    def config(self) -> Fields:
         return {**self.generation.__dict__, "stop": list(self.generation.stop)}
 
-    def measure(self, requests: Sequence[Request], *, backend: Backend) -> list[Value]:
-        found = backend.generate(
-            [r.prompt for r in requests], config=self.generation, seeds=[r.seed for r in requests]
+    def measure(self, cells: Sequence[Cell], *, backend: Backend) -> list[Value]:
+        completions = backend.generate(
+            [cell.question for cell in cells], config=self.generation, seeds=[cell.seed for cell in cells]
         )  # fmt: skip
         return [
-            c if isinstance(c, Missing) else {"text": c.text, "tokens": c.tokens, "finished": c.finished} for c in found
+            c if isinstance(c, Missing) else {"text": c.text, "tokens": c.tokens, "finished": c.finished}
+            for c in completions
         ]
 
 
@@ -83,20 +58,20 @@ class Comprehension:
     name: str = "comprehension"
     needs: tuple[str, ...] = ()
 
-    def config(self) -> Mapping[str, Any]:
+    def config(self) -> Fields:
         return {**self.generation.__dict__, "stop": list(self.generation.stop)}
 
-    def measure(self, requests: Sequence[Request], *, backend: Backend) -> list[Value]:
-        values: list[Value] = [Missing("no_probe", "the shift has none", lasting=True)] * len(requests)
+    def measure(self, cells: Sequence[Cell], *, backend: Backend) -> list[Value]:
+        values: list[Value] = [Missing("no_probe", "the shift has none", lasting=True)] * len(cells)
         probes = {
-            i: r.shift.probe(Random(seed_of("probe", r.suite, r.item.id, r.shift.name, r.sample)))
-            for i, r in enumerate(requests)
-            if r.shift.probe is not None
+            i: cell.shift.probe(Random(seed_of("probe", cell.suite, cell.item.id, cell.shift.name, cell.sample)))
+            for i, cell in enumerate(cells)
+            if cell.shift.probe is not None
         }
-        found = backend.generate(
-            [p.prompt for p in probes.values()], config=self.generation, seeds=[requests[i].seed for i in probes]
+        completions = backend.generate(
+            [p.prompt for p in probes.values()], config=self.generation, seeds=[cells[i].seed for i in probes]
         )
-        for (i, probe), completion in zip(probes.items(), found, strict=True):
+        for (i, probe), completion in zip(probes.items(), completions, strict=True):
             if isinstance(completion, Missing):
                 values[i] = completion
             else:
@@ -111,28 +86,22 @@ class Choices:
     name: str = "choices"
     needs: tuple[str, ...] = ()
 
-    def config(self) -> Mapping[str, Any]:
+    def config(self) -> Fields:
         return {"continuation": "one space before each choice"}
 
-    def measure(self, requests: Sequence[Request], *, backend: Backend) -> list[Value]:
-        flat = [(r.prompt, f" {choice}") for r in requests for choice in r.item.choices]
-        found = backend.continuation_logprobs([p for p, _ in flat], continuations=[c for _, c in flat])
-        values: list[Value] = []
-        start = 0
-        for r in requests:
-            mine = found[start : start + len(r.item.choices)]
-            start += len(r.item.choices)
-            values.append(_choice_value(r.item, mine))
-        return values
+    def measure(self, cells: Sequence[Cell], *, backend: Backend) -> list[Value]:
+        flat = [(cell.question, f" {choice}") for cell in cells for choice in cell.item.choices]
+        scores = iter(backend.continuation_logprobs([p for p, _ in flat], continuations=[c for _, c in flat]))
+        return [_choice_value(cell.item, list(islice(scores, len(cell.item.choices)))) for cell in cells]
 
 
-def _choice_value(item: Item, found: Sequence[tuple[float, int] | Missing]) -> Value:
+def _choice_value(item: Item, scores: Sequence[tuple[float, int] | Missing]) -> Value:
     if len(item.choices) < 2 or not isinstance(item.target, int):
         return Missing("no_choices", "the item is no closed question", lasting=True)
-    lost = next((f for f in found if isinstance(f, Missing)), None)
+    lost = next((score for score in scores if isinstance(score, Missing)), None)
     if lost is not None:
         return lost
-    sums = [f[0] for f in found if not isinstance(f, Missing)]
+    sums = [score[0] for score in scores if not isinstance(score, Missing)]
     norms = [s / len(f" {choice}".encode()) for s, choice in zip(sums, item.choices, strict=True)]
     best, best_norm = (max(range(len(v)), key=lambda k: v[k]) for v in (sums, norms))
     top = max(sums)
@@ -156,18 +125,18 @@ class RefusalMargin:
     name: str = "refusal_margin"
     needs: tuple[str, ...] = ()
 
-    def config(self) -> Mapping[str, Any]:
+    def config(self) -> Fields:
         return {"refusals": list(self.refusals), "affirmations": list(self.affirmations)}
 
-    def measure(self, requests: Sequence[Request], *, backend: Backend) -> list[Value]:
+    def measure(self, cells: Sequence[Cell], *, backend: Backend) -> list[Value]:
         openings = (*self.refusals, *self.affirmations)
-        flat = [(r.prompt, opening) for r in requests for opening in openings]
-        found = backend.continuation_logprobs([p for p, _ in flat], continuations=[c for _, c in flat])
+        flat = [(cell.question, opening) for cell in cells for opening in openings]
+        scores = iter(backend.continuation_logprobs([p for p, _ in flat], continuations=[c for _, c in flat]))
         values: list[Value] = []
-        for start in range(0, len(flat), len(openings)):
-            mine = found[start : start + len(openings)]
-            lost = next((f for f in mine if isinstance(f, Missing)), None)
-            sums = [f[0] for f in mine if not isinstance(f, Missing)]
+        for _ in cells:
+            own = list(islice(scores, len(openings)))
+            lost = next((score for score in own if isinstance(score, Missing)), None)
+            sums = [score[0] for score in own if not isinstance(score, Missing)]
             cut = len(self.refusals)
             values.append(lost or {"margin": _logsumexp(sums[:cut]) - _logsumexp(sums[cut:])})
         return values

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
 
 from evals.backends.base import Backend
 from evals.backends.reward_model import RewardBackend
-from evals.items import Missing
-from evals.measure.measurements import Request, Value
+from evals.items import Fields, Missing
+from evals.measure.cells import Cell, Value
 
 
 @dataclass(frozen=True)
@@ -23,30 +23,35 @@ class PairScores:
     name: str = "pairs"
     needs: tuple[str, ...] = ()
 
-    def config(self) -> Mapping[str, Any]:
+    def config(self) -> Fields:
         return {"responses": "one space before each, none of them shifted"}
 
-    def measure(self, requests: Sequence[Request], *, backend: Backend) -> list[Value]:
+    def measure(self, cells: Sequence[Cell], *, backend: Backend) -> list[Value]:
         if not isinstance(backend, RewardBackend):
-            return [Missing("unsupported_scores", "only reward models score responses", lasting=True)] * len(requests)
-        texts = [[*r.item.columns.get("chosen", ()), *r.item.columns.get("rejected", ())] for r in requests]
-        found = backend.scores(
-            [r.prompt for r, mine in zip(requests, texts, strict=True) for _ in mine],
-            responses=[text for mine in texts for text in mine],
+            return [Missing("unsupported_scores", "only reward models score responses", lasting=True)] * len(cells)
+        texts = [_responses(cell) for cell in cells]
+        scores = iter(
+            backend.scores(
+                [cell.question for cell, own in zip(cells, texts, strict=True) for _ in (*own[0], *own[1])],
+                responses=[text for chosen, rejected in texts for text in (*chosen, *rejected)],
+            )
         )
-        values: list[Value] = []
-        start = 0
-        for request, mine in zip(requests, texts, strict=True):
-            values.append(_value(found[start : start + len(mine)], len(request.item.columns.get("chosen", ()))))
-            start += len(mine)
-        return values
+        return [
+            _value(list(islice(scores, len(chosen) + len(rejected))), len(chosen)) for chosen, rejected in texts
+        ]  # fmt: skip
 
 
-def _value(found: Sequence[tuple[float, bool] | Missing], chosen: int) -> Value:
-    lost = next((one for one in found if isinstance(one, Missing)), None)
+def _responses(cell: Cell) -> tuple[Sequence[str], Sequence[str]]:
+    columns = cell.item.columns
+    return columns.get("chosen", ()), columns.get("rejected", ())
+
+
+def _value(scored: Sequence[tuple[float, bool] | Missing], chosen: int) -> Value:
+    lost = next((one for one in scored if isinstance(one, Missing)), None)
     if lost is not None:
         return lost
-    scores = [one[0] for one in found if not isinstance(one, Missing)]
+    known = [one for one in scored if not isinstance(one, Missing)]
+    scores = [score for score, _ in known]
     margins = [a - b for a in scores[:chosen] for b in scores[chosen:]]
     if not margins:
         return Missing("no_pair", "the item has no chosen and rejected responses", lasting=True)
@@ -55,5 +60,5 @@ def _value(found: Sequence[tuple[float, bool] | Missing], chosen: int) -> Value:
     return {
         "chosen": scores[:chosen], "rejected": scores[chosen:], "margin": sum(margins) / len(margins),
         "right": sum((m > 0) + (m == 0) / 2 for m in margins) / len(margins),
-        "tied": sum(m == 0 for m in margins) / len(margins), "cut": any(one[1] for one in found),  # type: ignore[index]
+        "tied": sum(m == 0 for m in margins) / len(margins), "cut": any(cut for _, cut in known),
     }  # fmt: skip

@@ -1,6 +1,6 @@
-"""Measured cells on disk: one JSON line each, appended and never changed, found again by their key.
+"""Measured values on disk: one JSON line each, appended and never changed, found again by their key.
 
-Resume, cache and incremental suites are this one file: a cell whose key is there is not measured again. The key holds
+Resume, cache and incremental suites are this one file: a value whose key is there is not measured again. The key holds
 the model's fingerprint, so a re-trained model at the same path finds nothing. What failed for a passing reason is not
 written, and asked again by the next run.
 """
@@ -9,85 +9,101 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from align.errors import UserError
 from evals.append import append_lines, cut_unfinished_line
 from evals.items import Missing
+from evals.measure.cells import Cell, Value
 
 FIELDS = ("key", "model", "suite", "item", "shift", "sample", "measurement")
+BEGINNING = b'{"key":"'  # of every line that this module writes
 
 
-@dataclass(frozen=True)
-class Measured:
-    """One cell: what it is a measurement of, and its value (a flat mapping) or Missing."""
-
-    key: str
-    model: str
-    suite: str
-    item: str
-    shift: str
-    sample: int
-    measurement: str
-    value: Mapping[str, Any] | Missing
-
-    def line(self) -> str:
-        row: dict[str, Any] = {name: getattr(self, name) for name in FIELDS}
-        if isinstance(self.value, Missing):
-            row["missing"] = {"reason": self.value.reason, "detail": self.value.detail}
-        else:
-            row["value"] = dict(self.value)
-        return json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
+def line_of(cell: Cell, *, key: str, measurement: str, model: str) -> str:
+    """One value of a cell as a line; ValueError for a number that JSON does not have."""
+    value = cell.values[measurement]
+    place = (key, model, cell.suite, cell.item.id, cell.shift.name, cell.sample, measurement)
+    row: dict[str, object] = dict(zip(FIELDS, place, strict=True))
+    if isinstance(value, Missing):
+        row["missing"] = {"reason": value.reason, "detail": value.detail}
+    else:
+        row["value"] = dict(value)
+    return json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
 
 
-def _parse(line: str) -> Measured:
-    row = json.loads(line)
-    if not isinstance(row, dict) or any(name not in row for name in FIELDS):
+def is_text(value: Value) -> bool:
+    """Whether all text of a value can be written: half of a surrogate pair (a server's reply may hold one) cannot."""
+    if isinstance(value, Missing):
+        return True
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _parse(line: bytes) -> tuple[str, Value]:
+    """(key, value) of a line; ValueError, KeyError, TypeError or RecursionError for one that is none of ours."""
+    row = json.loads(line.decode())
+    if not isinstance(row, dict) or any(name not in row for name in FIELDS) or not isinstance(row["key"], str):
         raise ValueError("is not a cell")
     if ("value" in row) == ("missing" in row) or not isinstance(row.get("value", row.get("missing")), dict):
         raise ValueError("has neither a value nor a reason for its absence")
     missing = row.get("missing")
-    value = row["value"] if missing is None else Missing(missing["reason"], missing["detail"], lasting=True)
-    return Measured(**{name: row[name] for name in FIELDS}, value=value)
+    return row["key"], row["value"] if missing is None else Missing(missing["reason"], missing["detail"], lasting=True)
 
 
 class CellStore:
-    """The cells of one file, read once; `add` appends a batch and is on the disk when it returns."""
+    """The values of one file by key, read once; `add` appends a batch and is on the disk when it returns."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        self.cells: dict[str, Measured] = {}
+        self.values: dict[str, Value] = {}
         if self.path.exists():
-            cut_unfinished_line(self.path)
             self._read()
+            cut_unfinished_line(self.path)
 
     def _read(self) -> None:
-        with self.path.open(encoding="utf-8") as file:
+        """All finished lines; UserError naming file and line for damage, or for a file that this module did not write.
+
+        A value that is no text is left out, and so measured again.
+        """
+        with self.path.open("rb") as file:
             for number, line in enumerate(file, start=1):
+                place = f"{self.path}:{number}"
+                if not line.endswith(b"\n"):  # what a killed run did not finish
+                    if line[: len(BEGINNING)] != BEGINNING[: len(line)]:
+                        raise UserError(f"{place}: not a line of a cell store; choose another --out")
+                    return
                 try:
-                    cell = _parse(line)
-                except (ValueError, KeyError, TypeError) as error:
-                    words = f"{self.path}:{number}: the cell cannot be read ({error}); delete that line and run again"
+                    key, value = _parse(line)
+                except (ValueError, KeyError, TypeError, RecursionError) as error:
+                    words = f"{place}: the cell cannot be read ({_short(error)}); delete that line and run again"
                     raise UserError(words) from error
-                self.cells[cell.key] = cell
+                if is_text(value):
+                    self.values[key] = value
 
     def __contains__(self, key: str) -> bool:
-        return key in self.cells
+        return key in self.values
 
-    def __getitem__(self, key: str) -> Measured:
-        return self.cells[key]
+    def __getitem__(self, key: str) -> Value:
+        return self.values[key]
 
-    def add(self, batch: Iterable[Measured]) -> None:
-        """Append new cells; those Missing for a passing reason are kept in memory only."""
-        fresh = [cell for cell in batch if cell.key not in self.cells]
-        lasting = [c for c in fresh if not isinstance(c.value, Missing) or c.value.lasting]
+    def add(self, cells: Mapping[str, Cell], *, measurement: str, model: str) -> None:
+        """Append one measurement's value of new cells (by key); those Missing for a passing reason stay in memory."""
+        values = {key: cell.values[measurement] for key, cell in cells.items() if key not in self.values}
+        lasting = [key for key, value in values.items() if not isinstance(value, Missing) or value.lasting]
         if lasting:
-            append_lines(self.path, [cell.line() for cell in lasting])
-        self.cells.update((cell.key, cell) for cell in fresh)
+            lines = [line_of(cells[key], key=key, measurement=measurement, model=model) for key in lasting]
+            append_lines(self.path, lines)
+        self.values.update(values)
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__
 
 
 @contextmanager

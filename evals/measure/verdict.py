@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from evals.backends.base import Backend
-from evals.items import Missing
+from evals.items import Fields, Missing
 from evals.judges.base import Judge, Judgement
-from evals.measure.measurements import Request, Value
+from evals.measure.cells import Cell, Value
 
 
 @dataclass(frozen=True)
@@ -22,17 +21,17 @@ class Verdict:
     name: str = "verdict"
     needs: tuple[str, ...] = ("completion",)
 
-    def config(self) -> Mapping[str, Any]:
+    def config(self) -> Fields:
         return {"judge": self.judge.name, "fingerprint": self.judge.fingerprint}
 
-    def measure(self, requests: Sequence[Request], *, backend: Backend) -> list[Value]:
-        responses = [r.response() for r in requests]
-        found = self.judge.judge([r.item for r in requests], responses=responses)
-        return [_value(judged, response) for judged, response in zip(found, responses, strict=True)]
+    def measure(self, cells: Sequence[Cell], *, backend: Backend) -> list[Value]:
+        responses = [cell.response() for cell in cells]
+        judged = self.judge.judge([cell.item for cell in cells], responses=responses)
+        return [_value(judgement, response) for judgement, response in zip(judged, responses, strict=True)]
 
 
 def _value(judged: Judgement | Missing, response: str | Missing) -> Value:
-    """The cell's value. What the judge failed at is told apart from what the policy did, and asked again next time."""
+    """The cell's value. A judge's failure is kept apart from what the policy did, and asked for again next time."""
     if not isinstance(judged, Missing):
         return judged.jsonable()
     return judged if isinstance(response, Missing) else Missing(f"judge_{judged.reason}", judged.detail)

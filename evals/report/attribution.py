@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from html import escape
-from importlib.resources import files
 from typing import Any
 
+from evals.report.template import text_of
 from evals.report.words import interval, num, percent
 
 COLORS = {
@@ -46,13 +46,12 @@ def section(result: Mapping[str, Any]) -> str:
 
 def page(result: Mapping[str, Any]) -> str:
     """A self-contained page with the section."""
-    style = (files("evals.report") / "style.css").read_text(encoding="utf-8")
     title = escape(f"Why {result['model']} fails under shift")
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>'
-        f"<style>{style}</style></head><body><main><h1>{title}</h1>\n{section(result)}\n</main></body></html>\n"
+        f"<style>{text_of('style.css')}</style></head><body><main><h1>{title}</h1>\n{section(result)}\n</main></body></html>\n"
     )
 
 

@@ -1,40 +1,49 @@
-"""Cells with everything a reader needs beside them (request, prompt, decoded response), as JSON lines or Parquet."""
+"""Cells with everything a reader needs next to them (request, prompt, decoded response), as JSON lines or Parquet."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from evals.items import Missing, Prompt
-from evals.measure.engine import Asked
-from evals.tables.suite_tables import Found
+from align.errors import UserError
+from evals.items import Json, Missing, Prompt
+from evals.measure.cells import Cell
+
+RESERVED = ("cells.jsonl", "outcomes.jsonl", "shifts.jsonl")  # what an evaluation's folder holds in any case
 
 
-def full_rows(asked: Sequence[Asked], found: Found, *, model: str, fingerprint: str) -> list[dict[str, Any]]:
+def export_file(out: Path, *, suite: str, kind: str) -> Path:
+    """The file of a suite's exported cells; UserError where its name is that of a file of the evaluation itself."""
+    file = out / (f"{suite}.eval" if kind == "inspect" else f"{suite}.{kind}")
+    if file.name in RESERVED:
+        raise UserError(f"{file} is a file of the evaluation itself; rename the suite's file or export otherwise")
+    return file
+
+
+def full_rows(cells: Sequence[Cell], *, model: str, fingerprint: str) -> list[Json]:
     """One flat row per item x shift x sample; a measurement's fields are `measurement.field`, or `.missing`."""
     rows = []
-    for i, one in enumerate(asked):
-        row: dict[str, Any] = {
-            "model": model, "fingerprint": fingerprint, "suite": one.suite, "item": one.item.id,
-            "request": one.item.request, "label": one.item.label, "group": one.item.group, "shift": one.shift.name,
-            "family": one.shift.family, "mode": one.shift.mode, "sample": one.sample,
-            "prompt": json.dumps(one.prompt.jsonable(), ensure_ascii=False) if isinstance(one.prompt, Prompt) else None,
+    for cell in cells:
+        row: Json = {
+            "model": model, "fingerprint": fingerprint, "suite": cell.suite, "item": cell.item.id,
+            "request": cell.item.request, "label": cell.item.label, "group": cell.item.group, "shift": cell.shift.name,
+            "family": cell.shift.family, "mode": cell.shift.mode, "sample": cell.sample,
+            "prompt": json.dumps(cell.question.jsonable(), ensure_ascii=False)
+            if isinstance(cell.prompt, Prompt) else None,
         }  # fmt: skip
-        for name, cells in found.items():
-            value = cells[i].value
+        for name, value in cell.values.items():
             if isinstance(value, Missing):
                 row[f"{name}.missing"] = value.reason
                 continue
             row |= {f"{name}.{field}": entry for field, entry in value.items()}
             if name == "completion":
-                row["response"] = one.shift.decode(value["text"])
+                row["response"] = cell.shift.decode(value["text"])
         rows.append(row)
     return rows
 
 
-def write_rows(rows: Sequence[dict[str, Any]], path: Path) -> Path:
+def write_rows(rows: Sequence[Json], path: Path) -> Path:
     """Write rows as JSON lines, or as Parquet where the file is named so; every column in every row."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     filled = [{name: row.get(name) for name in columns} for row in rows]

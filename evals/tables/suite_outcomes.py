@@ -1,40 +1,78 @@
-"""Judged cells to the outcomes that tables count, and probe cells to comprehension; pure."""
+"""Judged cells to the outcomes that tables count, outcomes.jsonl that evaluations are paired by, comprehension."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from evals.items import Missing
-from evals.measure.engine import Asked
-from evals.measure.store import Measured
+from align.data.load import iterate_rows
+from align.errors import UserError
+from evals.items import Json, Missing
+from evals.measure.cells import Cell, Evaluated
+from evals.tables.export import write_rows
 from evals.tables.outcomes import Outcome
-from evals.tables.suite_tables import Found
 
-NEVER_ASKED = Missing("not_measured")
+FIELDS = ("item", "cluster", "shift", "harmful", "group", "sample")
 
 
-def outcomes_of(asked: Sequence[Asked], verdicts: Sequence[Measured]) -> list[Outcome]:
+def outcomes_of(cells: Sequence[Cell]) -> list[Outcome]:
     """One outcome per item x shift x sample; the suite says which items are one base item."""
-    return [
-        Outcome(
-            item=one.item.id, cluster=one.item.cluster, shift=one.shift.name,
-            verdict=cell.value if isinstance(cell.value, Missing) else cell.value["verdict"],
-            harmful=None if one.item.neutral else one.item.harmful, group=one.item.group, sample=one.sample,
-        )
-        for one, cell in zip(asked, verdicts, strict=True)
-    ]  # fmt: skip
+    outcomes = []
+    for cell in cells:
+        item, verdict = cell.item, cell.value("verdict")
+        outcomes.append(
+            Outcome(
+                item=item.id, cluster=item.cluster, shift=cell.shift.name,
+                verdict=verdict if isinstance(verdict, Missing) else verdict["verdict"],
+                harmful=None if item.neutral else item.harmful, group=item.group, sample=cell.sample,
+            )
+        )  # fmt: skip
+    return outcomes
 
 
-def comprehension_of(asked: Sequence[Asked], found: Found) -> dict[tuple[str, str], bool | Missing] | None:
+def write_outcomes(results: Mapping[str, Evaluated], file: Path) -> None:
+    """Every judged outcome of all suites as a line; no file where nothing was judged."""
+    rows: list[Json] = []
+    for name, result in results.items():
+        for one in outcomes_of(result.cells) if "verdict" in result.measurements else ():
+            missing = one.verdict.reason if isinstance(one.verdict, Missing) else None
+            verdict = None if isinstance(one.verdict, Missing) else str(one.verdict)
+            rows.append({**one.__dict__, "suite": name, "verdict": verdict, "missing": missing})
+    if rows:
+        write_rows(rows, file)
+
+
+def read_outcomes(folder: str | Path) -> dict[str, list[Outcome]]:
+    """suite -> its outcomes, as `write_outcomes` left them in an evaluation's folder.
+
+    UserError where the folder holds none, naming file and line for a row that cannot be read.
+    """
+    file = Path(folder) / "outcomes.jsonl"
+    command = f"align evaluate MODEL --suite ... --out {folder}"
+    if not file.is_file():
+        raise UserError(f"{folder} holds no outcomes.jsonl; run {command} first")
+    suites: dict[str, list[Outcome]] = {}
+    for where, row in iterate_rows(str(file), columns=("suite", *FIELDS, "verdict", "missing")):
+        try:
+            verdict = row["verdict"] if row["missing"] is None else Missing(row["missing"])
+            outcome = Outcome(verdict=verdict, **{name: row[name] for name in FIELDS})
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{where}: not an outcome ({error}); run {command} again") from error
+        suites.setdefault(row["suite"], []).append(outcome)
+    if not suites:
+        raise UserError(f"{file} holds no outcome; run {command} again")
+    return suites
+
+
+def comprehension_of(cells: Sequence[Cell]) -> dict[tuple[str, str], bool | Missing] | None:
     """(item, shift) -> whether the policy read the shift's own harmless question, or why that is not known.
 
     None where no probe was measured; plain prompts need no reading. Of several samples the first that is known counts.
     """
-    if "comprehension" not in found:
-        return None
     read: dict[tuple[str, str], bool | Missing] = {}
-    for one, cell in zip(asked, found["comprehension"], strict=True):
-        key = one.item.id, one.shift.name
-        if isinstance(read.get(key, NEVER_ASKED), Missing):
-            read[key] = cell.value if isinstance(cell.value, Missing) else bool(cell.value["read"])
-    return read
+    for cell in cells:
+        key = cell.item.id, cell.shift.name
+        if "comprehension" in cell.values and isinstance(read.get(key, Missing("not_measured")), Missing):
+            value = cell.value("comprehension")
+            read[key] = value if isinstance(value, Missing) else bool(value["read"])
+    return read or None

@@ -7,52 +7,52 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from evals.items import NO_SHIFT, Missing, digest
-from evals.measure.engine import Asked
-from evals.measure.store import Measured
+from evals.items import NO_SHIFT, Json, Missing, digest
+from evals.measure.cells import Cell
 from evals.stats.intervals import clustered_mean, paired_difference
 
-Found = Mapping[str, Sequence[Measured]]
 # text, verdicts and bookkeeping have tables of their own, or none
 SKIPPED = {"completion": {"text", "finished"}, "comprehension": {"text"}, "verdict": {"why", "verdict"}}
 
 
-def item_means(asked: Sequence[Asked], cells: Sequence[Measured], field: str) -> dict[str, dict[str, float]]:
-    """shift -> item -> mean of a numeric field over the item's samples; Missing cells and None are left out."""
+def item_means(cells: Sequence[Cell], measurement: str, field: str) -> dict[str, dict[str, float]]:
+    """shift -> item -> mean of a numeric field over the item's samples; Missing values and None are left out."""
     gathered: dict[str, dict[str, list[float]]] = {}
-    for one, cell in zip(asked, cells, strict=True):
-        if isinstance(cell.value, Missing) or not isinstance(cell.value.get(field), (int, float)):
+    for cell in cells:
+        value = cell.value(measurement)
+        if isinstance(value, Missing) or not isinstance(value.get(field), (int, float)):
             continue
-        gathered.setdefault(one.shift.name, {}).setdefault(one.item.id, []).append(float(cell.value[field]))
+        gathered.setdefault(cell.shift.name, {}).setdefault(cell.item.id, []).append(float(value[field]))
     return {
         shift: {item: sum(values) / len(values) for item, values in items.items()} for shift, items in gathered.items()
     }
 
 
-def numeric_fields(cells: Sequence[Measured]) -> list[str]:
+def numeric_fields(cells: Sequence[Cell], measurement: str) -> list[str]:
     """The fields that hold numbers or truth values, in order of first appearance; lists and text are not averaged."""
     fields: dict[str, None] = {}
     for cell in cells:
-        if isinstance(cell.value, Missing):
+        value = cell.value(measurement)
+        if isinstance(value, Missing):
             continue
-        for name, value in cell.value.items():
-            if isinstance(value, (bool, int, float)) and name not in SKIPPED.get(cell.measurement, ()):
+        for name, entry in value.items():
+            if isinstance(entry, (bool, int, float)) and name not in SKIPPED.get(measurement, ()):
                 fields.setdefault(name)
     return list(fields)
 
 
-def number_table(asked: Sequence[Asked], cells: Sequence[Measured]) -> dict[str, Any]:
+def number_table(cells: Sequence[Cell], measurement: str) -> Json:
     """field -> shift -> mean with its interval, the paired change against the plain prompts, and Missing by reason."""
     missing: dict[str, Counter[str]] = {}
-    clusters = {one.item.id: one.item.cluster for one in asked}
-    for one, cell in zip(asked, cells, strict=True):
-        if isinstance(cell.value, Missing):
-            missing.setdefault(one.shift.name, Counter())[cell.value.reason] += 1
-    table: dict[str, Any] = {}
-    for field in numeric_fields(cells):
-        means = item_means(asked, cells, field)
+    clusters = {cell.item.id: cell.item.cluster for cell in cells}
+    for cell in cells:
+        value = cell.value(measurement)
+        if isinstance(value, Missing):
+            missing.setdefault(cell.shift.name, Counter())[value.reason] += 1
+    table: Json = {}
+    for field in numeric_fields(cells, measurement):
+        means = item_means(cells, measurement, field)
         home = means.get(NO_SHIFT, {})
         table[field] = {}
         for shift, items in means.items():
@@ -68,6 +68,6 @@ def number_table(asked: Sequence[Asked], cells: Sequence[Measured]) -> dict[str,
     return {"fields": table, "missing": {shift: dict(sorted(counts.items())) for shift, counts in missing.items()}}
 
 
-def table_hash(table: Mapping[str, Any]) -> str:
+def table_hash(table: Mapping[str, object]) -> str:
     """A hash of every number of a table: the same plan on the same model has the same, however it was interrupted."""
     return digest(table)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from align.errors import UserError
-from evals.attribution.from_cells import MEASURES, measured_by, read_thresholds, refusing, result_of, tables_of
+from evals.attribution.from_cells import MEASURES, harmful_and_benign, read_thresholds, refusing, result_of, tables_of
 from recipes.commands import suites as evaluate_suites
 from recipes.config import build, option, parse
 
@@ -98,12 +98,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         reference = TransformersBackend.load(config.reference, template=asked.template, batch_size=asked.batch_size)
     training = text_prompts(config.training, limit=config.training_limit) if config.training else []
     results = evaluate_suites.measure(asked, backend=backend, out=folder)
-    measured = measured_by(results)
-    tables, by = tables_of(measured, backend=backend, reference=reference, training=training, layer=config.layer)
-    shifts = list({one.shift.name: one.shift for one in measured.asked}.values())
-    refused = refusing(measured.named, measured.found["verdict"])
+    cells = harmful_and_benign(results)
+    tables, by = tables_of(cells, backend=backend, reference=reference, training=training, layer=config.layer)
+    shifts = list({cell.shift.name: cell.shift for cell in cells}.values())
     result = result_of(
-        tables, shifts=shifts, model=backend.name, by=by, refused=refused, bounds=bounds
+        tables, shifts=shifts, model=backend.name, by=by, refused=refusing(cells), bounds=bounds
     )  # fmt: skip
     out = Path(config.out) if config.out else folder
     out.mkdir(parents=True, exist_ok=True)

@@ -25,20 +25,6 @@ class Config:
     title: str = option("Two policies under shift", help="title of the report")
 
 
-def read_rows(folder: str) -> list[dict[str, Any]]:
-    """The verdict rows of an evaluation, UserError where the folder holds none or a row cannot be read."""
-    from align.data.load import iterate_rows
-
-    file = Path(folder) / "outcomes.jsonl"
-    if not file.is_file():
-        raise UserError(f"{folder} holds no outcomes.jsonl; run align evaluate MODEL --suite ... --out {folder} first")
-    columns = ("suite", "item", "cluster", "shift", "harmful", "group", "sample", "verdict", "missing")
-    rows = [dict(row) for _, row in iterate_rows(str(file), columns=columns)]
-    if not rows:
-        raise UserError(f"{file} holds no outcome; run align evaluate MODEL --suite ... --out {folder} again")
-    return rows
-
-
 def read_summary(folder: str) -> dict[str, Any]:
     """What an evaluation says of itself, empty for one made before it had a report."""
     import json
@@ -51,19 +37,6 @@ def read_summary(folder: str) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{file}: not valid JSON ({error}); run align evaluate again") from error
     return found if isinstance(found, dict) else {}
-
-
-def by_suite(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """suite -> its outcomes."""
-    from evals.items import Missing
-    from evals.tables.outcomes import Outcome
-
-    found: dict[str, list[Any]] = {}
-    for row in rows:
-        fields = {name: row[name] for name in ("item", "cluster", "shift", "harmful", "group", "sample")}
-        verdict = row["verdict"] if row["missing"] is None else Missing(row["missing"])
-        found.setdefault(row["suite"], []).append(Outcome(verdict=verdict, **fields))
-    return found
 
 
 def lines_of(compared: Mapping[str, Any]) -> list[str]:
@@ -90,9 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from align.runs import write_json
     from evals.report import write_report
     from evals.tables.outcomes import compare_outcomes
+    from evals.tables.suite_outcomes import read_outcomes
     from recipes.pipeline.provenance import command_line, provenance
 
-    first, second = (by_suite(read_rows(folder)) for folder in config.runs)
+    first, second = (read_outcomes(folder) for folder in config.runs)
     if set(first) != set(second):
         odd = sorted(set(first) ^ set(second))[0]
         raise UserError(f"{where}: suite {odd!r} was evaluated in one of the two folders only; evaluate it in both")

@@ -15,16 +15,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from align.data.load import iterate_rows
 from align.errors import UserError
 from evals.command import told
-from evals.items import NO_SHIFT, Missing
+from evals.items import NO_SHIFT
 from evals.stats.robustness import leave_families_out
 from evals.stats.shares import paired_change
 from evals.tables.outcomes import Outcome, check_missing, mean_share, shares, stated
+from evals.tables.suite_outcomes import read_outcomes
 
 Trained = frozenset[str]
-FIELDS = ("item", "cluster", "shift", "harmful", "group", "sample")
 
 
 def transfer_matrix(
@@ -129,29 +128,20 @@ def lines_of(matrix: Mapping[str, Any]) -> list[str]:
 
 def read_evaluation(folder: str, *, suite: str | None) -> tuple[list[Outcome], dict[str, str]]:
     """(outcomes of one suite, shift -> family without controls) of an evaluation's folder."""
-    files = [Path(folder) / name for name in ("outcomes.jsonl", "summary.json")]
-    absent = next((file for file in files if not file.is_file()), None)
-    if absent is not None:
-        raise UserError(f"{absent}: no such file; run align evaluate MODEL --suite ... --out {folder} first")
-    rows = [row for _, row in iterate_rows(str(files[0]), columns=("suite", *FIELDS, "verdict", "missing"))]
-    suites = list(dict.fromkeys(row["suite"] for row in rows))
+    file = Path(folder) / "summary.json"
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; run align evaluate MODEL --suite ... --out {folder} first")
+    suites = read_outcomes(folder)
     if suite is None and len(suites) > 1:
         raise UserError(f"{folder} holds the suites {', '.join(suites)}; choose one with --suite")
-    if not suites:
-        raise UserError(f"{files[0]} holds no outcome; run align evaluate MODEL --suite ... --out {folder} again")
-    chosen = suite or suites[0]
+    chosen = suite or next(iter(suites))
     if chosen not in suites:
         raise UserError(f"{folder} holds no suite {chosen!r} (it has: {', '.join(suites)})")
-    outcomes = [
-        Outcome(verdict=Missing(row["missing"]) if row["missing"] else row["verdict"], **{f: row[f] for f in FIELDS})
-        for row in rows
-        if row["suite"] == chosen
-    ]
     try:
-        facts = json.loads(files[1].read_text(encoding="utf-8"))["shifts"]
+        facts = json.loads(file.read_text(encoding="utf-8"))["shifts"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{files[1]}: not a suite's summary ({error!r}); run align evaluate again") from error
-    return outcomes, {s: f["family"] for s, f in facts.items() if f["mode"] not in ("none", "control")}
+        raise UserError(f"{file}: not a suite's summary ({error!r}); run align evaluate again") from error
+    return suites[chosen], {s: f["family"] for s, f in facts.items() if f["mode"] not in ("none", "control")}
 
 
 def run(argv: Sequence[str] | None = None) -> int:

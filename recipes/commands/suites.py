@@ -162,10 +162,12 @@ def _reference(config: Config, backend: Any) -> Any:
 
 
 def measure(config: Config, *, backend: Any, out: Path) -> dict[str, Any]:
-    """Suite -> (suite, asked, found), every cell of it in the store below `out`."""
-    from evals.measure.engine import Engine, ask, to_stderr
+    """Suite -> its evaluated cells, every value of them in the store below `out`."""
+    from evals.measure.cells import Evaluated, ask
+    from evals.measure.engine import Engine, to_stderr
     from evals.measure.store import locked
     from evals.suites import load_suite
+    from evals.tables.export import export_file
     from recipes.suites.shifts import shifts_of
 
     results = {}
@@ -175,9 +177,11 @@ def measure(config: Config, *, backend: Any, out: Path) -> dict[str, Any]:
         for name in config.suite:
             suite, items = load_suite(name, data=config.data, limit=config.limit)
             check_fits(suite, backend=backend)
-            asked = ask(items, suite=suite.name, shifts=shifts, samples=config.samples)
+            for kind in config.export:
+                export_file(out, suite=suite.name, kind=kind)  # a name that cannot be written to is refused now
+            cells = ask(items, suite=suite.name, shifts=shifts, samples=config.samples)
             wanted = measurements_for(config, measures_of(config, suite.kind), backend=backend)
-            results[suite.name] = (suite, asked, engine.run(asked, measurements=wanted))
+            results[suite.name] = Evaluated(suite, engine.run(cells, measurements=wanted))
     return results
 
 
@@ -211,8 +215,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     check(config, where=where)
     tell_unsent_keys(config)
     from align.runs import write_json
+    from evals.tables.suite_outcomes import write_outcomes
     from recipes.pipeline.provenance import command_line, provenance, publish
-    from recipes.suites.summary import summary_of, table_of, write_outcomes
+    from recipes.suites.summary import summary_of, table_of
 
     out, start = Path(config.out), time.monotonic()
     backend = backend_for(config)
@@ -223,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_json(out / "provenance.json", facts)
     write_outcomes(results, out / "outcomes.jsonl")
     _export(config, results, backend=backend, out=out)
-    cells = sum(len(cells) for _, _, found in results.values() for cells in found.values())
+    cells = sum(len(result.cells) * len(result.measurements) for result in results.values())
     seconds = time.monotonic() - start
     summary = summary_of(table, results, config=config, facts=facts, command=command_line("align evaluate", argv))
     publish(summary, out=out, words=f"{backend.name}: {cells} cells, {seconds:.0f} s, table {table['hash']}")
@@ -231,14 +236,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _export(config: Config, results: Mapping[str, Any], *, backend: Any, out: Path) -> None:
-    from evals.tables.export import full_rows, write_rows
+    from evals.tables.export import export_file, full_rows, write_rows
 
     for kind in config.export:
-        for name, (_, asked, found) in results.items():
-            rows = full_rows(asked, found, model=backend.name, fingerprint=backend.fingerprint)
+        for name, result in results.items():
+            rows = full_rows(result.cells, model=backend.name, fingerprint=backend.fingerprint)
+            file = export_file(out, suite=name, kind=kind)
             if kind == "inspect":
                 from evals.bridges.inspect_export import write_inspect_log
 
-                write_inspect_log(rows, out / f"{name}.eval")
+                write_inspect_log(rows, file)
             else:
-                write_rows(rows, out / f"{name}.{kind}")
+                write_rows(rows, file)

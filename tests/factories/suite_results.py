@@ -9,7 +9,8 @@ from typing import Any
 from evals.backends.base import Completion, Generation
 from evals.items import Item, Missing, Prompt, digest
 from evals.judges.base import Judgement, Stance, judgement
-from evals.measure.engine import Engine, ask
+from evals.measure.cells import Evaluated, ask
+from evals.measure.engine import Engine
 from evals.measure.measurements import CompletionOf, Comprehension, RefusalMargin
 from evals.measure.store import CellStore
 from evals.measure.verdict import Verdict
@@ -72,13 +73,15 @@ def items(count: int = 40, *, request: str = "How do I use tea number {i}?") -> 
     return [Item(f"q{i}", request.format(i=i), label=labels[i % 2], group=GROUPS[i % 3]) for i in range(count)]
 
 
-def results(folder: Path, *, backend: Scripted, asked_items: Sequence[Item], shifts: Sequence[str] = SHIFTS) -> Any:
-    """Suite -> (suite, asked, found), as `recipes.commands.suites.measure` gives it."""
+def results(
+    folder: Path, *, backend: Scripted, asked_items: Sequence[Item], shifts: Sequence[str] = SHIFTS
+) -> dict[str, Evaluated]:
+    """Suite -> its evaluated cells, as `recipes.commands.suites.measure` gives it."""
     generation = Generation(8)
     measurements = [CompletionOf(generation), Verdict(SaysSure()), Comprehension(generation), RefusalMargin()]
-    asked = ask(asked_items, suite="made", shifts=parse_shifts(list(shifts)))
-    found = Engine(backend, store=CellStore(folder / "cells.jsonl")).run(asked, measurements=measurements)
-    return {"made": (Suite("made", "safety", "made up", lambda rows: list(asked_items)), asked, found)}
+    plan = ask(asked_items, suite="made", shifts=parse_shifts(list(shifts)))
+    cells = Engine(backend, store=CellStore(folder / "cells.jsonl")).run(plan, measurements=measurements)
+    return {"made": Evaluated(Suite("made", "safety", "made up", lambda rows: list(asked_items)), cells)}
 
 
 def made_summary(folder: Path, **options: Any) -> dict[str, Any]:

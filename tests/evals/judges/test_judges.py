@@ -329,7 +329,7 @@ def test_a_judge_over_the_api_when_the_server_refuses_fails_or_babbles(monkeypat
 
 def test_the_measurement_reads_the_original_request_and_the_decoded_response() -> None:
     from evals.items import Prompt
-    from evals.measure.measurements import Request
+    from evals.measure.cells import Cell
     from evals.shifts.base import Shift
 
     class Notes(Echo):
@@ -340,7 +340,7 @@ def test_the_measurement_reads_the_original_request_and_the_decoded_response() -
     judge = Notes(Stance.REFUSED)
     shift = Shift("s", "wrapper", "competing", encode=lambda text, rng: Prompt.user(text[::-1]), decode=str.upper)
     prompt = Prompt.user("disguised")
-    cells = [Request("suite", HARMFUL, shift, 0, prompt, {"completion": {"text": "no"}})]
+    cells = [Cell("suite", HARMFUL, shift, 0, prompt, {"completion": {"text": "no"}})]
     measurement = VerdictMeasurement(judge)
     (value,) = measurement.measure(cells, backend=None)  # type: ignore[arg-type]
     assert value == {"verdict": "GOOD", "stance": "REFUSED", "score": None, "why": "so"}
@@ -352,12 +352,12 @@ def test_the_measurement_reads_the_original_request_and_the_decoded_response() -
 
 def test_a_judges_outage_is_not_the_policys_and_is_asked_again() -> None:
     from evals.items import Prompt
-    from evals.measure.measurements import Request
+    from evals.measure.cells import Cell
     from evals.shifts.base import Shift
 
     shift = Shift("s", "none", "none", encode=lambda text, rng: Prompt.user(text))
     texts: list[Any] = [{"text": "yes"}, {"text": " "}, Missing("context", lasting=True)]
-    cells = [Request("suite", HARMFUL, shift, 0, Prompt.user("x"), {"completion": text}) for text in texts]
+    cells = [Cell("suite", HARMFUL, shift, 0, Prompt.user("x"), {"completion": text}) for text in texts]
     too_long = LLMJudge(Chat([Missing("context", "too long", lasting=True)]))
     own, empty, passed = VerdictMeasurement(too_long).measure(cells, backend=None)  # type: ignore[arg-type]
     assert own == Missing("judge_context", "too long"), "no longer lasting: another judge may have the room"

@@ -14,9 +14,10 @@ import pytest
 from align.errors import UserError
 from evals.backends.base import Completion, Generation
 from evals.items import Item, Message, Missing, Prompt, digest, seed_of
-from evals.measure.engine import Asked, Engine, ask, cell_key
-from evals.measure.measurements import Choices, CompletionOf, Comprehension, RefusalMargin, Request
-from evals.measure.store import CellStore, Measured, locked
+from evals.measure.cells import Cell, ask
+from evals.measure.engine import Engine, cell_key
+from evals.measure.measurements import Choices, CompletionOf, Comprehension, RefusalMargin
+from evals.measure.store import CellStore, locked
 from evals.shifts.base import Probe, Shift
 
 GENERATION = Generation(max_new_tokens=8)
@@ -54,8 +55,8 @@ def engine(backend: Fake, path: Path, *, batch: int = 2) -> Engine:
     return Engine(backend, store=CellStore(path), batch=batch)
 
 
-def values(found: dict[str, list[Measured]], name: str = "completion") -> list[Any]:
-    return [c.value for c in found[name]]
+def values(cells: Sequence[Cell], name: str = "completion") -> list[Any]:
+    return [cell.value(name) for cell in cells]
 
 
 def test_a_second_run_asks_nothing_and_says_the_same(tmp_path: Path) -> None:
@@ -64,7 +65,7 @@ def test_a_second_run_asks_nothing_and_says_the_same(tmp_path: Path) -> None:
     one = engine(first, tmp_path / "c.jsonl").run(asked, measurements=[CompletionOf(GENERATION)])
     two = engine(again, tmp_path / "c.jsonl").run(asked, measurements=[CompletionOf(GENERATION)])
     assert len(first.asked) == 14 and again.asked == [] and values(one) == values(two)
-    assert [c.item for c in one["completion"]] == [i.id for i in ITEMS] * 2, "in the order asked"
+    assert [c.item.id for c in one] == [i.id for i in ITEMS] * 2, "in the order asked"
     assert values(one)[3]["text"] == "you said question 3 xxx"
 
 
@@ -111,10 +112,10 @@ def test_a_new_shift_or_item_changes_nothing_else(tmp_path: Path) -> None:
 )
 def test_everything_that_a_cell_depends_on_is_in_its_key(change: Any) -> None:
     (one,) = ask(ITEMS[:1], suite="s", shifts=[PLAIN])
-    base = cell_key(one, measurement=CompletionOf(GENERATION), model="f0", earlier={})
+    base = cell_key(one, measurement=CompletionOf(GENERATION), model="f0")
     asked, measurement, model = change(one, CompletionOf(GENERATION), "f0")
-    assert cell_key(asked, measurement=measurement, model=model, earlier={}) != base
-    assert cell_key(one, measurement=CompletionOf(GENERATION), model="f0", earlier={}) == base
+    assert cell_key(asked, measurement=measurement, model=model) != base
+    assert cell_key(one, measurement=CompletionOf(GENERATION), model="f0") == base
 
 
 def test_what_a_measurement_reads_is_in_its_key() -> None:
@@ -124,7 +125,7 @@ def test_what_a_measurement_reads_is_in_its_key() -> None:
     reads = Reads(GENERATION, name="verdict", needs=("completion",))
     (one,) = ask(ITEMS[:1], suite="s", shifts=[PLAIN])
     keys = {
-        cell_key(one, measurement=reads, model="f", earlier={"completion": value})
+        cell_key(one.measured("completion", value), measurement=reads, model="f")
         for value in ({"text": "a"}, {"text": "b"}, Missing("down"))
     }
     assert len(keys) == 3
@@ -150,8 +151,8 @@ def test_an_outage_is_missing_now_and_asked_again_later(tmp_path: Path) -> None:
 
 def test_what_reads_a_missing_value_is_missing_for_the_same_reason(tmp_path: Path) -> None:
     class Length(CompletionOf):
-        def measure(self, requests: Sequence[Request], *, backend: Any) -> list[Any]:
-            return [{"length": len(r.response())} for r in requests]
+        def measure(self, cells: Sequence[Cell], *, backend: Any) -> list[Any]:
+            return [{"length": len(cell.response())} for cell in cells]
 
     length = Length(GENERATION, name="length", needs=("completion",))
     found = engine(Fake(fail="timeout"), tmp_path / "c.jsonl").run(
@@ -165,10 +166,10 @@ def test_what_reads_a_missing_value_is_missing_for_the_same_reason(tmp_path: Pat
 
 
 def test_a_response_is_decoded_and_an_empty_one_is_missing() -> None:
-    request = Request("s", ITEMS[0], LOUD, 0, Prompt.user("x"), {"completion": {"text": "SURE"}})
-    assert request.response() == "sure"
+    cell = Cell("s", ITEMS[0], LOUD, 0, Prompt.user("x"), {"completion": {"text": "SURE"}})
+    assert cell.response() == "sure"
     for text in ("", " \n"):
-        empty = replace(request, earlier={"completion": {"text": text}}).response()
+        empty = cell.measured("completion", {"text": text}).response()
         assert isinstance(empty, Missing) and empty.reason == "empty_completion"
 
 
@@ -223,11 +224,23 @@ def test_seeds_and_keys_are_stable_across_versions() -> None:
 def test_a_damaged_store_is_named_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "c.jsonl"
     engine(Fake(), path).run(ask(ITEMS, suite="s", shifts=[PLAIN]), measurements=[CompletionOf(GENERATION)])
-    lines = path.read_text().splitlines()
-    for bad in ("[1]", '{"key":"k"}', lines[0].replace('"value"', '"valu"'), "{"):
-        path.write_text("\n".join([lines[0], bad, *lines[2:]]) + "\n")
-        with pytest.raises(UserError, match=r"c\.jsonl:2: "):
+    lines = path.read_bytes().splitlines()
+    deep = b'{"key":' + b"[" * 10**5
+    bad_key = lines[0].replace(b'"key":"', b'"key":["').replace(b'","model"', b'"],"model"', 1)
+    no_value = lines[0].replace(b'"value"', b'"valu"')
+    for bad in (b"[1]", b'{"key":"k"}', no_value, b"{", b"\xff\xfe", deep, bad_key):
+        path.write_bytes(b"\n".join([lines[0], bad, *lines[2:]]) + b"\n")
+        with pytest.raises(UserError, match=r"c\.jsonl:2: ") as caught:
             CellStore(path)
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+def test_a_foreign_file_is_refused_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / "cells.jsonl"
+    path.write_text("a note without a last newline")
+    with pytest.raises(UserError, match=r"cells\.jsonl:1: not a line of a cell store"):
+        CellStore(path)
+    assert path.read_text() == "a note without a last newline"
 
 
 def test_only_one_process_writes_a_store(tmp_path: Path) -> None:
@@ -239,18 +252,43 @@ def test_only_one_process_writes_a_store(tmp_path: Path) -> None:
         pass
 
 
-def test_a_cell_is_written_and_read_back_whole(tmp_path: Path) -> None:
+def test_a_value_is_written_and_read_back_whole(tmp_path: Path) -> None:
     path = tmp_path / "c.jsonl"
     nasty = "a\u2028b\u0085c\n</script>\ud7ff\U0010ffff"
-    cells = [
-        Measured("k1", "m", "s", "i", "t", 0, "completion", {"text": nasty, "x": [1.5, None]}),
-        Measured("k2", "m", "s", "i", "t", 1, "completion", Missing("context", "too long", lasting=True)),
-    ]
-    CellStore(path).add(cells)
-    assert list(CellStore(path).cells.values()) == cells
+    (one,) = ask(ITEMS[:1], suite="s", shifts=[PLAIN])
+    given = {"k1": {"text": nasty, "x": [1.5, None]}, "k2": Missing("context", "too long", lasting=True)}
+    cells = {key: one.measured("completion", value) for key, value in given.items()}
+    CellStore(path).add(cells, measurement="completion", model="m")
+    assert CellStore(path).values == given
     with pytest.raises(ValueError):
-        CellStore(path).add([replace(cells[0], key="k3", value={"x": float("nan")})])
-    assert len(json.loads(path.read_text().split("\n")[0])) == 8
+        bad = {"k3": one.measured("completion", {"x": float("nan")})}
+        CellStore(path).add(bad, measurement="completion", model="m")
+    row = json.loads(path.read_text().split("\n")[0])
+    assert list(row) == ["key", "model", "suite", "item", "shift", "sample", "measurement", "value"]
+    assert row["item"] == "i0" and row["model"] == "m" and row["measurement"] == "completion"
+
+
+def test_half_a_surrogate_pair_is_missing_and_the_store_stays_readable(tmp_path: Path) -> None:
+    class Broken(Fake):
+        def generate(self, prompts: Sequence[Prompt], *, config: Generation, seeds: Sequence[int]) -> list[Any]:
+            return [Completion("\ud800" if "question 0" in p.turns[0].content else "fine", 1, True) for p in prompts]
+
+    path, cells = tmp_path / "c.jsonl", ask(ITEMS[:2], suite="s", shifts=[PLAIN])
+    broken, fine = values(engine(Broken(), path).run(cells, measurements=[CompletionOf(GENERATION)]))
+    assert broken.reason == "unencodable" and fine["text"] == "fine"
+    with path.open("a") as file:  # as an earlier version stored it
+        file.write(path.read_text().replace("fine", "\\ud800").replace('"key":"', '"key":"x'))
+    assert list(CellStore(path).values.values()) == [fine]
+
+
+def test_keys_of_cells_are_those_of_published_stores(tmp_path: Path) -> None:
+    """Written down from the version before cells were one type: a store of then is found again."""
+    (one,) = ask(ITEMS[:1], suite="s", shifts=[LOUD])
+    key = cell_key(one, measurement=CompletionOf(GENERATION), model="f0")
+    after = one.measured("completion", {"text": "a"})
+    margin = RefusalMargin(needs=("completion",))
+    assert key == "a6538f90144eee8cddf8625c"
+    assert cell_key(after, measurement=margin, model="f0") == "f7b550c0e202fda9e95a4837"
 
 
 def test_progress_tells_how_much_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -264,4 +302,4 @@ def test_progress_tells_how_much_is_left(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_an_asked_item_carries_everything(tmp_path: Path) -> None:
     (one,) = ask(ITEMS[:1], suite="s", shifts=[PLAIN])
-    assert one == Asked("s", ITEMS[0], PLAIN, 0, Prompt.user("question 0 "))
+    assert one == Cell("s", ITEMS[0], PLAIN, 0, Prompt.user("question 0 "))

@@ -16,16 +16,10 @@ from evals.backends.base import Generation
 from evals.backends.rendering import renderer
 from evals.backends.transformers import TransformersBackend
 from evals.items import Item, Message, Missing, Prompt
-from evals.measure.engine import Engine, ask
-from evals.measure.measurements import CompletionOf, Request
-from evals.measure.model_measurements import (
-    AgainstReference,
-    BitsPerByte,
-    HiddenProjection,
-    Rewards,
-    difference_of_means,
-    last_hidden_states,
-)
+from evals.measure.cells import Cell, ask
+from evals.measure.engine import Engine
+from evals.measure.measurements import CompletionOf
+from evals.measure.model_measurements import AgainstReference, BitsPerByte, Rewards
 from evals.measure.store import CellStore
 from evals.shifts.base import Shift
 
@@ -49,11 +43,11 @@ def pair(tiny_model: Path) -> tuple[TransformersBackend, TransformersBackend]:
     return made(tiny_model, 1, "policy"), made(tiny_model, 2, "reference")
 
 
-def request(text: str, answer: str, *, finished: bool, shift: Shift = PLAIN, item: Item | None = None) -> Request:
+def request(text: str, answer: str, *, finished: bool, shift: Shift = PLAIN, item: Item | None = None) -> Cell:
     prompt = shift.encode(text, Random(0))
     assert isinstance(prompt, Prompt)
     completion = {"completion": {"text": answer, "tokens": 1, "finished": finished}}
-    return Request("s", item or Item("i", text), shift, 0, prompt, completion)
+    return Cell("s", item or Item("i", text), shift, 0, prompt, completion)
 
 
 def by_hand(backend: TransformersBackend, ids: list[int]) -> torch.Tensor:
@@ -121,38 +115,18 @@ def test_bits_per_byte_by_hand(pair: tuple[TransformersBackend, TransformersBack
     assert isinstance(none, Missing) and none.reason == "empty_prompt"
 
 
-def test_the_harmfulness_direction_tells_its_own_prompts_apart(
-    pair: tuple[TransformersBackend, TransformersBackend],
-) -> None:
-    policy, _ = pair
-    first, second = ([Prompt.user(f"{w} {n}") for n in "abcdef"] for w in ("knives", "bees"))
-    states = [last_hidden_states(policy, prompts, layer=2) for prompts in (first, second)]
-    direction = difference_of_means(*states)
-    assert math.isclose(sum(x * x for x in direction), 1, abs_tol=1e-5)
-    measured = HiddenProjection(direction, 2)
-    requests = [request(p.turns[0].content, "", finished=True) for p in (*first, *second)]
-    values = [v["projection"] for v in measured.measure(requests, backend=policy) if not isinstance(v, Missing)]
-    assert sum(values[:6]) / 6 > sum(values[6:]) / 6
-    alone = last_hidden_states(policy, first[:1], layer=2)[0]
-    assert torch.allclose(alone, states[0][0], atol=1e-4), "padding does not change a state"
-    assert values[0] == pytest.approx(float(alone @ torch.tensor(direction)), abs=1e-4)
-    with pytest.raises(ValueError, match="both kinds"):
-        difference_of_means([], states[0])
-
-
 def test_everything_runs_through_the_engine_and_too_long_is_missing(
     pair: tuple[TransformersBackend, TransformersBackend], tmp_path: Path
 ) -> None:
     policy, reference = pair
     items = [Item("a", "bread"), Item("b", "tea " * 300)]
     measured = [
-        CompletionOf(Generation(max_new_tokens=5)), AgainstReference(reference), HiddenProjection((1.0,) * 32, 1),
-        BitsPerByte(),
+        CompletionOf(Generation(max_new_tokens=5)), AgainstReference(reference), BitsPerByte(),
     ]  # fmt: skip
     engine = Engine(policy, store=CellStore(tmp_path / "c.jsonl"), batch=4)
     found = engine.run(ask(items, suite="s", shifts=[PLAIN]), measurements=measured)
-    for name in ("completion", "against_reference", "hidden"):
-        short, long = found[name]
-        assert not isinstance(short.value, Missing), name
-        assert isinstance(long.value, Missing) and long.value.reason == "context", name
-    assert not isinstance(found["bits"][1].value, Missing), "a long text is read in windows"
+    for name in ("completion", "against_reference"):
+        short, long = (cell.value(name) for cell in found)
+        assert not isinstance(short, Missing), name
+        assert isinstance(long, Missing) and long.reason == "context", name
+    assert not isinstance(found[1].value("bits"), Missing), "a long text is read in windows"

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_report import Tags
 
 from evals import report
 from evals.report import words
@@ -18,6 +17,7 @@ from evals.report.suite_words import change, pair, suite_findings
 from evals.tables.outcomes import compare_outcomes
 from evals.tables.suite_outcomes import outcomes_of
 from factories import suite_results
+from factories.html import Tags
 
 
 @pytest.fixture(scope="module")
@@ -156,8 +156,7 @@ def test_a_comparison_page_shows_both_sides(tmp_path: Path, summary: dict[str, A
     for name, rate in (("first", 0.2), ("second", 0.95)):
         backend = suite_results.Scripted(rate=rate)
         made = suite_results.results(tmp_path / name, backend=backend, asked_items=suite_results.items(80))
-        _, asked, found = made["made"]
-        sides.append(outcomes_of(asked, found["verdict"]))
+        sides.append(outcomes_of(made["made"].cells))
     table = compare_outcomes(*sides)
     facts = {"model": "<b>m</b>", "fingerprint": "f", "folder": "runs/a"}
     content = {

@@ -182,7 +182,7 @@ def test_demonstrations_comply_refuse_or_are_neutral() -> None:
 
 def test_a_shift_keeps_earlier_turns_apart_from_the_request() -> None:
     """The engine puts an item's earlier turns in front; a shift sees the request alone."""
-    from evals.measure.engine import ask
+    from evals.measure.cells import ask
 
     item = Item("a", BREAD, before=(Message("user", "Hello"), Message("assistant", "Hi")))
     (found,) = ask([item], suite="s", shifts=[SHIFTS["evil_system_prompt"]])

@@ -12,18 +12,7 @@ from evals.items import Missing
 from evals.stats.paired_tests import mcnemar
 from evals.stats.power import items_needed, minimum_detectable
 from evals.tables.outcomes import Outcome, adaptive, any_of, at_least_one, compare_outcomes, outcome_table, parity_gap
-
-
-def rows(shift: str, verdicts: str, *, harmful: bool = True, groups: Sequence[str] = ()) -> list[Outcome]:
-    """One outcome per letter: G, B, U, or M for an outage and C for a prompt that does not fit."""
-    words: dict[str, str | Missing] = {
-        "G": "GOOD", "B": "BAD", "U": "UNCLEAR", "M": Missing("http_500"), "C": Missing("context", lasting=True),
-    }  # fmt: skip
-    start = "h" if harmful else "b"
-    return [
-        Outcome(f"{start}{i}", f"{start}{i}", shift, words[v], harmful, groups[i] if groups else "")
-        for i, v in enumerate(verdicts)
-    ]
+from factories.outcomes import rows
 
 
 def sampled(shift: str, items: Sequence[str], *, cluster: str = "h{}") -> list[Outcome]:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from test_outcomes import rows
 
 from evals.items import Item, Missing
-from evals.measure.engine import ask
-from evals.measure.store import Measured
+from evals.measure.cells import ask
 from evals.shifts import parse_shifts
 from evals.tables.contrasts import placebo_pairs, placebo_table
 from evals.tables.examples import examples
 from evals.tables.shift_families import family_table
+from factories.outcomes import rows
 
 
 def test_twins_are_found_from_either_side_and_only_where_both_were_asked() -> None:
@@ -51,18 +50,18 @@ def test_a_lost_item_is_in_no_family_rate() -> None:
 
 def test_examples_show_what_the_shift_changed_first() -> None:
     items = [Item(f"i{n}", f"ask {n}", label="harmful") for n in range(4)]
-    asked = ask(items, suite="s", shifts=parse_shifts(["none", "uppercase"]))
+    plan = ask(items, suite="s", shifts=parse_shifts(["none", "uppercase"]))
     verdicts = ["BAD", "GOOD", "GOOD", "BAD", "BAD", "GOOD", "BAD", "GOOD"]
-
-    def cell(name: str, place: int, value: object) -> Measured:
-        one = asked[place]
-        return Measured(f"{name}{place}", "m", "s", one.item.id, one.shift.name, 0, name, value)  # type: ignore[arg-type]
-
-    texts = [cell("completion", i, {"text": f"text {i}", "tokens": 1, "finished": True}) for i in range(8)]
-    judged = [cell("verdict", i, {"verdict": verdict, "why": "w"}) for i, verdict in enumerate(verdicts)]
-    found = examples(asked, {"completion": texts, "verdict": judged}, per_shift=3)
+    answered = [
+        cell.measured("completion", {"text": f"text {i}", "tokens": 1, "finished": True}) for i, cell in enumerate(plan)
+    ]
+    judged = [
+        cell.measured("verdict", {"verdict": verdict, "why": "w"})
+        for cell, verdict in zip(answered, verdicts, strict=True)
+    ]
+    found = examples(judged, per_shift=3)
     upper = [(row["item"], row["before"], row["outcome"]) for row in found if row["shift"] == "uppercase"]
     assert upper == [("i2", "GOOD", "BAD"), ("i3", "BAD", "GOOD"), ("i0", "BAD", "BAD")]
     assert [row["prompt"] for row in found if row["item"] == "i2"][-1] == "user: ASK 2"
-    texts[6] = cell("completion", 6, Missing("http_500"))
-    assert all(row["item"] != "i2" or row["shift"] == "none" for row in examples(asked, {"completion": texts}))
+    answered[6] = plan[6].measured("completion", Missing("http_500"))
+    assert all(row["item"] != "i2" or row["shift"] == "none" for row in examples(answered))

@@ -10,19 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_report import Tags
 
 from align.errors import UserError
 from align.objectives.reward_model import RewardModelObjective
 from evals.backends.reward_model import RewardBackend, is_reward_model
 from evals.items import Item, Missing, Prompt
-from evals.measure.engine import Asked, ask
-from evals.measure.measurements import Request
+from evals.measure.cells import Cell, ask
 from evals.measure.pair_scores import PairScores
-from evals.measure.store import Measured
 from evals.report import words
 from evals.shifts import parse_shifts
 from evals.tables.reward_suite import reward_table
+from factories.html import Tags
 from recipes.commands import evaluate
 
 
@@ -45,16 +43,15 @@ def pairs(name: str, chosen: list[str], rejected: list[str], **more: Any) -> Ite
     return Item(name, f"about {name}", columns={"chosen": chosen, "rejected": rejected}, **more)
 
 
-def cells(values: dict[str, dict[str, Any]], items: list[Item]) -> tuple[list[Asked], list[Measured]]:
+def cells(values: dict[str, dict[str, Any]], items: list[Item]) -> list[Cell]:
     """shift -> item -> (chosen scores, rejected scores) or Missing."""
-    asked, found = [], []
+    made = []
     for one in ask(items, suite="s", shifts=parse_shifts(list(values))):
         value = values[one.shift.name][one.item.id]
         if not isinstance(value, Missing):
             value = {"chosen": value[0], "rejected": value[1], "cut": False}
-        asked.append(one)
-        found.append(Measured(one.shift.name + one.item.id, "m", "s", one.item.id, one.shift.name, 0, "pairs", value))
-    return asked, found
+        made.append(one.measured("pairs", value))
+    return made
 
 
 def test_the_table_by_hand() -> None:
@@ -62,7 +59,7 @@ def test_the_table_by_hand() -> None:
     items = [pairs(n, ["c"], ["r"], group="x" if n in "ab" else "y") for n in "abcd"]
     plain = {"a": ([2.0], [0.0]), "b": ([1.0], [0.0]), "c": ([0.0], [1.0]), "d": ([0.5], [0.5])}
     upper = {"a": ([1.0], [0.0]), "b": ([0.0], [1.0]), "c": ([0.0], [1.0]), "d": ([1.0], [0.0])}
-    table = reward_table(*cells({"none": plain, "uppercase": upper}, items))
+    table = reward_table(cells({"none": plain, "uppercase": upper}, items))
     home, away = table["shifts"]["none"], table["shifts"]["uppercase"]
     assert home["accuracy"]["value"] == 2.5 / 4 and home["tied"] == 0.25 and home["pairs"] == 4
     assert home["subsets"]["x"]["value"] == 1 and home["subsets"]["y"]["value"] == 0.25 and home["macro"] == 0.625
@@ -72,7 +69,7 @@ def test_the_table_by_hand() -> None:
     assert home["log_loss"]["value"] == pytest.approx(sum(losses) / 4)
     assert home["brier"]["value"] == pytest.approx(sum((1 - 1 / (1 + math.exp(-m))) ** 2 for m in (2, 1, -1, 0)) / 4)
     assert away["change"]["accuracy"]["value"] == pytest.approx(2 / 4 - 2.5 / 4) and "change" not in home
-    same = reward_table(*cells({"none": plain, "uppercase": plain}, items))["shifts"]["uppercase"]["change"]["accuracy"]
+    same = reward_table(cells({"none": plain, "uppercase": plain}, items))["shifts"]["uppercase"]["change"]["accuracy"]
     assert same["value"] == 0 and same["ci"][0] < 0 < same["ci"][1] and same["p_holm"] == 1
     assert away["change"]["margin_ratio"] == pytest.approx((1 - 1 - 1 + 1) / (2 + 1 - 1 + 0))
     assert table["comparisons"] == 3 and "styles" not in home and home["calibration"]["ece"] > 0
@@ -82,7 +79,7 @@ def test_styles_are_nine_comparisons_of_one_base_item() -> None:
     """Scores grow with style on both sides: plain right against fancy wrong always loses (hard 0), the rest wins."""
     items = [pairs(n, list("123"), list("123"), group="chat") for n in "ab"]
     scores = {n: ([1.0, 2.0, 3.0], [0.9, 1.9, 2.9]) for n in "ab"}
-    entry = reward_table(*cells({"none": scores}, items))["shifts"]["none"]
+    entry = reward_table(cells({"none": scores}, items))["shifts"]["none"]
     assert entry["pairs"] == 18 and entry["items"] == 2 and entry["accuracy"]["n"] == 2
     overall = entry["styles"]["overall"]
     assert (overall["hard"], overall["normal"], overall["easy"]) == (0, 1, 1)
@@ -93,21 +90,20 @@ def test_missing_scores_are_counted_and_too_many_refused() -> None:
     items = [pairs(n, ["c"], ["r"]) for n in "abcd"]
     right = {n: ([1.0], [0.0]) for n in "abcd"}
     lost = {**right, "a": Missing("unsupported_system", lasting=True)}
-    table = reward_table(*cells({"none": right, "uppercase": lost}, items))["shifts"]
+    table = reward_table(cells({"none": right, "uppercase": lost}, items))["shifts"]
     assert table["uppercase"]["missing"] == {"unsupported_system": 1} and table["uppercase"]["items"] == 3
     gone = dict.fromkeys("abcd", Missing("unsupported_system", lasting=True))
-    table = reward_table(*cells({"none": right, "uppercase": gone}, items))["shifts"]
+    table = reward_table(cells({"none": right, "uppercase": gone}, items))["shifts"]
     assert table["uppercase"] == {"missing": {"unsupported_system": 4}}
     with pytest.raises(UserError, match=r"shift uppercase: 25% of the scores are missing \(not_finite 1\)"):
-        reward_table(*cells({"none": right, "uppercase": {**right, "a": Missing("not_finite")}}, items))
+        reward_table(cells({"none": right, "uppercase": {**right, "a": Missing("not_finite")}}, items))
 
 
 def test_scores_are_the_reward_models_own(scorer: Path) -> None:
     backend = RewardBackend.load(scorer, template="plain", batch_size=2)
     items = [pairs("a", ["bread"], ["ink"]), pairs("b", ["tea", "rope"], ["glue", "bees"])]
-    asked = ask(items, suite="s", shifts=parse_shifts(["uppercase"]))
-    requests = [Request("s", a.item, a.shift, 0, a.prompt) for a in asked if isinstance(a.prompt, Prompt)]
-    found = PairScores().measure(requests, backend=backend)
+    plan = ask(items, suite="s", shifts=parse_shifts(["uppercase"]))
+    found = PairScores().measure(plan, backend=backend)
     objective = RewardModelObjective(scorer)
     for value, one in zip(found, items, strict=True):
         assert not isinstance(value, Missing)

@@ -118,19 +118,20 @@ def test_signals_by_hand() -> None:
 
 
 def test_a_prompt_read_once_gives_the_numbers_of_the_two_measurements(model: Path) -> None:
-    from evals.attribution.reading import read_prompts
+    from evals.attribution.reading import last_hidden_states, read_prompts
     from evals.backends.transformers import TransformersBackend
     from evals.items import Item, Prompt
-    from evals.measure.engine import Asked, _request
+    from evals.measure.cells import Cell
     from evals.measure.measurements import RefusalMargin
-    from evals.measure.model_measurements import last_hidden_states
 
     backend = TransformersBackend.load(str(model))
     prompts = [Prompt.user("how do I use glue?"), Prompt.user("what is tea")]
     shift = SHIFTS["none"]
-    asked = [_request(Asked("s", Item(str(k), "x"), shift, 0, p), {}) for k, p in enumerate(prompts)]
-    margins = [value["margin"] for value in RefusalMargin().measure(asked, backend=backend)]  # type: ignore[index]
+    cells = [Cell("s", Item(str(k), "x"), shift, 0, p) for k, p in enumerate(prompts)]
+    margins = [value["margin"] for value in RefusalMargin().measure(cells, backend=backend)]  # type: ignore[index]
     states = last_hidden_states(backend, prompts, layer=1)
+    alone = last_hidden_states(backend, prompts[:1], layer=1)[0]
+    assert np.allclose(alone, states[0], atol=1e-4), "padding does not change a state"
     found = read_prompts(backend, prompts, layer=1)
     assert [one.margin for one in found] == pytest.approx(margins, abs=1e-4)  # type: ignore[union-attr]
     for one, state in zip(found, states, strict=True):

@@ -139,12 +139,11 @@ def test_measurements_follow_the_suites_kind_and_their_needs() -> None:
 
 def test_items_of_one_base_item_are_one_cluster() -> None:
     from evals.items import Item
-    from evals.measure.engine import ask
-    from evals.measure.store import Measured
+    from evals.measure.cells import ask
     from evals.shifts import parse_shifts
     from evals.tables.suite_outcomes import outcomes_of
 
     items = [Item("a", "x", "harmful", columns={"cluster": "base"}), Item("b", "y", "harmful")]
-    asked = ask(items, suite="s", shifts=parse_shifts(["none"]))
-    cells = [Measured(f"k{i}", "m", "s", i.id, "none", 0, "verdict", {"verdict": "BAD"}) for i in items]
-    assert [o.cluster for o in outcomes_of(asked, cells)] == ["base", "b"]
+    plan = ask(items, suite="s", shifts=parse_shifts(["none"]))
+    cells = [cell.measured("verdict", {"verdict": "BAD"}) for cell in plan]
+    assert [o.cluster for o in outcomes_of(cells)] == ["base", "b"]

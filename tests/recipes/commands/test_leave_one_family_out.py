@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from test_outcomes import rows
 
 from align.errors import UserError
 from evals.tables.outcomes import Outcome
+from factories.outcomes import rows
 from recipes.commands.held_out_families import main, transfer_matrix
 
 NONE, A, B = frozenset[str](), frozenset({"a"}), frozenset({"b"})
