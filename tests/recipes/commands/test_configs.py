@@ -16,7 +16,7 @@ from recipes.config import build, option, parse, read_yaml
 
 FOLDER = Path(__file__).resolve().parents[3] / "recipes" / "configs"
 FILES = sorted(FOLDER.glob("*.yaml"))
-MODULES = {module.removeprefix("recipes."): module for module, _ in COMMANDS.values()}
+MODULES = {module.removeprefix("recipes.commands."): module for module, _ in COMMANDS.values()}
 
 
 def recipe_of(file: Path) -> Any:
@@ -38,7 +38,7 @@ def filled(recipe: Any, values: dict[str, Any]) -> dict[str, Any]:
 
 def test_every_stage_has_a_config() -> None:
     assert {recipe_of(file).__name__ for file in FILES} >= {
-        f"recipes.{name}" for name in ("pretrain", "sft", "reward_model", "finetune", "evaluate")
+        f"recipes.commands.{name}" for name in ("pretrain", "sft", "reward_model", "finetune", "evaluate")
     }
 
 
