@@ -38,6 +38,14 @@ def above_zero(config: Any, *names: str, place: str = "") -> None:
             raise UserError(f"{place}{name} must be above 0, not {value:g}")
 
 
+def shares(config: object, *names: str, place: str = "") -> None:
+    """UserError unless every named field is a share in [0, 1)."""
+    for name in names:
+        value = getattr(config, name)
+        if not 0 <= value < 1:
+            raise UserError(f"{place}{name} is a share in [0, 1), not {value:g}")
+
+
 def optimiser(config: Any) -> None:
     """UserError on an optimiser, a seed or a checkpoint interval that no trainer here can mean."""
     above_zero(config, "batch_size", "gradient_accumulation", "logging_steps", "save_steps")

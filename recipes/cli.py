@@ -17,22 +17,28 @@ from align.errors import UserError, guarded
 COMMANDS = {
     "demo": ("recipes.commands.demo", "the exact testbed end to end: worlds, methods, shifts, report"),
     "hh": ("recipes.commands.hh", "real preference data end to end: pretraining to report"),
-    "pretrain": ("recipes.commands.pretrain", "text -> a causal language model from scratch (maximum likelihood)"),
-    "sft": ("recipes.commands.sft", "a model + demonstrations -> a supervised fine-tuned model, the reference"),
-    "reward-model": ("recipes.commands.reward_model", "a model + comparisons -> one reward model (Bradley-Terry)"),
-    "finetune": ("recipes.commands.finetune", "METHOD: the reference + objectives + weights -> a policy family"),
-    "evaluate": (
-        "recipes.commands.evaluate",
-        "policies on held-out prompts, or one on suites under shifts -> cells, tables",
-    ),
     "planted": (
         "recipes.commands.planted",
         "tiny models with a planted mechanism of failure, and the probes' view of them",
     ),
+    "pretrain": ("recipes.commands.pretrain", "text -> a causal language model from scratch (maximum likelihood)"),
+    "sft": ("recipes.commands.sft", "a model + demonstrations -> a supervised fine-tuned model, the reference"),
+    "reward-model": ("recipes.commands.reward_model", "a model + comparisons -> one reward model (Bradley-Terry)"),
+    "finetune": ("recipes.commands.finetune", "METHOD: the reference + objectives + weights -> a policy family"),
+    "evaluate": ("recipes.commands.evaluate", "policy families on held-out prompts -> cells, trade-offs, report"),
+    "suites": ("recipes.commands.suites", "policies on suites under shifts -> cells, tables, report"),
     "compare": ("recipes.commands.compare", "two evaluations of suites, paired item by item"),
     "attribute": (
         "recipes.commands.attribute",
         "why a policy fails under shifts: competing, mismatched, or unreadable to it",
+    ),
+    "over-optimisation": (
+        "recipes.commands.over_optimisation",
+        "scored samples -> the best-of-n curve of a proxy against a gold reward",
+    ),
+    "held-out-families": (
+        "recipes.commands.held_out_families",
+        "evaluations of suites -> failures by families of shifts trained on and measured",
     ),
     "report": ("recipes.commands.report", "summary.json -> one self-contained report.html"),
 }

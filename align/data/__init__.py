@@ -4,7 +4,7 @@ from align.data.clean import CleanConfig, clean_comparisons, clean_text, clean_t
 from align.data.hh import as_completion, as_human_turn, load_comparisons
 from align.data.load import load_rows
 from align.data.pack import encode, pack, token_stream
-from align.data.split import normal_prompt, split_by_prompt
+from align.data.split import held_out_parts, normal_prompt, split_by_prompt
 from align.data.tokenizer import train_tokenizer
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "clean_text",
     "clean_texts",
     "encode",
+    "held_out_parts",
     "load_comparisons",
     "load_rows",
     "normal_prompt",

@@ -40,6 +40,15 @@ def split_by_prompt(
     return parts
 
 
+def held_out_parts(
+    rows: Iterable[Mapping[str, Any]], *, share: float, seed: int = 0, key: str = "prompt"
+) -> dict[str, list[Row]]:
+    """{"train", "validation"} -> rows, with about `share` of the prompts in the second; 0 keeps none out."""
+    if not share:
+        return {"train": [dict(row) for row in rows], "validation": []}
+    return split_by_prompt(rows, fractions={"train": 1 - share, "validation": share}, seed=seed, key=key)
+
+
 def normal_prompt(prompt: str) -> str:
     """The words of a prompt's first human turn, case and punctuation folded: the key that must not cross a split."""
     opening = first_human_turn(prompt)

@@ -17,6 +17,8 @@ class ImplicitReward:
     runs, model directories or hub ids; both are loaded at the first call and left out of pickles.
     """
 
+    learned = True  # from data: rows that it trains are reported as such
+
     def __init__(
         self, policy: str | Path, reference: str | Path, *, beta: float, name: str | None = None, batch_size: int = 32
     ) -> None:

@@ -75,6 +75,8 @@ class RewardModelObjective:
     Raises UserError when the directory holds no one-output classifier.
     """
 
+    learned = True  # from data: rows that it trains are reported as such
+
     def __init__(
         self,
         path: str | Path,

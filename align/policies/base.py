@@ -212,8 +212,11 @@ class ModelPolicy:
 class PolicyFamily(Protocol):
     """What every method returns: a policy for each preference of its domain."""
 
-    method: str
-    point_cost: str
+    @property
+    def method(self) -> str: ...
+
+    @property
+    def point_cost(self) -> str: ...
 
     @property
     def domain(self) -> str: ...

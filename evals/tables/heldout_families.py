@@ -1,10 +1,10 @@
-"""Leave-one-family-out: what training on some shift families does on those held out, from exact cells; pure.
+"""Leave-one-family-out: what training on some shift families does on those held out; pure.
 
-Cells come as one list for each training run (seed), as in `evals.tables.shifted_fronts`. The mismatched part of a
-row under a
-shift that keeps the base items is `regret_s - regret_id`, item by item; a reduction is the baseline row's part minus
-the arm's, paired by base item and seed: positive is better. A reduction alone is no merit (the untouched reference has
-no mismatched part at all), so the regret under the shift itself and the cost on plain inputs stand beside it.
+From exact cells (`reduction`, `cost`) or from judged responses (`transfer_matrix`). Exact cells come as one list for
+each training run (seed), as in `evals.tables.shifted_fronts`. The mismatched part of a row under a shift that keeps the
+base items is `regret_s - regret_id`, item by item; a reduction is the baseline row's part minus the arm's, paired by
+base item and seed: positive is better. A reduction alone is no merit (the untouched reference has no mismatched part at
+all), so the regret under the shift itself and the cost on plain inputs stand beside it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,14 @@ import numpy as np
 from align.errors import UserError
 from evals.items import NO_SHIFT
 from evals.stats import intervals as stats
+from evals.stats.robustness import leave_families_out
+from evals.stats.shares import paired_change
+from evals.tables.outcomes import Outcome, check_missing, mean_share, shares, stated
 from evals.tables.shifted_fronts import ITEMS, SEEDS, Runs, item_means, select
 from evals.tables.tradeoffs import Cell
 
 PerItem = Mapping[str, float]
+Trained = frozenset[str]
 
 
 def mismatched(cells: Sequence[Cell], *, row: str, shift: str) -> dict[str, float]:
@@ -109,3 +113,86 @@ def cost(
         mean = averaged(parts)
         values[seed] = {item: mean[item] - before[item] for item in before}
     return over_seeds_and_items(values)
+
+
+# --- from judged responses -------------------------------------------------------------------------------------------
+
+
+def transfer_matrix(
+    evaluations: Mapping[Trained, Sequence[Outcome]], *, families: Mapping[str, str], harmful: bool = True,
+    max_missing: float = 0.05,
+) -> dict[str, Any]:  # fmt: skip
+    """`rows`: trained families, and per measured family the failure rate with its interval and whether it was held out.
+
+    `families`: shift -> family, for the shifts that count (no controls); the plain prompts are a column of their own.
+    `transfer`: family -> mean rate of the rows that trained on it (seen) and that did not (held out), and held out
+    minus seen, paired by base item: above 0 where training on the family itself is what helps. `curve`: number of
+    families trained on -> mean held-out rate. An item's shifts are averaged first. UserError where evaluations were
+    asked different items, a trained family was not measured, or too many verdicts are missing.
+    """
+    sides = {key: [o for o in found if o.harmful is harmful] for key, found in evaluations.items()}
+    names = list(dict.fromkeys(families.values()))
+    _check(sides, names)
+    clusters = {o.item: o.cluster for found in sides.values() for o in found}
+    columns = [*([NO_SHIFT] if any(o.shift == NO_SHIFT for o in next(iter(sides.values()))) else []), *names]
+    columns_of = {**families, NO_SHIFT: NO_SHIFT}
+    by_item: dict[Trained, dict[str, dict[str, float]]] = {}
+    rows = []
+    for trained, found in sides.items():
+        by_item[trained], cells = {}, {}
+        for column in columns:
+            chosen = [o for o in found if columns_of.get(o.shift) == column]
+            what = f"trained on {_label(trained)}, {column}"
+            check_missing([o.verdict for o in chosen], what=what, max_missing=max_missing)
+            by_item[trained][column] = shares(chosen, verdict="BAD")
+            rate = mean_share(by_item[trained][column], clusters=clusters)
+            if rate is None:
+                raise UserError(f"{what}: no verdict at all; leave the family out of the evaluations")
+            cells[column] = stated(rate) | {"held_out": column != NO_SHIFT and column not in trained}
+        rows.append({"trained": sorted(trained), "cells": cells})
+    means = {key: {f: _mean(by_item[key][f]) for f in names} for key in by_item}
+    transfer, curve = leave_families_out(means)
+    return {
+        "columns": columns, "rows": rows, "side": "harmful" if harmful else "benign",
+        "transfer": {
+            family: {"seen": one.seen, "held_out": one.held_out, "change": _gap(by_item, family, clusters)}
+            for family, one in transfer.items()
+        },
+        "curve": {str(count): value for count, value in curve.items()},
+    }  # fmt: skip
+
+
+def _mean(values: Mapping[str, float]) -> float:
+    return sum(values.values()) / len(values)
+
+
+def _gap(
+    by_item: Mapping[Trained, Mapping[str, Mapping[str, float]]], family: str, clusters: Mapping[str, str]
+) -> dict[str, Any] | None:
+    """Held out minus seen over the items that every row has; None where every row, or none, trained on the family."""
+    sides = []
+    for seen in (False, True):
+        rows = [tables[family] for trained, tables in by_item.items() if (family in trained) is seen]
+        items = set.intersection(*(set(row) for row in rows)) if rows else set()
+        sides.append({item: sum(row[item] for row in rows) / len(rows) for item in sorted(items)})
+    found = paired_change(sides[0], before=sides[1], clusters=clusters) if all(sides) else None
+    return None if found is None else stated(found)
+
+
+def _label(trained: Trained) -> str:
+    return ",".join(sorted(trained)) or "none"
+
+
+def _check(sides: Mapping[Trained, Sequence[Outcome]], families: Sequence[str]) -> None:
+    if len(sides) < 2 or not families:
+        raise UserError("a transfer matrix needs two evaluations or more, under at least one family of shifts")
+    first, *others = ({(o.shift, o.item, o.sample) for o in found} for found in sides.values())
+    for trained, asked in zip(list(sides)[1:], others, strict=True):
+        if asked != first:
+            shift, item, _ = min(asked ^ first, key=str)
+            who = f"the evaluation trained on {_label(trained)}"
+            raise UserError(f"{who} differs in item {item} under shift {shift}; evaluate both alike")
+    for trained in sides:
+        unknown = sorted(trained - set(families))
+        if unknown:
+            raise UserError(f"family {unknown[0]!r} was trained on but not measured (measured: {', '.join(families)})")

@@ -8,16 +8,18 @@ section 3.1). KL of the two is not comparable (their caveat). Shapes: P prompts,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from align.errors import UserError
+from evals.items import NO_SHIFT
 from evals.stats.intervals import Interval, bootstrap_interval, cluster_counts, clustered_mean
 
 Array = Any  # whatever numpy.asarray takes
+Scores = list[list[float]]
 
 
 def best_of_n_weights(samples: int, *, n: int) -> np.ndarray:
@@ -193,3 +195,79 @@ def gap_at(curve: Curve, *, d: float) -> Interval:
         raise UserError(f"over-optimisation: d = {d:g} lies outside the curve's {curve.d_M[0]:g} to {curve.d_M[-1]:g}")
     gaps = [float(np.interp(d, curve.d_M, row)) for row in curve.proxy_PM - curve.gold_PM]
     return clustered_mean(gaps, clusters_N=range(len(gaps)), over="prompts, paired")
+
+
+# --- from a dump of scored samples -----------------------------------------------------------------------------------
+
+
+def scores_of(
+    rows: Iterable[tuple[str, Mapping[str, object]]], *, item: str, proxy: str, gold: str, shift: str = NO_SHIFT,
+    max_missing: float = 0.05,
+) -> tuple[Scores, Scores, dict[str, int]]:  # fmt: skip
+    """(proxy, gold) as prompts x samples, and what was counted: {prompts, samples, missing, left_out}.
+
+    `rows` come with the place that errors name. Rows of another shift are not read (a file without a column `shift`
+    has one). A sample without both scores is missing; every prompt keeps as many samples as the one with the fewest
+    has, and `left_out` counts the rest. UserError for a score that is no number, fewer than two samples, or more than
+    `max_missing` missing.
+    """
+    pairs: dict[str, list[tuple[float, float]]] = {}
+    missing = total = 0
+    for where, row in rows:
+        if row.get("shift", shift) != shift:
+            continue
+        total += 1
+        samples = pairs.setdefault(str(row[item]), [])
+        if row.get(proxy) is None or row.get(gold) is None:
+            missing += 1
+        else:
+            samples.append((_number(row, proxy, where), _number(row, gold, where)))
+    if not total:
+        raise UserError(f"no row has shift {shift!r}; name the one to read with --shift")
+    if missing > max_missing * total:
+        words = f"{missing} of {total} samples lack {proxy!r} or {gold!r}"
+        raise UserError(f"{words}; measure them, or raise --max-missing")
+    poorest = min(pairs, key=lambda name: len(pairs[name]))
+    least = len(pairs[poorest])
+    if least < 2:
+        raise UserError(f"prompt {poorest!r} has {least} scored samples; a curve needs at least 2 of every prompt")
+    left_out = sum(len(samples) - least for samples in pairs.values())
+    counts = {"prompts": len(pairs), "samples": least, "missing": missing, "left_out": left_out}
+    proxy_PN, gold_PN = ([[pair[k] for pair in samples[:least]] for samples in pairs.values()] for k in range(2))
+    return proxy_PN, gold_PN, counts
+
+
+def _number(row: Mapping[str, object], column: str, where: str) -> float:
+    value = row[column]
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise UserError(f"{where}: {column!r} must be a number, not {value!r}")
+    if not math.isfinite(value):
+        raise UserError(f"{where}: {column!r} must be finite, not {value!r}")
+    return float(value)
+
+
+def curve_table(proxy_PN: Scores, *, gold_PN: Scores, draws: int = 1000, seed: int = 0) -> dict[str, Any]:
+    """`points`: n, KL bound, d, gold and proxy gain and their gap, with intervals over prompts; `fit` and its peak.
+
+    Gains are over one sample (n = 1). `fit` is null with the reason where there are too few points for one.
+    """
+    curve = best_of_n_curve(proxy_PN, gold_PN=gold_PN)
+    gold, gap = curve.gold(), curve.gap()
+    means = curve.proxy_PM.mean(axis=0)
+    points = [
+        {
+            "n": n, "kl": float(curve.d_M[m]) ** 2, "d": float(curve.d_M[m]), "gold": gold[m].stated,
+            "proxy": float(means[m]), "gap": gap[m].stated,
+        }
+        for m, n in enumerate(curve.labels)
+    ]  # fmt: skip
+    table: dict[str, Any] = {"points": points, "gold_drop_after_its_best": curve.drop()}
+    try:
+        fitted = fit_curve(curve, form="best-of-n", d_min=0.0, draws=draws, seed=seed)
+    except UserError as error:
+        return table | {"fit": None, "fit_reason": str(error)}
+    peak = None if fitted.peak is None else fitted.peak.stated | {"beyond_the_curve": fitted.peak_beyond}
+    return table | {
+        "fit": {"form": "R(d) = d (alpha - beta d)", "alpha": fitted.alpha.stated, "beta": fitted.beta.stated,
+                "peak": peak, "points": fitted.points},
+    }  # fmt: skip

@@ -1,25 +1,26 @@
-"""Evaluation: policy families + held-out prompts + objectives -> cells.jsonl, summary.json and report.html.
+"""Policy families on held-out prompts: sampled trade-offs of every family, with objectives and shifts -> a report.
 
 align evaluate runs/dpo runs/morlhf --data prompts.jsonl --out runs/evaluation
-python -m recipes.commands.evaluate --config recipes/configs/evaluate.yaml --data none=prompts.jsonl
-    cipher=ciphered.jsonl
-align evaluate MODEL --suite xstest --shift all --data FOLDER      (paired cells: recipes/commands/suites.py)
+align evaluate --config recipes/configs/evaluate.yaml --data none=prompts.jsonl cipher=ciphered.jsonl
+
+Policies on suites are `align suites`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from align.errors import UserError
-from align.policies.best_of_n import BestOfNFamily
 from align.preferences import Weights, simplex_grid
-from align.runs import RUN_FILE, Ledger, Run, open_run, run_stage, write_json
-from recipes.config import option, parse, read_yaml
+from align.runs import RUN_FILE, Ledger, Metrics, Run, open_run, run_stage, write_json
+from recipes.config import option, parse, read_yaml, section_field, with_flags
 from recipes.pipeline.inputs import (
     closing_line,
     content_key,
@@ -27,10 +28,13 @@ from recipes.pipeline.inputs import (
     load_objectives,
     named,
     objective_keys,
-    section,
     text_rows,
 )
 from recipes.pipeline.sampling import REFERENCE, Point, Sampling, sample_cells, sampled_summary
+
+if TYPE_CHECKING:
+    from align.objectives import Objective
+    from align.policies.base import ModelPolicy, PolicyFamily
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +45,7 @@ class Config:
     data: tuple[str, ...] = option(
         help="held-out prompts, as SOURCE, or SHIFT=SOURCE for each; the shift `none` is home"
     )
-    objectives: tuple[str | dict[str, Any], ...] = option(
+    objectives: tuple[str | Mapping[str, object], ...] = option(
         (), help="NAME=RUN or NAME=KIND (default: those of the first run)"
     )
     reference: str | None = option(None, help="the reference policy (default: that of the first run)")
@@ -54,55 +58,113 @@ class Config:
     title: str = option("Trade-offs on held-out prompts", help="title of the report")
     limit: int | None = option(None, help="read only the first prompts of each source")
     seed: int | None = option(None, help="seed of sampling")
-    sampling: dict[str, Any] = option({}, help="keys of sampling.Sampling: samples, max_new_tokens, batch_size")
+    sampling: Sampling = section_field(
+        "recipes.pipeline.sampling:Sampling", help="keys of sampling.Sampling: samples, max_new_tokens, batch_size"
+    )
 
 
-def resolve(config: Config, *, where: str) -> dict[str, Any]:
-    """The sections and preferences of this recipe, checked."""
-    return {
-        "sampling": section(Sampling, config.sampling, where=where, name="sampling", seed=config.seed),
-        "preferences": [Weights.parse(text) for text in config.weights],
-    }
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is measured: runs by row, prompts (with their base item) by shift, what scores them, the preferences."""
+
+    rows: Mapping[str, str]
+    prompts: Mapping[str, Sequence[Mapping[str, str]]]
+    objectives: Mapping[str, Objective]
+    reference: str
+    preferences: Sequence[Weights]
+
+
+def question_of(config: Config, *, where: str) -> tuple[Question, dict[str, str]]:
+    """The question that a config asks, everything in it read and checked, and the fingerprints of its inputs."""
+    preferences = [Weights.parse(text) for text in config.weights]
+    rows = rows_of(config.runs, where=where)
+    first = next(iter(rows.values()), None)
+    if first is None:
+        raise UserError(f"{where}: no run is given; name at least one that align finetune made")
+    facts: Mapping[str, object] = {} if config.objectives and config.reference else open_run(first).metrics
+    shifts = {("none" if k == v else k): v for k, v in named(config.data, what="data").items()}
+    if len(shifts) < len(config.data):
+        raise UserError(f"{where}: --data names two sources of prompts in distribution; write SHIFT=SOURCE for one")
+    if "none" not in shifts:
+        raise UserError(f"{where}: --data names only shifts; add the prompts in distribution as none=SOURCE")
+    entries = config.objectives or entries_of(facts, run=first)
+    objectives = load_objectives(entries)
+    if config.headline is not None and config.headline not in objectives:
+        raise UserError(f"{where}: headline {config.headline!r} is no objective; choose from {', '.join(objectives)}")
+    reference = config.reference or facts.get("reference")
+    if not isinstance(reference, str):
+        raise UserError(f"{first} does not name its reference policy; give it with --reference")
+    prompts = {shift: prompts_of(source, limit=config.limit) for shift, source in shifts.items()}
+    for source in rows.values():
+        family_of(source)  # a run of another stage is refused now, not after the reference has been sampled
+    sources = {"reference": reference, "text": config.text, **rows, **{f"shift {k}": v for k, v in shifts.items()}}
+    inputs = {name: content_key(source) for name, source in sources.items() if source is not None}
+    asked = Question(
+        rows=rows, prompts=prompts, objectives=objectives, reference=reference, preferences=preferences
+    )  # fmt: skip
+    return asked, inputs | objective_keys(entries)
+
+
+def rows_of(runs: Sequence[str], *, where: str) -> dict[str, str]:
+    """Row -> run; UserError where two rows would share a name, or one takes the reference's."""
+    rows: dict[str, str] = {}
+    for name, source in named(runs, what="run").items():
+        row = Path(name).name if name == source else name
+        if row in rows:
+            raise UserError(f"{where}: two runs are called {row!r}; write ROW=RUN to give each a name of its own")
+        if row == REFERENCE:
+            raise UserError(f"{where}: a run is named {REFERENCE!r}, the reference policy's own row; write ROW=RUN")
+        rows[row] = source
+    return rows
+
+
+def entries_of(metrics: Mapping[str, object], *, run: str) -> Sequence[str | Mapping[str, object]]:
+    """The objectives that a run was trained with, as it recorded them; UserError where that is no list."""
+    entries = metrics.get("objectives") or ()
+    if not isinstance(entries, Sequence) or not all(isinstance(entry, (str, Mapping)) for entry in entries):
+        raise UserError(f"{Path(run) / RUN_FILE}: objectives is no list of objectives; give them with --objectives")
+    return entries
 
 
 def prompts_of(source: str, *, limit: int | None) -> list[dict[str, str]]:
     """Distinct prompts with their base item: the row's `item`, else its id (two shifts pair their rows by it)."""
     from align.data import load_rows
 
-    found: dict[str, dict[str, str]] = {}
+    first: dict[str, dict[str, str]] = {}
     for number, row in enumerate(load_rows(source, columns=("prompt",), limit=limit), start=1):
         if not isinstance(row["prompt"], str) or not row["prompt"].strip():
-            raise UserError(f"{source} row {number}: the prompt is empty or not text; mend or delete that row")
+            raise UserError(f"{source} row {number}: the prompt is empty or not text; correct or delete that row")
         item = str(row.get("item", row.get("id", number)))
-        found.setdefault(row["prompt"], {"prompt": row["prompt"], "item": item})
-    return list(found.values())
+        first.setdefault(row["prompt"], {"prompt": row["prompt"], "item": item})
+    return list(first.values())
 
 
-def family_of(source: str) -> Any:
+def family_of(source: str) -> PolicyFamily:
     """The policy family of a run; best-of-n gets the objectives that its run names, for it decodes with them."""
+    from align.policies.best_of_n import BestOfNFamily
     from align.policies.load import load_family
 
-    family = load_family(source)
-    if isinstance(family, BestOfNFamily):
-        entries = open_run(source).metrics.get("objectives") if (Path(source) / RUN_FILE).is_file() else None
-        family = family.with_objectives(load_objectives(entries) if entries else family.objectives)
+    family: PolicyFamily = load_family(source)
+    if isinstance(family, BestOfNFamily) and (Path(source) / RUN_FILE).is_file():
+        entries = entries_of(open_run(source).metrics, run=source)
+        return family.with_objectives(load_objectives(entries)) if entries else family
     return family
 
 
-def points_of(rows: Mapping[str, str], *, asked: Sequence[Weights], objectives: int, reference: Any) -> list[Point]:
+def points_of(asked: Question, *, reference: ModelPolicy) -> list[Point]:
     """The reference, then every run at the preferences asked for, else at those it was trained at, else at 5."""
-    grid = list(asked) or simplex_grid(objectives, 4)
+    grid = list(asked.preferences) or simplex_grid(len(asked.objectives), 4)
     points = [Point(REFERENCE, grid[0], reference)]
-    for row, source in rows.items():
+    for row, source in asked.rows.items():
         family = family_of(source)
-        for weights in asked or getattr(family, "preferences", None) or grid:
+        for weights in asked.preferences or getattr(family, "preferences", None) or grid:
             if not isinstance(weights, Weights):
                 raise UserError(f"{source} answers {weights.label}; this table compares rows at weights only")
             points.append(Point(row, weights, family.policy(weights)))
     return points
 
 
-def bits_of(points: Sequence[Point], *, text: str | None, limit: int | None) -> dict[str, dict[str, Any]]:
+def bits_of(points: Sequence[Point], *, text: str | None, limit: int | None) -> dict[str, dict[str, float]]:
     """Per row the reference's bits per byte on `text`, the row's mean over its preferences, and the change."""
     if text is None:
         return {}
@@ -125,14 +187,17 @@ def rewards_of(run: Run) -> str:
 
     if run.config["training"].get("labels") == "given":
         return "none"
-    sources = [e["kind"] if isinstance(e, dict) else e.partition("=")[2] or e for e in run.metrics["objectives"]]
-    rules = {kind for kind in OBJECTIVES if kind not in ("reward_model", "shared_reward_model", "implicit")}
-    return " and ".join(sorted({"rule" if source in rules else "learned" for source in sources}))
+    kinds = [e["kind"] if isinstance(e, dict) else e.partition("=")[2] or e for e in run.metrics["objectives"]]
+    # whatever is no kind is the run of a reward model
+    learned = {kind not in OBJECTIVES or getattr(OBJECTIVES[kind], "learned", False) for kind in kinds}
+    return " and ".join(sorted("learned" if one else "rule" for one in learned))
 
 
-def info_of(rows: Mapping[str, str], *, bits: Mapping[str, Any], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+def info_of(
+    rows: Mapping[str, str], *, bits: Mapping[str, Mapping[str, float]], names: Sequence[str]
+) -> dict[str, dict[str, object]]:
     """What each row says about itself: what it optimises, its rewards, its alignment tax and what it cost."""
-    info: dict[str, dict[str, Any]] = {
+    info: dict[str, dict[str, object]] = {
         REFERENCE: {"optimises": "likelihood of the demonstrations", "note": "", "rewards": "none", "ledger": None}
     }
     for row, source in rows.items():
@@ -148,107 +213,65 @@ def info_of(rows: Mapping[str, str], *, bits: Mapping[str, Any], names: Sequence
     return info
 
 
-def names_a_suite(argv: Sequence[str] | None) -> bool:
-    """Whether the command or its --config file asks for suites: then recipes/commands/suites.py answers."""
-    import sys
-
-    words = list(sys.argv[1:] if argv is None else argv)
-    files = [b for a, b in pairwise([*words, ""]) if a == "--config"] + [
-        a.removeprefix("--config=") for a in words if a.startswith("--config=")
-    ]
-    if any(word == "--suite" or word.startswith("--suite=") for word in words):
-        return True
-    return any("suite" in read_yaml(file) for file in files if Path(file).is_file())
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    if names_a_suite(argv):
-        from recipes.commands import suites as evaluate_suites
-
-        return evaluate_suites.main(argv)
-    config, where = parse(Config, argv, program="align evaluate", about=__doc__ or "", positional=("runs",))
-    settings = resolve(config, where=where)
-    rows = {(Path(k).name if k == v else k): v for k, v in named(config.runs, what="run").items()}
-    if REFERENCE in rows:
-        raise UserError(f"{where}: a run is named {REFERENCE!r}, the reference policy's own row; write ROW=RUN")
-    first = next(iter(rows.values()))
-    facts = {} if config.objectives and config.reference else open_run(first).metrics
-    shifts = {("none" if k == v else k): v for k, v in named(config.data, what="data").items()}
-    if "none" not in shifts:
-        raise UserError(f"{where}: --data names only shifts; add the prompts in distribution as none=SOURCE")
-    entries = config.objectives or tuple(facts.get("objectives") or ())
-    objectives = load_objectives(entries)
-    reference = config.reference or facts.get("reference")
-    if reference is None:
-        raise UserError(f"{first} does not say its reference policy; give it with --reference")
-    prompts = {shift: prompts_of(source, limit=config.limit) for shift, source in shifts.items()}
-    for source in rows.values():
-        family_of(source)  # a run of another stage is told now, not after the reference has been sampled
-
-    def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
-        return evaluate(
-            config, settings, rows=rows, prompts=prompts, objectives=objectives, reference=reference,
-            folder=folder, ledger=ledger,
-        )  # fmt: skip
-
-    sources = {"reference": reference, "text": config.text, **rows, **{f"shift {k}": v for k, v in shifts.items()}}
-    inputs = {name: content_key(source) for name, source in sources.items() if source is not None}
-    choices = {"limit": config.limit, "title": config.title, "headline": config.headline, "rows": list(rows)}
-    stage = {**settings, **choices}
-    run = run_stage(config.out, stage="evaluate", config=stage, body=body, inputs=inputs | objective_keys(entries))
-    print(closing_line(run))
-    return 0
-
-
-def evaluate(
-    config: Config,
-    settings: Mapping[str, Any],
-    *,
-    rows: Mapping[str, str],
-    prompts: Mapping[str, Sequence[Mapping[str, str]]],
-    objectives: Mapping[str, Any],
-    reference: str,
-    folder: Path,
-    ledger: Ledger,
-) -> dict[str, Any]:
+def evaluate(config: Config, asked: Question, *, folder: Path, ledger: Ledger) -> Metrics:
     """Draw and score every cell, then write cells.jsonl, summary.json and report.html into `folder`."""
     from align.policies.base import ModelPolicy
     from evals.measure.front_cells import append_cells
     from evals.report import write_report
     from recipes.pipeline.provenance import ledger_table, provenance
 
-    names = list(objectives)
-    base = ModelPolicy(reference, name=REFERENCE)
-    points = points_of(rows, asked=settings["preferences"], objectives=len(names), reference=base)
+    names = list(asked.objectives)
+    base = ModelPolicy(asked.reference, name=REFERENCE)
+    points = points_of(asked, reference=base)
     cost = Ledger()
     with cost.clock():  # the stage's own clock has not stopped when the summary is written
         cells = sample_cells(
-            points,
-            reference=base,
-            prompts=prompts,
-            objectives=objectives,
-            sampling=settings["sampling"],
-            folder=folder / "parts",
-            ledger=cost,
-        )
+            points, reference=base, prompts=asked.prompts, objectives=asked.objectives, sampling=config.sampling,
+            folder=folder / "parts", ledger=cost,
+        )  # fmt: skip
     ledger.add(samples_drawn=cost.samples_drawn, scores_read=cost.scores_read)
     (folder / "cells.jsonl").unlink(missing_ok=True)
     append_cells(folder / "cells.jsonl", cells)
     bits = bits_of(points, text=config.text, limit=config.limit)
     summary = sampled_summary(
-        cells,
-        title=config.title,
-        names=names,
-        headline=config.headline or names[-1],
-        info=info_of(rows, bits=bits, names=names),
-        seed=settings["sampling"].seed,
-    )
-    costs = {row: open_run(source).ledger for row, source in rows.items() if (Path(source) / RUN_FILE).is_file()}
+        cells, title=config.title, names=names, headline=config.headline or names[-1],
+        info=info_of(asked.rows, bits=bits, names=names), seed=config.sampling.seed,
+    )  # fmt: skip
+    costs = {row: open_run(run).ledger for row, run in asked.rows.items() if (Path(run) / RUN_FILE).is_file()}
     summary["ledger"] = ledger_table({**costs, "evaluate": dataclasses.asdict(cost)})
-    summary["provenance"] = provenance(config, seed=settings["sampling"].seed)
+    summary["provenance"] = provenance(config, seed=config.sampling.seed)
     write_json(folder / "summary.json", summary)
     write_report(folder / "summary.json", folder / "report.html")
-    return {"cells": len(cells), "rows": len(rows), "prompts": sum(map(len, prompts.values()))}
+    return {"cells": len(cells), "rows": len(asked.rows), "prompts": sum(map(len, asked.prompts.values()))}
+
+
+def names_a_suite(words: Sequence[str]) -> bool:
+    """Whether the words, or a file behind --config, ask for suites: then it is the command `align suites`."""
+    files = [b for a, b in pairwise([*words, ""]) if a == "--config"]
+    files += [word.removeprefix("--config=") for word in words if word.startswith("--config=")]
+    if any(word == "--suite" or word.startswith("--suite=") for word in words):
+        return True
+    return any("suite" in read_yaml(file) for file in files if Path(file).is_file())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    if names_a_suite(words):
+        from recipes.commands import suites
+
+        print(f"align: note: policies on suites are now: align suites {shlex.join(words)}", file=sys.stderr)
+        return suites.main(words)
+    config, where = parse(Config, words, program="align evaluate", about=__doc__ or "", positional=("runs",))
+    config = dataclasses.replace(config, sampling=with_flags(config.sampling, seed=config.seed))
+    asked, inputs = question_of(config, where=where)
+
+    def body(folder: Path, ledger: Ledger) -> Metrics:
+        return evaluate(config, asked, folder=folder, ledger=ledger)
+
+    keyed = {"sampling": config.sampling, "preferences": asked.preferences, "limit": config.limit}
+    keyed |= {"title": config.title, "headline": config.headline, "rows": list(asked.rows)}
+    print(closing_line(run_stage(config.out, stage="evaluate", config=keyed, body=body, inputs=inputs)))
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,19 +1,24 @@
 """Pretraining: text -> cleaned, packed tokens -> a causal language model by maximum likelihood.
 
 align pretrain --data corpus.jsonl.gz --out runs/pretrain
-python -m recipes.commands.pretrain --config recipes/configs/pretrain.yaml --data corpus.jsonl.gz --out runs/pretrain
+align pretrain --config recipes/configs/pretrain.yaml --data corpus.jsonl.gz --out runs/pretrain
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from align.runs import Ledger, run_stage
-from recipes.config import option, parse
-from recipes.pipeline.inputs import closing_line, content_key, section, text_rows
+from align import checks
+from align.runs import Ledger, Metrics, model_dir, run_stage
+from recipes.config import option, parse, section_field, with_flags
+from recipes.pipeline.inputs import closing_line, content_key, text_rows
+
+if TYPE_CHECKING:
+    from align.data import CleanConfig
+    from align.training.pretrain import PretrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,57 +33,38 @@ class Config:
     limit: int | None = option(None, help="read only the first rows")
     max_steps: int | None = option(None, help="stop after so many optimizer steps")
     seed: int | None = option(None, help="seed of the weights, the order of blocks and dropout")
-    cleaning: dict[str, Any] = option({}, help="keys of align.data.CleanConfig")
-    training: dict[str, Any] = option(
-        {}, help="keys of align.training.pretrain.PretrainConfig; `model` holds the shape"
+    cleaning: CleanConfig = section_field("align.data:CleanConfig", help="keys of align.data.CleanConfig")
+    training: PretrainConfig = section_field(
+        "align.training.pretrain:PretrainConfig",
+        help="keys of align.training.pretrain.PretrainConfig; `model` holds the shape",
     )
-
-
-def resolve(config: Config, *, where: str) -> dict[str, Any]:
-    """The library configs of this recipe's sections, checked."""
-    from align.data import CleanConfig
-    from align.training.pretrain import PretrainConfig
-
-    flags = {"max_steps": config.max_steps, "seed": config.seed, "start": config.model}
-    return {
-        "cleaning": section(CleanConfig, config.cleaning, where=where, name="cleaning"),
-        "training": section(PretrainConfig, config.training, where=where, name="training", **flags),
-    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     config, where = parse(Config, argv, program="align pretrain", about=__doc__ or "")
-    settings = resolve(config, where=where)
-    from align.data import clean_texts, split_by_prompt
-    from align.runs import model_dir
+    training = with_flags(config.training, max_steps=config.max_steps, seed=config.seed, start=config.model)
+    checks.shares(config, "held_out", place=f"{where}: ")
+    from align.data import clean_texts, held_out_parts
 
     for source in filter(None, (config.model, config.tokenizer)):
         model_dir(source)
     rows = text_rows(config.data, limit=config.limit)
 
-    def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
+    def body(folder: Path, ledger: Ledger) -> Metrics:
         from align.training.pretrain import pretrain
 
-        kept, drops = clean_texts(rows, settings["cleaning"])
-        parts: dict[str, Any] = {"train": kept, "validation": []}
-        if config.held_out:
-            shares = {"train": 1 - config.held_out, "validation": config.held_out}
-            parts = split_by_prompt(kept, fractions=shares, seed=config.seed or 0, key="text")
+        kept, drops = clean_texts(rows, config.cleaning)
+        parts = held_out_parts(kept, share=config.held_out, seed=config.seed or 0, key="text")
         metrics = pretrain(
-            settings["training"],
-            rows=parts["train"],
-            validation=parts["validation"] or None,
-            tokenizer=config.tokenizer,
-            out=folder,
-            ledger=ledger,
-        )
+            training, rows=parts["train"], validation=parts["validation"] or None, tokenizer=config.tokenizer,
+            out=folder, ledger=ledger,
+        )  # fmt: skip
         return {"rows": {name: len(part) for name, part in parts.items()}, "dropped": dict(drops), **metrics}
 
     sources = {"data": config.data, "model": config.model, "tokenizer": config.tokenizer}
     inputs = {name: content_key(source) for name, source in sources.items() if source is not None}
-    choices = {"held_out": config.held_out, "limit": config.limit}
-    run = run_stage(config.out, stage="pretrain", config={**settings, **choices}, body=body, inputs=inputs)
-    print(closing_line(run))
+    keyed = {"cleaning": config.cleaning, "training": training, "held_out": config.held_out, "limit": config.limit}
+    print(closing_line(run_stage(config.out, stage="pretrain", config=keyed, body=body, inputs=inputs)))
     return 0
 
 

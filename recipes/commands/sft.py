@@ -1,20 +1,23 @@
-"""Supervised fine-tuning: a model + demonstrations -> the reference policy (loss on completions only).
+"""Supervised fine-tuning: a model + demonstrations -> the model that later stages call the reference.
 
 align sft --model runs/pretrain --data demonstrations.jsonl --out runs/sft
-python -m recipes.commands.sft --config recipes/configs/sft.yaml --out runs/sft --max-steps 200
+align sft --config recipes/configs/sft.yaml --model runs/pretrain --data demonstrations.jsonl --max-steps 200
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from align.runs import Ledger, run_stage
-from recipes.config import option, parse
-from recipes.pipeline.inputs import closing_line, content_key, demonstrations, section
+from align.runs import Ledger, Metrics, model_dir, run_stage
+from recipes.config import option, parse, section_field, with_flags
+from recipes.pipeline.inputs import closing_line, content_key, demonstrations
+
+if TYPE_CHECKING:
+    from align.training.sft import SFTConfig_
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,34 +30,24 @@ class Config:
     limit: int | None = option(None, help="read only the first rows")
     max_steps: int | None = option(None, help="stop after so many optimizer steps")
     seed: int | None = option(None, help="seed of the order of rows and of dropout")
-    training: dict[str, Any] = option({}, help="keys of align.training.sft.SFTConfig_")
-
-
-def resolve(config: Config, *, where: str) -> dict[str, Any]:
-    """The library configs of this recipe's sections, checked."""
-    from align.training.sft import SFTConfig_
-
-    flags = {"max_steps": config.max_steps, "seed": config.seed}
-    return {"training": section(SFTConfig_, config.training, where=where, name="training", **flags)}
+    training: SFTConfig_ = section_field("align.training.sft:SFTConfig_", help="keys of align.training.sft.SFTConfig_")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    config, where = parse(Config, argv, program="align sft", about=__doc__ or "")
-    settings = resolve(config, where=where)
-    from align.runs import model_dir
-
+    config, _ = parse(Config, argv, program="align sft", about=__doc__ or "")
+    training = with_flags(config.training, max_steps=config.max_steps, seed=config.seed)
     model, drops = model_dir(config.model), Counter[str]()
     rows = demonstrations(config.data, limit=config.limit, drops=drops)
 
-    def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
+    def body(folder: Path, ledger: Ledger) -> Metrics:
         from align.training.sft import sft
 
-        metrics = sft(settings["training"], model=model, rows=rows, out=folder, ledger=ledger)
+        metrics = sft(training, model=model, rows=rows, out=folder, ledger=ledger)
         return {"rows": len(rows), "dropped": dict(drops), **metrics}
 
     inputs = {"model": content_key(config.model), "data": content_key(config.data)}
-    run = run_stage(config.out, stage="sft", config={**settings, "limit": config.limit}, body=body, inputs=inputs)
-    print(closing_line(run))
+    keyed = {"training": training, "limit": config.limit}
+    print(closing_line(run_stage(config.out, stage="sft", config=keyed, body=body, inputs=inputs)))
     return 0
 
 

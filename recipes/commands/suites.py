@@ -211,7 +211,7 @@ def tell_unsent_keys(config: Config) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    config, where = parse(Config, argv, program="align evaluate", about=__doc__ or "", positional=("model",))
+    config, where = parse(Config, argv, program="align suites", about=__doc__ or "", positional=("model",))
     check(config, where=where)
     tell_unsent_keys(config)
     from align.runs import write_json

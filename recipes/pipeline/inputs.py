@@ -65,8 +65,9 @@ def content_key(source: str | Path) -> str:
 def load_objectives(entries: Sequence[str | Mapping[str, Any]]) -> dict[str, Any]:
     """Objectives by name, in the order given.
 
-    An entry is `name=reward model run`, `name=kind` of a rule that needs no options (`brevity=length`), or a mapping
-    `{name, kind, ...}` from a YAML file with the options of `align.objectives.build_objective`.
+    An entry is `name=reward model run`, `name=kind` of a rule that needs no options (`long=length` scores the number of
+    words, so that longer is better), or a mapping `{name, kind, ...}` from a YAML file with the options of
+    `align.objectives.build_objective` (`{name: brevity, kind: length, longer_is_better: false}`).
     """
     from align.objectives import OBJECTIVES, RewardModelObjective, build_objective, check_names
     from align.runs import model_dir

@@ -11,15 +11,13 @@ import pytest
 from align.errors import UserError
 from evals.attribution.from_cells import read_thresholds
 from recipes import cli
-from recipes.commands import held_out_families as leave_one_family_out
-from recipes.commands import over_optimisation as best_of_n_table
 
 
 @pytest.mark.parametrize(("outcomes", "word"), [("", "outcome"), ('{"suite":', "JSON"), ('{"suite": "s"}\n', "item")])
 def test_outcomes_that_cannot_be_read(outcomes: str, word: str, capsys: Any, tmp_path: Path) -> None:
     (tmp_path / "outcomes.jsonl").write_text(outcomes)
     (tmp_path / "summary.json").write_text('{"shifts": {}}')
-    assert leave_one_family_out.main([f"none={tmp_path}", f"encoding={tmp_path}"]) == 2
+    assert cli.main(["held-out-families", f"none={tmp_path}", f"encoding={tmp_path}"]) == 2
     error = capsys.readouterr().err
     assert str(tmp_path / "outcomes.jsonl") in error and word in error
     assert cli.main(["compare", str(tmp_path), str(tmp_path)]) == 2
@@ -31,7 +29,7 @@ def test_score_that_is_not_finite(capsys: Any, tmp_path: Path) -> None:
     file = tmp_path / "s.jsonl"
     rows = [{"item": "a", "p": 0.5, "g": g} for g in (1.0, float("nan"), 0.0)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert best_of_n_table.main([str(file), "--proxy", "p", "--gold", "g"]) == 2
+    assert cli.main(["over-optimisation", str(file), "--proxy", "p", "--gold", "g"]) == 2
     error = capsys.readouterr().err
     assert str(file) in error and "finite" in error
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from align.errors import UserError
-from recipes.commands.over_optimisation import curve_table, main, scores_of
+from evals.tables.overoptimisation import curve_table, scores_of
+from recipes import cli
 
 
 def rows(values: dict[str, list[tuple[Any, Any]]], **more: Any) -> list[tuple[str, dict[str, Any]]]:
@@ -47,7 +48,7 @@ def test_missing_samples_are_counted_and_every_prompt_has_as_many() -> None:
     with pytest.raises(UserError, match="prompt 'c' has 1 scored samples"):
         read(rows({"a": [(0, 0), (1, 1)], "c": [(0, 0)]}))
     for wrong in ("high", True):
-        with pytest.raises(UserError, match="f:00: 'p' and 'g' must be numbers"):
+        with pytest.raises(UserError, match="f:00: 'p' must be a number"):
             read(rows({"a": [(wrong, 0), (1, 1)]}))
     mixed = rows({"a": [(0, 0), (1, 1)]}, shift="none") + rows({"a": [(5, 5), (6, 6)]}, shift="base64")
     assert read(mixed)[0] == [[0, 1]] and read(mixed, shift="base64")[0] == [[5, 6]]
@@ -66,12 +67,18 @@ def test_the_command_from_a_file_to_numbers(
     ]
     file = write_rows(tmp_path / "dump.jsonl", content)
     out = tmp_path / "curve.json"
-    assert main([str(file), "--proxy", "p", "--gold", "g", "--out", str(out)]) == 0
+    assert cli.main(["over-optimisation", str(file), "--proxy", "p", "--gold", "g", "--out", str(out)]) == 0
     table = json.loads(out.read_text())
     assert [p["n"] for p in table["points"]] == [1, 2, 4, 8, 16, 32, 64] and table["prompts"] == 30
     assert table["points"][-1]["proxy"] > 1 and table["points"][-1]["gold"]["value"] < 0 < table["fit"]["beta"]["value"]
     said = capsys.readouterr().out
     assert "30 prompts x 64 samples" in said and "gold peaks at d" in said
-    assert main([str(file), "--proxy", "q", "--gold", "g"]) == 2
-    told = capsys.readouterr().err
-    assert "no column 'q'" in told and told.count("\n") == 1
+    for wrong, words in (
+        (["--proxy", "q", "--gold", "g"], "no column 'q'"),
+        (["--proxy", "p"], "gold is missing"),
+        (["--proxy", "p", "--gold", "g", "--max-missing", "-0.1"], "max_missing is a share in [0, 1), not -0.1"),
+        (["--proxy", "p", "--gold", "g", "--seed", "-1"], "seed must be at least 0"),
+    ):
+        assert cli.main(["over-optimisation", str(file), *wrong]) == 2
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1

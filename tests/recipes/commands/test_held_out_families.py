@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from align.errors import UserError
+from evals.tables.heldout_families import transfer_matrix
 from evals.tables.outcomes import Outcome
 from factories.outcomes import rows
-from recipes.commands.held_out_families import main, transfer_matrix
+from recipes import cli
 
 NONE, A, B = frozenset[str](), frozenset({"a"}), frozenset({"b"})
 FAMILIES = {"s1": "a", "s2": "a", "t": "b"}
@@ -60,7 +61,7 @@ def test_what_cannot_be_compared_is_refused() -> None:
         transfer_matrix({NONE: EVALUATIONS[NONE], A: evaluation("GGGG", "GGGG", "MMGG")}, families=FAMILIES)
 
 
-def test_the_command_reads_what_evaluate_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_reads_what_suites_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     modes = {"none": ("none", "none"), "s1": ("a", "both"), "s2": ("a", "both"), "t": ("b", "both")}
     facts = {s: {"family": f, "mode": m} for s, (f, m) in (modes | {"control": ("a", "control")}).items()}
     for label, found in EVALUATIONS.items():
@@ -70,12 +71,13 @@ def test_the_command_reads_what_evaluate_writes(tmp_path: Path, capsys: pytest.C
         (folder / "outcomes.jsonl").write_text("".join(lines))
         (folder / "summary.json").write_text(json.dumps({"shifts": facts}))
     names = [f"{name}={tmp_path / name}" for name in ("none", "a", "b")]
-    assert main([*names, "--out", str(tmp_path / "m.json")]) == 0
+    assert cli.main(["held-out-families", *names, "--out", str(tmp_path / "m.json")]) == 0
     said = capsys.readouterr().out
     assert "12.5 " in said and "62.5*" in said and "a: held out minus trained on +68.8 points" in said
     assert json.loads((tmp_path / "m.json").read_text()) == transfer_matrix(EVALUATIONS, families=FAMILIES)
     for wrong, words in (([names[0], names[0]], "two evaluations"), ([str(tmp_path)], "FAMILY=FOLDER"),
-                         ([names[0], f"a={tmp_path}"], "no such file"), ([*names, "--suite", "x"], "no suite 'x'")):
-        assert main(wrong) == 2
+                         ([names[0], f"a={tmp_path}"], "no such file"), ([*names, "--suite", "x"], "no suite 'x'"),
+                         ([*names, "--max-missing", "1"], "a share in")):
+        assert cli.main(["held-out-families", *wrong]) == 2
         told = capsys.readouterr().err
         assert words in told and told.count("\n") == 1
