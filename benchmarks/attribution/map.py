@@ -7,7 +7,8 @@ from typing import Any
 
 from evals.attribution.regions import CLASSES
 from evals.report.attribution import COLORS
-from evals.report.figures.svg import GRID, INK, MUTED, Board, Scale, padded, tick_label
+from evals.report.figures.dots import HOME
+from evals.report.figures.svg import Board, Mark, Plot, Scale, legend, padded
 
 WIDTH, HEIGHT = 760, 460
 SHAPES = {"competing": "circle", "mismatched": "square", "both": "diamond", "capability": "triangle"}
@@ -21,22 +22,16 @@ def draw(table: Mapping[str, Any]) -> str:
     board = Board(WIDTH, HEIGHT, "Pull in nats against the recognition that is left, one mark per planted case")
     x = Scale(*padded([p for _, p, _ in spots] + [bounds["pull"]]), start=60, end=WIDTH - 20)
     y = Scale(*padded([s for _, _, s in spots] + [bounds["recognition"], 1.0]), start=HEIGHT - 90, end=20)
-    for tick in x.ticks(7):
-        board.line(x(tick), y.start, x(tick), y.end, stroke=GRID)
-        board.text(x(tick), y.start + 16, tick_label(tick), anchor="middle", fill=MUTED)
-    for tick in y.ticks(6):
-        board.line(x.start, y(tick), x.end, y(tick), stroke=GRID)
-        board.text(x.start - 6, y(tick) + 4, tick_label(tick), anchor="end", fill=MUTED)
-    board.line(x(bounds["pull"]), y.start, x(bounds["pull"]), y.end, stroke=INK, dash="4 3")
-    board.line(x.start, y(bounds["recognition"]), x.end, y(bounds["recognition"]), stroke=INK, dash="4 3")
-    board.text((x.start + x.end) / 2, y.start + 36, "pull, nats", anchor="middle", size=13)
-    board.text(14, (y.start + y.end) / 2, "recognition left", anchor="middle", size=13, turn=True)
+    plot = Plot(board, x, y)
+    plot.axes(columns=7, rows=6)
+    plot.names("pull, nats", "recognition left")
+    board.line(x(bounds["pull"]), y.start, x(bounds["pull"]), y.end, stroke=HOME)
+    board.line(x.start, y(bounds["recognition"]), x.end, y(bounds["recognition"]), stroke=HOME)
+    marks = {name: Mark(COLORS[name], SHAPES[name]) for name in CLASSES}
     fresh = set(table["seeds"]["fresh"])
     for r, pull, left in spots:
         title = f"{r['model']}, {r['shift']}: planted {r['truth']}, found {r['region']}"
-        hollow = r["seed"] in fresh
-        board.marker(x(pull), y(left), SHAPES[r["truth"]], color=COLORS[r["truth"]], hollow=hollow, title=title)
-    for k, name in enumerate(CLASSES):
-        board.marker(70 + 150 * k, HEIGHT - 20, SHAPES[name], color=COLORS[name])
-        board.text(80 + 150 * k, HEIGHT - 16, f"planted: {name}", size=12)
+        mark = Mark(COLORS[r["truth"]], SHAPES[r["truth"]], hollow=r["seed"] in fresh)
+        board.mark(*plot.at(pull, left), mark, title=title)
+    legend(board, [(mark, f"planted: {name}") for name, mark in marks.items()], left=64, top=HEIGHT - 28)
     return board.done()

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.testbed import figures
 from benchmarks.testbed.merge import commits_of
 from evals.items import NO_SHIFT
-from evals.report.figures.svg import GRID, INK, MUTED, Board, Scale
 from evals.report.words import amount, interval, num
 
-WIDTH, LEFT, RIGHT, ROW_HEIGHT = 860, 230, 110, 20
 JUDGED = {
     NO_SHIFT: "the held-out prompts (a new verb on known topics)",
     "heldout_topics": "held-out topics, which fine-tuning never saw",
 }
-KINDS = {"points": "#0969da", "family": "#1a7f37", "control": "#8c959f"}  # one run per point, one for all, controls
 
 Entry = Mapping[str, Any]
 
@@ -32,7 +29,7 @@ def write_page(table: Mapping[str, Any], *, folder: Path, command: str) -> None:
         rows = ranked(table, world)
         if not rows:
             continue
-        for name, draw in (("shares", shares_figure), ("cost", cost_figure)):
+        for name, draw in (("shares", figures.shares), ("cost", figures.cost)):
             (folder / f"testbed-{world}-{name}.svg").write_text(draw(rows, world=world), encoding="utf-8")
         parts.append(_section(rows, world=world, about=table["worlds"][world]))
     parts.append(_claims(table))
@@ -47,11 +44,6 @@ def ranked(table: Mapping[str, Any], world: str) -> dict[str, dict[str, Any]]:
         if world in entry["worlds"]
     }
     return dict(sorted(found.items(), key=lambda item: item[1]["regret_share"]))
-
-
-def kind_of(entry: Entry) -> str:
-    """control, family (one run for all preferences) or points."""
-    return "control" if entry["control"] else entry.get("runs", "points")
 
 
 def _opening(table: Mapping[str, Any], *, command: str) -> str:
@@ -135,71 +127,3 @@ def _claims(table: Mapping[str, Any]) -> str:
         note = f" {entry['note']}" if entry.get("note") else ""
         lines.append(f"- **{row}** (here at {label}): {claim}.{note}")
     return "\n".join(lines) + "\n"
-
-
-# -------------------------------------------------------------------------------------------------------------- figures
-
-
-def _log_scale(values: Sequence[float], start: float, end: float) -> tuple[Scale, list[float]]:
-    low = math.floor(math.log10(min(values)))
-    high = math.ceil(math.log10(max(values)))
-    return Scale(low, max(high, low + 1), start, end), [10.0**k for k in range(low, max(high, low + 1) + 1)]
-
-
-def _floor(share: float) -> float:
-    return max(share, 1e-4)  # a logarithmic axis has no zero
-
-
-def shares_figure(rows: Mapping[str, Entry], *, world: str) -> str:
-    """Rows top to bottom by regret share on a logarithmic axis, each with its interval over seeds."""
-    height = 60 + ROW_HEIGHT * len(rows)
-    board = Board(WIDTH, height, f"Regret share of {len(rows)} rows on world {world}")
-    scale, ticks = _log_scale([_floor(e["regret_share"]) for e in rows.values()], LEFT, WIDTH - RIGHT)
-    for tick in ticks:
-        x = scale(math.log10(tick))
-        board.line(x, 20, x, height - 36, stroke=GRID)
-        board.text(x, height - 20, f"{tick:g}", anchor="middle", size=11, fill=MUTED)
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    board.text(middle, height - 4, "regret share (0 optimum, 1 reference)", anchor="middle", size=11)
-    for i, (row, entry) in enumerate(rows.items()):
-        y, color = 32 + ROW_HEIGHT * i, KINDS[kind_of(entry)]
-        board.text(LEFT - 10, y + 4, row, anchor="end", size=12, fill=INK if not entry["control"] else MUTED)
-        x = scale(math.log10(_floor(entry["regret_share"])))
-        if entry["regret_share_ci"]:
-            ends = [scale(math.log10(_floor(v))) for v in entry["regret_share_ci"]]
-            board.line(max(ends[0], LEFT), y, min(ends[1], WIDTH - RIGHT), y, stroke=color, width=2)
-        board.marker(x, y, "circle", color=color, hollow=entry["control"], title=f"{row}: {entry['regret_share']:.4f}")
-        board.text(WIDTH - RIGHT + 12, y + 4, f"{entry['regret_share']:.3f}", size=11, fill=MUTED)
-    _legend(board)
-    return board.done()
-
-
-def _legend(board: Board) -> None:
-    names = {"points": "one run per preference", "family": "one run for all", "control": "control"}
-    for i, (kind, words) in enumerate(names.items()):
-        board.marker(LEFT + 6 + 190 * i, 12, "circle", color=KINDS[kind], hollow=kind == "control")
-        board.text(LEFT + 16 + 190 * i, 16, words, size=11, fill=MUTED)
-
-
-def cost_figure(rows: Mapping[str, Entry], *, world: str) -> str:
-    """Regret share against the training FLOPs of the whole row, both logarithmic."""
-    shown = {row: e for row, e in rows.items() if e["flops"] > 0 and not e["control"]}
-    height = 460
-    board = Board(WIDTH, height, f"Regret share against training FLOPs on world {world}")
-    if not shown:
-        return board.done()
-    x, x_ticks = _log_scale([e["flops"] for e in shown.values()], 60, WIDTH - 150)
-    y, y_ticks = _log_scale([_floor(e["regret_share"]) for e in shown.values()], height - 50, 30)
-    for tick in x_ticks:
-        board.line(x(math.log10(tick)), 30, x(math.log10(tick)), height - 50, stroke=GRID)
-        board.text(x(math.log10(tick)), height - 34, f"{tick:.0e}", anchor="middle", size=11, fill=MUTED)
-    for tick in y_ticks:
-        board.line(60, y(math.log10(tick)), WIDTH - 150, y(math.log10(tick)), stroke=GRID)
-        board.text(52, y(math.log10(tick)) + 4, f"{tick:g}", anchor="end", size=11, fill=MUTED)
-    board.text((60 + WIDTH - 150) / 2, height - 12, "training FLOPs of the row, per seed", anchor="middle", size=11)
-    board.text(14, height / 2, "regret share", anchor="middle", size=11, turn=True)
-    for row, entry in shown.items():
-        at = x(math.log10(entry["flops"])), y(math.log10(_floor(entry["regret_share"])))
-        board.marker(*at, "circle", color=KINDS[kind_of(entry)], title=row)
-        board.text(at[0] + 7, at[1] + 4, row, size=10, fill=MUTED, halo=True)
-    return board.done()

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from evals.report.figures.svg import Board
 from evals.report.template import text_of
 from evals.report.words import interval, num, percent
 
@@ -92,17 +93,16 @@ def _interval(found: Mapping[str, Any]) -> str:
 
 def _shares(shares: Mapping[str, Mapping[str, Any]], weighed: str) -> str:
     """A stacked bar of the failures by region, and the numbers below it."""
-    bars, at = [], 0.0
-    for name, found in shares.items():
-        width = 100 * found["value"]
-        bars.append(f'<rect x="{at:.2f}%" y="0" width="{width:.2f}%" height="14" fill="{COLORS[name]}"></rect>')
-        at += width
     said = "; ".join(
         f"{name} {percent(found['value'])}" + ("" if found["ci"] is None else f" {interval(found['ci'])}")
         for name, found in shares.items()
         if found["value"] > 0
     )
+    board, left = Board(600, 14, said), 0.0
+    for name, found in shares.items():
+        board.bar(left, 0, board.width * found["value"], 14, fill=COLORS[name], title=name)
+        left += board.width * found["value"]
     return (
-        f'<figure><svg width="100%" height="14" role="img" aria-label="{escape(said)}">{"".join(bars)}</svg>'
+        f"<figure>{board.done()}"
         f'<figcaption class="how">Share of {escape(weighed)} in each region: {escape(said)}.</figcaption></figure>'
     )

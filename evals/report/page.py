@@ -8,6 +8,7 @@ from typing import Any
 from evals.report import plain_text, template, words
 from evals.report.figures import conflict as conflict_figure
 from evals.report.figures import fronts as figures
+from evals.report.figures import svg
 
 FRONT, PANELS, NARROW = 760, 1040, 330  # pixel widths that figures are drawn at; the style sheet shows what fits
 
@@ -29,7 +30,8 @@ def sections(summary: Mapping[str, Any]) -> dict[str, Any]:
         "rows": rows,
         "controls": controls,
         "findings": words.findings(summary),
-        "swatches": {row: figures.swatch(look) for row, look in looks.items()},
+        "swatches": {row: svg.swatch(look) for row, look in looks.items()},
+        "optimum_swatch": svg.swatch(figures.OPTIMUM),
         "fronts": [
             _both(figures.front, summary, FRONT, pair=pair) for pair in itertools.combinations(range(len(names)), 2)
         ],

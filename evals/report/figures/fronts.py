@@ -1,72 +1,41 @@
-"""The report's figures as inline SVG, each drawn at a given pixel width: front, shift gaps, the split of each drop."""
+"""The report's figures of rows, each drawn at a given pixel width: fronts, gaps under shift, the parts of each drop."""
+
+from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from evals.report import words
-from evals.report.figures.svg import GRID, INK, MUTED, Board, Scale, padded, tick_label
+from evals.report.figures.dots import ZERO, Bar, Dot, Layout, Panel, figure
+from evals.report.figures.svg import COLORS, FORMS, GREY, INK, Board, Mark, Plot, Scale, Stroke, padded
 
-# Okabe and Ito's colours, told apart with any colour vision; the shapes tell them apart in print.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195")
-FORMS = ("circle", "square", "triangle", "diamond", "down", "left", "right")
-GREY, COMPETING, MISMATCHED = "#8c959f", "#E69F00", "#0072B2"
+COMPETING, MISMATCHED = "#E69F00", "#0072B2"
+OPTIMUM = Stroke(INK, 2.6)
 
 
-def styles(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Row -> colour and shape: a colour per method, a shape per variant, hollow for learned rewards, grey controls."""
-    controls, looks, colors, forms = words.controls_of(summary), {}, {}, {}  # type: ignore[var-annotated]
+def styles(summary: Mapping[str, Any]) -> dict[str, Mark]:
+    """Row -> its mark: a colour per method, a shape per variant, hollow for learned rewards, grey controls."""
+    controls = words.controls_of(summary)
+    looks: dict[str, Mark] = {}
+    colors: dict[str, int] = {}
+    forms: dict[str, list[str]] = {}
     for row in words.ranked(summary):
         bare = row.removesuffix("@learned")
-        method = bare.split("/")[0]
-        look: dict[str, Any] = {"hollow": row != bare}
         if row == "reference":
-            look |= {"color": INK, "shape": "star", "hollow": False}
+            looks[row] = Mark(INK, "star", size=6.5)
         elif row in controls or row == "optimum":
             forms.setdefault("controls", []).append(row)
-            look |= {"color": GREY, "shape": FORMS[len(forms["controls"]) % len(FORMS)]}
+            looks[row] = Mark(GREY, FORMS[len(forms["controls"]) % len(FORMS)], hollow=row != bare)
         else:
+            method = bare.split("/")[0]
             color = colors.setdefault(method, len(colors))
             variants = forms.setdefault(method, [])
             if bare not in variants:
                 variants.append(bare)
             shape = FORMS[(color + variants.index(bare)) % len(FORMS)]
-            look |= {"color": COLORS[color % len(COLORS)], "shape": shape}
-        looks[row] = look
+            looks[row] = Mark(COLORS[color % len(COLORS)], shape, hollow=row != bare)
     return looks
-
-
-def swatch(look: Mapping[str, Any]) -> str:
-    """The legend's little picture of a row."""
-    board = Board(22, 14, "")
-    board.line(0, 7, 22, 7, stroke=look["color"], width=1.5, dash="4 3" if look["hollow"] else "")
-    size = 3.6 if look["shape"] == "star" else 4.5
-    board.marker(11, 7, look["shape"], color=look["color"], hollow=look["hollow"], size=size)
-    return board.done()
-
-
-def _axes(board: Board, x: Scale, y: Scale, *, x_name: str, y_name: str) -> None:
-    narrow = board.width < 480
-    for tick in x.ticks(4 if narrow else 7):
-        board.line(x(tick), y.start, x(tick), y.end, stroke=GRID)
-        board.text(x(tick), y.start + 16, tick_label(tick), anchor="middle", fill=MUTED)
-    for tick in y.ticks(5 if narrow else 6):
-        board.line(x.start, y(tick), x.end, y(tick), stroke=GRID)
-        board.text(x.start - 6, y(tick) + 4, tick_label(tick), anchor="end", fill=MUTED)
-    board.line(x.start, y.start, x.end, y.start, stroke=MUTED)
-    board.line(x.start, y.start, x.start, y.end, stroke=MUTED)
-    board.text((x.start + x.end) / 2, y.start + 36, x_name, anchor="middle", size=13)
-    board.text(14, (y.start + y.end) / 2, y_name, anchor="middle", size=13, turn=True)
-
-
-def _optimum(board: Board, front: Sequence[Mapping[str, Any]], x: Scale, y: Scale, a: int, b: int) -> None:
-    """The exact front as a line over the preferences that weigh only these two objectives, other points as dots."""
-    edge = [p for p in front if sum(w for k, w in enumerate(p["preference"]) if k not in (a, b)) < 1e-12]
-    for point in front:
-        if len(point["preference"]) > 2 and point not in edge:
-            board.marker(x(point["values"][a]), y(point["values"][b]), "circle", color="#d0d7de", size=1.6)
-    edge = sorted(edge, key=lambda p: p["preference"][a])
-    spots = [(x(p["values"][a]), y(p["values"][b])) for p in edge]
-    board.path(spots, stroke=INK, width=2.6)
 
 
 def front(summary: Mapping[str, Any], *, width: int, pair: tuple[int, int] = (0, 1)) -> str:
@@ -74,141 +43,111 @@ def front(summary: Mapping[str, Any], *, width: int, pair: tuple[int, int] = (0,
     a, b = pair
     names, looks, rows = words.objectives(summary), styles(summary), words.ranked(summary)
     exact = (summary.get("optimum") or {}).get("front") or []
-    spots = [p["values"] for row in rows.values() for p in row.get("front") or []] + [p["values"] for p in exact]
-    if not spots:
+    points = [p for row in rows.values() for p in row.get("front") or []]
+    if not points and not exact:
         return ""
     height = min(width * 0.72, 520) if width > 480 else width * 1.05
     board = Board(width, round(height), f"Trade-off between {names[a]} and {names[b]}")
-    bars = [p["values_ci"] for row in rows.values() for p in row.get("front") or [] if p.get("values_ci")]
-    reach = [[v[k] for v in spots] + [end for bar in bars for end in bar[k] or ()] for k in pair]
+    bars = [p["values_ci"] for p in points if p.get("values_ci")]
+    reach = [[p["values"][k] for p in (*points, *exact)] + [v for bar in bars for v in bar[k] or ()] for k in pair]
     x = Scale(*padded(reach[0]), 58, width - 12)
-    y = Scale(*padded(reach[1]), board.height - 48, 12)
-    _axes(board, x, y, x_name=f"{names[a]} \u2192 better", y_name=f"{names[b]} \u2192 better")
-    _optimum(board, exact, x, y, a, b)
+    plot = Plot(board, x, Scale(*padded(reach[1]), board.height - 48, 12))
+    narrow = width < 480
+    plot.axes(columns=4 if narrow else 7, rows=5 if narrow else 6, frame=True)
+    plot.names(f"{names[a]} \u2192 better", f"{names[b]} \u2192 better")
+    _optimum(plot, exact, pair)
     for name, row in reversed(rows.items()):
         if name != "reference":
-            _points(board, name, row.get("front") or [], looks[name], x, y, pair)
+            _points(plot, row.get("front") or [], pair, name=name, look=looks[name])
     for point in (rows.get("reference", {}).get("front") or [])[:1]:
-        place = x(point["values"][a]), y(point["values"][b])
-        board.marker(*place, "star", color=INK, size=6.5, title="reference model")
-        left = place[0] > (x.start + x.end) * 0.65
-        words_at = place[0] + (-11 if left else 11), place[1] + 16
-        board.text(*words_at, "reference", anchor="end" if left else "start", halo=True)
+        across, up = plot.at(point["values"][a], point["values"][b])
+        board.mark(across, up, looks["reference"], title="reference model")
+        left = across > (x.start + x.end) * 0.65
+        at = across + (-11 if left else 11)
+        board.text(at, up + 16, "reference", anchor="end" if left else "start", style="halo")
     return board.done()
 
 
+def _optimum(plot: Plot, front: Sequence[Mapping[str, Any]], pair: tuple[int, int]) -> None:
+    """The exact front as a line over the preferences that weigh only these two objectives, other points as dots."""
+    a, b = pair
+    edge = [p for p in front if sum(w for k, w in enumerate(p["preference"]) if k not in pair) < 1e-12]
+    for point in front:
+        if len(point["preference"]) > 2 and point not in edge:
+            plot.board.mark(*plot.at(point["values"][a], point["values"][b]), Mark("#d0d7de", size=1.6))
+    edge = sorted(edge, key=lambda p: p["preference"][a])
+    plot.board.path([plot.at(p["values"][a], p["values"][b]) for p in edge], stroke=OPTIMUM)
+
+
 def _points(
-    board: Board,
-    name: str,
-    points: Sequence[Mapping[str, Any]],
-    look: Mapping[str, Any],
-    x: Scale,
-    y: Scale,
-    pair: tuple[int, int],
+    plot: Plot, points: Sequence[Mapping[str, Any]], pair: tuple[int, int], *, name: str, look: Mark
 ) -> None:
     a, b = pair
-    spots = [(x(p["values"][a]), y(p["values"][b])) for p in points]
+    spots = [plot.at(p["values"][a], p["values"][b]) for p in points]
     if points and len(points[0]["preference"]) == 2:
-        board.path(spots, stroke=look["color"], width=1.2, dash="4 3" if look["hollow"] else "", opacity=0.6)
+        plot.board.path(spots, stroke=Stroke(look.color, 1.2, "4 3" if look.hollow else "", 0.6))
+    thin = Stroke(look.color, 0.8)
     for point, (px, py) in zip(points, spots, strict=True):
         bars = point.get("values_ci")
         if bars and bars[a] and bars[b]:
-            board.line(x(bars[a][0]), py, x(bars[a][1]), py, stroke=look["color"], width=0.8)
-            board.line(px, y(bars[b][0]), px, y(bars[b][1]), stroke=look["color"], width=0.8)
-        told = f"{name}, asked for {words.weights(point['preference'])}: " + ", ".join(
-            words.num(v) for v in point["values"]
-        )
-        told += f"; KL {words.num(point.get('kl'))}"
-        told += f"; regret {words.num(point['regret'])}" if point.get("regret") is not None else ""
-        faint = 1.0 if point.get("nondominated", True) else 0.3
-        board.marker(px, py, look["shape"], color=look["color"], hollow=look["hollow"], opacity=faint, title=told)
-
-
-def short(text: str, room: float) -> str:
-    """The text, its end cut off where it needs more than `room` pixels."""
-    most = max(int(room / 7.2), 4)
-    return text if len(text) <= most else text[: most - 1] + "\u2026"
-
-
-def _panels(
-    board_width: int, shifts: Sequence[str], rows: int, *, line: float
-) -> tuple[list[tuple[float, float]], float, float, float]:
-    """(top-left corner of each panel's plot, plot width, panel height, total height) for a grid of panels."""
-    labels = 150.0 if board_width > 480 else 118.0
-    columns = max(1, min(len(shifts), int((board_width - labels) // 170)))
-    wide = (board_width - labels - 14 * columns) / columns
-    tall = 26 + rows * line + 30
-    corners = [(labels + (i % columns) * (wide + 14), (i // columns) * (tall + 10)) for i in range(len(shifts))]
-    lines = (len(shifts) + columns - 1) // columns
-    return corners, wide, tall, lines * (tall + 10) + 16
-
-
-def _grid(
-    summary: Mapping[str, Any], *, width: int, rows: Sequence[str], reach: Sequence[float], name: str, line: float
-) -> tuple[Board, dict[str, tuple[Scale, float]]]:
-    """A board with one panel per shift, row labels at the left, a common scale and its zero line; where to draw."""
-    shifts = list(summary["shifts"])
-    corners, wide, tall, height = _panels(width, shifts, len(rows), line=line)
-    board, looks = Board(width, round(height), name), styles(summary)
-    low, high = padded([*reach, 0.0], share=0.08)
-    spots: dict[str, tuple[Scale, float]] = {}
-    for shift, (left, top) in zip(shifts, corners, strict=True):
-        scale, bottom = Scale(low, high, left, left + wide), top + 26 + len(rows) * line
-        board.text(left, top + 14, short(shift, wide), size=13, weight=600)
-        for tick in scale.ticks(4 if wide < 220 else 6):
-            board.line(scale(tick), top + 22, scale(tick), bottom, stroke=GRID)
-            board.text(scale(tick), bottom + 15, tick_label(tick), anchor="middle", fill=MUTED, size=11)
-        board.line(scale(0), top + 22, scale(0), bottom, stroke=INK)
-        spots[shift] = scale, top + 26
-        if left == corners[0][0]:
-            for i, row in enumerate(rows):
-                fill = MUTED if looks[row]["color"] == GREY else INK
-                board.text(left - 8, top + 26 + (i + 0.5) * line + 4, short(row, left - 10), anchor="end", fill=fill)
-    return board, spots
+            plot.board.line(plot.x(bars[a][0]), py, plot.x(bars[a][1]), py, stroke=thin)
+            plot.board.line(px, plot.y(bars[b][0]), px, plot.y(bars[b][1]), stroke=thin)
+        values = ", ".join(words.num(v) for v in point["values"])
+        title = f"{name}, asked for {words.weights(point['preference'])}: {values}; KL {words.num(point.get('kl'))}"
+        title += f"; regret {words.num(point['regret'])}" if point.get("regret") is not None else ""
+        plot.board.mark(px, py, look if point.get("nondominated", True) else replace(look, opacity=0.3), title=title)
 
 
 def gaps(summary: Mapping[str, Any], *, width: int) -> str:
     """The headline gap of each row under each shift with its interval; filled where the interval excludes 0."""
-    looks, shifts = styles(summary), summary.get("shifts") or {}
-    rows = [
-        r for r in looks if r != "reference" and any((e.get(r) or {}).get("gap") is not None for e in shifts.values())
-    ]
-    if not rows:
-        return ""
-    shown = [e[row] for e in shifts.values() for row in rows if (e.get(row) or {}).get("gap") is not None]
-    reach = [v for entry in shown for v in (entry["gap"], *(entry.get("gap_ci") or ()))]
-    board, spots = _grid(summary, width=width, rows=rows, reach=reach, name="Gap under each shift", line=20)
-    for shift, (scale, top) in spots.items():
-        for i, row in enumerate(rows):
-            entry = shifts[shift].get(row) or {}
-            if entry.get("gap") is None:
-                continue
-            middle, pair, color = top + (i + 0.5) * 20, entry.get("gap_ci"), looks[row]["color"]
-            if pair:
-                board.line(scale(pair[0]), middle, scale(pair[1]), middle, stroke=color, width=1.8)
-            sure = pair is not None and (pair[0] > 0 or pair[1] < 0)
-            told = f"{row}, {shift}: {words.signed(entry['gap'])} {words.interval(pair)}; {entry['gap_of']['over']}"
-            board.marker(scale(entry["gap"]), middle, "circle", color=color, hollow=not sure, size=4, title=told)
-    return board.done()
+    looks = styles(summary)
+    entries = {
+        shift: {row: e for row in looks if row != "reference" and (e := by.get(row) or {}).get("gap") is not None}
+        for shift, by in (summary.get("shifts") or {}).items()
+    }
+    reach = [v for by in entries.values() for e in by.values() for v in (e["gap"], *(e.get("gap_ci") or ()))]
+
+    def dot(shift: str, row: str, entry: Mapping[str, Any]) -> Dot:
+        ends = tuple(entry["gap_ci"]) if entry.get("gap_ci") else None
+        sure = ends is not None and (ends[0] > 0 or ends[1] < 0)
+        title = f"{row}, {shift}: {words.signed(entry['gap'])} {words.interval(ends)}; {entry['gap_of']['over']}"
+        return Dot(entry["gap"], ends, Mark(looks[row].color, hollow=not sure, size=4), title)
+
+    shown = {shift: {row: dot(shift, row, e) for row, e in by.items()} for shift, by in entries.items()}
+    return _by_shift(shown, looks, reach=reach, layout=Layout(width, "Gap under each shift", line=20))
 
 
 def split(summary: Mapping[str, Any], *, width: int) -> str:
     """The drop in J of each row under each shift: what the optimum loses as well, and what did not transfer."""
-    looks, shifts = styles(summary), summary.get("shifts") or {}
-    rows = [r for r in looks if any((e.get(r) or {}).get("competing") is not None for e in shifts.values())]
+    looks, parts = styles(summary), {"competing": COMPETING, "mismatched": MISMATCHED}
+    entries = {
+        shift: {row: e for row in looks if (e := by.get(row) or {}).get("competing") is not None}
+        for shift, by in (summary.get("shifts") or {}).items()
+    }
+    reach = [e[part] for by in entries.values() for e in by.values() for part in parts]
+    shown = {
+        shift: {
+            row: [Bar(e[p], c, f"{row}, {shift}: {p} {words.signed(e[p], 4)}") for p, c in parts.items()]
+            for row, e in by.items()
+        }
+        for shift, by in entries.items()
+    }
+    return _by_shift(shown, looks, reach=reach, layout=Layout(width, "Drop in J, by part", line=22))
+
+
+def _by_shift(
+    shown: Mapping[str, Mapping[str, Dot | Sequence[Bar]]],
+    looks: Mapping[str, Mark],
+    *,
+    reach: Sequence[float],
+    layout: Layout,
+) -> str:
+    """A panel per shift on one scale, with its zero line; empty without a value."""
+    rows = [row for row in looks if any(row in by for by in shown.values())]
     if not rows:
         return ""
-    parts = (("competing", COMPETING), ("mismatched", MISMATCHED))
-    shown = [e[row] for e in shifts.values() for row in rows if (e.get(row) or {}).get("competing") is not None]
-    reach = [entry[part] for entry in shown for part, _ in parts]
-    board, spots = _grid(summary, width=width, rows=rows, reach=reach, name="Drop in J, split", line=22)
-    for shift, (scale, top) in spots.items():
-        for i, row in enumerate(rows):
-            entry = shifts[shift].get(row) or {}
-            if entry.get("competing") is None:
-                continue
-            for j, (part, color) in enumerate(parts):
-                left, right = sorted((scale(0), scale(entry[part])))
-                told = f"{row}, {shift}: {part} {words.signed(entry[part], 4)}"
-                board.bar(left, top + i * 22 + 4 + 7 * j, right - left, 6, fill=color, title=told)
-    return board.done()
+    scale = padded([*reach, 0.0], share=0.08)
+    panels = [Panel(shift, scale, by, [(0.0, ZERO)]) for shift, by in shown.items()]
+    muted = {row for row in rows if looks[row].color == GREY}
+    room = 150.0 if layout.width > 480 else 118.0
+    return figure([("", rows)], panels=panels, layout=replace(layout, labels=room, least=156.0, muted=muted))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from evals.items import NO_SHIFT
-from evals.report.figures.dots import Dot, Panel, figure
-from evals.report.figures.fronts import COMPETING, GREY, MISMATCHED
-from evals.report.figures.svg import INK, padded
+from evals.report.figures.dots import HOME, Dot, Layout, Panel, figure
+from evals.report.figures.fronts import COMPETING, MISMATCHED
+from evals.report.figures.svg import GREY, INK, Mark, Stroke, padded
 from evals.report.plain_text import shown
 from evals.report.suite_words import change, pair, sure
 from evals.shifts.base import FAMILIES
@@ -52,9 +53,9 @@ def by_shift(entry: Mapping[str, Any], shifts: Mapping[str, Any], *, width: int)
         dots = {row(name): _dot(name, e, part, shifts) for name, e in table.items() if _value(e, part)}
         home = _value(table.get(NO_SHIFT, {}), part)
         if dots:
-            panels.append(Panel(titles[width < NARROW], (0.0, 1.0), None if home is None else home["value"], dots))
+            panels.append(Panel(titles[width < NARROW], (0.0, 1.0), dots, _home(home), percent=True))
     groups = [(shown(head, 40), [row(name) for name in rows]) for head, rows in families(list(table), shifts)]
-    return figure(groups, panels=panels, width=width, label="Failures and comprehension by shift")
+    return figure(groups, panels=panels, layout=Layout(width, "Failures and comprehension by shift"))
 
 
 def accuracies(entry: Mapping[str, Any], shifts: Mapping[str, Any], *, width: int) -> str:
@@ -62,17 +63,26 @@ def accuracies(entry: Mapping[str, Any], shifts: Mapping[str, Any], *, width: in
     table = (entry.get("rewards") or {}).get("shifts") or {}
     dots = {row(name): _accuracy(name, e, shifts) for name, e in table.items() if e.get("accuracy")}
     home = (table.get(NO_SHIFT) or {}).get("accuracy")
-    panel = Panel("in the right order (%)", (0.0, 1.0), None if home is None else home["value"], dots)
+    panel = Panel("in the right order (%)", (0.0, 1.0), dots, _home(home), percent=True)
     groups = [(shown(head, 40), [row(name) for name in rows]) for head, rows in families(list(table), shifts)]
-    return figure(groups, panels=[panel], width=min(width, 760), label="Accuracy by shift")
+    return figure(groups, panels=[panel], layout=Layout(min(width, 760), "Accuracy by shift"))
+
+
+def _home(value: Mapping[str, Any] | None) -> list[tuple[float, Stroke]]:
+    """The line of the plain prompts' value, if there is one."""
+    return [] if value is None else [(value["value"], HOME)]
+
+
+def _mark(shift: str, shifts: Mapping[str, Any], *, sure: bool) -> Mark:
+    """In the colour of the shift's mode; filled where the change is certain."""
+    return Mark(COLORS[str((shifts.get(shift) or {}).get("mode", "none"))], hollow=not sure, size=4)
 
 
 def _accuracy(name: str, entry: Mapping[str, Any], shifts: Mapping[str, Any]) -> Dot:
     value, moved = entry["accuracy"], (entry.get("change") or {}).get("accuracy")
-    low, high = value.get("ci") or (None, None)
-    color = COLORS[str((shifts.get(name) or {}).get("mode", "none"))]
-    told = f"{row(name)}: {pair(value)}" + ("" if moved is None else f"; {change(moved)} against plain prompts")
-    return Dot(value["value"], low, high, name == NO_SHIFT or sure(moved), color, told)
+    title = f"{row(name)}: {pair(value)}" + ("" if moved is None else f"; {change(moved)} against plain prompts")
+    mark = _mark(name, shifts, sure=name == NO_SHIFT or sure(moved))
+    return Dot(value["value"], value.get("ci"), mark, title)
 
 
 def _value(entry: Mapping[str, Any], part: str) -> Mapping[str, Any] | None:
@@ -84,10 +94,9 @@ def _dot(name: str, entry: Mapping[str, Any], part: str, shifts: Mapping[str, An
     value = _value(entry, part)
     assert value is not None
     moved = None if part == "read" else (entry.get(part) or {}).get("change")
-    told = f"{row(name)}: {pair(value)}" + ("" if moved is None else f"; {change(moved)} against plain prompts")
-    low, high = value.get("ci") or (None, None)
-    color = COLORS[str((shifts.get(name) or {}).get("mode", "none"))]
-    return Dot(value["value"], low, high, part == "read" or name == NO_SHIFT or sure(moved), color, told)
+    title = f"{row(name)}: {pair(value)}" + ("" if moved is None else f"; {change(moved)} against plain prompts")
+    mark = _mark(name, shifts, sure=part == "read" or name == NO_SHIFT or sure(moved))
+    return Dot(value["value"], value.get("ci"), mark, title)
 
 
 def differences(table: Mapping[str, Any], shifts: Mapping[str, Any], *, width: int) -> str:
@@ -100,20 +109,17 @@ def differences(table: Mapping[str, Any], shifts: Mapping[str, Any], *, width: i
     if not ends:
         return ""
     reach = padded([*ends, 0.0], share=0.06)
-    colors = {row(s): COLORS[str((shifts.get(s) or {}).get("mode", "none"))] for s in table["shifts"]}
+    marks = {row(s): _mark(s, shifts, sure=True) for s in table["shifts"]}
     titles = ("BAD", "refuses") if width < NARROW else ("harmful, answered (points)", "benign, refused (points)")
     panels = [
-        Panel(title, reach, 0.0, {s: _difference(s, c, colors[s]) for s, c in changes[side].items()})
+        Panel(title, reach, {s: _difference(s, c, marks[s]) for s, c in changes[side].items()}, [(0.0, HOME)], True)
         for side, title in zip(changes, titles, strict=True)
         if changes[side]
     ]
-    groups = families(list(table["shifts"]), shifts)
-    return figure(
-        [(shown(head, 40), [row(s) for s in rows]) for head, rows in groups], panels=panels, width=width,
-        label="Second minus first by shift",
-    )  # fmt: skip
+    groups = [(shown(head, 40), [row(s) for s in rows]) for head, rows in families(list(table["shifts"]), shifts)]
+    return figure(groups, panels=panels, layout=Layout(width, "Second minus first by shift"))
 
 
-def _difference(name: str, found: Mapping[str, Any], color: str) -> Dot:
-    low, high = found.get("ci") or (None, None)
-    return Dot(found["value"], low, high, sure(found), color, f"{name}: {change(found)}")
+def _difference(name: str, found: Mapping[str, Any], mark: Mark) -> Dot:
+    look = replace(mark, hollow=not sure(found))
+    return Dot(found["value"], found.get("ci"), look, f"{name}: {change(found)}")
