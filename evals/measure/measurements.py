@@ -21,8 +21,11 @@ from evals.measure.cells import Cell, Value
 class Measurement(Protocol):
     """`needs` names the measurements whose values `measure` reads in `Cell.values`; they enter the key."""
 
-    name: str
-    needs: tuple[str, ...]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def needs(self) -> tuple[str, ...]: ...
 
     def config(self) -> Fields: ...
 

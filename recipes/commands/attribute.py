@@ -1,6 +1,6 @@
 """Why a policy fails under shifts: competing objectives, mismatched generalization, or what it cannot read.
 
-align attribute runs/suites                            (what `align evaluate MODEL --suite ... --out runs/suites` wrote)
+align attribute runs/suites                              (what `align suites MODEL --suite ... --out runs/suites` wrote)
 align attribute MODEL --suite xstest --shift jailbroken --data ../shared/data --out runs/attribution
 
 MODEL is a run or a Hugging Face folder; what has not been measured yet is measured now, into the same cells. Writes
@@ -15,19 +15,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from align import checks
 from align.errors import UserError
 from evals.attribution.from_cells import MEASURES, harmful_and_benign, read_thresholds, refusing, result_of, tables_of
-from recipes.commands import suites as evaluate_suites
+from recipes.commands.suites import measure
 from recipes.config import build, option, parse
+from recipes.suites.options import Options, check, chosen_suites
 
 CONTROLS = ("prefix_injection_hello", "refusal_suppression_inv")  # added where the shifts asked for have no control
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    run: str = option(help="a folder that `align evaluate --suite` wrote, or a model to evaluate first")
+    run: str = option(help="a folder that `align suites` wrote, or a model to evaluate first")
     suite: tuple[str, ...] = option(("xstest",), help="suites with harmful and benign requests (for a model)")
-    shift: tuple[str, ...] = option(("jailbroken",), help="shifts (for a model); their placebo twins are added")
+    shift: tuple[str, ...] = option(("jailbroken",), help="shifts (for a model); their matched controls are added")
     data: str | None = option(None, help="folder of the suites' files")
     weights: str | None = option(None, help="the preference that a family is asked for")
     reference: str | None = option(None, help="the model before alignment: recognition is then the implicit reward")
@@ -43,40 +45,40 @@ class Config:
     out: str | None = option(None, help="folder (default: RUN itself, or runs/attribution for a model)")
 
 
-def evaluation_of(config: Config) -> tuple[evaluate_suites.Config, Path]:
+def evaluation_of(config: Config) -> tuple[Options, Path]:
     """The evaluation to read or to make, with all that attribution needs, and its folder."""
     file = Path(config.run) / "provenance.json"
     if file.is_file() and (Path(config.run) / "cells.jsonl").is_file():
         try:
             written = json.loads(file.read_text(encoding="utf-8"))["config"]
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{file}: not what align evaluate wrote ({error}); evaluate into it again") from error
+            raise UserError(f"{file}: not what align suites wrote ({error}); evaluate into it again") from error
         if "suite" not in written:
-            raise UserError(f"{config.run} was not written by align evaluate --suite; name such a folder, or a model")
-        found = build(evaluate_suites.Config, written, where=str(file))
-        measures = tuple(dict.fromkeys((*found.measure, *MEASURES)))
-        return dataclasses.replace(found, measure=measures, shift=with_twins(found.shift)), Path(config.run)
+            raise UserError(f"{config.run} was not written by align suites; name such a folder, or a model")
+        options = build(Options, written, where=str(file))
+        measures = tuple(dict.fromkeys((*options.measure, *MEASURES)))
+        return dataclasses.replace(options, measure=measures, shift=with_controls(options.shift)), Path(config.run)
     out = Path(config.out or "runs/attribution")
-    asked = evaluate_suites.Config(
-        model=config.run, suite=config.suite, shift=with_twins(config.shift), data=config.data, weights=config.weights,
-        out=str(out), measure=MEASURES, judge=config.judge, template=config.template,
+    options = Options(
+        model=config.run, suite=config.suite, shift=with_controls(config.shift), data=config.data,
+        weights=config.weights, out=str(out), measure=MEASURES, judge=config.judge, template=config.template,
         max_new_tokens=config.max_new_tokens, batch_size=config.batch_size, limit=config.limit,
     )  # fmt: skip
-    return asked, out
+    return options, out
 
 
-def with_twins(names: Sequence[str]) -> tuple[str, ...]:
-    """The shifts with plain text, their placebo twins, and at least two controls in plain letters.
+def with_controls(names: Sequence[str]) -> tuple[str, ...]:
+    """The shifts with plain text, their matched controls, and at least two controls in plain letters.
 
-    A shift that needs more than its name (a language model, translations) stays as it is named, without a twin.
+    A shift that needs more than its name (a language model, translations) stays as it is named, without a control.
     """
     from evals.shifts import SHIFTS, parse_shifts
 
     families = {shift.family for shift in SHIFTS.values()}
     known = [name for name in names if name in (*SHIFTS, *families, "all", "jailbroken")]
     shifts = {s.name: s for s in parse_shifts(known)} if known else {}
-    twins = [s.placebo for s in shifts.values() if s.placebo and s.placebo not in shifts]
-    return tuple(dict.fromkeys(("none", *shifts, *(n for n in names if n not in known), *twins, *CONTROLS)))
+    controls = [s.placebo for s in shifts.values() if s.placebo and s.placebo not in shifts]
+    return tuple(dict.fromkeys(("none", *shifts, *(n for n in names if n not in known), *controls, *CONTROLS)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,18 +88,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     from evals.report.attribution import page
     from recipes.pipeline.inputs import text_prompts
     from recipes.pipeline.provenance import provenance
+    from recipes.suites.making import backend_for
+    from recipes.suites.shifts import check_shifts
 
-    asked, folder = evaluation_of(config)
+    options, folder = evaluation_of(config)
     bounds = read_thresholds(config.thresholds) if config.thresholds else None  # before anything is measured
-    evaluate_suites.check(asked, where=where)
-    backend = evaluate_suites.backend_for(asked)
+    checks.at_least(1, config, "training_limit", place=f"{where}: ")
+    checks.at_least(0, config, "layer", place=f"{where}: ")
+    check(options, where=where)
+    check_shifts(options)
+    suites = chosen_suites(options, where=where)
+    backend = backend_for(options.models[0], options)
     if not isinstance(backend, TransformersBackend):
         raise UserError(f"{where}: attribution reads hidden states, which only a model in memory has")
     reference = None
     if config.reference:
-        reference = TransformersBackend.load(config.reference, template=asked.template, batch_size=asked.batch_size)
+        reference = TransformersBackend.load(config.reference, template=options.template, batch_size=options.batch_size)
     training = text_prompts(config.training, limit=config.training_limit) if config.training else []
-    results = evaluate_suites.measure(asked, backend=backend, out=folder)
+    results = measure(suites, options=options, backend=backend, out=folder)
     cells = harmful_and_benign(results)
     tables, by = tables_of(cells, backend=backend, reference=reference, training=training, layer=config.layer)
     shifts = list({cell.shift.name: cell.shift for cell in cells}.values())
@@ -109,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_json(out / "attribution.json", {**result, "provenance": provenance(config, seed=0)})
     (out / "attribution.html").write_text(page(result), encoding="utf-8")
     if not (folder / "provenance.json").is_file():
-        write_json(folder / "provenance.json", provenance(asked, seed=0))
+        write_json(folder / "provenance.json", provenance(options, seed=0))
     for entry in result["shifts"].values():
         print(entry["sentence"])
     print(f"report: {out / 'attribution.html'}\nnumbers: {out / 'attribution.json'}")

@@ -2,8 +2,8 @@
 
 align compare runs/before runs/after
 
-Both folders were written by `align evaluate MODEL --suite ...` with the same suites and shifts. Positive differences
-say that the second fails more.
+Both folders were written by `align suites MODEL --suite ...` with the same suites and shifts. Positive differences mean
+that the second fails more.
 """
 
 from __future__ import annotations
@@ -11,55 +11,44 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from align import checks
 from align.errors import UserError
+from evals.items import Json
 from recipes.config import option, parse
+from recipes.suites.summary import read_summary
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    runs: tuple[str, ...] = option(help="two folders written by align evaluate --suite")
+    runs: tuple[str, ...] = option(help="two folders written by align suites")
     max_missing: float = option(0.05, help="a side that lacks a larger share of its verdicts is refused")
     out: str | None = option(None, help="file for the numbers (default: comparison.json in the second folder)")
     title: str = option("Two policies under shift", help="title of the report")
 
 
-def read_summary(folder: str) -> dict[str, Any]:
-    """What an evaluation says of itself, empty for one made before it had a report."""
-    import json
-
-    file = Path(folder) / "summary.json"
-    if not file.is_file():
-        return {}
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file}: not valid JSON ({error}); run align evaluate again") from error
-    return found if isinstance(found, dict) else {}
-
-
-def lines_of(compared: Mapping[str, Any]) -> list[str]:
+def lines_of(compared: Mapping[str, Json]) -> list[str]:
     """What the terminal shows: one line per suite, shift and side."""
-    found = []
+    lines = []
     for suite, table in compared.items():
-        found.append(f"{suite}: second minus first, {table['comparisons']} comparisons (Holm)")
+        lines.append(f"{suite}: second minus first, {table['comparisons']} comparisons (Holm)")
         for shift, sides in table["shifts"].items():
             for side, entry in sides.items():
                 change = entry["change"]
                 low, high = change["ci"] or (float("nan"), float("nan"))
                 interval = f"[{low:+.3f}, {high:+.3f}]"
-                found.append(
+                lines.append(
                     f"  {shift:28} {side:8} {change['value']:+.3f} {interval}  p {change['p']:.3g} "
                     f"(Holm {change['p_holm']:.3g}), n {change['n']}"
                 )
-    return found
+    return lines
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     config, where = parse(Config, argv, program="align compare", about=__doc__ or "", positional=("runs",))
     if len(config.runs) != 2:
         raise UserError(f"{where}: give two folders, not {len(config.runs)}")
+    checks.shares(config, "max_missing", place=f"{where}: ")
     from align.runs import write_json
     from evals.report import write_report
     from evals.tables.outcomes import compare_outcomes
@@ -86,7 +75,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     }  # fmt: skip
     write_json(target, summary)
     page = write_report(target, target.with_suffix(".html"))
-    for line in lines_of(compared):
-        print(line)
+    print("\n".join(lines_of(compared)))
     print(f"report: {page}\nnumbers: {target}")
     return 0
+
+
+if __name__ == "__main__":
+    from recipes.cli import script
+
+    script("compare")

@@ -8,7 +8,6 @@ trained on before the equals sign. All were asked the same items under the same 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from align import checks
 from align.errors import UserError
 from evals.items import Json
 from recipes.config import option, parse
+from recipes.suites.summary import read_summary
 
 if TYPE_CHECKING:
     from evals.tables.outcomes import Outcome
@@ -57,20 +57,16 @@ def read_evaluation(folder: str, *, suite: str | None) -> tuple[Sequence[Outcome
     """(outcomes of one suite, shift -> family without controls) of an evaluation's folder."""
     from evals.tables.suite_outcomes import read_outcomes
 
-    file = Path(folder) / "summary.json"
-    if not file.is_file():
-        raise UserError(f"{file}: no such file; run align suites MODEL --suite ... --out {folder} first")
+    facts = read_summary(folder).get("shifts")
+    if facts is None:
+        raise UserError(f"{folder}/summary.json: no such file, or no shifts in it; write it with align suites")
     suites = read_outcomes(folder)
     if suite is None and len(suites) > 1:
         raise UserError(f"{folder} holds the suites {', '.join(suites)}; choose one with --suite")
     chosen = suite or next(iter(suites))
     if chosen not in suites:
         raise UserError(f"{folder} holds no suite {chosen!r} (it has: {', '.join(suites)})")
-    try:
-        facts = json.loads(file.read_text(encoding="utf-8"))["shifts"]
-        families = {name: fact["family"] for name, fact in facts.items() if fact["mode"] not in ("none", "control")}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file}: not a suite's summary ({error!r}); run align suites again") from error
+    families = {name: fact["family"] for name, fact in facts.items() if fact["mode"] not in ("none", "control")}
     return suites[chosen], families
 
 

@@ -16,7 +16,7 @@ from evals.measure.store import CellStore
 from evals.measure.verdict import Verdict
 from evals.shifts import parse_shifts
 from evals.suites.base import Suite
-from recipes.commands.suites import Config
+from recipes.suites.options import Options
 from recipes.suites.summary import summary_of, table_of
 
 SHIFTS = (
@@ -89,6 +89,6 @@ def made_summary(folder: Path, **options: Any) -> dict[str, Any]:
     backend = options.pop("backend", None) or Scripted()
     made = results(folder, backend=backend, asked_items=options.pop("asked_items", None) or items(), **options)
     table = table_of(made, backend=backend, max_missing=0.05)
-    config = Config(model="scripted", suite=("made",), judge=("says-sure",))
+    options = Options(model="scripted", suite=("made",), judge=("says-sure",))
     facts = {"seed": 0, "commit": "0123abc", "versions": {"python": "3.11"}}
-    return summary_of(table, made, config=config, facts=facts, command="align evaluate scripted --suite made")
+    return summary_of(table, made, options=options, facts=facts, command="align suites scripted --suite made")

@@ -21,7 +21,7 @@ from evals.report import words
 from evals.shifts import parse_shifts
 from evals.tables.reward_suite import reward_table
 from factories.html import Tags
-from recipes.commands import evaluate
+from recipes.commands import suites
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_from_the_command_to_the_page(
     assert is_reward_model(str(family)), "a run keeps its model in a folder below"
     out = tmp_path / "out"
     arguments = ["--suite", str(suite), "--shift", "uppercase", "base64", "--out", str(out)]
-    assert evaluate.main([str(scorer), *arguments]) == 0
+    assert suites.main([str(scorer), *arguments]) == 0
     table = json.loads((out / "table.json").read_text())["suites"]["made"]["rewards"]
     page = Tags((out / "report.html").read_text())
     assert set(table["shifts"]) == {"none", "uppercase", "base64"}
@@ -157,7 +157,7 @@ def test_from_the_command_to_the_page(
         assert words.num(entry["calibration"]["ece"]) in page.text
     assert "Comparisons in the right order" in page.text
     with pytest.raises(UserError, match="compares responses"):
-        evaluate.main([str(tiny_model), *arguments])
+        suites.main([str(tiny_model), *arguments])
     safety = write_rows(tmp_path / "safety.jsonl", [{"prompt": "tea?", "label": "harmful"}])
     with pytest.raises(UserError, match="is a reward model"):
-        evaluate.main([str(scorer), "--suite", str(safety), "--out", str(out)])
+        suites.main([str(scorer), "--suite", str(safety), "--out", str(out)])

@@ -14,7 +14,7 @@ from align.errors import UserError
 from evals.attribution.probes import fold, matching, views_of
 from evals.attribution.signals import Tables, controls_of, pull_pair, signals_of
 from evals.shifts import SHIFTS, parse_shifts
-from recipes.commands import attribute, evaluate
+from recipes.commands import attribute, suites
 
 WORDS = ("tea", "glue", "rope", "bees", "clay", "ink", "wax", "salt", "moss", "tin", "jam", "fern")
 
@@ -59,7 +59,7 @@ def test_from_a_model_to_sentences_and_again_from_its_folder(model: Path, suite:
 def test_an_evaluation_gets_what_it_lacks_and_frozen_bounds_decide(model: Path, suite: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     flags = ["--suite", str(suite), "--shift", "base64", "--max-new-tokens", "6", "--max-missing", "0.9"]
-    assert evaluate.main([str(model), *flags, "--out", str(out)]) == 0
+    assert suites.main([str(model), *flags, "--out", str(out)]) == 0
     bounds = {"comprehension": -99.0, "recognition": -99.0, "pull": 99.0, "distance": 0.0, "source": "a test"}
     file = tmp_path / "bounds.json"
     file.write_text(json.dumps({"thresholds": bounds}))

@@ -45,5 +45,5 @@ def test_attribute_names_a_folder_that_no_evaluation_wrote(text: str, tmp_path: 
 
     (tmp_path / "cells.jsonl").touch()
     (tmp_path / "provenance.json").write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match="align evaluate"):
+    with pytest.raises(UserError, match="align suites"):
         evaluation_of(Config(run=str(tmp_path)))

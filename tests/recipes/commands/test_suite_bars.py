@@ -26,7 +26,7 @@ def suite(tmp_path_factory: pytest.TempPathFactory, write_rows: Callable[..., Pa
 
 
 def command(model: Path, suite: Path, out: Path, *more: str) -> list[str]:
-    return ["evaluate", str(model), "--suite", str(suite), "--out", str(out), "--max-new-tokens", "4", *more]
+    return ["suites", str(model), "--suite", str(suite), "--out", str(out), "--max-new-tokens", "4", *more]
 
 
 def table(out: Path) -> Any:

@@ -18,14 +18,15 @@ from evals.items import Missing, Prompt
 from evals.judges import make_judge
 from evals.shifts.maker import BackendChat, Maker
 from factories.fake_api import answer, failure, serving
-from recipes.commands.suites import Config, tell_unsent_keys
+from recipes.suites.making import note_unsent_keys
+from recipes.suites.options import Options
 from recipes.suites.shifts import shifts_of
 
 KEY = "sk-official-0123456789"
 
 
-def config(*shifts: str, **options: Any) -> Config:
-    return Config(model="m", suite=("s",), shift=shifts, **options)
+def config(*shifts: str, **options: Any) -> Options:
+    return Options(model="m", suite=("s",), shift=shifts, **options)
 
 
 # --- made by a model -------------------------------------------------------------------------------------------------
@@ -159,11 +160,11 @@ def test_what_is_not_sent_is_told_in_one_line(
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     asked = config("none", api="http://localhost:8000/v1", judge=("rules", "llm:m@http://localhost:8000/v1"))
-    tell_unsent_keys(asked)
+    note_unsent_keys(asked)
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "OPENAI_API_KEY is not sent to localhost:8000" in said and KEY not in said
-    tell_unsent_keys(config("none", api="http://localhost:8000/v1", api_key_env=("localhost:8000=MY_KEY",)))
-    tell_unsent_keys(config("none", api="https://api.openai.com/v1"))
+    note_unsent_keys(config("none", api="http://localhost:8000/v1", api_key_env=("localhost:8000=MY_KEY",)))
+    note_unsent_keys(config("none", api="https://api.openai.com/v1"))
     assert capsys.readouterr().err == ""
     assert unsent("http://localhost/v1", {}, environment={}) is None
 

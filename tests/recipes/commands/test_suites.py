@@ -1,4 +1,4 @@
-"""`align evaluate MODEL --suite` and `align compare`, as a user runs them, on the tiny model and made rows."""
+"""`align suites` and `align compare`, as a user runs them, on the tiny model and made rows."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from align.errors import UserError
-from recipes.commands import compare, evaluate
-from recipes.commands import suites as evaluate_suites
+from recipes.commands import compare, evaluate, suites
+from recipes.suites.options import Options, measures_of
 
 WORDS = ("tea", "glue", "rope", "bees", "clay", "ink")
 
@@ -27,7 +27,7 @@ def suite(tmp_path_factory: pytest.TempPathFactory, write_rows: Callable[..., Pa
 
 def run(model: Path, suite: Path, out: Path, *more: str) -> dict[str, Any]:
     arguments = ["--suite", str(suite), "--out", str(out), "--max-new-tokens", "6", "--max-missing", "0.9", *more]
-    assert evaluate.main([str(model), *arguments]) == 0
+    assert suites.main([str(model), *arguments]) == 0
     return json.loads((out / "table.json").read_text())
 
 
@@ -94,12 +94,19 @@ def test_two_evaluations_are_compared_item_by_item(
         (["--shift", "base65"], "base6"),
         (["--measure", "vibes"], "no measurement 'vibes'"),
         (["--samples", "3"], "add --temperature"),
+        (["--samples", "1000000000", "--temperature", "1"], "samples is 1000000000"),
+        (["--temperature", "-1"], "temperature must be 0 .greedy. or above, not -1"),
+        (["--temperature", ".nan"], "temperature must be 0"),
+        (["--max-new-tokens", "0"], "max_new_tokens must be at least 1"),
         (["--limit", "0"], "limit must be at least 1"),
         (["--max-missing", "1"], "share in"),
+        (["--max-missing", ".nan"], "share in"),
+        (["--api-key-env", "localhost:1=sk_live_0123"], "no environment variable of that name is set"),
         (["--measure", "rewards"], "needs --objectives"),
         (["--export", "csv"], "cannot export"),
         (["--template", "chat"], "no chat template"),
         (["--judge", "vibes"], "judge 'vibes'"),
+        (["--shift", "translation_zulu"], "add --shift-model"),
         (["--weights", "1,0"], "single model"),
         (["--measure", "against_reference"], "no adapter"),
         (["--batch-size", "0"], "at least 1"),
@@ -108,8 +115,53 @@ def test_two_evaluations_are_compared_item_by_item(
 def test_a_mistake_is_one_line(
     tiny_model: Path, suite: Path, tmp_path: Path, arguments: list[str], words: str
 ) -> None:
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=words) as caught:
         run(tiny_model, suite, tmp_path, *arguments)
+    assert "sk_live" not in str(caught.value), "a key may stand where a variable's name belongs"
+    assert not (tmp_path / "table.json").exists()
+
+
+def test_what_is_missing_for_an_export_is_reported_before_the_model_is_loaded(
+    suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="--export inspect needs the package inspect_ai"):
+        run(Path("no/such/model"), suite, tmp_path, "--export", "inspect")
+
+
+def test_suites_that_share_a_name_and_empty_ones_are_refused(
+    tiny_model: Path, suite: Path, tmp_path: Path
+) -> None:
+    twin = tmp_path / "other" / suite.name
+    twin.parent.mkdir()
+    twin.write_bytes(suite.read_bytes())
+    with pytest.raises(UserError, match="two suites are called 'made'"):
+        run(tiny_model, suite, tmp_path, "--suite", str(twin))
+    twin.write_text("")
+    with pytest.raises(UserError, match=r"made\.jsonl"):
+        suites.main([str(tiny_model), "--suite", str(twin), "--out", str(tmp_path / "out")])
+
+
+def test_several_models_each_have_a_folder_and_share_none(tiny_model: Path, suite: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.symlink_to(tiny_model)
+    flags = ["--suite", str(suite), "--max-new-tokens", "4", "--max-missing", "0.9", "--out", str(tmp_path / "out")]
+    assert suites.main([str(tiny_model), str(copy), *flags]) == 0
+    tables = [json.loads((tmp_path / "out" / name / "table.json").read_text()) for name in (tiny_model.name, "copy")]
+    assert tables[0]["suites"] == tables[1]["suites"] and not (tmp_path / "out" / "table.json").exists()
+    assert json.loads((tmp_path / "out" / "copy" / "provenance.json").read_text())["config"]["model"] == str(copy)
+    with pytest.raises(UserError, match=f"two models are called '{tiny_model.name}'"):
+        suites.main([str(tiny_model), f"./x/{tiny_model.name}", *flags])
+
+
+def test_the_old_spelling_works_and_names_the_new_one(
+    tiny_model: Path, suite: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(tiny_model), "--suite", str(suite), "--out", str(tmp_path), "--measure", "completion"]
+    assert evaluate.main(words) == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("align: note: ")]
+    assert notes == [f"align: note: policies on suites are now: align suites {' '.join(words)}"]
+    assert (tmp_path / "table.json").is_file()
 
 
 def test_a_config_file_that_names_a_suite_is_understood(tmp_path: Path) -> None:
@@ -122,17 +174,17 @@ def test_a_config_file_that_names_a_suite_is_understood(tmp_path: Path) -> None:
 
 
 def test_measurements_follow_the_suites_kind_and_their_needs() -> None:
-    def config(**values: Any) -> evaluate_suites.Config:
-        return evaluate_suites.Config(model="m", suite=("s",), **values)
+    def config(**values: Any) -> Options:
+        return Options(model="m", suite=("s",), **values)
 
-    assert evaluate_suites.measures_of(config(), "safety") == ["completion", "verdict", "comprehension"]
-    assert evaluate_suites.measures_of(config(), "choice") == ["choices"]
-    assert evaluate_suites.measures_of(config(), "text") == ["bits"]
-    assert evaluate_suites.measures_of(config(), "qa") == ["completion"]
-    assert evaluate_suites.measures_of(config(), "reward_pairs") == ["pairs"]
+    assert measures_of(config(), "safety") == ["completion", "verdict", "comprehension"]
+    assert measures_of(config(), "choice") == ["choices"]
+    assert measures_of(config(), "text") == ["bits"]
+    assert measures_of(config(), "qa") == ["completion"]
+    assert measures_of(config(), "reward_pairs") == ["pairs"]
     with pytest.raises(UserError, match="kind vibes has no measurement"):
-        evaluate_suites.measures_of(config(), "vibes")
-    assert evaluate_suites.measures_of(config(measure=("margin", "verdict")), "choice") == [
+        measures_of(config(), "vibes")
+    assert measures_of(config(measure=("margin", "verdict")), "choice") == [
         "completion", "verdict", "margin",
     ]  # fmt: skip
 
