@@ -7,10 +7,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from evals.items import NO_SHIFT, Json, Missing, digest
-from evals.measure.cells import Cell
+from evals.measure.cells import Cell, Evaluated
 from evals.stats.intervals import clustered_mean, paired_difference
+from evals.tables.contrasts import placebo_pairs, placebo_table
+from evals.tables.outcomes import outcome_table
+from evals.tables.reward_suite import reward_table
+from evals.tables.shift_families import family_table
+from evals.tables.suite_outcomes import comprehension_of, outcomes_of
+
+if TYPE_CHECKING:
+    from evals.backends.base import Backend
+    from evals.backends.reward_model import RewardBackend
 
 # text, verdicts and bookkeeping have tables of their own, or none
 SKIPPED = {"completion": {"text", "finished"}, "comprehension": {"text"}, "verdict": {"why", "verdict"}}
@@ -71,3 +81,32 @@ def number_table(cells: Sequence[Cell], measurement: str) -> Json:
 def table_hash(table: Mapping[str, object]) -> str:
     """A hash of every number of a table: the same plan on the same model has the same, however it was interrupted."""
     return digest(table)
+
+
+def table_of(results: Mapping[str, Evaluated], *, backend: Backend | RewardBackend, max_missing: float) -> Json:
+    """Every number of every suite: outcomes, matched controls, families, means; and a hash over all of it."""
+    suites = {name: suite_table(result, max_missing=max_missing) for name, result in results.items()}
+    content = {"model": backend.name, "fingerprint": backend.fingerprint, "suites": suites}
+    return {**content, "hash": table_hash(content)}
+
+
+def suite_table(result: Evaluated, *, max_missing: float) -> Json:
+    """The numbers of one suite. UserError where a larger share than `max_missing` is missing under a rate."""
+    cells, shifts, measured = result.cells, result.shifts, result.measurements
+    items = {cell.item.id: cell.item for cell in cells}
+    sides = Counter("neither" if i.neutral else "harmful" if i.harmful else i.label or "other" for i in items.values())
+    entry: Json = {
+        "kind": result.suite.kind, "items": len(items), "labels": dict(sorted(sides.items())),
+        "shift_count": len(shifts), "cells": len(cells) * len(measured),
+        "numbers": {name: number_table(cells, name) for name in measured},
+    }  # fmt: skip
+    if "verdict" in measured:
+        outcomes = outcomes_of(cells)
+        comprehension = comprehension_of(cells)
+        entry["outcomes"] = outcome_table(outcomes, comprehension=comprehension, max_missing=max_missing)
+        entry["placebo"] = placebo_table(outcomes, pairs=placebo_pairs(shifts.values()))
+        counted = {name: shift.family for name, shift in shifts.items() if shift.mode not in ("none", "control")}
+        entry["families"] = family_table(outcomes, families=counted)
+    if "pairs" in measured:
+        entry["rewards"] = reward_table(cells, max_missing=max_missing)
+    return entry

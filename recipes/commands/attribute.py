@@ -18,9 +18,8 @@ from pathlib import Path
 from align import checks
 from align.errors import UserError
 from evals.attribution.from_cells import MEASURES, harmful_and_benign, read_thresholds, refusing, result_of, tables_of
-from recipes.commands.suites import measure
+from recipes.commands.suites import Options, backend_for, check, chosen_suites, measure
 from recipes.config import build, option, parse
-from recipes.suites.options import Options, check, chosen_suites
 
 CONTROLS = ("prefix_injection_hello", "refusal_suppression_inv")  # added where the shifts asked for have no control
 
@@ -86,17 +85,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     from align.runs import write_json
     from evals.backends.transformers import TransformersBackend
     from evals.report.attribution import page
+    from evals.shifts.requested import check_shifts
     from recipes.pipeline.inputs import text_prompts
     from recipes.pipeline.provenance import provenance
-    from recipes.suites.making import backend_for
-    from recipes.suites.shifts import check_shifts
 
     options, folder = evaluation_of(config)
     bounds = read_thresholds(config.thresholds) if config.thresholds else None  # before anything is measured
     checks.at_least(1, config, "training_limit", place=f"{where}: ")
     checks.at_least(0, config, "layer", place=f"{where}: ")
     check(options, where=where)
-    check_shifts(options)
+    check_shifts(options.shift, model=options.shift_model)
     suites = chosen_suites(options, where=where)
     backend = backend_for(options.models[0], options)
     if not isinstance(backend, TransformersBackend):

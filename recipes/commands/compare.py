@@ -15,8 +15,8 @@ from pathlib import Path
 from align import checks
 from align.errors import UserError
 from evals.items import Json
+from evals.report.suite_summary import read_summary
 from recipes.config import option, parse
-from recipes.suites.summary import read_summary
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from align import checks
 from align.errors import UserError
 from evals.items import Json
+from evals.report.suite_summary import read_summary
 from recipes.config import option, parse
-from recipes.suites.summary import read_summary
 
 if TYPE_CHECKING:
     from evals.tables.outcomes import Outcome

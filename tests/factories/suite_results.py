@@ -14,10 +14,10 @@ from evals.measure.engine import Engine
 from evals.measure.measurements import CompletionOf, Comprehension, RefusalMargin
 from evals.measure.store import CellStore
 from evals.measure.verdict import Verdict
+from evals.report.suite_summary import summary_of
 from evals.shifts import parse_shifts
 from evals.suites.base import Suite
-from recipes.suites.options import Options
-from recipes.suites.summary import summary_of, table_of
+from evals.tables.suite_tables import table_of
 
 SHIFTS = (
     "none", "base64", "base64_raw", "encoding_frame", "lowercase", "prefix_injection", "prefix_injection_hello", "aim",
@@ -89,6 +89,6 @@ def made_summary(folder: Path, **options: Any) -> dict[str, Any]:
     backend = options.pop("backend", None) or Scripted()
     made = results(folder, backend=backend, asked_items=options.pop("asked_items", None) or items(), **options)
     table = table_of(made, backend=backend, max_missing=0.05)
-    options = Options(model="scripted", suite=("made",), judge=("says-sure",))
     facts = {"seed": 0, "commit": "0123abc", "versions": {"python": "3.11"}}
-    return summary_of(table, made, options=options, facts=facts, command="align suites scripted --suite made")
+    summary = summary_of(table, made, title="Evaluation under shift", judge=["says-sure"], max_missing=0.05)
+    return summary | {"provenance": facts, "command": "align suites scripted --suite made"}

@@ -16,17 +16,21 @@ from evals.backends.keys import named_for, read_keys, unsent, variable_for
 from evals.backends.openai_api import Endpoint, OpenAIBackend, chat_of
 from evals.items import Missing, Prompt
 from evals.judges import make_judge
+from evals.shifts.base import Shift
 from evals.shifts.maker import BackendChat, Maker
+from evals.shifts.requested import requested_shifts
 from factories.fake_api import answer, failure, serving
-from recipes.suites.making import note_unsent_keys
-from recipes.suites.options import Options
-from recipes.suites.shifts import shifts_of
+from recipes.commands.suites import Options, note_unsent_keys
 
 KEY = "sk-official-0123456789"
 
 
-def config(*shifts: str, **options: Any) -> Options:
-    return Options(model="m", suite=("s",), shift=shifts, **options)
+def config(**options: Any) -> Options:
+    return Options(model="m", suite=("s",), **options)
+
+
+def shifts_of(*names: str, out: Path, model: str | None = None) -> list[Shift]:
+    return requested_shifts(names, model=model, keys={}, answers=out / "shifts.jsonl")
 
 
 # --- made by a model -------------------------------------------------------------------------------------------------
@@ -79,16 +83,16 @@ def test_a_backend_as_the_maker_is_asked_greedily_and_a_cut_answer_is_missing() 
 
 def test_shifts_made_over_an_api_reach_the_prompt_and_need_a_maker(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="add --shift-model"):
-        shifts_of(config("translation_zulu"), out=tmp_path)
+        shifts_of("translation_zulu", out=tmp_path)
     reply = answer(json.dumps({"text": "Ngicela itiye"}))
     with serving(lambda seen, n: reply) as api:
-        found = shifts_of(config("translation_zulu", "base64", shift_model=f"llm:m@{api.url}"), out=tmp_path)
+        found = shifts_of("translation_zulu", "base64", model=f"llm:m@{api.url}", out=tmp_path)
         assert [shift.name for shift in found] == ["none", "translation_zulu", "base64"]
         prompts = [found[1].encode("tea please", Random(0)) for _ in range(2)]
         assert len(api.seen) == 1 and "tea please" in api.seen[0].last_turn
     assert [p.turns[0].content for p in prompts if isinstance(p, Prompt)] == ["Ngicela itiye"] * 2
     with serving(lambda seen, n: reply) as api:  # the same model at another address is another one
-        again = shifts_of(config("translation_zulu", shift_model=f"llm:m@{api.url}"), out=tmp_path)[1]
+        again = shifts_of("translation_zulu", model=f"llm:m@{api.url}", out=tmp_path)[1]
         again.encode("tea please", Random(0))
         assert len(api.seen) == 1
 
@@ -99,17 +103,17 @@ def test_shifts_made_over_an_api_reach_the_prompt_and_need_a_maker(tmp_path: Pat
 def test_files_of_translations_are_shifts(tmp_path: Path, write_rows: Callable[..., Path]) -> None:
     rows = [{"en": "tea", "prompt": "tea?", "de": "Tee", "fr": "thé"}, {"en": "rope", "prompt": "rope?", "de": "Seil"}]
     file = write_rows(tmp_path / "t.jsonl", rows)
-    assert [s.name for s in shifts_of(config(str(file)), out=tmp_path)] == ["none", "translated_de", "translated_fr"]
-    (_, german) = shifts_of(config(f"{file}:de"), out=tmp_path)
+    assert [s.name for s in shifts_of(str(file), out=tmp_path)] == ["none", "translated_de", "translated_fr"]
+    (_, german) = shifts_of(f"{file}:de", out=tmp_path)
     prompt = german.encode("rope", Random(0))
     assert isinstance(prompt, Prompt) and prompt.turns[0].content == "Seil"
-    (_, other) = shifts_of(config(f"{file}:original=prompt,de"), out=tmp_path)
+    (_, other) = shifts_of(f"{file}:original=prompt,de", out=tmp_path)
     assert isinstance(other.encode("rope?", Random(0)), Prompt)
     assert getattr(other.encode("rope", Random(0)), "reason", "") == "no_translation"
     with pytest.raises(UserError, match="no column 'it'"):
-        shifts_of(config(f"{file}:it"), out=tmp_path)
+        shifts_of(f"{file}:it", out=tmp_path)
     with pytest.raises(UserError, match=r"absent\.jsonl"):
-        shifts_of(config(str(tmp_path / "absent.jsonl")), out=tmp_path)
+        shifts_of(str(tmp_path / "absent.jsonl"), out=tmp_path)
 
 
 # --- keys ------------------------------------------------------------------------------------------------------------
@@ -159,12 +163,12 @@ def test_what_is_not_sent_is_told_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    asked = config("none", api="http://localhost:8000/v1", judge=("rules", "llm:m@http://localhost:8000/v1"))
+    asked = config(api="http://localhost:8000/v1", judge=("rules", "llm:m@http://localhost:8000/v1"))
     note_unsent_keys(asked)
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "OPENAI_API_KEY is not sent to localhost:8000" in said and KEY not in said
-    note_unsent_keys(config("none", api="http://localhost:8000/v1", api_key_env=("localhost:8000=MY_KEY",)))
-    note_unsent_keys(config("none", api="https://api.openai.com/v1"))
+    note_unsent_keys(config(api="http://localhost:8000/v1", api_key_env=("localhost:8000=MY_KEY",)))
+    note_unsent_keys(config(api="https://api.openai.com/v1"))
     assert capsys.readouterr().err == ""
     assert unsent("http://localhost/v1", {}, environment={}) is None
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from align.errors import UserError
+from evals.measure.by_name import measures_of
 from recipes.commands import compare, evaluate, suites
-from recipes.suites.options import Options, measures_of
 
 WORDS = ("tea", "glue", "rope", "bees", "clay", "ink")
 
@@ -174,19 +174,14 @@ def test_a_config_file_that_names_a_suite_is_understood(tmp_path: Path) -> None:
 
 
 def test_measurements_follow_the_suites_kind_and_their_needs() -> None:
-    def config(**values: Any) -> Options:
-        return Options(model="m", suite=("s",), **values)
-
-    assert measures_of(config(), "safety") == ["completion", "verdict", "comprehension"]
-    assert measures_of(config(), "choice") == ["choices"]
-    assert measures_of(config(), "text") == ["bits"]
-    assert measures_of(config(), "qa") == ["completion"]
-    assert measures_of(config(), "reward_pairs") == ["pairs"]
+    assert measures_of("safety") == ["completion", "verdict", "comprehension"]
+    assert measures_of("choice") == ["choices"]
+    assert measures_of("text") == ["bits"]
+    assert measures_of("qa") == ["completion"]
+    assert measures_of("reward_pairs") == ["pairs"]
     with pytest.raises(UserError, match="kind vibes has no measurement"):
-        measures_of(config(), "vibes")
-    assert measures_of(config(measure=("margin", "verdict")), "choice") == [
-        "completion", "verdict", "margin",
-    ]  # fmt: skip
+        measures_of("vibes")
+    assert measures_of("choice", chosen=("margin", "verdict")) == ["completion", "verdict", "margin"]
 
 
 def test_items_of_one_base_item_are_one_cluster() -> None:

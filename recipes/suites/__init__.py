@@ -1,1 +1,0 @@
-"""Policies on suites: shifts, judges, stages and the summary of an evaluation."""
