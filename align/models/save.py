@@ -1,0 +1,28 @@
+"""A model, its configs and its tokenizer out of memory, in one folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from align import checks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
+    """Save weights, config, generation config and tokenizer into `folder`, and return it."""
+    no_bars()
+    checks.finite_weights(model)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def no_bars() -> None:
+    """No progress bar for reading and writing weights, which takes a moment and happens hundreds of times."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
