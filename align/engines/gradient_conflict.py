@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 
 from align.data.comparisons import Row, responses_of, row_scores
-from align.engines.on_policy.rollouts import Rollouts, check_lengths, draw, plain_sampling, read, rollouts
+from align.engines.on_policy.rollouts import Rollouts, check_lengths, draw, read, rollouts
 from align.errors import UserError
 from align.functional.conflict import gradient_cosines
+from align.models.sampling import plain_sampling
 from align.objectives.metered import Metered, Objective, objective_scores
 from align.runs import Ledger
 

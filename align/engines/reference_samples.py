@@ -109,8 +109,9 @@ def draw_ids(drawing: Drawing, *, reference: str, prompts: Sequence[str], ledger
     """The token ids of one response per prompt, up to and with the ending token where one was drawn."""
     import torch
 
-    from align.engines.on_policy.rollouts import draw, plain_sampling
+    from align.engines.on_policy.rollouts import draw
     from align.models import count_parameters, load_model, load_tokenizer
+    from align.models.sampling import plain_sampling
 
     tokenizer = load_tokenizer(reference)
     model = load_model(reference).eval().to("cuda" if torch.cuda.is_available() else "cpu")

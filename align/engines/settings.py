@@ -40,16 +40,18 @@ def check_training(config: TrainingConfig) -> None:
 
 
 def model_to_train(reference: str) -> Any:
-    """The reference checkpoint in memory, to be trained; UserError for an adapter directory.
+    """The reference checkpoint in memory, to be trained without any dropout; UserError for an adapter directory.
 
     TRL reads the reference again from the directory that the loaded model names, which for an adapter is its base.
     """
-    from align.models import load_model
+    from align.models import load_model, set_dropout
 
     source = model_dir(reference)
     if (Path(source) / "adapter_config.json").is_file():
         raise UserError(f"the reference {source} is an adapter; merge it into its base and give the merged model")
-    return load_model(source)
+    model = load_model(source)
+    set_dropout(model, 0.0)  # TRL switches off modules only, not what is passed to the attention function
+    return model
 
 
 def adapter_config(config: TrainingConfig, model: Any) -> Any:

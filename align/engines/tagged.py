@@ -150,8 +150,9 @@ def sample(
     """
     import torch
 
-    from align.engines.on_policy.rollouts import draw, plain_sampling
+    from align.engines.on_policy.rollouts import draw
     from align.models import count_parameters
+    from align.models.sampling import plain_sampling
 
     texts = [row["prompt"] if v is None else tags.apply(row["prompt"], v) for row, v in asked]
     longest = max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])) + max_tokens

@@ -17,6 +17,7 @@ from align.data.comparisons import Pair
 from align.engines.pairs import PairTrainingConfig, dpo_trainer
 from align.engines.settings import TrainingConfig, adapter_config, model_to_train, trainer_arguments
 from align.errors import UserError
+from align.models.reading import Reader, sequence_logprobs
 from align.policies.tagged import Tags, forbid, tag_ids
 from align.runs import Ledger
 
@@ -153,7 +154,7 @@ def encoded(
         checks.fits(longest, reference, what="a tagged comparison", mend="set max_length, or leave such rows out")
         rows.append({"prompt_ids": head, "chosen_ids": chosen, "rejected_ids": rejected})
         asked += [(tuple(bare), tuple(chosen)), (tuple(bare), tuple(rejected))]
-    logps = completion_logprobs(
+    logps = reference_logprobs(
         reference, asked, pad_id=tokenizer.pad_token_id, batch_size=4 * config.batch_size, ledger=ledger
     )
     for row, chosen_logp, rejected_logp in zip(rows, logps[::2], logps[1::2], strict=True):
@@ -161,30 +162,15 @@ def encoded(
     return rows
 
 
-def completion_logprobs(
+def reference_logprobs(
     model: Any, rows: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], *, pad_id: int, batch_size: int, ledger: Ledger
 ) -> list[float]:
     """`log p(completion | prompt)` in nats for rows of (prompt ids, completion ids); equal rows are read once."""
-    import torch
-
     from align.models import count_parameters
 
     unique = sorted(dict.fromkeys(rows), key=lambda row: len(row[0]) + len(row[1]))
-    found: dict[Any, float] = {}
-    for start in range(0, len(unique), batch_size):
-        batch = unique[start : start + batch_size]
-        width = max(len(head) + len(tail) for head, tail in batch)
-        ids_BT, attend_BT, scored_BT = (torch.zeros(len(batch), width, dtype=torch.long) for _ in range(3))
-        for i, (head, tail) in enumerate(batch):
-            ids_BT[i] = torch.tensor([*head, *tail] + [pad_id] * (width - len(head) - len(tail)))
-            attend_BT[i, : len(head) + len(tail)] = 1
-            scored_BT[i, len(head) : len(head) + len(tail)] = 1
-        ids_BT, attend_BT, scored_BT = (t.to(model.device) for t in (ids_BT, attend_BT, scored_BT))
-        with torch.inference_mode():
-            logits_BTV = model(input_ids=ids_BT, attention_mask=attend_BT).logits[:, :-1].float()
-        logp_BT = logits_BTV.log_softmax(-1).gather(-1, ids_BT[:, 1:, None])[..., 0]
-        sums = logp_BT.masked_fill(scored_BT[:, 1:] == 0, 0.0).sum(-1).tolist()
-        found |= dict(zip(batch, sums, strict=True))
+    sums = sequence_logprobs(model, unique, reader=Reader(pad_id=pad_id, batch_size=batch_size))
+    found = dict(zip(unique, sums, strict=True))
     read = sum(len(head) + len(tail) for head, tail in unique)
     ledger.add(flops=2 * count_parameters(model, embeddings=False) * read)
     return [found[row] for row in rows]

@@ -27,7 +27,7 @@ from align import checks
 from align.data.comparisons import Row
 from align.engines.on_policy import trainer as onpolicy
 from align.engines.on_policy.actor_critic import ActorCritic
-from align.engines.on_policy.rollouts import Rollouts, check_lengths, draw, plain_sampling
+from align.engines.on_policy.rollouts import Rollouts, check_lengths, draw
 from align.engines.points import check_preferences, inputs_of, train_points
 from align.engines.settings import check_training
 from align.errors import UserError
@@ -40,6 +40,7 @@ from align.functional.policy_gradient import (
     value_loss,
     whiten,
 )
+from align.models.sampling import plain_sampling
 from align.objectives.metered import Objective
 from align.policies.base import PointFamily
 from align.preferences import Weights

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from align.errors import UserError
 from align.objectives.base import check_texts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
 class ImplicitReward:
@@ -29,7 +34,7 @@ class ImplicitReward:
         self.beta = float(beta)
         self.batch_size = batch_size
         self.__name__ = name or f"implicit_{Path(policy).name}"
-        self._loaded: tuple[Any, Any] | None = None
+        self._loaded: tuple[Loaded, Loaded] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_loaded": None}
@@ -37,11 +42,24 @@ class ImplicitReward:
     def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float | None]:
         check_texts(prompts, completions)
         if self._loaded is None:
-            from align.policies.base import ModelPolicy
-
-            self._loaded = (ModelPolicy(self.policy), ModelPolicy(self.reference))
+            self._loaded = (_in_memory(self.policy), _in_memory(self.reference))
         policy, reference = (
-            model.sequence_logprobs(list(prompts), list(completions), batch_size=self.batch_size)
-            for model in self._loaded
+            _logprobs(loaded, prompts, completions, batch_size=self.batch_size) for loaded in self._loaded
         )
         return [self.beta * (own - base) for own, base in zip(policy, reference, strict=True)]
+
+
+def _in_memory(path: str) -> Loaded:
+    import torch
+
+    from align.models import load_model, load_tokenizer
+
+    return load_model(path).eval().to("cuda" if torch.cuda.is_available() else "cpu"), load_tokenizer(path)
+
+
+def _logprobs(loaded: Loaded, prompts: Sequence[str], completions: Sequence[str], *, batch_size: int) -> list[float]:
+    from align.models.reading import Reader, completion_rows, sequence_logprobs
+
+    model, tokenizer = loaded
+    reader = Reader(pad_id=tokenizer.pad_token_id, batch_size=batch_size, longest_first=True)
+    return sequence_logprobs(model, completion_rows(tokenizer, prompts, completions), reader=reader)

@@ -40,6 +40,7 @@ def score(
     import torch
 
     from align.models import context_of
+    from align.models.reading import evaluated, padded
 
     limit = context_of(model)
     pairs = list(zip(prompts, completions, strict=True))
@@ -47,23 +48,14 @@ def score(
     ids = [scored_ids(tokenizer, prompt, completion)[-(limit or 0) :] for prompt, completion in distinct]
     order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
     scores: dict[tuple[str, str], float] = {}
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluated(model), torch.inference_mode():
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            width = max(len(ids[i]) for i in chosen)
-            ids_BT = torch.full((len(chosen), width), model.config.pad_token_id)
-            mask_BT = torch.zeros((len(chosen), width), dtype=torch.long)
-            for row, i in enumerate(chosen):
-                ids_BT[row, : len(ids[i])] = torch.tensor(ids[i])
-                mask_BT[row, : len(ids[i])] = 1
-            with torch.inference_mode():
-                logits_B1 = model(input_ids=ids_BT.to(model.device), attention_mask=mask_BT.to(model.device)).logits
+            rows = [(ids[i], ()) for i in chosen]
+            batch = padded(rows, pad_id=model.config.pad_token_id, device=model.device)
+            logits_B1 = model(**batch.inputs).logits
             for i, value in zip(chosen, logits_B1[:, 0].float().tolist(), strict=True):
                 scores[distinct[i]] = value
-    finally:
-        model.train(was_training)
     return [scores[pair] for pair in pairs]
 
 

@@ -8,12 +8,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from align import checks
 from align.errors import UserError
+from align.models.reading import (
+    BLOCK_BYTES,
+    Reader,
+    completion_rows,
+    next_token_logprobs,
+    sequence_logprobs,
+)
+from align.models.sampling import Drawn, plain_sampling
 from align.preferences import Preference, parse_preference
 from align.runs import model_dir, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 FAMILY_FILE = "family.json"
 POINT_COSTS = ("train", "merge", "prompt", "decode")
@@ -23,7 +37,7 @@ POINT_COSTS = ("train", "merge", "prompt", "decode")
 class Component:
     """A causal LM that a token-level policy reads, and the token ids that it puts before every prompt."""
 
-    model: Any
+    model: PreTrainedModel
     prefix: tuple[int, ...] = ()
 
 
@@ -36,7 +50,7 @@ class TokenPolicy(Protocol):
 
     def components(self) -> list[Component]: ...
 
-    def mix(self, logp: Sequence[Any]) -> Any:
+    def mix(self, logp: Sequence[Tensor]) -> Tensor:
         """(..., V) log-probabilities of the policy from those of its components, each (..., at least V) in order."""
         ...
 
@@ -52,12 +66,20 @@ class Policy(Protocol):
         """One sampled completion per prompt, at temperature 1."""
         ...
 
-    def next_token_logprobs(self, input_ids_BT: Any, attention_mask_BT: Any) -> Any:
+    def draw(self, prompts: Sequence[str], *, max_new_tokens: int, seed: int, batch_size: int = 64) -> list[Drawn]:
+        """The responses that `generate` writes, with the ids that were drawn."""
+        ...
+
+    def next_token_logprobs(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
         """(B, V) log-probabilities of the next token after the decoding rule."""
         ...
 
     def sequence_logprobs(
-        self, prompts: Sequence[str], completions: Sequence[str], *, max_new_tokens: int | None = None
+        self,
+        prompts: Sequence[str],
+        completions: Sequence[str] | Sequence[Drawn],
+        *,
+        max_new_tokens: int | None = None,
     ) -> list[float]:
         """Sum of log pi in nats over the completion's tokens, and its end unless it was cut at `max_new_tokens`."""
         ...
@@ -72,9 +94,9 @@ class ModelPolicy:
     def __init__(self, path: str | Path, *, name: str | None = None) -> None:
         self.path = model_dir(path)
         self.name = name or Path(self.path).name
-        self._loaded: tuple[Any, Any] | None = None
+        self._loaded: Loaded | None = None
 
-    def _load(self) -> tuple[Any, Any]:
+    def _load(self) -> Loaded:
         if self._loaded is None:
             import torch
 
@@ -92,25 +114,35 @@ class ModelPolicy:
         """The model itself, read at the prompt as it is."""
         return [Component(self.model)]
 
-    def mix(self, logp: Sequence[Any]) -> Any:
+    def mix(self, logp: Sequence[Tensor]) -> Tensor:
         """The model's own distribution."""
         return logp[0]
 
     @property
-    def model(self) -> Any:
+    def model(self) -> PreTrainedModel:
         return self._load()[0]
 
     @property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> PreTrainedTokenizerBase:
         return self._load()[1]
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks of logits, of all tokens in a pass, the model holds at once while it is read."""
+        return 1
 
     def generate(self, prompts: Sequence[str], *, max_new_tokens: int, seed: int, batch_size: int = 64) -> list[str]:
         """One sampled completion per prompt; the same seed gives the same text at the same batch size."""
+        drawn = self.draw(prompts, max_new_tokens=max_new_tokens, seed=seed, batch_size=batch_size)
+        return [response.text for response in drawn]
+
+    def draw(self, prompts: Sequence[str], *, max_new_tokens: int, seed: int, batch_size: int = 64) -> list[Drawn]:
+        """As `generate`, with the token ids that were drawn and whether each response ended."""
         import torch
 
         model, tokenizer = self._load()
         torch.manual_seed(seed)
-        texts: list[str] = []
+        drawn: list[Drawn] = []
         for start in range(0, len(prompts), batch_size):
             batch = tokenizer(
                 list(prompts[start : start + batch_size]),
@@ -125,87 +157,44 @@ class ModelPolicy:
                 what=f"{self.name}: the longest prompt and max_new_tokens",
                 mend="shorten or leave out such prompts, or lower max_new_tokens",
             )
-            with torch.inference_mode():
+            with torch.inference_mode(), plain_sampling(model, tokenizer, max_tokens=max_new_tokens) as ends:
                 ids = model.generate(
                     input_ids=batch["input_ids"],
                     attention_mask=batch["attention_mask"],
                     max_new_tokens=max_new_tokens,
-                    do_sample=True,
-                    temperature=1.0,
-                    top_k=0,
-                    top_p=1.0,
-                    repetition_penalty=1.0,  # some checkpoints carry one, which is not the policy that is scored
                     pad_token_id=tokenizer.pad_token_id,
                     suppress_tokens=list(self.banned) or None,
                 )
-            new_ids = ids[:, batch["input_ids"].shape[1] :]
-            texts.extend(tokenizer.batch_decode(new_ids, skip_special_tokens=True))
-        return texts
+            new_ids = ids[:, batch["input_ids"].shape[1] :].tolist()
+            texts = tokenizer.batch_decode(new_ids, skip_special_tokens=True)
+            drawn += [Drawn.of(row, ends=ends, text=text) for row, text in zip(new_ids, texts, strict=True)]
+        return drawn
 
-    def next_token_logprobs(self, input_ids_BT: Any, attention_mask_BT: Any) -> Any:
+    def next_token_logprobs(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
         """(B, V) float32 log-probabilities after the last position (left-padded rows)."""
-        import torch
-
-        with torch.inference_mode():
-            input_ids_BT, attention_mask_BT = (t.to(self.model.device) for t in (input_ids_BT, attention_mask_BT))
-            positions_BT = (attention_mask_BT.cumsum(-1) - 1).clamp(min=0)
-            logits_BTV = self.model(
-                input_ids=input_ids_BT, attention_mask=attention_mask_BT, position_ids=positions_BT, logits_to_keep=1
-            ).logits
-            return torch.log_softmax(self._allowed(logits_BTV[:, -1].float()), dim=-1)
-
-    def _allowed(self, logits: Any) -> Any:
-        if not self.banned:
-            return logits
-        logits = logits.clone()
-        logits[..., list(self.banned)] = -float("inf")
-        return logits
+        return next_token_logprobs(self.model, input_ids_BT, attention_mask_BT, banned=self.banned)
 
     def sequence_logprobs(
         self,
         prompts: Sequence[str],
-        completions: Sequence[str],
+        completions: Sequence[str] | Sequence[Drawn],
         *,
         max_new_tokens: int | None = None,
         batch_size: int = 32,
     ) -> list[float]:
         """Sum of log pi over completion tokens and the end token, in nats, for each pair.
 
-        A completion of `max_new_tokens` tokens or more was cut before it ended: its end token was never drawn and does
-        not count. Tokens are those of the text encoded again, which a sampled split may differ from.
+        Responses as `draw` gives them are read at the very ids that were drawn, the ending one where it came. A text is
+        encoded again, which a sampled split may differ from; one of `max_new_tokens` tokens or more was cut before it
+        ended, so that its end token does not count.
         """
-        import torch
-
         model, tokenizer = self._load()
-        rows = []
-        for prompt, completion in zip(prompts, completions, strict=True):
-            head = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-            tail = tokenizer(completion, add_special_tokens=False)["input_ids"]
-            if max_new_tokens is None or len(tail) < max_new_tokens:
-                tail = [*tail, tokenizer.eos_token_id]
-            rows.append((head, tail))
-        order = sorted(range(len(rows)), key=lambda i: -sum(map(len, rows[i])))
-        totals = [0.0] * len(rows)
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            width = max(sum(map(len, rows[i])) for i in chosen)
-            ids_BT = torch.full((len(chosen), width), tokenizer.pad_token_id)
-            mask_BT = torch.zeros((len(chosen), width), dtype=torch.long)
-            target_BT = torch.zeros((len(chosen), width))
-            for row, i in enumerate(chosen):
-                head, tail = rows[i]
-                length = len(head) + len(tail)
-                ids_BT[row, :length] = torch.tensor(head + tail)
-                mask_BT[row, :length] = 1
-                target_BT[row, len(head) : length] = 1
-            ids_BT, mask_BT, target_BT = (t.to(model.device) for t in (ids_BT, mask_BT, target_BT))
-            with torch.inference_mode():
-                logits_BTV = model(input_ids=ids_BT, attention_mask=mask_BT).logits[:, :-1].float()
-            logp_BT = torch.log_softmax(self._allowed(logits_BTV), -1).gather(-1, ids_BT[:, 1:, None])[..., 0]
-            scored_BT = target_BT[:, 1:] > 0
-            for row, total in enumerate(logp_BT.where(scored_BT, 0.0).sum(-1).tolist()):
-                totals[chosen[row]] = total
-        return totals
+        rows = completion_rows(tokenizer, prompts, completions, max_new_tokens=max_new_tokens)
+        reader = Reader(
+            pad_id=tokenizer.pad_token_id, batch_size=batch_size, longest_first=True, banned=self.banned,
+            block_bytes=BLOCK_BYTES // self.blocks,
+        )  # fmt: skip
+        return sequence_logprobs(model, rows, reader=reader)
 
 
 @runtime_checkable

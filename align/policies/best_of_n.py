@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from align.errors import UserError
+from align.models.sampling import Drawn
 from align.policies.base import FAMILY_FILE, ModelPolicy, Policy, relative_path
 from align.preferences import Preference, Weights
 from align.runs import write_json
@@ -117,22 +118,31 @@ class BestOfNPolicy:
 
     def generate(self, prompts: Sequence[str], *, max_new_tokens: int, seed: int, batch_size: int = 64) -> list[str]:
         """The best-scored of n samples per prompt, one of the equals at random; cut samples compete as they are."""
+        drawn = self.draw(prompts, max_new_tokens=max_new_tokens, seed=seed, batch_size=batch_size)
+        return [response.text for response in drawn]
+
+    def draw(self, prompts: Sequence[str], *, max_new_tokens: int, seed: int, batch_size: int = 64) -> list[Drawn]:
+        """As `generate`, with the token ids that were drawn."""
         n, count = self.samples_per_response, len(prompts)
         stride = max(1000, n)  # no draw of one seed is a draw of another
         drawn = [
-            self.reference.generate(
+            self.reference.draw(
                 prompts, max_new_tokens=max_new_tokens, seed=stride * (seed + 1) + i, batch_size=batch_size
             )
             for i in range(n)
         ]
-        texts = [text for completions in drawn for text in completions]
+        texts = [response.text for responses in drawn for response in responses]
         scores = list(self.score(list(prompts) * n, texts))
         rng = random.Random(f"best of n {seed}")
         best = [ranking(scores[row::count], rng=rng)[0] for row in range(count)]
         return [drawn[i][row] for row, i in enumerate(best)]
 
     def sequence_logprobs(
-        self, prompts: Sequence[str], completions: Sequence[str], *, max_new_tokens: int | None = None
+        self,
+        prompts: Sequence[str],
+        completions: Sequence[str] | Sequence[Drawn],
+        *,
+        max_new_tokens: int | None = None,
     ) -> list[float]:
         """The reference's log-probabilities plus `kl_bound(n)`: not those of this policy, which have no closed form.
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from align.checks import context_of
 from align.errors import UserError
 from align.models.backbones import ModelPool
+from align.models.sampling import Drawn
 from align.policies.base import FAMILY_FILE, Component, ModelPolicy, relative_path
 from align.preferences import Preference, Weights, parse_preference
 from align.runs import write_json
@@ -253,10 +254,15 @@ class MixedPolicy(ModelPolicy):
         """The mixture's rule."""
         return self.mixture(logp)
 
+    @property
+    def blocks(self) -> int:
+        """Logits and log-probabilities of every component, and the mixture's."""
+        return 1 + 2 * len(self.parts)
+
     def sequence_logprobs(
         self,
         prompts: Sequence[str],
-        completions: Sequence[str],
+        completions: Sequence[str] | Sequence[Drawn],
         *,
         max_new_tokens: int | None = None,
         batch_size: int | None = None,

@@ -28,7 +28,14 @@ if TYPE_CHECKING:
 SOUP_FILE = "soup.json"
 ADAPTER_MERGES = ("exact", "full", "factors")
 _WEIGHT_FILES = (".safetensors", ".bin", ".safetensors.index.json")
-_CONFIG_KEYS_IGNORED = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache")
+_CONFIG_KEYS_IGNORED = (
+    "_name_or_path",
+    "transformers_version",
+    "dtype",
+    "torch_dtype",
+    "use_cache",
+    "attention_dropout",  # switched off by training, and no part of the weights
+)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any
 
 from align import checks
 from align.errors import UserError
+from align.models.sampling import Drawn
 from align.policies.base import FAMILY_FILE, Component, ModelPolicy, relative_path
 from align.preferences import Direction, Preference, Targets, Weights, parse_preference
 from align.runs import model_dir, write_json
@@ -220,13 +221,25 @@ class TaggedPolicy(ModelPolicy):
         )
         return super().next_token_logprobs(ids_BT, mask_BT)
 
-    def generate(self, prompts: Sequence[str], **options: Any) -> list[str]:
-        """One sampled completion per untagged prompt."""
-        return super().generate([self.tags.apply(p, self.values) for p in prompts], **options)
+    def draw(self, prompts: Sequence[str], *, max_new_tokens: int, seed: int, batch_size: int = 64) -> list[Drawn]:
+        """One sampled response per untagged prompt."""
+        return super().draw(self._tagged(prompts), max_new_tokens=max_new_tokens, seed=seed, batch_size=batch_size)
 
-    def sequence_logprobs(self, prompts: Sequence[str], completions: Sequence[str], **options: Any) -> list[float]:
+    def sequence_logprobs(
+        self,
+        prompts: Sequence[str],
+        completions: Sequence[str] | Sequence[Drawn],
+        *,
+        max_new_tokens: int | None = None,
+        batch_size: int = 32,
+    ) -> list[float]:
         """Sum of log pi over each completion of an untagged prompt, in nats."""
-        return super().sequence_logprobs([self.tags.apply(p, self.values) for p in prompts], completions, **options)
+        return super().sequence_logprobs(
+            self._tagged(prompts), completions, max_new_tokens=max_new_tokens, batch_size=batch_size
+        )
+
+    def _tagged(self, prompts: Sequence[str]) -> list[str]:
+        return [self.tags.apply(prompt, self.values) for prompt in prompts]
 
 
 # ------------------------------------------------------------------------------------ from a preference to its numbers

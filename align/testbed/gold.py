@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from align.errors import UserError
+from align.models.sampling import Drawn, plain_sampling
 from align.runs import Ledger
 from align.testbed.responses import gold_score
 from align.testbed.vocabulary import response_words
@@ -87,25 +88,14 @@ def sample_responses(
 
     torch.manual_seed(seed)
     sampled: list[list[int]] = []
-    stops = set(model.generation_config.eos_token_id)
     for start in range(0, len(prompts), batch_size):
         batch = tokenizer(
             list(prompts[start : start + batch_size]), return_tensors="pt", padding=True, padding_side="left"
-        )
-        with torch.inference_mode():
-            out = model.generate(
-                input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"],
-                max_new_tokens=max_tokens + 1,
-                do_sample=True,
-                temperature=1.0,
-                top_k=0,
-                top_p=1.0,
-                pad_token_id=tokenizer.pad_token_id,
-            )
+        ).to(model.device)
+        with torch.inference_mode(), plain_sampling(model, tokenizer, max_tokens=max_tokens + 1) as ends:
+            out = model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
         for row in out[:, batch["input_ids"].shape[1] :].tolist():
-            end = next((i for i, token in enumerate(row) if token in stops), len(row) - 1)
-            sampled.append(row[: end + 1])
+            sampled.append(list(Drawn.of(row, ends=ends).ids))
     ledger.add(samples_drawn=len(sampled))
     return sampled
 

@@ -47,15 +47,16 @@ def _children_pass(
 ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
     """Logits (R * A, V) at all children of R nodes, and the children's own paths in the cache."""
     path_length = keys[0].shape[2]
-    mask, position = _sibling_mask(path_length), torch.full((1, A), path_length)
+    device = model.device
+    mask, position = _sibling_mask(path_length).to(device), torch.full((1, A), path_length, device=device)
+    tokens_A = torch.tensor(alphabet, device=device)
     logits, child_keys, child_values = [], [], []
     for start in range(0, keys[0].shape[0], ROWS_PER_PASS):
         chunk = slice(start, start + ROWS_PER_PASS)
         rows = keys[0][chunk].shape[0]
         cache = _cache([k[chunk] for k in keys], [v[chunk] for v in values])
-        tokens = torch.tensor(alphabet).expand(rows, A)
         out = model(
-            input_ids=tokens,
+            input_ids=tokens_A.expand(rows, A),
             attention_mask=mask.expand(rows, 1, A, path_length + A),
             position_ids=position.expand(rows, A),
             past_key_values=cache,
@@ -71,14 +72,14 @@ def _children_pass(
 
 
 def node_logprobs(model: Any, prompt_ids: list[int], *, alphabet: Sequence[int], max_tokens: int) -> torch.Tensor:
-    """(N, V) float64 log-probabilities of the next token at every valid prefix after the prompt.
+    """(N, V) float64 log-probabilities of the next token at every valid prefix after the prompt, on the CPU.
 
-    `model` is a causal LM in eval mode whose attention takes a 4-D mask (sdpa or eager). One call reads N +
-    len(prompt) tokens.
+    The passes are made on the model's device; what follows (leaves, rewards, KL) is arithmetic on the CPU. `model` is a
+    causal LM in eval mode whose attention takes a 4-D mask (sdpa or eager). One call reads N + len(prompt) tokens.
     """
     with torch.inference_mode():
         cache = DynamicCache()
-        ids = torch.tensor([prompt_ids])
+        ids = torch.tensor([prompt_ids], device=model.device)
         root = model(input_ids=ids, past_key_values=cache, use_cache=True).logits[:, -1]
         tables = [root]
         keys, values = [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers]
@@ -88,4 +89,4 @@ def node_logprobs(model: Any, prompt_ids: list[int], *, alphabet: Sequence[int],
         table_NV = torch.cat(tables)
     if table_NV.shape[0] != level_starts(max_tokens)[-1]:
         raise RuntimeError(f"{table_NV.shape[0]} nodes read, {level_starts(max_tokens)[-1]} expected")
-    return table_NV.double().log_softmax(-1)
+    return table_NV.cpu().double().log_softmax(-1)

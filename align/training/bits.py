@@ -4,7 +4,7 @@ Each document is scored by itself after a start token (the tokenizer's bos, else
 before a document in packed training). Its end token stands for no byte and is scored only when asked for. A document
 longer than the context is read in windows that overlap by half; every token is scored once, with at least half a
 context before it, or all there is.
-Legend: B windows, T tokens, V vocabulary.
+Legend: B windows, T tokens.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from align.errors import UserError
 from align.models import context_of
+from align.models.reading import Reader, Row, evaluated
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -33,12 +34,6 @@ class Bits:
     def per_byte(self) -> float:
         """Bits per byte."""
         return self.bits / self.bytes
-
-
-@dataclass(frozen=True)
-class _Window:
-    ids: list[int]  # what the model reads
-    first: int  # the first position of `ids` whose token is scored
 
 
 def bits_per_byte(
@@ -70,7 +65,7 @@ def text_bits(
     start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     limit = _limit(model, context)
     end = [tokenizer.eos_token_id] if score_end else []
-    windows: list[_Window] = []
+    windows: list[Row] = []
     for text in texts:
         windows += _windows([start, *tokenizer(text, add_special_tokens=False)["input_ids"], *end], 1, limit)
     return _total(model, tokenizer, windows, sum(len(text.encode()) for text in texts), batch_size)
@@ -86,7 +81,7 @@ def completion_bits(
 ) -> Bits:
     """The completions' code length given their prompts (demonstrations); prompt bytes and end tokens do not count."""
     limit = _limit(model, context)
-    windows: list[_Window] = []
+    windows: list[Row] = []
     for row in rows:
         prompt = tokenizer(row["prompt"], add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id]
         completion = tokenizer(row["completion"], add_special_tokens=False)["input_ids"]
@@ -101,46 +96,30 @@ def _limit(model: PreTrainedModel, context: int | None) -> int:
     return limit
 
 
-def _windows(ids: list[int], first: int, limit: int) -> list[_Window]:
-    """Windows of at most `limit` tokens in which every position from `first` on is scored exactly once."""
-    windows = []
+def _windows(ids: list[int], first: int, limit: int) -> list[Row]:
+    """Windows of at most `limit` tokens, (what is read before, what is scored), in which every position from `first` on
+    is scored exactly once.
+    """
+    windows: list[Row] = []
     while first < len(ids):
         # The whole text up to `limit` if it fits, else half a window of context before the first unscored token.
         begin = 0 if len(ids) <= limit or first < limit - limit // 2 else first - limit // 2
         end = min(begin + limit, len(ids))
-        windows.append(_Window(ids[begin:end], first - begin))
+        windows.append((ids[begin:first], ids[first:end]))
         first = end
     return windows
 
 
 def _total(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, windows: list[_Window], size: int, batch_size: int
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, windows: list[Row], size: int, batch_size: int
 ) -> Bits:
-    import torch
-
     if size == 0:
         raise UserError("bits per byte were asked of texts without a single byte; give some text")
     nats, tokens = 0.0, 0
-    windows = sorted(windows, key=lambda window: len(window.ids))
-    was_training = model.training
-    model.eval()
-    try:
-        for start in range(0, len(windows), batch_size):
-            batch = windows[start : start + batch_size]
-            width = max(len(window.ids) for window in batch)
-            ids_BT = torch.full((len(batch), width), tokenizer.pad_token_id)
-            mask_BT = torch.zeros((len(batch), width), dtype=torch.long)
-            counted_BT = torch.zeros((len(batch), width), dtype=torch.bool)
-            for row, window in enumerate(batch):
-                ids_BT[row, : len(window.ids)] = torch.tensor(window.ids)
-                mask_BT[row, : len(window.ids)] = 1
-                counted_BT[row, window.first : len(window.ids)] = True
-            ids_BT, mask_BT, counted_BT = (t.to(model.device) for t in (ids_BT, mask_BT, counted_BT))
-            with torch.inference_mode():
-                logits_BTV = model(input_ids=ids_BT, attention_mask=mask_BT).logits[:, :-1].float()
-                logp_BT = torch.log_softmax(logits_BTV, -1).gather(-1, ids_BT[:, 1:, None])[..., 0]
-                nats -= float(logp_BT[counted_BT[:, 1:]].double().sum())
-            tokens += int(counted_BT.sum())
-    finally:
-        model.train(was_training)
+    windows = sorted(windows, key=lambda window: len(window[0]) + len(window[1]))
+    reader = Reader(pad_id=tokenizer.pad_token_id, batch_size=batch_size)
+    with evaluated(model):
+        for batch, logp_BT in reader.read(model, windows):
+            nats -= float(logp_BT[batch.scored_BT[:, 1:]].double().sum())
+            tokens += int(batch.scored_BT.sum())
     return Bits(bits=nats / math.log(2), bytes=size, tokens=tokens)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from align.models.reading import padded, token_logprobs
 from evals.backends.transformers import TransformersBackend
 from evals.items import Missing, Prompt
 from evals.measure.measurements import RefusalMargin
@@ -61,9 +62,7 @@ def _behind(
     import torch
 
     device, width = backend.model.device, max(map(len, tails))
-    ids_KT = torch.full((len(tails), width), backend.tokenizer.pad_token_id, device=device)
-    for k, tail in enumerate(tails):
-        ids_KT[k, : len(tail)] = torch.tensor(tail)
+    ids_KT = padded([(tail, ()) for tail in tails], pad_id=backend.tokenizer.pad_token_id, device=device).ids_BT
     with backend.active():
         out = backend.model(input_ids=torch.tensor([head], device=device), use_cache=True, output_hidden_states=True)
         state_H = out.hidden_states[layer][0, -1].double().cpu().numpy()
@@ -77,10 +76,7 @@ def _behind(
                 input_ids=ids_KT[:, :-1], attention_mask=mask, position_ids=places, past_key_values=cache
             )  # fmt: skip
             logits_KTV = torch.cat([logits_KTV, more.logits], dim=1)
-        logits_KTV = logits_KTV.float().clone()
-        if backend.banned:
-            logits_KTV[..., list(backend.banned)] = -float("inf")
-        logp_KT = torch.log_softmax(logits_KTV, -1).gather(-1, ids_KT[..., None])[..., 0]
+        logp_KT = token_logprobs(logits_KTV, ids_KT, banned=backend.banned)
     return state_H, np.array([float(logp_KT[k, : len(tail)].sum()) for k, tail in enumerate(tails)])
 
 

@@ -67,11 +67,12 @@ def opening_logprobs(model: Any, prompts: Sequence[Prompt]) -> np.ndarray:
     rows = []
     with torch.inference_mode():
         for prompt in prompts:
-            logits_V = model(input_ids=torch.tensor([encode(prompt.text)])).logits[0, -1, : len(VOCABULARY)]
+            ids_1T = torch.tensor([encode(prompt.text)], device=model.device)
+            logits_V = model(input_ids=ids_1T).logits[0, -1, : len(VOCABULARY)]
             logp_V = logits_V.double().log_softmax(-1)
             pairs = [torch.stack([logp_V[TOKEN_ID[w]], logp_V[TOKEN_ID[cipher(w)]]]).logsumexp(0) for w in words]
             rows.append(torch.stack(pairs))
-    return torch.stack(rows).numpy()
+    return torch.stack(rows).cpu().numpy()
 
 
 def refusal_margins(openings_PA: np.ndarray) -> np.ndarray:
@@ -139,9 +140,9 @@ def hidden_states(model: Any, texts: Sequence[str]) -> np.ndarray:
     rows = []
     with torch.inference_mode():
         for text in texts:
-            out = model(input_ids=torch.tensor([encode(text)]), output_hidden_states=True)
+            out = model(input_ids=torch.tensor([encode(text)], device=model.device), output_hidden_states=True)
             rows.append(out.hidden_states[-1][0, -1].double())
-    return torch.stack(rows).numpy()
+    return torch.stack(rows).cpu().numpy()
 
 
 def probe(

@@ -53,8 +53,8 @@ def _next_logp(model: Any, rows: Sequence[Sequence[int]]) -> np.ndarray:
     import torch
 
     with torch.inference_mode():
-        logits_UV = model(input_ids=torch.tensor(rows)).logits[:, -1, : len(VOCABULARY)]
-    return logits_UV.double().log_softmax(-1).numpy()
+        logits_UV = model(input_ids=torch.tensor(rows, device=model.device)).logits[:, -1, : len(VOCABULARY)]
+    return logits_UV.cpu().double().log_softmax(-1).numpy()
 
 
 def scalarised(world: World, prompt: Prompt, ids: Sequence[int], weights: Sequence[float]) -> float:

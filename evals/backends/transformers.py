@@ -8,16 +8,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from align import checks
 from align.errors import UserError
+from align.models.reading import Reader, completion_logprobs, padded, positions
 from evals.backends.base import Completion, Generation
 from evals.backends.batching import Batcher
 from evals.backends.fingerprints import tokenizer_fingerprint, weights_fingerprint
 from evals.backends.rendering import renderer
 from evals.backends.sampling import SeededGumbel
 from evals.items import Missing, Prompt, digest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Encoded = list[int] | Missing
 
@@ -165,17 +169,11 @@ class TransformersBackend:
         text = text[: min(cuts)] if cuts else text
         return Completion(text, len(kept), stop is not None or bool(cuts))
 
-    def padded(self, rows: Sequence[list[int]], *, left: bool) -> tuple[Any, Any]:
+    def padded(self, rows: Sequence[list[int]], *, left: bool) -> tuple[Tensor, Tensor]:
         """(B, T) token ids of rows of unequal length and the mask of what is theirs, on the model's device."""
-        import torch
-
-        width = max(map(len, rows))
-        ids_BT = torch.full((len(rows), width), self.tokenizer.pad_token_id)
-        mask_BT = torch.zeros((len(rows), width), dtype=torch.long)
-        for b, row in enumerate(rows):
-            span = slice(width - len(row), width) if left else slice(0, len(row))
-            ids_BT[b, span], mask_BT[b, span] = torch.tensor(row), 1
-        return ids_BT.to(self.model.device), mask_BT.to(self.model.device)
+        side, pad_id = "left" if left else "right", self.tokenizer.pad_token_id
+        batch = padded([(row, ()) for row in rows], pad_id=pad_id, side=side, device=self.model.device)
+        return batch.ids_BT, batch.attend_BT
 
     def pair_ids(self, prompt: Prompt, continuation: str) -> tuple[list[int], int] | Missing:
         """(Token ids of prompt and continuation, how many of them are the prompt's).
@@ -219,22 +217,22 @@ class TransformersBackend:
         return results
 
     def _token_logprobs(self, rows: Sequence[tuple[list[int], int]], left: bool) -> list[list[float]]:
-        logp_BTV, ids_BT, _ = self.logprobs([ids for ids, _ in rows], left=left)
-        chosen_BT = logp_BTV[:, :-1].gather(-1, ids_BT[:, 1:, None])[..., 0]
-        width, values = ids_BT.shape[1], []
-        for b, (ids, start) in enumerate(rows):
-            shift = width - len(ids) if left else 0
-            values.append(chosen_BT[b, shift + start - 1 : shift + len(ids) - 1].tolist())
-        return values
+        reader = Reader(
+            pad_id=self.tokenizer.pad_token_id, batch_size=len(rows), side="left" if left else "right",
+            banned=self.banned,
+        )  # fmt: skip
+        with self.active():
+            return completion_logprobs(self.model, [(ids[:start], ids[start:]) for ids, start in rows], reader=reader)
 
     def logprobs(self, rows: Sequence[list[int]], *, left: bool = False) -> tuple[Any, Any, Any]:
         """(B, T, V) float32 log-probabilities of the next token at every position, the padded ids, and the mask."""
         import torch
 
         ids_BT, mask_BT = self.padded(rows, left=left)
-        positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
         with self.active():
-            logits_BTV = self.model(input_ids=ids_BT, attention_mask=mask_BT, position_ids=positions_BT).logits.float()
+            logits_BTV = self.model(
+                input_ids=ids_BT, attention_mask=mask_BT, position_ids=positions(mask_BT)
+            ).logits.float()
             if self.banned:
                 logits_BTV[..., list(self.banned)] = -float("inf")
             return torch.log_softmax(logits_BTV, -1), ids_BT, mask_BT

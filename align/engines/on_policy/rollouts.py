@@ -8,12 +8,12 @@ Legend: B responses, P prompt tokens, T response tokens, L = P + T, H hidden uni
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from align import checks
 from align.errors import UserError
+from align.models.reading import positions, token_logprobs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,34 +42,6 @@ class Rollouts:
     def responses(self) -> list[list[int]]:
         """Ids drawn for each response, the ending one included."""
         return [ids_T[mask_T].tolist() for ids_T, mask_T in zip(self.response_ids_BT, self.mask_BT, strict=True)]
-
-
-def ending_ids(model: Any, tokenizer: Any) -> list[int]:
-    """The tokens that end a response: those of the model's generation config, else the tokenizer's end token."""
-    ends = model.generation_config.eos_token_id
-    if ends is None:
-        return [tokenizer.eos_token_id]
-    return [ends] if isinstance(ends, int) else list(ends)
-
-
-@contextmanager
-def plain_sampling(model: Any, tokenizer: Any, *, max_tokens: int) -> Iterator[list[int]]:
-    """Within the block `model.generate` draws from the model's own distribution; gives the ending ids.
-
-    `generate` fills whatever its caller leaves out from the checkpoint's generation config: a penalty or a truncation
-    there would make the sampler another policy than the one that is scored. The config is put back at the end.
-    """
-    from transformers import GenerationConfig
-
-    kept, ends = model.generation_config, ending_ids(model, tokenizer)
-    model.generation_config = GenerationConfig(
-        do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=max_tokens, eos_token_id=ends,
-        pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    try:
-        yield ends
-    finally:
-        model.generation_config = kept
 
 
 def check_lengths(prompts: Sequence[Mapping[str, Any]], *, model: Any, tokenizer: Any, max_tokens: int) -> None:
@@ -121,17 +93,14 @@ def rollouts(ids_BP: Tensor, *, attend_BP: Tensor, drawn_BT: Tensor, ends: Seque
 
 def read(model: Any, batch: Rollouts) -> tuple[Tensor, Tensor]:
     """(B, T) float32 log-probabilities of the tokens drawn (0 at padding), (B, T, H) last hidden states before them."""
-    import torch
-
     count = batch.mask_BT.shape[1]
     out = model(
         input_ids=batch.ids_BL,
         attention_mask=batch.attend_BL,
-        position_ids=(batch.attend_BL.cumsum(-1) - 1).clamp(min=0),
+        position_ids=positions(batch.attend_BL),
         logits_to_keep=count + 1,
         output_hidden_states=True,
         use_cache=False,
     )
-    logp_BTV = torch.log_softmax(out.logits[:, -count - 1 : -1].float(), -1)
-    logp_BT = logp_BTV.gather(-1, batch.response_ids_BT[..., None])[..., 0]
+    logp_BT = token_logprobs(out.logits[:, -count - 1 : -1], batch.response_ids_BT)
     return logp_BT.masked_fill(~batch.mask_BT, 0.0), out.hidden_states[-1][:, -count - 1 : -1]

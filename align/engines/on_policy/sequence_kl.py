@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
+
+from align.models.reading import Reader, sequence_logprobs
 
 
 class SequenceKL:
@@ -60,26 +63,10 @@ class SequenceKL:
         *,
         select: Callable[[Any, slice], None] | None = None,
     ) -> list[float]:
-        import torch
-
-        totals: list[float] = []
-        size = self.trainer.args.per_device_train_batch_size
-        for start in range(0, len(prompt_ids), size):
-            if select is not None:
-                select(model, slice(start, start + size))
-            rows = list(zip(prompt_ids[start : start + size], completion_ids[start : start + size], strict=True))
-            width, keep = max(len(p) + len(c) for p, c in rows), max(len(c) for _, c in rows)
-            ids_BT = torch.full((len(rows), width), self.trainer.processing_class.pad_token_id)
-            attend_BT, scored_BT = torch.zeros_like(ids_BT), torch.zeros_like(ids_BT)
-            for row, (p, c) in enumerate(rows):  # padded on the left, so that completions end together
-                ids_BT[row, width - len(p) - len(c) :] = torch.tensor([*p, *c])
-                attend_BT[row, width - len(p) - len(c) :] = 1
-                scored_BT[row, width - len(c) :] = 1
-            ids_BT, attend_BT, scored_BT = (t.to(model.device) for t in (ids_BT, attend_BT, scored_BT))
-            positions_BT = (attend_BT.cumsum(-1) - 1).clamp(min=0)
-            logits_BTV = model(
-                input_ids=ids_BT, attention_mask=attend_BT, position_ids=positions_BT, logits_to_keep=keep + 1
-            ).logits[:, :-1]
-            logp_BT = torch.log_softmax(logits_BTV.float(), -1).gather(-1, ids_BT[:, -keep:, None])[..., 0]
-            totals.extend((logp_BT * scored_BT[:, -keep:]).sum(-1).tolist())
-        return totals
+        reader = Reader(
+            pad_id=self.trainer.processing_class.pad_token_id,
+            batch_size=self.trainer.args.per_device_train_batch_size,
+            side="left",  # so that completions end together
+            before=None if select is None else partial(select, model),
+        )
+        return sequence_logprobs(model, list(zip(prompt_ids, completion_ids, strict=True)), reader=reader)

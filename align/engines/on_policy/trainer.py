@@ -11,16 +11,22 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback
 
 from align import checks
 from align.data.comparisons import Row
 from align.engines.on_policy.sequence_kl import SequenceKL
 from align.engines.settings import TrainingConfig, adapter_config, check_training, model_to_train, trainer_arguments
 from align.errors import UserError
+from align.models.sampling import plain_config, sampled_model
 from align.models.shared_backbone import bind
 from align.objectives.metered import Metered, Objective
 from align.runs import Ledger
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +41,28 @@ class OnPolicyConfig(TrainingConfig):
     batch_size: int = 256
     learning_rate: float = 1e-5
     scheduler: str = "constant"
+
+
+class PlainSampling(TrainerCallback):
+    """While training lasts, the policy is sampled as it is, whatever sampling habits its checkpoint carries.
+
+    TRL's own settings leave out min_p, typical_p, n-gram bans, suppressed tokens and more, which `generate` then takes
+    from the checkpoint's generation config. That config comes back at the end, and is saved with the trained model.
+    """
+
+    def __init__(self, *, max_tokens: int) -> None:
+        self.max_tokens = max_tokens
+        self.kept: GenerationConfig | None = None
+
+    def on_train_begin(
+        self, *_: object, model: PreTrainedModel, processing_class: PreTrainedTokenizerBase, **others: object
+    ) -> None:
+        holder = sampled_model(model)
+        self.kept = holder.generation_config
+        holder.generation_config = plain_config(model, processing_class, max_tokens=self.max_tokens)
+
+    def on_train_end(self, *_: object, model: PreTrainedModel, **others: object) -> None:
+        sampled_model(model).generation_config = self.kept
 
 
 def check_sampling(config: OnPolicyConfig) -> None:
@@ -123,6 +151,7 @@ def build_trainer(
     if algorithm == "rloo":
         args = RLOOConfig(**arguments, beta=config.beta, reward_weights=weights, normalize_advantages=False)
         trainer = (trainer_class or RLOOTrainer)(args=args, reward_funcs=funcs, **common)
+        trainer.add_callback(PlainSampling(max_tokens=config.max_completion_length))
         bind(funcs, trainer.model)
         return trainer
     settings = {
@@ -139,6 +168,7 @@ def build_trainer(
         funcs, weights = [*funcs, penalty], [*weights, -config.beta]
     args = GRPOConfig(**{**arguments, **settings}, reward_weights=weights)
     trainer = (trainer_class or GRPOTrainer)(args=args, reward_funcs=funcs, **common)
+    trainer.add_callback(PlainSampling(max_tokens=config.max_completion_length))
     bind(funcs, trainer.model)
     if penalty is not None:
         penalty.trainer = trainer

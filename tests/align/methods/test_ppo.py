@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from align.engines.on_policy.actor_critic import ActorCritic
-from align.engines.on_policy.rollouts import Rollouts, draw, plain_sampling, read, rollouts
+from align.engines.on_policy.rollouts import Rollouts, draw, read, rollouts
 from align.functional.policy_gradient import beyond_clip, clipped_policy_loss, gae, token_rewards, value_loss, whiten
 from align.methods import ppo
 from align.models import load_model
+from align.models.sampling import plain_sampling
 from align.preferences import Weights
 from factories.made_ppo import END, SETTINGS, enumerated, make_trainer
 from factories.tiny_bandit import (

@@ -17,6 +17,7 @@ import torch
 
 from align.errors import UserError
 from align.methods import METHODS, best_of_n
+from align.models.sampling import Drawn
 from align.objectives import Length, RewardModelObjective
 from align.policies import load as families
 from align.policies.base import ModelPolicy, Policy, PolicyFamily
@@ -178,9 +179,9 @@ class Drawer:
     def __init__(self) -> None:
         self.seeds: list[int] = []
 
-    def generate(self, prompts: Sequence[str], *, max_new_tokens: int, seed: int, batch_size: int) -> list[str]:
+    def draw(self, prompts: Sequence[str], *, max_new_tokens: int, seed: int, batch_size: int) -> list[Drawn]:
         self.seeds.append(seed)
-        return [p + " word" * (seed % 1000 + 1) for p in prompts]
+        return [Drawn((7,) * (seed % 1000 + 1), False, p + " word" * (seed % 1000 + 1)) for p in prompts]
 
     def sequence_logprobs(
         self, prompts: Sequence[str], completions: Sequence[str], *, max_new_tokens: int | None = None
@@ -193,6 +194,7 @@ def test_it_takes_the_best_of_distinct_draws_and_is_charged_for_them() -> None:
     base = Drawer()
     best = BestOfNPolicy(base, score=lambda p, c: [-abs(t.count("word") - 2) for t in c], n=3, name="best")
     assert best.generate(["a", "b"], max_new_tokens=4, seed=0) == ["a word word", "b word word"]
+    assert [response.ids for response in best.draw(["a"], max_new_tokens=4, seed=0)] == [(7, 7)]
     assert len(set(base.seeds)) == 3 and best.samples_per_response == best.scores_per_response == 3
     assert best.sequence_logprobs(["a"], ["b"]) == [pytest.approx(-1 + math.log(3) - 2 / 3)]
     with pytest.raises(UserError, match="whole responses"):

@@ -46,10 +46,11 @@ def test_bits_per_byte_of_a_uniform_model_is_known(tiny_model: Path) -> None:
 def test_windows_score_every_token_once_with_half_a_context(length: int, first: int, limit: int) -> None:
     ids = list(range(length))
     scored = []
-    for window in _windows(ids, first, limit):
-        assert len(window.ids) <= limit and window.ids == ids[window.ids[0] : window.ids[-1] + 1]
-        for position in range(window.first, len(window.ids)):
-            token = window.ids[position]
+    for head, tail in _windows(ids, first, limit):
+        window = [*head, *tail]
+        assert len(window) <= limit and window == ids[window[0] : window[-1] + 1]
+        for position in range(len(head), len(window)):
+            token = window[position]
             scored.append(token)
             assert position >= min(token, limit // 2)
     assert scored == ids[first:]
