@@ -22,6 +22,7 @@ from align.objectives.metered import Metered, Objective, objective_scores
 from align.policies.tagged import Numbers, TaggedFamily, Tags, choose_tags, tagged_checkpoint
 from align.preferences import Preference
 from align.runs import Ledger, Run, run_stage
+from align.runs.folders import holds_only_its_own
 
 SOURCES = ("rows", "objectives")
 KEPT_FILE = "kept.jsonl"
@@ -65,8 +66,9 @@ def part(
 
 
 def used_up(run: Run) -> None:
-    """Delete the model of a part that the next one has trained on; its metrics stay."""
-    shutil.rmtree(run.path / "model", ignore_errors=True)
+    """Delete the model of a part that the next one has trained on, unless a file was added; its metrics stay."""
+    if holds_only_its_own(run.path):
+        shutil.rmtree(run.path / "model", ignore_errors=True)
 
 
 @contextmanager

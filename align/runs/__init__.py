@@ -2,14 +2,15 @@
 
 A stage works in `<path>.partial/`, writes `run.json` last, and the folder is renamed to `<path>/`: a folder of that
 name is finished or does not exist. A second call with the same fingerprint (stage, config, fingerprints of its
-inputs) does nothing.
+inputs) does nothing. Nothing is removed that does not carry a mark of these stages (`folders.py`).
 """
 
 from align.errors import disk_is_full
+from align.runs.checkpoints import last_checkpoint
 from align.runs.environment import commit, environment
 from align.runs.ledger import Ledger, Workspace
 from align.runs.lifecycle import run_stage
-from align.runs.reading import RUN_FILE, Run, last_checkpoint, model_dir, open_run
+from align.runs.reading import RUN_FILE, Run, model_dir, open_run
 from align.runs.stage import Call, Metrics, Stage, planned, stage
 from align.runs.values import fingerprint, jsonable, write_json
 

@@ -1,10 +1,9 @@
-"""Finished runs on disk, the models in them, and the newest checkpoint of an unfinished one."""
+"""Finished runs on disk and the models in them."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,20 +44,10 @@ def open_run(path: str | Path) -> Run:
             raise TypeError("the ledger holds more than numbers")
         return Run(path=path, **{f.name: content[f.name] for f in dataclasses.fields(Run) if f.name != "path"})
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{file} is damaged ({error}); delete the folder {path} and run its stage again") from error
-
-
-def last_checkpoint(folder: str | Path) -> Path | None:
-    """The newest complete trainer checkpoint in `folder`; incomplete ones (interrupted writes) are deleted."""
-    complete = []
-    for candidate in Path(folder).glob("checkpoint-*"):
-        state = candidate / "trainer_state.json"  # the Trainer writes this file last
-        try:
-            json.loads(state.read_text(encoding="utf-8"))
-            complete.append((int(candidate.name.split("-")[1]), candidate))
-        except (OSError, ValueError):
-            shutil.rmtree(candidate)
-    return max(complete)[1] if complete else None
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{file} is damaged, or another program wrote it ({reason}); move {path} away and run its stage again"
+        ) from error
 
 
 def model_dir(path: str | Path) -> str:

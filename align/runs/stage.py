@@ -26,8 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Concatenate, Generic, ParamSpec, overload
 
+from align.runs.folders import Identity
 from align.runs.ledger import Ledger, Workspace
-from align.runs.lifecycle import Identity, finish
+from align.runs.lifecycle import finish
 from align.runs.reading import Run, open_run
 from align.runs.signature import Metrics, check_argument, folders_of, keyed, opened, parameters_of, recorded
 from align.runs.values import fingerprint, jsonable

@@ -11,7 +11,6 @@ import dataclasses
 import logging
 import math
 import os
-import shutil
 import sys
 import time
 import warnings
@@ -24,7 +23,7 @@ from transformers import TrainerCallback
 
 from align import checks
 from align.errors import UserError
-from align.runs import Ledger, last_checkpoint
+from align.runs import Ledger, checkpoints, last_checkpoint
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -150,14 +149,17 @@ def finish_trainer(trainer: Trainer, *, label: str, ledger: Ledger, parameters: 
 
 
 def resume_point(out: Path) -> str | None:
-    """The newest complete checkpoint under `out/checkpoints`, as `train(resume_from_checkpoint=...)` takes it."""
-    found = last_checkpoint(Path(out) / CHECKPOINTS)
-    return None if found is None else str(found)
+    """The newest complete checkpoint under `out/checkpoints`, as `train(resume_from_checkpoint=...)` takes it.
+
+    UserError when a folder of that name holds what no training put there.
+    """
+    newest = last_checkpoint(checkpoints.claim(Path(out) / CHECKPOINTS))
+    return None if newest is None else str(newest)
 
 
 def drop_checkpoints(out: Path) -> None:
     """Delete `out/checkpoints` once the finished model is saved."""
-    shutil.rmtree(Path(out) / CHECKPOINTS, ignore_errors=True)
+    checkpoints.drop(Path(out) / CHECKPOINTS)
 
 
 def final_loss(trainer: Trainer) -> float | None:

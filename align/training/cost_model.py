@@ -10,7 +10,6 @@ align/training/reward_model.py, and a pair whose labels contradict its order is 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from align.errors import UserError
 from align.functional.losses import cost_loss
 from align.models import count_parameters, load_tokenizer, lora_config, save_model
 from align.objectives.reward_model import score, scored_ids
-from align.runs import Ledger
+from align.runs import Ledger, checkpoints
 from align.training.common import drop_checkpoints, final_loss, finish_trainer, resume_point
 from align.training.reward_model import BEST, EpochChoice, RewardModelConfig, merged, reward_arguments, scorer_to_train
 
@@ -117,7 +116,7 @@ def train_cost_model(
     trained = merged(trainer.model, config, tokenizer=tokenizer, out=out)
     save_model(trained, tokenizer, out / "model")
     drop_checkpoints(out)
-    shutil.rmtree(out / BEST, ignore_errors=True)
+    checkpoints.drop(out / BEST)
     tested = cost_accuracy(trained, tokenizer, held_out) if held_out else {}
     trained_on = cost_accuracy(trained, tokenizer, kept[:1000])
     return {

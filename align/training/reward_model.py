@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from align.models import (
     set_dropout,
 )
 from align.objectives.reward_model import score, scored_ids
-from align.runs import Ledger, write_json
+from align.runs import Ledger, checkpoints, write_json
 from align.training.common import StageConfig, drop_checkpoints, final_loss, finish_trainer, resume_point
 
 if TYPE_CHECKING:
@@ -111,7 +110,7 @@ def train_reward_model(
     trained = merged(trainer.model, config, tokenizer=tokenizer, out=out)
     save_model(trained, tokenizer, out / "model")
     drop_checkpoints(out)
-    shutil.rmtree(out / BEST, ignore_errors=True)
+    checkpoints.drop(out / BEST)
     tested = preference_accuracy(trained, tokenizer, validation) if validation else None
     return {
         "accuracy": tested and tested["accuracy"],
@@ -205,7 +204,7 @@ class EpochChoice(TrainerCallback):
     """
 
     def __init__(self, folder: Path, *, tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-        self.folder = folder
+        self.folder = checkpoints.claim(folder)
         self.tokenizer = tokenizer
         self.rows = rows
         self.best: dict[str, Any] = {"accuracy": -1.0, "epoch": None}

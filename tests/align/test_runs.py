@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,18 @@ from pathlib import Path
 import pytest
 
 from align.errors import UserError
-from align.runs import Ledger, fingerprint, jsonable, last_checkpoint, model_dir, open_run, run_stage, write_json
+from align.runs import (
+    Ledger,
+    Run,
+    checkpoints,
+    fingerprint,
+    jsonable,
+    last_checkpoint,
+    model_dir,
+    open_run,
+    run_stage,
+    write_json,
+)
 
 
 class Body:
@@ -32,8 +45,11 @@ class Body:
         return {"calls": self.calls}
 
 
-def run(path: Path, body: Body, *, config: object = None, stage: str = "s", inputs: dict[str, str] | None = None):
-    return run_stage(path, stage=stage, config=config or {"a": 1}, body=body, inputs=inputs)
+def run(
+    path: Path, body: Body, *, config: object = None, stage: str = "s", inputs: dict[str, str] | None = None,
+    replace: bool = False,
+) -> Run:  # fmt: skip
+    return run_stage(path, stage=stage, config=config or {"a": 1}, body=body, inputs=inputs, replace=replace)
 
 
 def test_a_finished_stage_is_read_not_run(tmp_path: Path) -> None:
@@ -50,14 +66,67 @@ def test_a_finished_stage_is_read_not_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"config": {"a": 2}}, {"stage": "other"}, {"inputs": {"model": "xyz"}}, {"inputs": {"modle": "abc"}}]
+    ("change", "words"),
+    [
+        ({"config": {"a": 2}}, "a 1, not 2"),
+        ({"config": {"a": 1, "deep": {"b": "x" * 99}}}, r'deep\.b absent, not "x{36}\.\.\.'),
+        ({"stage": "other"}, "it is a run of the stage s, not other"),
+        ({"inputs": {"model": "xyz"}}, "another input model"),
+        ({"inputs": {"modle": "abc"}}, 'input model "abc", not absent; input modle absent, not "abc"'),
+        ({"config": {name: 1 for name in "abcdef"}}, "b absent, not 1; c absent, not 1; d absent, not 1; and 2 more"),
+    ],
 )
-def test_a_change_of_config_stage_or_input_runs_it_again(change: dict, tmp_path: Path) -> None:
+def test_a_finished_run_of_another_call_is_refused_and_kept(change: dict, words: str, tmp_path: Path) -> None:
     body, path = Body(), tmp_path / "run"
     first = run(path, body, inputs={"model": "abc"})
-    second = run(path, body, **{"inputs": {"model": "abc"}, **change})
+    with pytest.raises(UserError, match=rf"differs from this call \({words}\); give another --out, or delete"):
+        run(path, body, **{"inputs": {"model": "abc"}, **change})
+    assert body.calls == 1 and open_run(path) == first
+
+
+def test_an_experiment_replaces_its_own_run(tmp_path: Path) -> None:
+    body, path = Body(), tmp_path / "run"
+    first = run(path, body)
+    second = run(path, body, config={"a": 2}, replace=True)
     assert body.calls == 2 and second.fingerprint != first.fingerprint
     assert not (path / "work-1").exists() and (path / "work-2").exists()  # nothing of the old run is left
+    assert {p.name for p in tmp_path.iterdir()} == {"run"}
+
+
+@pytest.mark.parametrize("kind", ["file", "changed", "link", "link to the run"])
+def test_a_run_that_holds_more_than_its_stage_left_is_kept_beside(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    body, path, elsewhere = Body(), tmp_path / "run", tmp_path / "elsewhere"
+    run(path, body)
+    if kind == "file":
+        (path / "notes").mkdir()
+        (path / "notes" / "mine.txt").write_text("precious")
+    elif kind == "changed":
+        (path / "work-1").write_text("precious")
+    elif kind == "link":
+        (path / "link").symlink_to(tmp_path)
+    else:
+        path.rename(elsewhere)
+        path.symlink_to(elsewhere)
+    kept = {p.relative_to(path) for p in path.rglob("*")}
+    assert run(path, body, config={"a": 2}, replace=True).config == {"a": 2}
+    aside = tmp_path / "run.replaced"
+    assert {p.relative_to(aside) for p in aside.rglob("*")} == kept and open_run(aside).config == {"a": 1}
+    assert f"it is kept as {aside}" in capsys.readouterr().err
+    (path / "notes.txt").write_text("precious, too")
+    run(path, body, config={"a": 3}, replace=True)
+    assert (tmp_path / "run.replaced-2" / "notes.txt").read_text() == "precious, too" and aside.exists()
+
+
+def test_a_run_without_a_mark_is_read_and_never_replaced(tmp_path: Path) -> None:
+    body, path = Body(), tmp_path / "run"
+    first = run(path, body)
+    (path / ".align-run.json").unlink()  # as earlier versions left their runs
+    assert run(path, body) == first and body.calls == 1
+    with pytest.raises(UserError, match="was written by an earlier version of this program"):
+        run(path, body, config={"a": 2}, replace=True)
+    assert open_run(path) == first and body.calls == 1
 
 
 def test_a_body_that_raises_leaves_no_finished_folder_and_is_resumed(tmp_path: Path) -> None:
@@ -68,23 +137,37 @@ def test_a_body_that_raises_leaves_no_finished_folder_and_is_resumed(tmp_path: P
     with pytest.raises(UserError, match="was interrupted before it finished; run its command again"):
         open_run(path)
     assert run(path, body).metrics == {"calls": 2}
-    assert body.found[1] == {"work-1", "fingerprint"}  # the same stage finds its own unfinished work
+    assert body.found[1] == {"work-1", ".align-run.json"}  # the same stage finds its own unfinished work
     assert (path / "work-1").exists() and not (tmp_path / "run.partial").exists()
 
 
-def test_another_stages_unfinished_work_is_dropped(tmp_path: Path) -> None:
-    body, path = Body(fails=(1,)), tmp_path / "run"
-    with pytest.raises(RuntimeError):
-        run(path, body)
-    run(path, body, config={"a": 2})
-    assert body.found[1] == {"fingerprint"}
+def test_another_calls_unfinished_work_is_kept_beside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    body, path = Body(fails=(1, 2)), tmp_path / "run"
+    for config in ({"a": 1}, {"a": 2}):
+        with pytest.raises(RuntimeError):
+            run(path, body, config=config)
+    run(path, body, config={"a": 3})
+    assert body.found == [{".align-run.json"}] * 3
+    assert (tmp_path / "run.partial-2" / "work-1").exists() and (tmp_path / "run.partial-3" / "work-2").exists()
+    assert "unfinished work of another call (a 1, not 2); it is kept as" in capsys.readouterr().err
+
+
+def test_unfinished_work_of_nothing_leaves_nothing(tmp_path: Path) -> None:
+    def stop(folder: Path, ledger: Ledger) -> dict[str, object]:
+        raise UserError("a row is damaged")
+
+    for config in ({"a": 1}, {"a": 2}):
+        with pytest.raises(UserError, match="damaged"):
+            run_stage(tmp_path / "run", stage="s", config=config, body=stop)
+    run(tmp_path / "run", Body())
+    assert {p.name for p in tmp_path.iterdir()} == {"run"}
 
 
 def test_a_failing_rerun_keeps_the_finished_run(tmp_path: Path) -> None:
     path = tmp_path / "run"
     run(path, Body())
     with pytest.raises(RuntimeError):
-        run(path, Body(fails=(1,)), config={"a": 2})
+        run(path, Body(fails=(1,)), config={"a": 2}, replace=True)
     assert open_run(path).config == {"a": 1}
 
 
@@ -101,19 +184,56 @@ def test_what_no_stage_wrote_is_never_replaced(kind: str, tmp_path: Path) -> Non
         run(Path("."), body)
 
 
+@pytest.mark.parametrize("way", ["file", "folder", "link", "dangling link"])
+def test_a_strangers_partial_is_never_touched(way: str, tmp_path: Path) -> None:
+    body, partial, elsewhere = Body(), tmp_path / "run.partial", tmp_path / "elsewhere"
+    if way == "folder":
+        partial.mkdir()
+        (partial / "fingerprint").write_text("0123456789abcdef\n")  # what earlier versions left there
+    elif way == "file":
+        partial.write_text("precious")
+    else:
+        partial.symlink_to(elsewhere)
+        if way == "link":
+            elsewhere.mkdir()
+            (elsewhere / "precious").write_text("")
+    before = sorted(p for p in tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=r"run\.partial is in the way and no stage of this version made it"):
+        run(tmp_path / "run", body)
+    assert sorted(tmp_path.rglob("*")) == before and body.calls == 0
+
+
+def test_a_strangers_replaced_is_never_touched(tmp_path: Path) -> None:
+    body, path, stranger = Body(), tmp_path / "run", tmp_path / "run.replaced"
+    run(path, body)
+    stranger.mkdir()
+    (stranger / "precious").write_text("")
+    run(path, body, config={"a": 2}, replace=True)
+    assert {p.name for p in tmp_path.iterdir()} == {"run", "run.replaced"} and (stranger / "precious").exists()
+
+
+def test_a_partial_behind_a_link_is_used(tmp_path: Path) -> None:
+    (tmp_path / "big disk").mkdir()
+    (tmp_path / "run.partial").symlink_to(tmp_path / "big disk")
+    assert run(tmp_path / "run", Body()).metrics == {"calls": 1}
+    assert (tmp_path / "big disk" / "work-1").exists() and (tmp_path / "run").is_symlink()
+
+
 def test_killed_between_its_last_line_and_its_name_a_stage_is_only_named(tmp_path: Path) -> None:
     body, path = Body(), tmp_path / "run"
-    first = run(path, body)
+    earlier = run(path, body)
+    path.rename(tmp_path / "run.replaced")  # set aside by a call that was then killed
+    first = run(path, body, config={"a": 2})
     path.rename(tmp_path / "run.partial")
-    (tmp_path / "run.replaced").mkdir()  # an earlier run, set aside
-    assert run(path, body) == first and body.calls == 1
+    shutil.copytree(tmp_path / "run.replaced", path)
+    assert run(path, body, config={"a": 2}, replace=True) == first and body.calls == 2 and earlier != first
     assert {p.name for p in tmp_path.iterdir()} == {"run"}
 
 
 def test_two_processes_never_work_in_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import fcntl
 
-    monkeypatch.setattr("align.runs.lifecycle.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("align.runs.folders.time.sleep", lambda seconds: None)
     partial = tmp_path / "run.partial"
     partial.mkdir()
     other = os.open(partial, os.O_RDONLY)
@@ -146,7 +266,7 @@ def test_damaged_and_missing_runs_are_refused(tmp_path: Path) -> None:
     content = json.loads((path / "run.json").read_text())
     for text in ((path / "run.json").read_text()[:-20], "[]", json.dumps({**content, "metrics": 1} | {"x": 0})[:9]):
         (path / "run.json").write_text(text)
-        with pytest.raises(UserError, match=r"run\.json is damaged .* delete the folder"):
+        with pytest.raises(UserError, match=r"run\.json is damaged, or another program wrote it .* move"):
             open_run(path)
         with pytest.raises(UserError, match="is damaged"):
             run(path, Body())
@@ -180,7 +300,42 @@ def test_json_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(os, "replace", stop)
     with pytest.raises(OSError, match="power cut"):
         write_json(file, {"a": 2})
-    assert json.loads(file.read_text()) == {"a": 1}
+    with pytest.raises(TypeError):
+        write_json(file, {"a": {1}})
+    assert json.loads(file.read_text()) == {"a": 1} and {p.name for p in tmp_path.iterdir()} == {"x.json"}
+
+
+def test_many_writers_and_readers_of_one_json(tmp_path: Path) -> None:
+    file, stop = tmp_path / "x.json", threading.Event()
+    (tmp_path / "x.json.tmp").write_text("another program's")
+    write_json(file, {"writer": -1, "text": ""})
+    failures: list[BaseException] = []
+
+    def guarded(work) -> None:
+        try:
+            work()
+        except BaseException as error:
+            failures.append(error)
+
+    def read() -> None:
+        while not stop.is_set():
+            assert len(json.loads(file.read_text())) == 2
+
+    def write(number: int) -> None:
+        for _ in range(20):
+            write_json(file, {"writer": number, "text": "x" * 20_000})
+
+    readers = [threading.Thread(target=guarded, args=(read,)) for _ in range(2)]
+    writers = [threading.Thread(target=guarded, args=(lambda n=n: write(n),)) for n in range(4)]
+    for thread in [*readers, *writers]:
+        thread.start()
+    for thread in writers:
+        thread.join()
+    stop.set()
+    for thread in readers:
+        thread.join()
+    assert not failures and (tmp_path / "x.json.tmp").read_text() == "another program's"
+    assert {p.name for p in tmp_path.iterdir()} == {"x.json", "x.json.tmp"}
 
 
 def checkpoint(folder: Path, step: int, state: str | None) -> Path:
@@ -194,10 +349,23 @@ def checkpoint(folder: Path, step: int, state: str | None) -> Path:
 
 def test_the_newest_complete_checkpoint_is_found_and_others_deleted(tmp_path: Path) -> None:
     assert last_checkpoint(tmp_path) is None and last_checkpoint(tmp_path / "none") is None
-    old, new = checkpoint(tmp_path, 20, "{}"), checkpoint(tmp_path, 100, "{}")
-    cut, bare = checkpoint(tmp_path, 120, '{"epoch": 1'), checkpoint(tmp_path, 140, None)
-    assert last_checkpoint(tmp_path) == new  # 100 is after 20, as numbers
-    assert old.exists() and not cut.exists() and not bare.exists()
+    folder = checkpoints.claim(tmp_path / "checkpoints")
+    old, new = checkpoint(folder, 20, "{}"), checkpoint(folder, 100, "{}")
+    cut, bare = checkpoint(folder, 120, '{"epoch": 1'), checkpoint(folder, 140, None)
+    (folder / "checkpoint-mine").mkdir()
+    assert last_checkpoint(folder) == new  # 100 is after 20, as numbers
+    assert old.exists() and not cut.exists() and not bare.exists() and (folder / "checkpoint-mine").exists()
+    checkpoints.drop(folder)
+    assert not folder.exists()
+
+
+def test_checkpoints_of_a_stranger_are_never_touched(tmp_path: Path) -> None:
+    bare = checkpoint(tmp_path, 140, None)
+    assert last_checkpoint(tmp_path) is None
+    with pytest.raises(UserError, match="is in the way and no training made it"):
+        checkpoints.claim(tmp_path)
+    checkpoints.drop(tmp_path)
+    assert bare.exists()
 
 
 def test_model_dir(tmp_path: Path) -> None:
