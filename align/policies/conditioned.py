@@ -32,6 +32,8 @@ from align.policies.conditioned_layers import (
 )
 from align.preferences import Preference, Weights, parse_preference
 from align.runs import fingerprint, model_dir, write_json
+from align.runs.derived import check_derived, put_in_place, read_record
+from align.runs.folders import beside
 
 __all__ = [
     "LAYERS",
@@ -53,6 +55,7 @@ __all__ = [
 ]
 
 ADAPTER_FILE, STATE_FILE = "conditioned.json", "conditioned.safetensors"
+MERGED_FILE = "merged.json"
 
 
 def attach(model: Any, config: AdapterConfig, *, seed: int = 0) -> Preferences:
@@ -152,23 +155,16 @@ def merge(folder: str | Path, *, base: str, weights: Sequence[float], out: Path)
 
     stamp = (Path(folder) / STATE_FILE).stat()
     record = {"weights": list(weights), "adapter": fingerprint([stamp.st_size, stamp.st_mtime_ns])}
-    marker = out / "merged.json"
-    if marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == record:
+    if read_record(out / MERGED_FILE) == record:
         return str(out)
+    check_derived(out, file=MERGED_FILE)
     adapted, _ = load_adapter(folder, base=base)
     plain = load_model(base)
     merge_into(plain, adapted, weights=weights)
-    temporary = out.with_name(f"{out.name}.partial-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = beside(out, f"partial-{os.getpid()}")
     try:
         save_model(plain, load_tokenizer(base), temporary)
-        write_json(temporary / marker.name, record)
-        shutil.rmtree(out, ignore_errors=True)
-        try:
-            os.rename(temporary, out)
-        except OSError:
-            if not marker.is_file():  # another process made the same checkpoint meanwhile
-                raise
+        put_in_place(temporary, out, record=record, file=MERGED_FILE)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return str(out)

@@ -21,6 +21,8 @@ from align.errors import UserError
 from align.policies.base import FAMILY_FILE, ModelPolicy, Policy, relative_path
 from align.preferences import Preference, Weights
 from align.runs import fingerprint, model_dir, write_json
+from align.runs.derived import check_derived, put_in_place, read_record
+from align.runs.folders import beside
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -124,23 +126,17 @@ def merge(
     record = {"weights": list(weights), "extrapolated": extrapolated, "sources": _stamp(sources)}
     record["adapter_merge"] = adapter_merge
     out = Path(out)
-    if (out / SOUP_FILE).is_file() and json.loads((out / SOUP_FILE).read_text(encoding="utf-8")) == record:
+    if read_record(out / SOUP_FILE) == record:
         return str(out)
+    check_derived(out, file=SOUP_FILE)
     kind = check_mergeable(sources, adapter_merge=adapter_merge)
     makers = {"exact": merge_exactly, "full": merge_into_base, "factors": merge_factors}
     make = merge_full if kind == "full" else makers[adapter_merge]
-    temporary = out.with_name(f"{out.name}.partial-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = beside(out, f"partial-{os.getpid()}")
     temporary.mkdir(parents=True)
     try:
         make(sources, weights=weights, out=temporary)
-        write_json(temporary / SOUP_FILE, record)
-        shutil.rmtree(out, ignore_errors=True)
-        try:
-            os.rename(temporary, out)
-        except OSError:
-            if not (out / SOUP_FILE).is_file():  # another process made the same soup meanwhile
-                raise
+        put_in_place(temporary, out, record=record, file=SOUP_FILE)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return str(out)
