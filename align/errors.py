@@ -11,19 +11,25 @@ class UserError(Exception):
     """A mistake in what the user gave (a file, a row, a flag, a full disk). The command line prints it and exits 2."""
 
 
+# what safetensors and torch (its writer of zip files: optimizer.pt) raise in types of their own
+_FULL = ("No space left on device", "(os error 28)", "File too large", "PytorchStreamWriter failed writing",
+         "unexpected pos")  # fmt: skip
+_LONGEST = 800  # characters of a message: a value that a user gave may have millions
+
+
 def disk_is_full(error: BaseException | None) -> bool:
     """Whether the error, or one that it came from, says that the disk or quota is full."""
     while error is not None:
         text = str(error)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return True
-        if "No space left on device" in text or "(os error 28)" in text or "File too large" in text:
-            return True  # safetensors and torch wrap the OS error in types of their own
+        if any(words in text for words in _FULL):
+            return True
         error = error.__cause__ or error.__context__
     return False
 
 
-# a path that the user can mend; any other error of the system keeps its traceback
+# a path that the user can correct; any other error of the system keeps its traceback
 PATH_ERRORS = (
     errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EROFS, errno.ENAMETOOLONG,
 )  # fmt: skip
@@ -46,5 +52,7 @@ def guarded(work: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("align: interrupted; the same command resumes where it stopped", file=sys.stderr)
         return 130
+    if len(message) > _LONGEST:  # its end says how to go on
+        message = f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 2 :]}"
     print(f"align: error: {message}", file=sys.stderr)
     return 2

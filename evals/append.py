@@ -23,8 +23,11 @@ def append_lines(path: Path, lines: Sequence[str]) -> None:
         raise UserError(f"{path}: cannot write cells ({error.strerror}); free some space and run it again") from error
 
 
-def cut_unfinished_line(path: Path) -> None:
-    """Cut off a last line without its newline, which was never finished; nothing where the file is not there."""
+def cut_unfinished_line(path: Path, *, beginning: bytes = b"{") -> None:
+    """Cut off a last line without its newline, which was never finished; nothing where the file is not there.
+
+    UserError, and the file stays as it is, when that line does not begin as ours do: a stranger's file.
+    """
     if not path.exists():
         return
     with path.open("rb+") as file:
@@ -38,4 +41,8 @@ def cut_unfinished_line(path: Path) -> None:
                 break
             end = start
         if end < size:
+            file.seek(end)
+            start_of_line = file.read(len(beginning))
+            if start_of_line != beginning[: len(start_of_line)]:
+                raise UserError(f"{path}: its last line is none of this program's; move the file away")
             file.truncate(end)

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-import resource
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
+
+def _peak_memory_mb() -> float:
+    """The process's largest resident size so far in MiB; 0 where the system does not report it (Windows)."""
+    if resource is None:
+        return 0.0
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, KiB elsewhere
 
 
 @dataclass
@@ -40,7 +53,7 @@ class Ledger:
         finally:
             self.seconds += time.perf_counter() - wall
             self.cpu_seconds += time.process_time() - cpu
-            self.peak_memory_mb = max(self.peak_memory_mb, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+            self.peak_memory_mb = max(self.peak_memory_mb, _peak_memory_mb())
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from align.errors import UserError
+
 
 def jsonable(value: Any) -> Any:
     """`value` as plain JSON types: dataclasses to dicts, tuples to lists, paths to text; TypeError otherwise."""
@@ -37,9 +39,13 @@ def fingerprint(value: Any) -> str:
 
 def write_json(path: Path, value: object) -> None:
     """Write JSON to a temporary file of this call's own, then rename it: no reader sees half, no writer another's."""
+    write_text(path, json.dumps(jsonable(value), indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """The same for any text."""
     path = Path(path)
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
-    text = json.dumps(jsonable(value), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     try:
         with open(temporary, "x", encoding="utf-8") as handle:
             handle.write(text)
@@ -49,3 +55,14 @@ def write_json(path: Path, value: object) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def read_json(path: str | Path) -> object:
+    """The JSON of a file; UserError naming the file, and the line of the damage, when it is missing or none."""
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing; run the command that writes it") from error
+    except (ValueError, RecursionError) as error:  # bad syntax, another encoding, endless digits or brackets
+        raise UserError(f"{path} is damaged ({' '.join(str(error).split())[:200]}); write it again") from error

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from align.errors import guarded
 
 HERE = Path(__file__).resolve().parent
 CAPTION = """Shares are of failures (of new ones where at least one is expected), 95 % over base items. *label* is what
@@ -100,4 +101,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 PLACES = ("run", "data", "out", "reference", "training", "thresholds")
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(guarded(main))

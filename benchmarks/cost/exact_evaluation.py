@@ -16,6 +16,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
+from align.errors import guarded
 from align.threads import set_threads
 
 SHAPE = {"hidden": 48, "layers": 2, "heads": 4, "intermediate": 96, "context": 64, "init_std": 0.15}
@@ -96,4 +97,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(guarded(main))

@@ -23,6 +23,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from align.errors import guarded
+
 Path_ = Callable[[], list[str]]
 RIVALS = {"lm_eval": "lm_eval", "inspect": "inspect_ai"}  # name -> the package it needs
 WORDS = ["bread", "cheese", "tea", "boats", "rope", "glue", "knives", "bees", "clay", "how", "why", "explain", "keep"]
@@ -207,4 +209,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(guarded(main))

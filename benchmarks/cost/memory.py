@@ -25,6 +25,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from align.errors import guarded
+
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = {"hidden": 512, "layers": 16, "heads": 8, "context": 128}
 VOCABULARY, PROMPT_WORDS, RANK = 16384, 8, 8
@@ -334,4 +336,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(guarded(main))

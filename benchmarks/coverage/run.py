@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from align.errors import guarded
 from align.threads import set_threads
 from benchmarks.coverage.world import VERBS, WEIGHTS, Population, Testbed, build_testbed
 from evals.judges import rates
@@ -398,4 +399,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     set_threads()
-    raise SystemExit(main())
+    raise SystemExit(guarded(main))

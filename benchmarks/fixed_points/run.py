@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from align.errors import guarded
 from align.testbed.theory import low_rank
 from align.testbed.theory.fixed_points import (
     Tree,
@@ -287,4 +288,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(guarded(main))

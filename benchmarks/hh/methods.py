@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from align.errors import UserError, guarded
 
 KEPT = (
     "front", "kl", "raw_hypervolume", "raw_hypervolume_ci", "samples_per_response", "bits_per_byte", "ledger",
@@ -88,8 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     file = arguments.run / "summary.json"
     if not file.is_file():
-        print(f"benchmarks/hh/methods.py: error: {file} is missing; run `{COMMAND}` first", file=sys.stderr)
-        return 2
+        raise UserError(f"{file} is missing; run `{COMMAND}` first")
     summary = json.loads(file.read_text(encoding="utf-8"))
     kept = {
         row: {name: entry[name] for name in KEPT if name in entry} for row, entry in summary["methods"].items()
@@ -106,4 +106,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(guarded(main))

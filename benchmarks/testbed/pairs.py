@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from align.errors import UserError, guarded
 from evals.stats.intervals import Interval, paired_difference
 
 # (row, row it is compared with, what differs)
@@ -73,8 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("numbers", type=Path, help="a testbed.json that benchmarks/testbed/run.py published")
     arguments = parser.parse_args(argv)
     if not arguments.numbers.is_file():
-        print(f"testbed_pairs.py: error: {arguments.numbers} is missing; publish the benchmark first", file=sys.stderr)
-        return 2
+        raise UserError(f"{arguments.numbers} is missing; publish the benchmark first")
     table = json.loads(arguments.numbers.read_text(encoding="utf-8"))
     page = arguments.numbers.with_name("testbed_pairs.md")
     page.write_text("\n".join(lines(table["methods"], command=str(arguments.numbers))) + "\n", encoding="utf-8")
@@ -83,4 +82,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(guarded(main))

@@ -14,14 +14,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from align.errors import UserError
+from align.errors import UserError, guarded
 from evals.backends.base import Backend
 from evals.bridges.lm_eval_bridge import Score, TaskScores, run_suites
 from evals.items import Item, Missing
@@ -311,20 +310,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--template", default="auto", help="how prompts are written: auto, chat, hh or plain")
     parser.add_argument("--out", type=Path, help="where the table goes as JSON")
     options = parser.parse_args(arguments)
-    try:
-        from evals.backends.policies import backend_of
+    return guarded(lambda: _run(options))
 
-        before = backend_of(options.before, weights=None, template=options.template)
-        after = backend_of(options.after, weights=options.weights, template=options.template)
-        rows = standard_table(before, after, data=options.data, limit=options.limit, tasks=options.tasks)
-        if options.out:
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            options.out.write_text(_jsonable(rows, before=before, after=after, limit=options.limit), encoding="utf-8")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+
+def _run(options: argparse.Namespace) -> None:
+    from evals.backends.policies import backend_of
+
+    before = backend_of(options.before, weights=None, template=options.template)
+    after = backend_of(options.after, weights=options.weights, template=options.template)
+    rows = standard_table(before, after, data=options.data, limit=options.limit, tasks=options.tasks)
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(_jsonable(rows, before=before, after=after, limit=options.limit), encoding="utf-8")
     print(as_text(rows))
-    return 0
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import itertools
-import sys
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from align.data.load import load_rows
-from align.errors import UserError
+from align.errors import UserError, guarded
 from evals.items import Item, Missing, seed_of
 from evals.judges import Combined, Judge, Judgement, RefusalRules, Stance, make_judge
 from evals.judges.rates import Labelled, corrected_rate, rate, rogan_gladen
@@ -219,11 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--unseen", action="store_true", help="only prompts whose answers were not read for the rules")
     parser.add_argument("--save", help="fit the TF-IDF judge on all rows and write it here")
     options = parser.parse_args(argv)
-    try:
-        return _run(options)
-    except UserError as error:
-        print(f"evals.judges.validation: error: {error}", file=sys.stderr)
-        return 2
+    return guarded(lambda: _run(options))
 
 
 def _run(options: argparse.Namespace) -> int:

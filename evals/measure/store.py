@@ -7,7 +7,6 @@ written, and asked again by the next run.
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +16,11 @@ from align.errors import UserError
 from evals.append import append_lines, cut_unfinished_line
 from evals.items import Missing
 from evals.measure.cells import Cell, Value
+
+try:
+    import fcntl
+except ImportError:  # Windows: two evaluations with the same --out are not kept apart there
+    fcntl = None  # type: ignore[assignment]
 
 FIELDS = ("key", "model", "suite", "item", "shift", "sample", "measurement")
 BEGINNING = b'{"key":"'  # of every line that this module writes
@@ -113,7 +117,8 @@ def locked(path: Path | str) -> Iterator[CellStore]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(path.name + ".lock").open("w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            if fcntl is not None:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
             raise UserError(f"{path}: another evaluation writes to it; wait for it, or choose another --out") from error
         yield CellStore(path)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from align.errors import UserError
+from align.runs import write_text
 
 
 def render(summary: Mapping[str, Any]) -> str:
@@ -49,12 +50,9 @@ def write_report(summary_path: Path | str, html_path: Path | str) -> Path:
         html = render(summary)
     except (TypeError, ValueError, LookupError, AttributeError) as error:  # a part of another shape
         raise UserError(f"{source}: damaged or of another version ({error!r}); run the evaluation again") from error
-    partial = target.with_name(target.name + ".partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(html, encoding="utf-8")
-        partial.replace(target)
+        write_text(target, html)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise UserError(f"{target}: cannot write the report ({error.strerror}); free some space and retry") from error
     return target

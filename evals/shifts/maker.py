@@ -65,7 +65,7 @@ class Maker:
 def _read(path: Path) -> dict[str, str]:
     if not path.exists():
         return {}
-    cut_unfinished_line(path)
+    cut_unfinished_line(path, beginning=b'{"key": ')
     kept: dict[str, str] = {}
     lines: Sequence[str] = path.read_text(encoding="utf-8").splitlines()
     for number, line in enumerate(lines, start=1):

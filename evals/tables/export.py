@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from align.errors import UserError
+from align.runs import write_text
+from align.runs.folders import beside
 from evals.items import Json, Missing, Prompt
 from evals.measure.cells import Cell
 
@@ -47,12 +49,11 @@ def write_rows(rows: Sequence[Json], path: Path) -> Path:
     """Write rows as JSON lines, or as Parquet where the file is named so; every column in every row."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     filled = [{name: row.get(name) for name in columns} for row in rows]
-    temporary = path.with_name(path.name + ".tmp")
     if path.suffix == ".parquet":
         from datasets import Dataset
 
+        temporary = beside(path, "unfinished")
         Dataset.from_list(filled).to_parquet(str(temporary))
-    else:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in filled)
-    return temporary.replace(path)
+        return temporary.replace(path)
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in filled))
+    return path

@@ -1,0 +1,171 @@
+"""`--out`: no command removes, changes or reuses what it did not write, and each says in one line how to go on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from align.errors import UserError
+from align.policies.base import PointFamily
+from align.runs import open_run, run_stage
+from recipes import cli
+from recipes.commands import suites
+
+Rows = dict[str, Path]
+STAGES = ("pretrain", "sft", "reward-model", "finetune", "evaluate")
+
+
+@pytest.fixture
+def words(tiny_model: Path, tiny_rows: Rows, tmp_path: Path) -> Callable[[str], list[str]]:
+    """The words of a command but for its --out; none gets as far as training."""
+    family = tmp_path / "family"
+    family.mkdir()
+    PointFamily("dpo", {"0.5,0.5": str(tiny_model)}).save(family)
+    model, objectives = ["--model", tiny_model], ["--objectives", "long=length", "short=brevity"]
+    known = {
+        "pretrain": ["--data", tiny_rows["text"]],
+        "sft": [*model, "--data", tiny_rows["demonstrations"]],
+        "reward-model": [*model, "--data", tiny_rows["comparisons"]],
+        "finetune": ["morlhf", *model, *objectives, "--data", tiny_rows["prompts"]],
+        "evaluate": [family, "--reference", tiny_model, *objectives, "--data", tiny_rows["prompts"]],
+    }
+
+    def command(name: str) -> list[str]:
+        return [name, *map(str, known[name])]
+
+    return command
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    code = cli.main(list(map(str, arguments)))
+    error = capsys.readouterr().err
+    assert code == 2, error
+    assert [line for line in error.splitlines() if line.startswith("align: error: ")] == [error.splitlines()[-1]]
+    return error.splitlines()[-1]
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("command", STAGES)
+@pytest.mark.parametrize("way", ["out", "partial", "partial behind a link"])
+def test_a_strangers_folder_is_refused_and_kept(
+    way: str, command: str, words: Callable[[str], list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "work" / "x"
+    thesis = out.with_name("elsewhere" if "link" in way else "x" if way == "out" else "x.partial")
+    thesis.mkdir(parents=True)
+    (thesis / "thesis.txt").write_text("precious")
+    if "link" in way:
+        out.with_name("x.partial").symlink_to(thesis)
+    before = tree(out.parent)
+    error = refused(capsys, *words(command), "--out", out)
+    assert ("exists and is not a run" if way == "out" else "x.partial is in the way") in error
+    assert "give another --out" in error and tree(out.parent) == before
+
+
+@pytest.mark.parametrize("command", STAGES)
+def test_a_finished_run_of_another_call_is_refused_and_kept(
+    command: str, words: Callable[[str], list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "work" / "x"
+    earlier = run_stage(out, stage="another stage", config={}, body=lambda folder, ledger: {})
+    (out / "thesis.txt").write_text("precious")
+    (out.parent / "x.replaced").mkdir()
+    before = tree(out.parent)
+    error = refused(capsys, *words(command), "--out", out)
+    assert "holds a finished run that differs from this call (it is a run of the stage another stage, not" in error
+    assert "give another --out, or delete that folder first" in error
+    assert tree(out.parent) == before and open_run(out) == earlier
+
+
+def test_a_method_given_a_folder_with_a_strangers_points(tiny_rows: Rows, tiny_model: Path, tmp_path: Path) -> None:
+    """The Python API: what a user has below `out` stays, and a point of that name is refused."""
+    from align.engines.points import train_points
+    from align.preferences import Weights
+    from align.runs import Ledger
+
+    (tmp_path / "points" / "0.5,0.5").mkdir(parents=True)
+    (tmp_path / "points" / "0.5,0.5" / "thesis.txt").write_text("precious")
+    (tmp_path / "points" / "1,0.partial").mkdir()
+    (tmp_path / "points" / "1,0.partial" / "thesis.txt").write_text("precious")
+    before = tree(tmp_path)
+    for weights, message in ((Weights((0.5, 0.5)), "exists and is not a run"), (Weights((1.0, 0.0)), "is in the way")):
+        with pytest.raises(UserError, match=message):
+            train_points(
+                "morlhf", config={}, preferences=[weights], inputs={}, out=tmp_path, ledger=Ledger(),
+                body=lambda folder, ledger, preference: {}, optimises=lambda preference: "",
+            )  # fmt: skip
+    assert tree(tmp_path) == before
+
+
+def test_training_in_a_folder_with_a_strangers_checkpoints(tiny_model: Path, tmp_path: Path) -> None:
+    from align.training.common import drop_checkpoints, resume_point
+
+    (tmp_path / "checkpoints" / "checkpoint-3").mkdir(parents=True)
+    before = tree(tmp_path)
+    with pytest.raises(UserError, match="checkpoints is in the way and no training made it"):
+        resume_point(tmp_path)
+    drop_checkpoints(tmp_path)
+    assert tree(tmp_path) == before
+
+
+@pytest.fixture
+def suite(write_rows: Callable[..., Path], tmp_path: Path) -> Callable[[str], Path]:
+    rows = [{"id": str(i), "prompt": f"explain tea {i}", "label": "benign"} for i in range(3)]
+    return lambda name: write_rows(tmp_path / name, rows)
+
+
+def config(model: Path, out: Path, *files: Path) -> suites.Config:
+    return suites.Config(
+        model=str(model), suite=tuple(map(str, files)), out=str(out), measure=("completion",), max_new_tokens=2
+    )
+
+
+@pytest.mark.parametrize("name", ["table.json", "summary.json", "report.html", "outcomes.jsonl", "provenance.json"])
+def test_suites_refuse_a_folder_with_a_file_that_they_would_write(
+    name: str, tiny_model: Path, suite: Callable[[str], Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("precious")
+    with pytest.raises(UserError, match=rf"holds {name}, which no evaluation of suites wrote there"):
+        suites.measure(config(tiny_model, out, suite("a.jsonl")), backend=None, out=out)
+    assert tree(out) == {name: b"precious"}
+
+
+@pytest.mark.parametrize("content", ["no newline", '{"a": 1}\n', '{"a": 1}'])
+def test_suites_keep_a_strangers_cells(
+    content: str, tiny_model: Path, suite: Callable[[str], Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "cells.jsonl").write_text(content)
+    with pytest.raises(UserError, match=r"cells\.jsonl:1: "):
+        suites.measure(config(tiny_model, out, suite("a.jsonl")), backend=None, out=out)
+    assert (out / "cells.jsonl").read_text() == content
+
+
+def test_two_suites_of_one_name_are_refused(tiny_model: Path, suite: Callable[[str], Path], tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    files = suite("same.jsonl"), suite("deep/same.jsonl")
+    with pytest.raises(UserError, match="two suites are called 'same'; rename one"):
+        suites.measure(config(tiny_model, tmp_path / "out", *files), backend=None, out=tmp_path / "out")
+
+
+def test_two_runs_or_prompt_files_of_one_name_are_refused(
+    words: Callable[[str], list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_rows: Rows
+) -> None:
+    twin = tmp_path / "deep" / "family"
+    twin.mkdir(parents=True)
+    (twin / "family.json").write_text((tmp_path / "family" / "family.json").read_text())
+    command = words("evaluate")
+    error = refused(capsys, command[0], twin, *command[1:], "--out", tmp_path / "x")
+    assert "two runs are called 'family'; write ROW=RUN" in error
+    error = refused(capsys, *command, tiny_rows["comparisons"], "--out", tmp_path / "x")
+    assert "--data names two sources of prompts in distribution" in error
+    assert json.loads((twin / "family.json").read_text())["kind"] == "points"
