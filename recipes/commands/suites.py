@@ -107,7 +107,16 @@ def check(options: Options, *, where: str) -> None:
         raise UserError(f"{where}: the measurement rewards needs --objectives NAME=RUN")
     if not options.models:
         raise UserError(f"{where}: no model is given; name a run, a Hugging Face folder or a hub id")
-    folders_of(options, where=where)
+    for out in folders_of(options, where=where).values():
+        check_folder(out)
+
+
+def check_folder(out: Path) -> None:
+    """UserError for a folder that holds a file of a name that this command writes, but no store of its cells."""
+    if not any((out / name).exists() for name in ("cells.jsonl", "cells.jsonl.lock")):
+        for name in ("table.json", "provenance.json", "outcomes.jsonl", "summary.json", "report.html"):
+            if os.path.lexists(out / name):
+                raise UserError(f"{out} holds {name}, which no evaluation of suites wrote there; give another --out")
 
 
 def check_keys(entries: Sequence[str], *, where: str) -> None:

@@ -12,7 +12,6 @@ from align.errors import UserError
 from align.policies.base import PointFamily
 from align.runs import open_run, run_stage
 from recipes import cli
-from recipes.commands import suites
 
 Rows = dict[str, Path]
 STAGES = ("pretrain", "sft", "reward-model", "finetune", "evaluate")
@@ -115,46 +114,43 @@ def test_training_in_a_folder_with_a_strangers_checkpoints(tiny_model: Path, tmp
 
 
 @pytest.fixture
-def suite(write_rows: Callable[..., Path], tmp_path: Path) -> Callable[[str], Path]:
+def suite(write_rows: Callable[..., Path], tmp_path: Path) -> list[object]:
+    """The words of an evaluation of one made suite."""
     rows = [{"id": str(i), "prompt": f"explain tea {i}", "label": "benign"} for i in range(3)]
-    return lambda name: write_rows(tmp_path / name, rows)
-
-
-def config(model: Path, out: Path, *files: Path) -> suites.Config:
-    return suites.Config(
-        model=str(model), suite=tuple(map(str, files)), out=str(out), measure=("completion",), max_new_tokens=2
-    )
+    return ["--suite", write_rows(tmp_path / "made.jsonl", rows), "--measure", "completion", "--max-new-tokens", "2"]
 
 
 @pytest.mark.parametrize("name", ["table.json", "summary.json", "report.html", "outcomes.jsonl", "provenance.json"])
 def test_suites_refuse_a_folder_with_a_file_that_they_would_write(
-    name: str, tiny_model: Path, suite: Callable[[str], Path], tmp_path: Path
+    name: str, tiny_model: Path, suite: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / name).write_text("precious")
-    with pytest.raises(UserError, match=rf"holds {name}, which no evaluation of suites wrote there"):
-        suites.measure(config(tiny_model, out, suite("a.jsonl")), backend=None, out=out)
+    error = refused(capsys, "suites", tiny_model, *suite, "--out", out)
+    assert f"holds {name}, which no evaluation of suites wrote there; give another --out" in error
     assert tree(out) == {name: b"precious"}
 
 
 @pytest.mark.parametrize("content", ["no newline", '{"a": 1}\n', '{"a": 1}'])
 def test_suites_keep_a_strangers_cells(
-    content: str, tiny_model: Path, suite: Callable[[str], Path], tmp_path: Path
+    content: str, tiny_model: Path, suite: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "cells.jsonl").write_text(content)
-    with pytest.raises(UserError, match=r"cells\.jsonl:1: "):
-        suites.measure(config(tiny_model, out, suite("a.jsonl")), backend=None, out=out)
+    assert "cells.jsonl:1: " in refused(capsys, "suites", tiny_model, *suite, "--out", out)
     assert (out / "cells.jsonl").read_text() == content
 
 
-def test_two_suites_of_one_name_are_refused(tiny_model: Path, suite: Callable[[str], Path], tmp_path: Path) -> None:
-    (tmp_path / "deep").mkdir()
-    files = suite("same.jsonl"), suite("deep/same.jsonl")
-    with pytest.raises(UserError, match="two suites are called 'same'; rename one"):
-        suites.measure(config(tiny_model, tmp_path / "out", *files), backend=None, out=tmp_path / "out")
+def test_two_suites_of_one_name_are_refused(
+    tiny_model: Path, suite: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    twin = tmp_path / "deep" / "made.jsonl"
+    twin.parent.mkdir()
+    twin.write_text((tmp_path / "made.jsonl").read_text())
+    words = [*suite[:2], twin, *suite[2:]]
+    assert "two suites are called 'made'" in refused(capsys, "suites", tiny_model, *words, "--out", tmp_path / "out")
 
 
 def test_two_runs_or_prompt_files_of_one_name_are_refused(
