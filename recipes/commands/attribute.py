@@ -18,7 +18,7 @@ from pathlib import Path
 from align import checks
 from align.errors import UserError
 from evals.attribution.from_cells import MEASURES, harmful_and_benign, read_thresholds, refusing, result_of, tables_of
-from recipes.commands.suites import Options, backend_for, check, chosen_suites, measure
+from recipes.commands.suites import Options, backend_for, check, measure, suites_of
 from recipes.config import build, option, parse
 
 CONTROLS = ("prefix_injection_hello", "refusal_suppression_inv")  # added where the shifts asked for have no control
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     checks.at_least(0, config, "layer", place=f"{where}: ")
     check(options, where=where)
     check_shifts(options.shift, model=options.shift_model)
-    suites = chosen_suites(options, where=where)
+    suites = suites_of(options, where=where)
     backend = backend_for(options.models[0], options)
     if not isinstance(backend, TransformersBackend):
         raise UserError(f"{where}: attribution reads hidden states, which only a model in memory has")

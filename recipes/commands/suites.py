@@ -25,16 +25,15 @@ from typing import TYPE_CHECKING
 from align import checks
 from align.errors import UserError
 from evals.backends.keys import named_for, read_keys, unsent
-from evals.measure.by_name import MEASURES, Reads, measurements_for, measures_of
+from evals.measure.by_name import MEASURES, Reads, measurements_for
 from recipes.config import option, parse
 from recipes.pipeline.inputs import load_objectives, objective_keys
 
 if TYPE_CHECKING:
     from evals.backends.base import Backend
     from evals.backends.reward_model import RewardBackend
-    from evals.items import Item
     from evals.measure.cells import Evaluated
-    from evals.suites.base import Suite
+    from evals.measure.evaluation import Chosen
 
 EXPORTS = {"jsonl": None, "parquet": None, "inspect": "inspect_ai"}  # format -> the package that it needs beside ours
 MOST_SAMPLES = 10_000  # of one prompt; every sample is a cell in memory
@@ -121,8 +120,6 @@ def check_folder(out: Path) -> None:
 
 def check_keys(entries: Sequence[str], *, where: str) -> None:
     """UserError where a named variable is not set. It shows no name: a key may stand in its place."""
-    from evals.backends.keys import read_keys
-
     for host, variable in read_keys(entries).items():
         if not os.environ.get(variable):
             raise UserError(
@@ -145,40 +142,24 @@ def folders_of(options: Options, *, where: str) -> dict[str, Path]:
     return folders
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """One suite with its items, and what is measured of each."""
-
-    suite: Suite
-    items: Sequence[Item]
-    measures: Sequence[str]
-
-
-def chosen_suites(options: Options, *, where: str) -> list[Chosen]:
-    """The suites, read and checked. UserError where two share a name, one is empty, or a model does not fit one."""
+def suites_of(options: Options, *, where: str) -> list[Chosen]:
+    """The suites, read and checked; UserError for a policy on comparisons, or a reward model on anything else."""
     from evals.backends.reward_model import is_reward_model
-    from evals.suites import load_suite
+    from evals.measure.evaluation import chosen_suites
 
-    chosen: dict[str, Chosen] = {}
-    for name in options.suite:
-        suite, items = load_suite(name, data=options.data, limit=options.limit)
-        if suite.name in chosen:
-            raise UserError(f"{where}: two suites are called {suite.name!r}; rename one file, or name a suite once")
-        if not items:
-            raise UserError(f"{where}: suite {suite.name} has no items; nothing would be measured")
-        for model in options.models if options.api is None else ():
-            if is_reward_model(model) != (suite.kind == "reward_pairs"):
-                raise UserError(f"{where}: {_misfit(suite, model)}")
-        chosen[suite.name] = Chosen(suite, items, measures_of(suite.kind, chosen=options.measure))
-    if not chosen:
-        raise UserError(f"{where}: no suite is given; name at least one with --suite")
-    return list(chosen.values())
-
-
-def _misfit(suite: Suite, model: str) -> str:
-    if suite.kind == "reward_pairs":
-        return f"suite {suite.name} compares responses: evaluate a reward model on it, not {model}"
-    return f"{model} is a reward model: evaluate it on comparisons, not on suite {suite.name}"
+    suites = chosen_suites(options.suite, data=options.data, limit=options.limit, measures=options.measure)
+    for model in options.models if options.api is None else ():
+        scores = is_reward_model(model)
+        for suite in (one.suite for one in suites):
+            if suite.kind == "reward_pairs" and not scores:
+                raise UserError(
+                    f"{where}: suite {suite.name} compares responses: evaluate a reward model on it, not {model}"
+                )
+            if suite.kind != "reward_pairs" and scores:
+                raise UserError(
+                    f"{where}: {model} is a reward model: evaluate it on comparisons, not on suite {suite.name}"
+                )
+    return suites
 
 
 def note_unsent_keys(options: Options) -> None:
@@ -222,8 +203,8 @@ def measure(
     suites: Sequence[Chosen], *, options: Options, backend: Backend | RewardBackend, out: Path
 ) -> dict[str, Evaluated]:
     """Suite -> its evaluated cells, every value of them in the store below `out`."""
-    from evals.measure.cells import Evaluated, ask
     from evals.measure.engine import Engine, to_stderr
+    from evals.measure.evaluation import Session, evaluated
     from evals.measure.store import locked
     from evals.shifts.requested import requested_shifts
     from evals.tables.export import export_file
@@ -231,19 +212,12 @@ def measure(
     for kind in options.export:
         for one in suites:
             export_file(out, suite=one.suite.name, kind=kind)  # a name that cannot be written to is refused now
-    names = [name for one in suites for name in one.measures]
+    keys, names = read_keys(options.api_key_env), [name for one in suites for name in one.measures]
     measurements = measurements_for(names, reads=reads_of(options), backend=backend)
-    results = {}
     with locked(out / "cells.jsonl") as store:
-        shifts = requested_shifts(
-            options.shift, model=options.shift_model, keys=read_keys(options.api_key_env), answers=out / "shifts.jsonl"
-        )
+        shifts = requested_shifts(options.shift, model=options.shift_model, keys=keys, answers=out / "shifts.jsonl")
         engine = Engine(backend, store=store, batch=options.batch_size, progress=to_stderr)
-        for one in suites:
-            cells = ask(one.items, suite=one.suite.name, shifts=shifts, samples=options.samples)
-            answered = engine.run(cells, measurements=[measurements[name] for name in one.measures])
-            results[one.suite.name] = Evaluated(one.suite, answered)
-    return results
+        return evaluated(suites, session=Session(engine, shifts, options.samples, measurements))
 
 
 def evaluate(model: str, suites: Sequence[Chosen], *, options: Options, out: Path, command: str) -> None:
@@ -295,7 +269,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     note_unsent_keys(options)
     check_shifts(options.shift, model=options.shift_model)
-    suites = chosen_suites(options, where=where)
+    suites = suites_of(options, where=where)
     for model, out in folders_of(options, where=where).items():
         evaluate(model, suites, options=options, out=out, command=command_line("align suites", argv))
     return 0
