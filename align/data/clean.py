@@ -7,11 +7,15 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from align.data.dedup import Document, exact_duplicates, near_duplicates
 from align.data.load import Row
 from align.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 COMPARISON_FIELDS = ("prompt", "chosen", "rejected")
 
@@ -49,7 +53,10 @@ class CleanConfig:
 
 
 def clean_texts(
-    rows: Sequence[Mapping[str, Any]], config: CleanConfig | None = None, *, tokenizer: Any = None
+    rows: Sequence[Mapping[str, Any]],
+    config: CleanConfig | None = None,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> tuple[list[Row], Counter[str]]:
     """Clean rows with a `text` column: (kept rows with mended text, number of drops by reason).
 
@@ -73,7 +80,10 @@ def clean_texts(
 
 
 def clean_comparisons(
-    rows: Sequence[Mapping[str, Any]], config: CleanConfig | None = None, *, tokenizer: Any = None
+    rows: Sequence[Mapping[str, Any]],
+    config: CleanConfig | None = None,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> tuple[list[Row], Counter[str]]:
     """Clean rows with `prompt`, `chosen`, `rejected`: (kept rows with mended texts, number of drops by reason).
 
@@ -146,10 +156,10 @@ def _length_fault(shortest: str, longest: str, config: CleanConfig, count_tokens
     return ""
 
 
-def _token_counter(config: CleanConfig, tokenizer: Any) -> Callable[[str], int]:
+def _token_counter(config: CleanConfig, tokenizer: PreTrainedTokenizerBase | None) -> Callable[[str], int]:
     if config.max_tokens is not None and tokenizer is None:
         raise UserError(f"CleanConfig max_tokens={config.max_tokens} needs a tokenizer; pass one or use max_characters")
-    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return lambda text: 0 if tokenizer is None else len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _with_fields(rows: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> Sequence[Mapping[str, Any]]:

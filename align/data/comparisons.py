@@ -110,7 +110,7 @@ def row_scores(rows: Sequence[Row]) -> dict[str, tuple[Sequence[float], Sequence
     return {str(row["id"]): (row["scores_a"], row["scores_b"]) for row in rows}
 
 
-def _finite_numbers(values: Any) -> bool:
+def _finite_numbers(values: object) -> bool:
     if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
         return False
     return all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)

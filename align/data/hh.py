@@ -102,7 +102,7 @@ def _texts(row: Mapping[str, Any], *, place: str) -> tuple[str | None, str, str]
     """(prompt or None when the transcripts hold it, chosen, rejected), chat messages written out as transcripts."""
     prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
     if _is_chat(chosen) and _is_chat(rejected):
-        opening: Sequence[Any] = []
+        opening: Sequence[Mapping[str, Any]] = []
         if _is_chat(prompt):
             opening = prompt  # type: ignore[assignment]
         elif isinstance(prompt, str) and chosen[0].get("role") == "assistant":
@@ -117,7 +117,7 @@ def _texts(row: Mapping[str, Any], *, place: str) -> tuple[str | None, str, str]
     return prompt, chosen, rejected
 
 
-def _is_chat(value: Any) -> bool:
+def _is_chat(value: object) -> bool:
     return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(m, Mapping) for m in value)
 
 

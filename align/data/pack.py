@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from align.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
 
 def pack(
     texts: Sequence[str],
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     *,
     length: int,
     tail: Literal["drop", "keep"] = "drop",
@@ -38,7 +40,7 @@ def pack(
     stream = token_stream(texts, tokenizer)
     left = len(stream) % length
     full = len(stream) - left
-    blocks: list[Any] = list(stream[:full].reshape(-1, length))
+    blocks: list[np.ndarray] = list(stream[:full].reshape(-1, length))
     if left and tail == "keep":
         blocks.append(stream[full:])
     if not blocks:
@@ -51,7 +53,7 @@ def pack(
     return Dataset.from_dict({"input_ids": blocks})
 
 
-def token_stream(texts: Sequence[str], tokenizer: Any) -> Any:
+def token_stream(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     """All texts as one int32 array of ids, each followed by the end token; UserError without an end token."""
     import numpy as np
 
@@ -61,7 +63,7 @@ def token_stream(texts: Sequence[str], tokenizer: Any) -> Any:
     return np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int32)
 
 
-def encode(texts: Sequence[str], tokenizer: Any, *, batch_size: int = 1000) -> list[list[int]]:
+def encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, batch_size: int = 1000) -> list[list[int]]:
     """Token ids of each text, nothing added around it and nothing cut off."""
     ids: list[list[int]] = []
     for start in range(0, len(texts), batch_size):

@@ -21,7 +21,7 @@ from align.engines.pairs import required_rows
 from align.engines.points import charge, check_preferences, inputs_of, known_as
 from align.engines.settings import model_to_train
 from align.errors import UserError
-from align.functional.simplex import even_draws
+from align.functional.draws import even_draws
 from align.objectives.metered import Metered, Objective
 from align.policies.conditioned import (
     AdapterConfig,

@@ -20,7 +20,7 @@ from align.data.comparisons import Pair, Row, annotated_pairs, given_pairs
 from align.engines.pairs import PairTrainingConfig, check_lengths, check_pair_config, dpo_trainer, scores_for
 from align.engines.points import known_as
 from align.errors import UserError
-from align.functional.simplex import dirichlet, even_draws
+from align.functional.draws import dirichlet, even_draws
 from align.objectives.metered import Objective
 from align.policies.conditioned import AdapterConfig, attach, multiplied_parameters, save_adapter
 from align.preferences import Weights

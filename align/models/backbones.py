@@ -9,18 +9,24 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from align.errors import UserError
 from align.runs import model_dir
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.utils import ModelOutput
 
 
 @dataclass
 class Backbone:
     """A base model in memory and the adapters loaded onto it; at most one of them is active."""
 
-    model: Any
-    peft: Any = None  # the wrapper that PEFT puts around `model`, whose layers it replaces in place
+    model: PreTrainedModel
+    peft: PeftModel | None = None  # the wrapper that PEFT puts around `model`, whose layers it replaces in place
     adapters: dict[str, str] = field(default_factory=dict)  # adapter directory to its name in `peft`
     active: str | None = None
 
@@ -67,7 +73,7 @@ class View:
     backbone: Backbone
     adapter: str | None = None
 
-    def __call__(self, **inputs: Any) -> Any:
+    def __call__(self, **inputs: object) -> ModelOutput:
         self.backbone.switch(self.adapter)
         return self.backbone.model(**inputs)
 
@@ -76,15 +82,15 @@ class View:
         return self
 
     @property
-    def config(self) -> Any:
+    def config(self) -> PretrainedConfig:
         return self.backbone.model.config
 
     @property
-    def generation_config(self) -> Any:
+    def generation_config(self) -> GenerationConfig:
         return self.backbone.model.generation_config
 
     @property
-    def device(self) -> Any:
+    def device(self) -> torch.device:
         return self.backbone.model.device
 
 
@@ -93,18 +99,18 @@ class ModelPool:
 
     def __init__(self) -> None:
         self._backbones: dict[str, Backbone] = {}
-        self._given: dict[str, Any] = {}
-        self._tokenizers: dict[str, Any] = {}
+        self._given: dict[str, PreTrainedModel] = {}
+        self._tokenizers: dict[str, PreTrainedTokenizerBase] = {}
 
     @classmethod
-    def of(cls, models: Mapping[str, Any], tokenizer: Any) -> ModelPool:
+    def of(cls, models: Mapping[str, PreTrainedModel], tokenizer: PreTrainedTokenizerBase) -> ModelPool:
         """A pool of models that are in memory already, by names of the caller's choice; `release` keeps them."""
         pool = cls()
         pool._given = {name: model.eval() for name, model in models.items()}
         pool._tokenizers = dict.fromkeys(models, tokenizer)
         return pool
 
-    def model(self, path: str) -> Any:
+    def model(self, path: str) -> PreTrainedModel | View:
         """The causal LM of a run, model or adapter directory, or hub id, in eval mode; UserError as `load_model`."""
         if path in self._given:
             return self._given[path]
@@ -117,7 +123,7 @@ class ModelPool:
             backbone.add(folder)
         return View(backbone, backbone.adapters[folder])
 
-    def tokenizer(self, paths: Sequence[str]) -> Any:
+    def tokenizer(self, paths: Sequence[str]) -> PreTrainedTokenizerBase:
         """The tokenizer that all of `paths` share; UserError naming the first one that has another vocabulary."""
         from align.models import load_tokenizer
 

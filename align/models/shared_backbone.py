@@ -14,11 +14,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from align.errors import UserError
 from align.models.backbones import Backbone, View
 from align.runs import model_dir
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftConfig, PeftModel
+    from torch import Tensor
+    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers.utils import ModelOutput
+
 
 HEAD = "score.weight"
 
@@ -35,7 +43,7 @@ class SharedBackbone(Backbone):
     hidden: set[str] = field(default_factory=set)  # names of adapters that are none of the policy's
 
     @classmethod
-    def of(cls, model: Any) -> SharedBackbone:
+    def of(cls, model: PeftModel) -> SharedBackbone:
         """The backbone of a PEFT policy in memory (one per model, however often it is asked for)."""
         if not hasattr(model, "shared_backbone"):
             made = model.shared_backbone = cls(model.get_base_model(), peft=model, active=model.active_adapter)
@@ -82,7 +90,7 @@ class SharedBackbone(Backbone):
         """Load a policy's adapter, beside the active one; UserError when it cannot be read."""
         self._add(lambda: super(SharedBackbone, self).add(folder))
 
-    def _add(self, load: Callable[[], Any]) -> None:
+    def _add(self, load: Callable[[], object]) -> None:
         """Call `load` and hide what it added; where there is no policy it may stay (PEFT wants one to be known).
 
         PEFT draws new factors before it reads the saved ones: samples drawn later must not depend on that.
@@ -92,7 +100,7 @@ class SharedBackbone(Backbone):
         before = set() if self.peft is None else set(self.peft.peft_config)
         with torch.random.fork_rng(), self._kept():
             load()
-        if self.active is not None:
+        if self.active is not None and self.peft is not None:
             added = set(self.peft.peft_config) - before
             self.hidden |= added
             for name in added:
@@ -131,7 +139,7 @@ class SharedBackbone(Backbone):
         raise RuntimeError("a shared backbone is read within reading(name), which restores the policy")
 
     @contextmanager
-    def reading(self, name: str | None) -> Iterator[Any]:
+    def reading(self, name: str | None) -> Iterator[PreTrainedModel]:
         """The model in eval mode with adapter `name` alone, frozen (None: the reference); then everything as before."""
         with self._kept():
             if self.peft is not None and name is None:
@@ -170,7 +178,7 @@ class SharedBackbone(Backbone):
 def without(names: set[str]) -> Callable[..., None]:
     """A hook that takes these adapters out of a `state_dict()`: PEFT filters by the names in `peft_config` only."""
 
-    def take_out(_: Any, state: dict[str, Any], *others: Any) -> None:
+    def take_out(_: object, state: dict[str, Tensor], *others: object) -> None:
         for key in [key for key in state if names & set(key.split("."))]:
             del state[key]
 
@@ -183,7 +191,7 @@ class Reading(View):
 
     backbone: SharedBackbone
 
-    def __call__(self, **inputs: Any) -> Any:
+    def __call__(self, **inputs: object) -> ModelOutput:
         import torch
 
         with torch.no_grad(), self.backbone.reading(self.adapter) as model:
@@ -196,8 +204,8 @@ class Scorer:
 
     backbone: SharedBackbone
     adapter: str
-    head_1H: Any
-    config: Any  # that of the backbone, with the padding token that texts are padded with
+    head_1H: Tensor
+    config: PretrainedConfig  # that of the backbone, with the padding token that texts are padded with
     training: bool = False
 
     def eval(self) -> Scorer:
@@ -209,10 +217,10 @@ class Scorer:
         return self
 
     @property
-    def device(self) -> Any:
+    def device(self) -> torch.device:
         return self.backbone.model.device
 
-    def __call__(self, *, input_ids: Any, attention_mask: Any) -> Any:
+    def __call__(self, *, input_ids: Tensor, attention_mask: Tensor) -> SimpleNamespace:
         """`logits` (B, 1): the head at the last token that is not padding, which is where transformers reads it."""
         import torch
 
@@ -259,7 +267,7 @@ def require_same_base(folder: str, backbone: str) -> None:
         )
 
 
-def read_reward_adapter(folder: str) -> tuple[Any, dict[str, Any], Any]:
+def read_reward_adapter(folder: str) -> tuple[PeftConfig, dict[str, Tensor], Tensor]:
     """PEFT's configuration without the head, the factors by PEFT's names, and the head (1, H).
 
     The directory is what PEFT saves of a decoder trained with `task_type="SEQ_CLS"`. UserError unless it is a LoRA
@@ -285,7 +293,7 @@ def read_reward_adapter(folder: str) -> tuple[Any, dict[str, Any], Any]:
     return config, state, head_1H
 
 
-def bind(functions: Iterable[Callable[..., Any]], model: Any) -> None:
+def bind(functions: Iterable[Callable[..., Any]], model: PreTrainedModel) -> None:
     """Give `model`, a policy in training, to the objectives among or within `functions` that can share its backbone."""
     for function in functions:
         inner: Any = function

@@ -28,11 +28,11 @@ class Negated:
         self.objective = objective
         self.__name__ = name or f"minus_{objective.__name__}"
 
-    def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float | None]:
+    def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: object) -> list[float | None]:
         return [None if s is None else -s for s in self.objective(prompts, completions, **columns)]
 
 
-def check_texts(prompts: Sequence[Any], completions: Sequence[Any]) -> None:
+def check_texts(prompts: Sequence[object], completions: Sequence[object]) -> None:
     """UserError unless prompts and completions are equally many plain strings (standard format, not messages)."""
     if len(prompts) != len(completions):
         raise UserError(f"an objective was given {len(prompts)} prompts but {len(completions)} completions")

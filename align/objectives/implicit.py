@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from align.errors import UserError
 from align.objectives.base import check_texts
@@ -36,10 +36,10 @@ class ImplicitReward:
         self.__name__ = name or f"implicit_{Path(policy).name}"
         self._loaded: tuple[Loaded, Loaded] | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_loaded": None}
 
-    def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float | None]:
+    def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: object) -> list[float | None]:
         check_texts(prompts, completions)
         if self._loaded is None:
             self._loaded = (_in_memory(self.policy), _in_memory(self.reference))

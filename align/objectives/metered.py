@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from align.data.comparisons import Row, responses_of
 from align.errors import UserError
+from align.objectives.base import Objective
 from align.runs import Ledger
 
-Objective = Callable[..., Sequence[float | None]]
+__all__ = ["Metered", "Objective", "objective_scores"]
 
 
 class Metered:
@@ -25,7 +25,7 @@ class Metered:
         self.objective, self.ledger = objective, ledger
         self.last: list[float | None] = []
 
-    def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float | None]:
+    def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: object) -> list[float | None]:
         """One score or None per completion; ValueError on another number of scores or one that is not finite."""
         scores = [None if s is None else float(s) for s in self.objective(prompts, completions, **columns)]
         if len(scores) != len(completions):

@@ -101,7 +101,7 @@ def fit_normalizer(kind: str, scores: Sequence[float | None]) -> Normalizer:
     return NoNormalizer() if cls is NoNormalizer else cls.fit(scores)  # type: ignore[union-attr]
 
 
-def to_dict(normalizer: Normalizer) -> dict[str, Any]:
+def to_dict(normalizer: Normalizer) -> dict[str, object]:
     """The normalizer as plain JSON types, its kind included."""
     kind = next(name for name, cls in NORMALIZERS.items() if isinstance(normalizer, cls))
     return {"kind": kind, **dataclasses.asdict(normalizer)}
@@ -138,5 +138,5 @@ class Normalized:
         self.normalizer = normalizer
         self.__name__ = name or objective.__name__
 
-    def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float | None]:
+    def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: object) -> list[float | None]:
         return self.normalizer(self.objective(prompts, completions, **columns))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from align.errors import UserError
 from align.objectives.base import check_texts
@@ -83,9 +83,9 @@ class RewardModelObjective:
         self.shift = float(shift)
         self.batch_size = batch_size
         self.__name__ = name or Path(path).name
-        self._loaded: tuple[Any, Any] | None = None
+        self._loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_loaded": None}
 
     def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -102,7 +102,7 @@ class RewardModelObjective:
             self._loaded = (model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer)
         return self._loaded
 
-    def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float | None]:
+    def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: object) -> list[float | None]:
         check_texts(prompts, completions)
         model, tokenizer = self._load()
         outputs = score(model, tokenizer, prompts, completions, batch_size=self.batch_size)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from align.errors import UserError
 from align.objectives.base import check_texts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 UNITS = ("word", "character", "token")
 
@@ -29,9 +33,9 @@ class Length:
         self.sign = 1.0 if longer_is_better else -1.0
         self.tokenizer = tokenizer
         self.__name__ = name or ("length" if longer_is_better else "brevity")
-        self._loaded: Any = None
+        self._loaded: PreTrainedTokenizerBase | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_loaded": None}
 
     def count(self, text: str) -> int:
@@ -47,7 +51,7 @@ class Length:
             self._loaded = load_tokenizer(self.tokenizer)
         return len(self._loaded(text, add_special_tokens=False)["input_ids"])
 
-    def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float | None]:
+    def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: object) -> list[float | None]:
         check_texts(prompts, completions)
         return [self.sign * self.count(completion) for completion in completions]
 
@@ -69,7 +73,7 @@ class Keywords:
         self.__name__ = name
         self._patterns = [re.compile(rf"(?<!\w){re.escape(w.strip())}(?!\w)", re.IGNORECASE) for w in self.words]
 
-    def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float | None]:
+    def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: object) -> list[float | None]:
         check_texts(prompts, completions)
         found = [sum(bool(p.search(completion)) for p in self._patterns) for completion in completions]
         return [self.reward * (n if self.at_most is None else min(n, self.at_most)) for n in found]
@@ -86,6 +90,6 @@ class Pattern:
         self.reward = float(reward)
         self.__name__ = name
 
-    def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float | None]:
+    def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: object) -> list[float | None]:
         check_texts(prompts, completions)
         return [self.reward if self.pattern.search(completion) else 0.0 for completion in completions]

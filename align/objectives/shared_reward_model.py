@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import weakref
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from align.models.shared_backbone import SharedBackbone, adapter_dir, base_of, require_same_base
 from align.objectives.reward_model import RewardModelObjective
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 
 # Objectives that no policy has been bound to share one backbone per checkpoint, for as long as one of them lives.
 _LOADED: weakref.WeakValueDictionary[str, SharedBackbone] = weakref.WeakValueDictionary()
@@ -35,10 +39,10 @@ class SharedRewardModel(RewardModelObjective):
         self._bound: weakref.ref[SharedBackbone] | None = None
         self._own: SharedBackbone | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**super().__getstate__(), "_bound": None, "_own": None}
 
-    def bind(self, model: Any) -> None:
+    def bind(self, model: PreTrainedModel) -> None:
         """Read on the backbone of `model` for as long as that lives, if it is a PEFT policy (a model trained whole
         moves). UserError when it is one of another checkpoint.
         """
@@ -62,7 +66,7 @@ class SharedRewardModel(RewardModelObjective):
             self._own = found
         return self._own
 
-    def _load(self) -> tuple[Any, Any]:
+    def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         from align.models import load_tokenizer
 
         if self._loaded is None:

@@ -9,16 +9,23 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from align.errors import UserError
 from align.models.sampling import Drawn
 from align.policies.base import FAMILY_FILE, ModelPolicy, Policy, relative_path
 from align.preferences import Preference, Weights
 from align.runs import write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from align.objectives.base import Objective
+
 
 Scores = Sequence[float | None]
 DECIMALS = 12  # of a weighted sum of scores: below lies rounding, which must not break a tie
@@ -68,19 +75,19 @@ def ranking(scores: Sequence[float], *, rng: random.Random) -> list[int]:
 class WeightedScore:
     """`w . r` of responses, asked from the objectives that have a weight; `asked` is how many these are."""
 
-    def __init__(self, objectives: Mapping[str, Any], *, names: Sequence[str], weights: Weights) -> None:
+    def __init__(self, objectives: Mapping[str, Objective], *, names: Sequence[str], weights: Weights) -> None:
         self.objectives = objectives
         self.weights = {name: w for name, w in zip(names, weights, strict=True) if w}
         self.asked = len(self.weights)
 
-    def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
+    def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: object) -> list[float]:
         """One score per response; UserError when the objectives are not at hand (see `BestOfNFamily`)."""
         require(self.weights, self.objectives)
         scores = {name: list(self.objectives[name](prompts, completions, **columns)) for name in self.weights}
         return weighted_sums(scores, weights=self.weights, prompts=prompts)
 
 
-def require(names: Mapping[str, Any] | Sequence[str], objectives: Mapping[str, Any]) -> None:
+def require(names: Iterable[str], objectives: Mapping[str, Objective]) -> None:
     """UserError naming the objectives that are missing."""
     missing = [name for name in names if name not in objectives]
     if missing:
@@ -96,7 +103,7 @@ class BestOfNPolicy:
     `samples_per_response` and `scores_per_response` say what each response costs; who decodes charges them.
     """
 
-    def __init__(self, reference: Any, *, score: Callable[..., Sequence[float]], n: int, name: str) -> None:
+    def __init__(self, reference: ModelPolicy, *, score: Callable[..., Sequence[float]], n: int, name: str) -> None:
         if n < 1:
             raise UserError(f"best_of_n: n is {n}; give at least 1")
         self.reference, self.score, self.name = reference, score, name
@@ -104,12 +111,12 @@ class BestOfNPolicy:
         self.scores_per_response = n * int(getattr(score, "asked", 1))
 
     @property
-    def model(self) -> Any:
+    def model(self) -> PreTrainedModel:
         """The reference's model: nothing was trained, so bits per byte and the like are the reference's."""
         return self.reference.model
 
     @property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> PreTrainedTokenizerBase:
         return self.reference.tokenizer
 
     def release(self) -> None:
@@ -152,7 +159,7 @@ class BestOfNPolicy:
         base = self.reference.sequence_logprobs(prompts, completions, max_new_tokens=max_new_tokens)
         return [logp + kl_bound(self.samples_per_response) for logp in base]
 
-    def next_token_logprobs(self, input_ids_BT: Any, attention_mask_BT: Any) -> Any:
+    def next_token_logprobs(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> NoReturn:
         """Always UserError: the best of n has no next-token distribution."""
         raise UserError(f"{self.name} chooses whole responses; it has no next-token distribution")
 
@@ -168,7 +175,7 @@ class BestOfNFamily:
     reference: str
     n: int
     names: tuple[str, ...]
-    objectives: Mapping[str, Any] = field(default_factory=dict)
+    objectives: Mapping[str, Objective] = field(default_factory=dict)
     preferences: tuple[Weights, ...] = ()
     optimises: dict[str, str] = field(default_factory=dict)
     method: str = "best_of_n"
@@ -185,7 +192,7 @@ class BestOfNFamily:
     def samples_per_response(self) -> int:
         return self.n
 
-    def with_objectives(self, objectives: Mapping[str, Any]) -> BestOfNFamily:
+    def with_objectives(self, objectives: Mapping[str, Objective]) -> BestOfNFamily:
         """The same family with these objectives, by name; UserError unless each of the family's is there."""
         require(self.names, objectives)
         return replace(self, objectives={name: objectives[name] for name in self.names})
@@ -234,12 +241,13 @@ class BestOfNFamily:
         )
 
 
-def _entry(objective: Any, folder: Path) -> dict[str, Any] | None:
+def _entry(objective: Objective | None, folder: Path) -> dict[str, object] | None:
     """What `build_objective` makes a reward model of again; None for any other objective."""
     from align.objectives import RewardModelObjective, SharedRewardModel
 
-    kinds = {RewardModelObjective: "reward_model", SharedRewardModel: "shared_reward_model"}
-    kind = kinds.get(type(objective))
+    if not isinstance(objective, RewardModelObjective):
+        return None
+    kind = {RewardModelObjective: "reward_model", SharedRewardModel: "shared_reward_model"}.get(type(objective))
     if kind is None:
         return None
     kept = {key: getattr(objective, key) for key in ("scale", "shift", "batch_size")}

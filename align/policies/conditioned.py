@@ -14,10 +14,10 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from align.errors import UserError
 from align.policies.base import FAMILY_FILE, ModelPolicy, relative_path
@@ -34,6 +34,10 @@ from align.preferences import Preference, Weights, parse_preference
 from align.runs import fingerprint, model_dir, write_json
 from align.runs.derived import check_derived, put_in_place, read_record
 from align.runs.folders import beside
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 __all__ = [
     "LAYERS",
@@ -58,7 +62,7 @@ ADAPTER_FILE, STATE_FILE = "conditioned.json", "conditioned.safetensors"
 MERGED_FILE = "merged.json"
 
 
-def attach(model: Any, config: AdapterConfig, *, seed: int = 0) -> Preferences:
+def attach(model: PreTrainedModel, config: AdapterConfig, *, seed: int = 0) -> Preferences:
     """Freeze `model` and put an adapter on each linear layer but the output; returns what holds the preferences.
 
     A batch that carries `preferences` (B, K) as one more input sets them itself. Unless `rest` is trained, the model
@@ -76,7 +80,9 @@ def attach(model: Any, config: AdapterConfig, *, seed: int = 0) -> Preferences:
         for parent, name, layer in places:
             setattr(parent, name, LAYERS[config.kind](layer, preferences, config).to(layer.weight.device))
 
-    def take(_: Any, args: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+    def take(
+        _: nn.Module, args: tuple[Tensor, ...], inputs: dict[str, Tensor]
+    ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]] | None:
         if "preferences" not in inputs:
             return None
         preferences.set(inputs["preferences"])
@@ -88,17 +94,17 @@ def attach(model: Any, config: AdapterConfig, *, seed: int = 0) -> Preferences:
     return preferences
 
 
-def adapted_layers(model: Any) -> dict[str, ConditionedLinear]:
+def adapted_layers(model: PreTrainedModel) -> dict[str, ConditionedLinear]:
     """Every adapted layer by the name that its frozen layer had in the plain model."""
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, ConditionedLinear)}
 
 
-def trained(model: Any) -> dict[str, nn.Parameter]:
+def trained(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     """The adapter's parameters by name: those of the layers, and with `rest` all others that are not adapted."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def multiplied_parameters(model: Any, *, tokens_per_preference: float) -> float:
+def multiplied_parameters(model: PreTrainedModel, *, tokens_per_preference: float) -> float:
     """By how many parameters a token is multiplied in a pass: lookup tables cost nothing, and dense directions are
     mixed once for all tokens that share a preference.
     """
@@ -108,7 +114,7 @@ def multiplied_parameters(model: Any, *, tokens_per_preference: float) -> float:
     return count_parameters(model, embeddings=False) - directions * (1 - 1 / tokens_per_preference)
 
 
-def save_adapter(model: Any, config: AdapterConfig, folder: Path, *, base: str) -> None:
+def save_adapter(model: PreTrainedModel, config: AdapterConfig, folder: Path, *, base: str) -> None:
     """Write the adapter's parameters and its configuration; `base` is the checkpoint that they change."""
     from safetensors.torch import save_file
 
@@ -121,7 +127,7 @@ def save_adapter(model: Any, config: AdapterConfig, folder: Path, *, base: str) 
     write_json(folder / ADAPTER_FILE, {**asdict(config), "base": base})
 
 
-def load_adapter(folder: str | Path, *, base: str) -> tuple[Any, Preferences]:
+def load_adapter(folder: str | Path, *, base: str) -> tuple[PreTrainedModel, Preferences]:
     """The adapted model in memory, and its preferences; UserError when the files do not fit together."""
     from safetensors.torch import load_file
 
@@ -170,7 +176,7 @@ def merge(folder: str | Path, *, base: str, weights: Sequence[float], out: Path)
     return str(out)
 
 
-def merge_into(plain: Any, adapted: Any, *, weights: Sequence[float]) -> None:
+def merge_into(plain: PreTrainedModel, adapted: PreTrainedModel, *, weights: Sequence[float]) -> None:
     """Turn `plain`, a copy of the backbone, into the adapted model at `weights`."""
     layers = adapted_layers(adapted)
     with torch.no_grad():

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +51,7 @@ class Preferences:
         self._all_BK: Tensor | None = None
         self._groups: tuple[Tensor, Tensor | None] | None = None
 
-    def set(self, rows_BK: Any) -> None:
+    def set(self, rows_BK: Tensor | Sequence[Sequence[float]]) -> None:
         """(B, K) preferences of the rows to come, or (1, K) for all of them; ValueError on another shape."""
         rows_BK = torch.as_tensor(rows_BK, dtype=torch.float32)
         if rows_BK.ndim != 2 or rows_BK.shape[1] != self.objectives or not len(rows_BK):
@@ -60,7 +59,7 @@ class Preferences:
         self._all_BK = rows_BK
         self._read(rows_BK)
 
-    def only(self, model: Any, rows: slice) -> None:
+    def only(self, model: nn.Module, rows: slice) -> None:
         """Let the next pass read these of the rows that were set: what `SequenceKL(select=...)` asks for."""
         if self._all_BK is None:
             raise RuntimeError("no preference was set for this conditioned model")

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,6 +23,12 @@ from align.models.sampling import Drawn
 from align.policies.base import FAMILY_FILE, Component, ModelPolicy, relative_path
 from align.preferences import Preference, Weights, parse_preference
 from align.runs import write_json
+
+if TYPE_CHECKING:
+    from transformers import Cache, PreTrainedModel
+
+    from align.policies.base import Loaded
+
 
 NORMALISERS = ("root", "rescale")
 _PLAIN = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
@@ -122,7 +128,7 @@ class MixedModel:
 
     training = False
 
-    def __init__(self, models: Sequence[Any], mixture: Mixture, *, name: str) -> None:
+    def __init__(self, models: Sequence[PreTrainedModel], mixture: Mixture, *, name: str) -> None:
         self.models, self.mixture = list(models), mixture
         self.config = min(self.models, key=lambda m: context_of(m) or math.inf).config  # the shortest context counts
         self.generation_config = self.models[0].generation_config
@@ -132,7 +138,7 @@ class MixedModel:
         self.ending_ids = endings[0]
 
     @property
-    def device(self) -> Any:
+    def device(self) -> torch.device:
         return self.models[0].device
 
     def eval(self) -> MixedModel:
@@ -151,10 +157,10 @@ class MixedModel:
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Sequence[Any] | None = None,
+        past_key_values: Sequence[Cache] | None = None,
         use_cache: bool = False,
         logits_to_keep: int = 0,
-    ) -> Any:
+    ) -> SimpleNamespace:
         """`logits` (B, T, V) are normalised log-probabilities, V the smallest of the components' vocabularies."""
         outputs = [
             model(
@@ -179,7 +185,7 @@ class MixedModel:
         max_new_tokens: int,
         pad_token_id: int,
         suppress_tokens: Sequence[int] | None = None,
-        **sampling: Any,
+        **sampling: object,
     ) -> Tensor:
         """(B, T + new) ids: left-padded prompts and a sample of each from the mixture, padded after its end.
 
@@ -214,7 +220,7 @@ class MixedModel:
         return torch.cat(rows, 1)
 
 
-def _ending_ids(model: Any) -> tuple[int, ...]:
+def _ending_ids(model: PreTrainedModel) -> tuple[int, ...]:
     """The ids that end a sequence: the generation config's, else the config's; one or a list."""
     found = getattr(model.generation_config, "eos_token_id", None)
     found = model.config.eos_token_id if found is None else found
@@ -232,9 +238,9 @@ class MixedPolicy(ModelPolicy):
             raise UserError(f"{name} has {len(parts)} models for {len(mixture.coefficients)} coefficients")
         self.parts, self.mixture, self.name = tuple(parts), mixture, name
         self.pool = pool or ModelPool()
-        self._loaded: tuple[Any, Any] | None = None
+        self._loaded: Loaded | None = None
 
-    def _load(self) -> tuple[Any, Any]:
+    def _load(self) -> Loaded:
         if self._loaded is None:
             tokenizer = self.pool.tokenizer(self.parts)
             models = [self.pool.model(part) for part in self.parts]
@@ -250,7 +256,7 @@ class MixedPolicy(ModelPolicy):
         """The models in the order of their coefficients, each read at the prompt as it is."""
         return [Component(model) for model in self.model.models]
 
-    def mix(self, logp: Sequence[Any]) -> Any:
+    def mix(self, logp: Sequence[Tensor]) -> Tensor:
         """The mixture's rule."""
         return self.mixture(logp)
 

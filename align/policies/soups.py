@@ -188,7 +188,9 @@ def check_mergeable(specialists: Sequence[str | Path], *, adapter_merge: str = "
     return kinds[0]
 
 
-def _check_adapter(folder: Path, config: Mapping[str, Any], *, first: Mapping[str, Any], same_shape: bool) -> None:
+def _check_adapter(
+    folder: Path, config: Mapping[str, object], *, first: Mapping[str, object], same_shape: bool
+) -> None:
     if config.get("peft_type") != "LORA":
         raise UserError(f"{folder} is a {config.get('peft_type')} adapter; only LoRA weight changes can be added up")
     if config.get("base_model_name_or_path") != first.get("base_model_name_or_path"):

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from align import checks
 from align.errors import UserError
@@ -20,6 +20,13 @@ from align.models.sampling import Drawn
 from align.policies.base import FAMILY_FILE, Component, ModelPolicy, relative_path
 from align.preferences import Direction, Preference, Targets, Weights, parse_preference
 from align.runs import model_dir, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from align.policies.base import Loaded
+
 
 MODES = ("auto", "text", "tokens")
 FREE = "any"
@@ -161,12 +168,12 @@ def tagged_checkpoint(reference: str, *, tags: Tags, out: Path, seed: int = 0) -
     return str(save_model(model, tokenizer, Path(out)))
 
 
-def tag_ids(tokenizer: Any, tags: Tags) -> list[int]:
+def tag_ids(tokenizer: PreTrainedTokenizerBase, tags: Tags) -> list[int]:
     """Ids of the tag tokens, which a policy never writes; empty with text tags."""
     return [tokenizer.convert_tokens_to_ids(tag) for tag in tags.vocabulary()] if tags.tokens else []
 
 
-def forbid(model: Any, ids: Sequence[int]) -> Any:
+def forbid(model: PreTrainedModel, ids: Sequence[int]) -> PreTrainedModel:
     """The model, in memory, with probability 0 for these tokens wherever it is read or sampled: a bias of its head.
 
     A saved checkpoint does not have the bias. ValueError for a head that has one already.
@@ -192,7 +199,7 @@ class TaggedPolicy(ModelPolicy):
         super().__init__(path, name=name)
         self.tags, self.values = tags, tags.rounded(values)
 
-    def _load(self) -> tuple[Any, Any]:
+    def _load(self) -> Loaded:
         loaded = super()._load()
         self.banned = tuple(tag_ids(loaded[1], self.tags))
         return loaded
@@ -209,7 +216,7 @@ class TaggedPolicy(ModelPolicy):
         """The model behind the ids of its tags."""
         return [Component(self.model, self.prefix())]
 
-    def next_token_logprobs(self, input_ids_BT: Any, attention_mask_BT: Any) -> Any:
+    def next_token_logprobs(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
         """(B, V) float32 log-probabilities after the last position of untagged, left-padded rows."""
         import torch
 

@@ -6,12 +6,15 @@ Policies are asked for their leaf distribution and nothing is sampled, so the nu
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from align.preferences import Weights
 from align.testbed.exact import Outcome, TreePolicy, outcome
 from align.testbed.optimum import OptimumPoint, RewardClasses, optimum, reward_classes
 from align.testbed.world import Prompt, World
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class ReferenceTables:
@@ -23,10 +26,10 @@ class ReferenceTables:
 
     def __init__(self, world: World, reference: TreePolicy, *, keep: bool = True) -> None:
         self.world, self.reference, self.keep = world, reference, keep
-        self._leaves: dict[str, Any] = {}
+        self._leaves: dict[str, Tensor] = {}
         self._classes: dict[str, RewardClasses] = {}
 
-    def leaves(self, prompt: Prompt) -> Any:
+    def leaves(self, prompt: Prompt) -> Tensor:
         """(N, V) log-probabilities of the reference's leaves."""
         found = self._leaves.get(prompt.text)
         if found is None:
@@ -41,7 +44,7 @@ class ReferenceTables:
             self._classes[prompt.text] = reward_classes(self.world, prompt, self.leaves(prompt))
         return self._classes[prompt.text]
 
-    def leaf_logprobs(self, world: World, prompt: Prompt) -> Any:
+    def leaf_logprobs(self, world: World, prompt: Prompt) -> Tensor:
         """The kept table: the reference itself as a tree policy, for policies in closed form."""
         return self.leaves(prompt)
 

@@ -6,10 +6,10 @@ renormalised. Legend: N nodes, V vocabulary, K objectives.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from align.policies.base import Component, TokenPolicy
 from align.testbed.responses import gold_rewards, level_starts
 from align.testbed.vocabulary import END_ID, alphabet_ids, encode, vocabulary
 from align.testbed.world import Prompt, World
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class TreePolicy(Protocol):
@@ -74,14 +77,14 @@ class ExactPolicy:
 class ExactModel(ExactPolicy):
     """A causal LM in memory as a tree policy."""
 
-    def __init__(self, model: Any, *, name: str) -> None:
+    def __init__(self, model: PreTrainedModel, *, name: str) -> None:
         self.model = model.eval()
         super().__init__(_InMemory(model, name))
 
 
 @dataclass
 class _InMemory:
-    model: Any
+    model: PreTrainedModel
     name: str
     samples_per_response: int = 1
 
@@ -103,7 +106,7 @@ class Outcome:
     kl: float
     malformed: float
 
-    def objective_value(self, weights: Any, *, beta: float) -> float:
+    def objective_value(self, weights: Iterable[float], *, beta: float) -> float:
         """J = w . E[r] - beta KL."""
         return sum(w * v for w, v in zip(weights, self.values, strict=True)) - beta * self.kl
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from align.errors import UserError
 from align.models.sampling import Drawn, plain_sampling
@@ -15,6 +15,9 @@ from align.runs import Ledger
 from align.testbed.responses import gold_score
 from align.testbed.vocabulary import response_words
 from align.testbed.world import ALPHABET, CIPHER_MARK, COLON, Prompt, Topic, World, WorldConfig, cipher, spelling_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def plain_words(words: Sequence[str], *, spelling: int = 1) -> list[str]:
@@ -50,7 +53,7 @@ class GoldObjective:
         completions: Sequence[str],
         *,
         completion_ids: Sequence[Sequence[int]] | None = None,
-        **columns: Any,
+        **columns: object,
     ) -> list[float]:
         if completion_ids is None:
             words = [completion.split() for completion in completions]
@@ -71,8 +74,8 @@ def gold_objectives(world: World) -> dict[str, GoldObjective]:
 
 
 def sample_responses(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     *,
     max_tokens: int,
@@ -101,7 +104,14 @@ def sample_responses(
 
 
 def draw_comparisons(
-    world: World, model: Any, tokenizer: Any, prompts: Sequence[Prompt], *, count: int, seed: int, ledger: Ledger
+    world: World,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    *,
+    count: int,
+    seed: int,
+    ledger: Ledger,
 ) -> list[dict[str, Any]]:
     """`count` pairs of reference samples with gold scores and the annotator's uniform draws.
 

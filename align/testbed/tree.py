@@ -7,12 +7,16 @@ above it and itself only. Legend: R rows (parent nodes), A alphabet, L length of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import DynamicCache
 
 from align.testbed.responses import A, level_starts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 ROWS_PER_PASS = 242  # 2,662 tokens: activations of a small model stay in the cache of one core
 
@@ -43,7 +47,12 @@ def _child_paths(cached: list[torch.Tensor], path_length: int) -> list[torch.Ten
 
 
 def _children_pass(
-    model: Any, keys: list[torch.Tensor], values: list[torch.Tensor], *, alphabet: Sequence[int], keep_cache: bool
+    model: PreTrainedModel,
+    keys: list[torch.Tensor],
+    values: list[torch.Tensor],
+    *,
+    alphabet: Sequence[int],
+    keep_cache: bool,
 ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
     """Logits (R * A, V) at all children of R nodes, and the children's own paths in the cache."""
     path_length = keys[0].shape[2]
@@ -71,7 +80,9 @@ def _children_pass(
     return torch.cat(logits), merged_keys, merged_values
 
 
-def node_logprobs(model: Any, prompt_ids: list[int], *, alphabet: Sequence[int], max_tokens: int) -> torch.Tensor:
+def node_logprobs(
+    model: PreTrainedModel, prompt_ids: list[int], *, alphabet: Sequence[int], max_tokens: int
+) -> torch.Tensor:
     """(N, V) float64 log-probabilities of the next token at every valid prefix after the prompt, on the CPU.
 
     The passes are made on the model's device; what follows (leaves, rewards, KL) is arithmetic on the CPU. `model` is a

@@ -7,7 +7,7 @@ all of them as end-of-sequence ids, which `generate` and TRL honour.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING
 
 from align.testbed.world import (
     ALPHABET,
@@ -22,6 +22,9 @@ from align.testbed.world import (
     TRAIN_VERBS,
     cipher,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 _PLAIN = (*TRAIN_VERBS, TEST_VERB, *TOPICS, COMPLIANCE_PREFIX, NEUTRAL_PREFIX)
 CIPHER_ALPHABET = tuple(cipher(w) for w in ALPHABET)
@@ -55,7 +58,7 @@ def ending_ids(spellings: int = 1) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=2)
-def build_tokenizer(spellings: int = 1) -> Any:
+def build_tokenizer(spellings: int = 1) -> PreTrainedTokenizerFast:
     """The `PreTrainedTokenizerFast` whose token i is vocabulary(spellings)[i]; an unknown word is an error."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,12 @@ from align.testbed.responses import A, gold_rewards, level_starts
 from align.testbed.theory.fixed_points import Levels, Tree, fixed_point, optimum, token_mod
 from align.testbed.vocabulary import END_ID
 from align.testbed.world import Prompt, World
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from align.testbed.exact import TreePolicy
+
 
 # kind -> (advantage scale, where the KL stands), as `align.testbed.theory.fixed_points` names them
 KINDS: dict[str, tuple[str, str]] = {
@@ -55,7 +61,7 @@ def check_kind(kind: str) -> None:
         raise UserError(f"no predicted fixed point for {kind!r}; choose {', '.join(KINDS)}")
 
 
-def world_tree(world: World, *, prompts: Sequence[Prompt], leaves: Sequence[Any]) -> Tree:
+def world_tree(world: World, *, prompts: Sequence[Prompt], leaves: Sequence[Tensor]) -> Tree:
     """The P prompts' trees from their (N, V) leaf log-probabilities.
 
     Slots: the alphabet's continuations, the end, and all malformed tokens of a node as one (they share one reward, so
@@ -117,7 +123,7 @@ def predicted_fixed_point(
     *,
     world: World,
     prompts: Sequence[Prompt],
-    reference_leaves: Sequence[Any],
+    reference_leaves: Sequence[Tensor],
     weights: Sequence[float],
     group: int | None = None,
     draws: int = 4096,
@@ -128,7 +134,7 @@ def predicted_fixed_point(
 
 
 def _leaf_ratios(
-    kind: str, world: World, prompts: Sequence[Prompt], leaves: Sequence[Any], weights: Sequence[float],
+    kind: str, world: World, prompts: Sequence[Prompt], leaves: Sequence[Tensor], weights: Sequence[float],
     group: int | None, draws: int,
 ) -> np.ndarray:  # fmt: skip
     """(P, N, 2) log p/ref of ending well and of ending malformed at each node."""
@@ -159,7 +165,7 @@ class Predicted:
     """
 
     kind: str
-    reference: Any  # a TreePolicy
+    reference: TreePolicy
     weights: Weights
     name: str
     group: int | None = None
@@ -167,7 +173,7 @@ class Predicted:
     samples_per_response: int = 1
     _ratios: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
-    def leaf_logprobs(self, world: World, prompt: Prompt) -> Any:
+    def leaf_logprobs(self, world: World, prompt: Prompt) -> Tensor:
         """(N, V) torch float64, as the evaluator wants it."""
         import torch
 

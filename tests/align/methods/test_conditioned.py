@@ -12,7 +12,7 @@ import torch
 
 from align.engines import conditioned
 from align.errors import UserError
-from align.functional.simplex import dirichlet, even_draws
+from align.functional.draws import dirichlet, even_draws
 from align.methods import joint_soup, morlhf, panacea, pblora
 from align.models import load_model
 from align.policies import conditioned as adapters

@@ -78,6 +78,24 @@ def test_dropout_acts_in_training_mode_only_and_can_be_set_again(architecture: s
     assert not differs()
 
 
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_what_is_passed_to_the_attention_function_is_switched_off(p: float, tokenizer: Any) -> None:
+    """`attention_dropout` is no module: with 0 two passes are equal, and with more the residual branches alone drop."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        attention_dropout=0.5, initializer_range=0.3,
+    )  # fmt: skip
+    model = LlamaForCausalLM(shape).train()
+    ids = torch.tensor([[5, 6, 7, 8]])
+    assert not torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
+    set_dropout(model, p)
+    assert torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits) == (p == 0)
+    assert [layer.self_attn.attention_dropout for layer in model.model.layers] == [0.0, 0.0]
+    assert model.config.attention_dropout == 0.0
+
+
 def test_llama_dropout_is_on_both_residual_branches(tokenizer: Any) -> None:
     model = build_model(ModelConfig(**SMALL), tokenizer, seed=0).train()
     set_dropout(model, 0.5)

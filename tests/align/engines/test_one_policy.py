@@ -1,0 +1,85 @@
+"""The sampler, the ratio and the reference are one policy: no sampling habits, no dropout of attention weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from align.data.comparisons import Pair
+from align.engines.on_policy import trainer as onpolicy
+from align.engines.pairs import dpo_trainer
+from align.methods import dpo, morlhf
+from align.models import load_model
+from align.runs import Ledger
+from factories.tiny_bandit import make_reference
+
+HABITS = {"min_p": 0.6, "typical_p": 0.5, "no_repeat_ngram_size": 1, "suppress_tokens": [5, 6]}
+
+
+class Spy:
+    """Keeps the ids that the trainer samples."""
+
+    def __init__(self) -> None:
+        self.__name__ = "spy"
+        self.ids: list[tuple[int, ...]] = []
+
+    def __call__(
+        self, prompts: Sequence[str], completions: Sequence[str], *, completion_ids: Sequence[Sequence[int]], **_: Any
+    ) -> list[float]:
+        self.ids += [tuple(ids) for ids in completion_ids]
+        return [float(len(ids)) for ids in completion_ids]
+
+
+def edited(folder: Path, name: str, **values: Any) -> str:
+    """The tiny reference, with these values in one of its JSON files."""
+    path = make_reference(folder, one_token=False, sharpness=2.0)
+    file = folder / name
+    file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), **values}), encoding="utf-8")
+    return path
+
+
+def trained(reference: str, folder: Path, **settings: Any) -> tuple[Any, Spy]:
+    config = morlhf.Config(
+        steps=1, batch_size=64, num_generations=16, max_completion_length=4, learning_rate=1e-12, logging_steps=1
+    )
+    spy, ledger = Spy(), Ledger()
+    trainer = onpolicy.build_trainer(
+        config, reference=reference, reward_funcs=[spy], reward_weights=[1.0],
+        prompts=[{"prompt": "x :"}, {"prompt": "y y :"}], folder=folder, ledger=ledger, **settings,
+    )  # fmt: skip
+    onpolicy.run_trainer(trainer, label="test", folder=folder, ledger=ledger)
+    return trainer, spy
+
+
+@pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
+def test_on_policy_samples_are_those_of_the_policy(algorithm: str, tmp_path: Path) -> None:
+    """Bit for bit those of the same weights without habits; the saved model has its habits still."""
+    plain = edited(tmp_path / "plain", "generation_config.json")
+    hub = edited(tmp_path / "hub", "generation_config.json", **HABITS)
+    samples = [trained(path, tmp_path / f"{i}", algorithm=algorithm)[1].ids for i, path in enumerate((plain, hub))]
+    assert samples[0] == samples[1] and {5, 6} <= {token for ids in samples[1] for token in ids}
+    saved = json.loads((tmp_path / "1" / "model" / "generation_config.json").read_text(encoding="utf-8"))
+    assert {name: saved[name] for name in HABITS} == HABITS and "max_new_tokens" not in saved
+
+
+def test_attention_dropout_of_a_checkpoint_is_off_where_a_policy_trains(tmp_path: Path) -> None:
+    """At learning rate 0 policy and reference are one: no clipped ratio, no KL, and DPO's loss is log 2."""
+    reference = edited(tmp_path / "hub", "config.json", attention_dropout=0.3)
+    ids = torch.tensor([[2, 3, 4, 5]])
+    loaded = load_model(reference).train()
+    assert not torch.equal(loaded(input_ids=ids).logits, loaded(input_ids=ids).logits)  # the fault is there to see
+    trainer, _ = trained(reference, tmp_path / "rloo")
+    logged = trainer.state.log_history[0]
+    assert logged["clip_ratio/region_mean"] == 0 and logged["kl"] == pytest.approx(0, abs=1e-6)
+    assert trainer.model.config.attention_dropout == 0.0
+    pair = Pair("0", "y y :", " A B", " C", False)
+    pairs = dpo_trainer([pair], config=dpo.Config(batch_size=1), reference=reference, beta=1.0, folder=tmp_path)
+    pairs.model.train()
+    batch = pairs.data_collator([pairs.train_dataset[0]])
+    losses = [float(pairs._compute_loss(pairs.model, batch, False)) for _ in range(3)]
+    assert losses == pytest.approx([0.6931472] * 3, abs=1e-5)
