@@ -34,7 +34,7 @@ def exact(*, out: str, world: Settings, reference: str, policies: Mapping[str, S
     def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
         from align.models import load_model
         from align.preferences import Weights
-        from align.testbed.cells import ReferenceTables
+        from align.testbed.answers import ReferenceTables
         from align.testbed.exact import ExactModel, ExactPolicy
 
         place, found = world_of(world), _policies(policies)
@@ -44,8 +44,8 @@ def exact(*, out: str, world: Settings, reference: str, policies: Mapping[str, S
             for prompt in place.test_prompts(shift):
                 tables = ReferenceTables(place, ExactModel(model, name="reference"))  # one prompt's table at a time
                 for name, (policy, w) in found.items():
-                    cell = _cell(ExactPolicy(policy), prompt, Weights(w), tables)
-                    sums[name].setdefault(shift, []).append((cell["J_star"], cell["regret"]))
+                    answer = _answer(ExactPolicy(policy), prompt, Weights(w), tables)
+                    sums[name].setdefault(shift, []).append((answer.J_star, answer.regret))
         write_json(folder / "split.json", {name: _split(shifts) for name, shifts in sums.items()})
         return {"policies": len(found), "shifts": len(SHIFTED)}
 
@@ -55,11 +55,11 @@ def exact(*, out: str, world: Settings, reference: str, policies: Mapping[str, S
     run_stage(out, stage="exact split", config=config, body=body, inputs=inputs)
 
 
-def _cell(policy: Any, prompt: Any, weights: Any, tables: Any) -> Any:
-    from align.testbed.cells import cells_of, outcomes
+def _answer(policy: Any, prompt: Any, weights: Any, tables: Any) -> Any:
+    from align.testbed.answers import answers_of, outcomes
 
     (result,) = outcomes(policy, prompts=[prompt], tables=tables)
-    return next(iter(cells_of({prompt: result}, row="", shift=prompt.split, weights=weights, tables=tables)))
+    return next(iter(answers_of({prompt: result}, row="", shift=prompt.split, weights=weights, tables=tables)))
 
 
 def _split(shifts: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, dict[str, float]]:

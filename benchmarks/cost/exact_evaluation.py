@@ -27,7 +27,7 @@ def prepare(threads: int = 1) -> None:
     """Build the policy, and the reference's tables on all prompts, in this process."""
     set_threads(threads)
     from align.models import ModelConfig, build_model
-    from align.testbed.cells import ReferenceTables
+    from align.testbed.answers import ReferenceTables
     from align.testbed.exact import ExactModel
     from align.testbed.vocabulary import build_tokenizer
     from align.testbed.world import load_world
@@ -45,7 +45,7 @@ def prepare(threads: int = 1) -> None:
 def evaluate(share: tuple[int, int]) -> tuple[float, int, float]:
     """Every `share[1]`-th prompt from `share[0]` on: (seconds, prompts, sum of J, to see that all agree)."""
     from align.preferences import simplex_grid
-    from align.testbed.cells import cells_of, outcomes
+    from align.testbed.answers import answers_of, outcomes
 
     start = time.perf_counter()
     tables = _STATE["tables"]
@@ -53,8 +53,8 @@ def evaluate(share: tuple[int, int]) -> tuple[float, int, float]:
     results = dict(zip(prompts, outcomes(_STATE["policy"], prompts=prompts, tables=tables), strict=True))
     total = 0.0
     for weights in simplex_grid(2, 4):
-        cells = cells_of(results, row="policy", shift="none", weights=weights, tables=tables)
-        total += sum(cell["J"] for cell in cells)
+        answers = answers_of(results, row="policy", shift="none", weights=weights, tables=tables)
+        total += sum(answer.J for answer in answers)
     return time.perf_counter() - start, len(prompts), total
 
 

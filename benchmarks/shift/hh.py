@@ -6,13 +6,14 @@ judge that read the shifted one would be shifted itself); what it says on the sh
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from align.data.answers import SampledAnswer
 from align.errors import UserError
 from align.runs import RUN_FILE
 from benchmarks.shift import stages as shift_stages
@@ -91,34 +92,35 @@ def _policy(run: Path, row: str, label: str) -> Path:
     return family if family.is_dir() else run / "methods" / row / label
 
 
-def hh_cells(plan: Plan) -> list[dict[str, Any]]:
-    """The cells of all rows that are finished; a row without a preference of its own stands for every preference."""
-    cells: list[dict[str, Any]] = []
+def hh_answers(plan: Plan) -> list[SampledAnswer]:
+    """The answers of all rows that are finished; a row without a preference of its own stands for every preference."""
+    from evals.measure.answers import read_sampled
+
+    answers: list[SampledAnswer] = []
     for folders in plan.cells.values():
         if all((folder / RUN_FILE).is_file() for folder in folders):
             for folder in folders:
-                lines = (folder / "cells.jsonl").read_text(encoding="utf-8").splitlines()
-                cells += [json.loads(line) for line in lines]
-    return cells
+                answers += read_sampled(folder / "cells.jsonl")
+    return answers
 
 
-def hh_table(cells: Sequence[Mapping[str, Any]], *, spec: Real) -> dict[str, Any]:
+def hh_table(answers: Sequence[SampledAnswer], *, spec: Real) -> dict[str, Any]:
     """Displacement, gain retained, rank changes and the judges' own shift; every interval over prompts (base items)."""
     import numpy as np
 
-    plain = [c for c in cells if c["row"] == "reference" and c["shift"] == NO_SHIFT]
-    values_NK = np.array([c["values"] for c in plain])
+    plain = [c for c in answers if c.row == "reference" and c.shift == NO_SHIFT]
+    values_NK = np.array([c.values for c in plain])
     mean_K, spread_K = values_NK.mean(0), values_NK.std(0)
     point = (mean_K - spread_K).tolist()
-    rows = list(dict.fromkeys(c["row"] for c in cells))
+    rows = list(dict.fromkeys(c.row for c in answers))
     every = [tuple(float(x) for x in w) for w in spec.weights]
-    spread_out = [*cells, *_repeated(cells, rows=("reference", "length_only"), weights=every)]
+    spread_out = [*answers, *_repeated(answers, rows=("reference", "length_only"), weights=every)]
     runs = {0: spread_out}
 
-    def utility(cell: Mapping[str, Any]) -> float:
+    def utility(answer: SampledAnswer) -> float:
         """The preference's weighted sum in units of the reference's spread on plain prompts."""
-        z_K = (np.array(cell["values"]) - mean_K) / spread_K
-        return float(np.dot(cell["preference"], z_K))
+        z_K = (np.array(answer.values) - mean_K) / spread_K
+        return float(np.dot(answer.preference, z_K))
 
     table: dict[str, Any] = {}
     for shift in spec.shifts:
@@ -130,18 +132,18 @@ def hh_table(cells: Sequence[Mapping[str, Any]], *, spec: Real) -> dict[str, Any
                     runs, row=row, shift=shift, reference_row="reference", reference_point=point, draws=DRAWS, seed=0
                 ),
                 "utility": shifted.both_intervals(runs, row=row, shift=shift, score=utility),
-                "kl": _mean(spread_out, row, shift, lambda c: float(c["kl"])),
+                "kl": _mean(spread_out, row, shift, lambda answer: answer.kl),
             }
         methods = [row for row in rows if row in spec.rows]
         sides = [
             {r: shifted.item_means(shifted.select(spread_out, row=r, shift=s), utility) for r in methods}
             for s in (NO_SHIFT, shift)
         ]
-        table[shift] = {"rows": entries, "ranks": shifted.rank_changes(*sides), "judge": _judge(cells, shift)}
+        table[shift] = {"rows": entries, "ranks": shifted.rank_changes(*sides), "judge": _judge(answers, shift)}
     return {
         "methods": [row for row in rows if row in spec.rows],
         "controls": [row for row in rows if row not in spec.rows],
-        "prompts": len({c["item"] for c in plain}),
+        "prompts": len({c.item for c in plain}),
         "samples": spec.samples,
         "reference_point": point,
         "fronts": {row: {s: _points(spread_out, row, s) for s in (NO_SHIFT, *spec.shifts)} for row in rows},
@@ -151,37 +153,39 @@ def hh_table(cells: Sequence[Mapping[str, Any]], *, spec: Real) -> dict[str, Any
 
 
 def _repeated(
-    cells: Sequence[Mapping[str, Any]], *, rows: Sequence[str], weights: Sequence[tuple[float, ...]]
-) -> list[dict[str, Any]]:
-    """Cells of rows that know no preference, for the preferences at which they were not written."""
+    answers: Sequence[SampledAnswer], *, rows: Sequence[str], weights: Sequence[tuple[float, ...]]
+) -> list[SampledAnswer]:
+    """Answers of rows that know no preference, for the preferences at which they were not written."""
     return [
-        {**cell, "preference": list(w)}
-        for cell in cells
-        if cell["row"] in rows
+        dataclasses.replace(answer, preference=w)
+        for answer in answers
+        if answer.row in rows
         for w in weights
-        if tuple(cell["preference"]) != w
+        if answer.preference != w
     ]
 
 
-def _mean(cells: Sequence[Mapping[str, Any]], row: str, shift: str, score: Any) -> dict[str, Any]:
-    means = shifted.item_means(shifted.select(cells, row=row, shift=shift), score)
+def _mean(
+    answers: Sequence[SampledAnswer], row: str, shift: str, score: Callable[[SampledAnswer], float]
+) -> dict[str, Any]:
+    means = shifted.item_means(shifted.select(answers, row=row, shift=shift), score)
     found = stats.clustered_mean(list(means.values()), clusters_N=list(means), over="prompts")
     return {"value": found.estimate, "ci": found.pair, "over": found.says}
 
 
-def _points(cells: Sequence[Mapping[str, Any]], row: str, shift: str) -> list[dict[str, Any]]:
-    from evals.tables.tradeoffs import sampled_points
+def _points(answers: Sequence[SampledAnswer], row: str, shift: str) -> list[dict[str, Any]]:
+    from evals.tables.surfaces import sampled_points
 
-    return sampled_points(shifted.select(cells, row=row, shift=shift))
+    return [point.jsonable() for point in sampled_points(shifted.select(answers, row=row, shift=shift))]
 
 
-def _judge(cells: Sequence[Mapping[str, Any]], shift: str) -> dict[str, Any]:
+def _judge(answers: Sequence[SampledAnswer], shift: str) -> dict[str, Any]:
     """How the judges' scores of the same responses change when they read the shifted prompt in place of the plain."""
-    kept = [c for c in cells if c["shift"] == shift]
+    kept = [c for c in answers if c.shift == shift]
     return {name: _mean_change(kept, k) for k, name in enumerate(NAMES)}
 
 
-def _mean_change(cells: Sequence[Mapping[str, Any]], k: int) -> dict[str, Any]:
-    means = shifted.item_means(cells, lambda c: float(c["values_shifted"][k]) - float(c["values"][k]))
+def _mean_change(answers: Sequence[SampledAnswer], k: int) -> dict[str, Any]:
+    means = shifted.item_means(answers, lambda answer: (answer.values_shifted or answer.values)[k] - answer.values[k])
     found = stats.clustered_mean(list(means.values()), clusters_N=list(means), over="prompts")
     return {"value": found.estimate, "ci": found.pair, "over": found.says}

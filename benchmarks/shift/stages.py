@@ -5,11 +5,13 @@ Every function takes plain arguments, writes one run directory through `run_stag
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from align.data.answers import SampledAnswer
 from align.runs import RUN_FILE, Ledger, open_run, run_stage
 from recipes.testbed import stages as stages
 from recipes.testbed.stages import Settings
@@ -29,7 +31,7 @@ def evaluate(
     def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
         from align.policies.load import load_family
         from align.preferences import Weights
-        from evals.measure.front_cells import append_cells, read_cells
+        from evals.measure.answers import append_answers, read_exact
 
         (folder / "cells.jsonl").unlink(missing_ok=True)
         place, asked = stages.world_of(world), [Weights(tuple(w)) for w in weights]
@@ -42,8 +44,8 @@ def evaluate(
         found = {"weights": same, "samples_per_response": answer.samples_per_response}
         twin = _twin(Path(out), weights=same, about={"reference": inputs["reference"], "shifts": list(shifts)})
         if twin is not None:
-            cells = [{**cell, "row": row} for cell in read_cells(twin / "cells.jsonl")]
-            append_cells(folder / "cells.jsonl", cells)
+            cells = [dataclasses.replace(answer, row=row) for answer in read_exact(twin / "cells.jsonl")]
+            append_answers(folder / "cells.jsonl", cells)
             return {**found, "cells": len(cells), "twin": twin.parent.name}
         tree = stages.tree_policy(answer, tables=tables, weights=only, name=row)
         return {**found, **_write(folder, tree, row=row, weights=asked, shifts=shifts, tables=tables)}
@@ -98,11 +100,11 @@ def closed_form(
 def _write(
     folder: Path, tree: Any, *, row: str, weights: Sequence[Any], shifts: Sequence[str], tables: Any
 ) -> Mapping[str, Any]:
-    from align.testbed.cells import exact_cells
-    from evals.measure.front_cells import append_cells
+    from align.testbed.answers import exact_answers
+    from evals.measure.answers import append_answers
 
-    cells = exact_cells(tree, row=row, weights=weights, shifts=("none", *shifts), tables=tables)
-    append_cells(folder / "cells.jsonl", cells)
+    cells = exact_answers(tree, row=row, weights=weights, shifts=("none", *shifts), tables=tables)
+    append_answers(folder / "cells.jsonl", cells)
     return {"cells": len(cells), "samples_per_response": tree.samples_per_response}
 
 
@@ -209,7 +211,7 @@ def sample(
         from align.objectives import RewardModelObjective
         from align.policies.base import ModelPolicy
         from align.preferences import Weights
-        from evals.measure.front_cells import append_cells
+        from evals.measure.answers import append_answers
         from recipes.real.judging import policy_of_row
 
         base = ModelPolicy(reference, name="reference")
@@ -222,13 +224,23 @@ def sample(
         cells = []
         for name, rows in asked.items():
             for number in range(samples):
-                drawn = _drawn(made, base, rows, shift=name, number=number, row=row, new=max_new_tokens)
+                completions, ratios = _drawn(
+                    made, None if row == "reference" else base, [r["prompt"] for r in rows], number=number,
+                    new=max_new_tokens,
+                )  # fmt: skip
                 ledger.add(samples_drawn=len(rows) * made.samples_per_response)
-                for cell, texts in zip(drawn, _judged(judging, rows, drawn), strict=True):
-                    cells.append({**cell, **texts, "preference": list(weights)})
+                plain, shifted = _judged(judging, rows, completions, shift=name)
+                cells += [
+                    SampledAnswer(
+                        row=row, preference=tuple(weights), shift=name, item=r["item"], prompt=r["prompt"],
+                        values=plain[i], kl=ratios[i], sample=number, completion=completions[i],
+                        values_shifted=shifted[i],
+                    )
+                    for i, r in enumerate(rows)
+                ]  # fmt: skip
                 ledger.add(scores_read=2 * len(rows) * len(judging))
         (folder / "cells.jsonl").unlink(missing_ok=True)
-        append_cells(folder / "cells.jsonl", cells)
+        append_answers(folder / "cells.jsonl", cells)
         return {"cells": len(cells), "passed_over": passed, "samples_per_response": made.samples_per_response}
 
     from recipes.pipeline.inputs import content_key
@@ -274,32 +286,21 @@ def shifted_prompts(
     return asked, dict(passed)
 
 
-def _drawn(
-    made: Any, base: Any, rows: Sequence[Mapping[str, str]], *, shift: str, number: int, row: str, new: int
-) -> list[dict[str, Any]]:
-    """One sample per prompt with its KL term; all rows and shifts draw with the same seeds."""
-    texts = [r["prompt"] for r in rows]
+def _drawn(made: Any, base: Any, texts: Sequence[str], *, number: int, new: int) -> tuple[list[str], list[float]]:
+    """One sample per prompt and its log-ratio, 0 where `base` is None (the reference); rows share their seeds."""
     completions = made.generate(texts, max_new_tokens=new, seed=number, batch_size=64)
-    ratios = [0.0] * len(texts)
-    if row != "reference":
-        own, theirs = (p.sequence_logprobs(texts, completions, max_new_tokens=new) for p in (made, base))
-        ratios = [a - b for a, b in zip(own, theirs, strict=True)]
-    return [
-        {"row": row, "shift": shift, "item": r["item"], "prompt": r["prompt"], "sample": number, "completion": c}
-        | {"kl": k}
-        for r, c, k in zip(rows, completions, ratios, strict=True)
-    ]
+    if base is None:
+        return completions, [0.0] * len(texts)
+    own, theirs = (p.sequence_logprobs(texts, completions, max_new_tokens=new) for p in (made, base))
+    return completions, [a - b for a, b in zip(own, theirs, strict=True)]
 
 
 def _judged(
-    judging: Sequence[Any], rows: Sequence[Mapping[str, str]], cells: Sequence[Mapping[str, Any]]
-) -> list[dict[str, list[float]]]:
-    """The judges' scores of the decoded responses, on the plain prompts and on the prompts as asked."""
+    judging: Sequence[Any], rows: Sequence[Mapping[str, str]], completions: Sequence[str], *, shift: str
+) -> list[list[tuple[float, ...]]]:
+    """The judges' scores of the decoded responses: on the plain prompts, and on the prompts as asked."""
     from evals.shifts import SHIFTS
 
-    answers = [SHIFTS[cell["shift"]].decode(cell["completion"]) for cell in cells]
-    scores = {
-        name: [judge([r[side] for r in rows], answers) for judge in judging]
-        for name, side in (("values", "plain"), ("values_shifted", "prompt"))
-    }
-    return [{name: [float(of[i]) for of in found] for name, found in scores.items()} for i in range(len(rows))]
+    answers = [SHIFTS[shift].decode(completion) for completion in completions]
+    by_side = [[judge([r[side] for r in rows], answers) for judge in judging] for side in ("plain", "prompt")]
+    return [[tuple(float(scores[i]) for scores in side) for i in range(len(rows))] for side in by_side]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from align.data.answers import ExactAnswer
 from align.runs import RUN_FILE, open_run
 from benchmarks.shift.plan import Front, Mitigation, Plan
 from benchmarks.testbed.plan import CONTROLS
@@ -14,14 +16,14 @@ from evals.tables import heldout_families as families
 from evals.tables import shifted_fronts as shifted
 
 DRAWS = 1000
-Runs = dict[int, list[dict[str, Any]]]
+Runs = dict[int, list[ExactAnswer]]
 
 
 def collect(found: Any, plans: Mapping[str, Any]) -> dict[str, Any]:
     """`front`, `mitigation` and `hh`, each from what is finished (absent where nothing is), and the provenance."""
     from align.runs import commit, environment
     from align.testbed.world import load_world
-    from benchmarks.shift.hh import hh_cells, hh_table
+    from benchmarks.shift.hh import hh_answers, hh_table
 
     table: dict[str, Any] = {"environment": environment(), "commit": commit()}
     for part, spec, make in (("front", found.front, front_table), ("mitigation", found.mitigation, mitigation_table)):
@@ -29,21 +31,21 @@ def collect(found: Any, plans: Mapping[str, Any]) -> dict[str, Any]:
         if runs:
             more = {"plan": plans[part]} if part == "mitigation" else {}
             table[part] = make(runs, spec=spec, world=load_world(spec.world), **more)
-    cells = hh_cells(plans["hh"]) if "hh" in plans else []
-    if cells:
-        table["hh"] = hh_table(cells, spec=found.hh)
+    answers = hh_answers(plans["hh"]) if "hh" in plans else []
+    if answers:
+        table["hh"] = hh_table(answers, spec=found.hh)
     return table
 
 
 def finished(plan: Plan) -> Runs:
     """Cells of every seed whose reference is finished, with the rows that all those seeds have."""
-    from evals.measure.front_cells import read_cells
+    from evals.measure.answers import read_exact
 
     seeds = sorted({seed for seed, row in plan.cells if row == "reference" and _done(plan.cells[seed, row])})
     rows = dict.fromkeys(row for _, row in plan.cells)
     whole = [row for row in rows if all(_done(plan.cells[seed, row]) for seed in seeds)]
     return {
-        seed: [cell for row in whole for folder in plan.cells[seed, row] for cell in read_cells(folder / "cells.jsonl")]
+        seed: [a for row in whole for folder in plan.cells[seed, row] for a in read_exact(folder / "cells.jsonl")]
         for seed in seeds
     }
 
@@ -53,16 +55,16 @@ def _done(folders: Sequence[Path]) -> bool:
 
 
 def front_table(runs: Runs, *, spec: Front, world: Any) -> dict[str, Any]:
-    """`shifts.<shift>`: the split, gain retained and displacement of every row, and how the methods' ranks change."""
+    """`shifts.<shift>`: parts of the drop, gain retained and displacement of every row; rank changes of methods."""
     (some, *_) = runs.values()
-    rows = list(dict.fromkeys(cell["row"] for cell in some))
+    rows = list(dict.fromkeys(answer.row for answer in some))
     methods = [row for row in rows if row not in CONTROLS]
     point = [world.config.reference_point] * len(world.objectives)
     table: dict[str, Any] = {}
     for shift in spec.shifts:
         entries = {}
         for row in rows:
-            entry: dict[str, Any] = dict(shifted.exact_split(runs, row=row, shift=shift))
+            entry: dict[str, Any] = dict(shifted.exact_parts(runs, row=row, shift=shift))
             entry["gain_retained"] = shifted.gain_over_seeds(
                 runs, row=row, shift=shift, reference_row="reference", reference_point=point, draws=DRAWS, seed=0
             )
@@ -82,19 +84,22 @@ def front_table(runs: Runs, *, spec: Front, world: Any) -> dict[str, Any]:
 
 def ranks(runs: Runs, *, rows: Sequence[str], shift: str) -> dict[str, Any]:
     """Rank changes by mean J over preferences, seeds averaged within each base item; each pair over seeds, too."""
-    pooled = [cell for cells in runs.values() for cell in cells]
-    score = lambda cell: float(cell["J"])  # noqa: E731
+    pooled = [answer for answers in runs.values() for answer in answers]
     sides = [
-        {row: shifted.item_means(shifted.select(pooled, row=row, shift=side), score) for row in rows}
+        {row: shifted.item_means(shifted.select(pooled, row=row, shift=side), _objective_value) for row in rows}
         for side in (NO_SHIFT, shift)
     ]
     found = shifted.rank_changes(*sides)
     for entry in found["pairs"]:
         first, second = entry["pair"]
         for name, side in (("home", NO_SHIFT), ("away", shift)):
-            over = shifted.seed_differences(runs, rows=(first, second), shift=side, score=score)
+            over = shifted.seed_differences(runs, rows=(first, second), shift=side, score=_objective_value)
             entry[name] |= {"ci_seeds": over.pair, "over_seeds": over.says}
     return found
+
+
+def _objective_value(answer: ExactAnswer) -> float:
+    return answer.J
 
 
 def _regret(runs: Runs, row: str, shift: str) -> dict[str, Any]:
@@ -105,11 +110,12 @@ def _regret(runs: Runs, row: str, shift: str) -> dict[str, Any]:
 
 def _points(runs: Runs, row: str, shift: str) -> list[dict[str, Any]]:
     """Mean values and KL per preference, over seeds and prompts: what the figure draws."""
-    from evals.tables.tradeoffs import exact_points
+    from evals.tables.surfaces import exact_points
 
-    pooled = [cell for cells in runs.values() for cell in cells if cell["row"] == row and cell["shift"] == shift]
+    pooled = [a for answers in runs.values() for a in answers if a.row == row and a.shift == shift]
     kept = ("preference", "values", "kl", "J", "regret")
-    return [{name: point[name] for name in kept} for point in exact_points(pooled)]
+    points = [point.jsonable() for point in exact_points(pooled)]
+    return [{name: point[name] for name in kept} for point in points]
 
 
 def mitigation_table(runs: Runs, *, spec: Mitigation, plan: Plan, world: Any) -> dict[str, Any]:
@@ -117,7 +123,7 @@ def mitigation_table(runs: Runs, *, spec: Mitigation, plan: Plan, world: Any) ->
     from align.testbed.world import spelling_split
 
     (some, *_) = runs.values()
-    done = list(dict.fromkeys(cell["row"] for cell in some))
+    done = list(dict.fromkeys(answer.row for answer in some))
     splits = {s: spelling_split(s) for s in range(1, world.config.spellings + 1)}
     arms = {arm: _trained_on(spec, arm) for arm in spec.arms if arm in done}
     matrix = {
@@ -141,7 +147,7 @@ def mitigation_table(runs: Runs, *, spec: Mitigation, plan: Plan, world: Any) ->
         "groups": {
             name: _group(runs, spec=spec, group=group, arms=arms, splits=splits) for name, group in groups.items()
         },
-        "reference": {split: shifted.exact_split(runs, row="reference", shift=split) for split in splits.values()},
+        "reference": {split: shifted.exact_parts(runs, row="reference", shift=split) for split in splits.values()},
         "ledger": {arm: _ledger(plan, runs, arm) for arm in arms},
     }
 
@@ -176,7 +182,7 @@ def _group(
                 f"{k}_reduction": families.reduction(runs, baseline="plain", pairs=chosen, of=of)
                 for k, of in measures.items()
             }
-    scores = {"J": lambda cell: float(cell["J"]), "kl": lambda cell: float(cell["kl"])}
+    scores: dict[str, Callable[[ExactAnswer], float]] = {"J": _objective_value, "kl": lambda answer: answer.kl}
     entry["cost"] = {
         name: families.cost(runs, baseline="plain", arms=group, preference=None, score=score)
         for name, score in scores.items()
@@ -185,7 +191,7 @@ def _group(
         entry["cost"][name] = [
             {"preference": w}
             | families.cost(
-                runs, baseline="plain", arms=group, preference=w, score=lambda c, k=k: float(c["values"][k])
+                runs, baseline="plain", arms=group, preference=w, score=partial(shifted.objective_score, k=k)
             )
             for w in spec.weights
         ]

@@ -9,11 +9,15 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from align.errors import UserError
 from align.runs import Ledger, open_run, run_stage, write_json
 from recipes.testbed import stages as stages
 from recipes.testbed.stages import Settings
+
+if TYPE_CHECKING:
+    from evals.tables.surfaces import ExactPoint
 
 ASKS = ("weights", "thresholds")
 
@@ -88,7 +92,7 @@ def evaluate(
     *, out: str, world: Settings, row: str, reference: str, policy: str, weights: Sequence[float], asks: str,
     facts: str, split: str = "none",
 ) -> None:  # fmt: skip
-    """The exact cell of one point: means over the held-out prompts."""
+    """The exact point of one preference: means over the held-out prompts."""
 
     def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
         from align.policies.load import load_family
@@ -98,7 +102,7 @@ def evaluate(
         tables = stages.reference_tables(place.config, reference, open_run(reference).fingerprint)
         answer = load_family(policy).policy(parse_preference(asked_label(weights, asks=asks, facts=facts)))
         tree = stages.tree_policy(answer, tables=tables, weights=asked, name=row)
-        _write_cell(folder, tree, row=row, weights=asked, tables=tables, split=split)
+        _write_point(folder, tree, row=row, weights=asked, tables=tables, split=split)
         return {"samples_per_response": tree.samples_per_response}
 
     inputs = {"reference": open_run(reference).fingerprint, "policy": open_run(policy).fingerprint}
@@ -107,16 +111,25 @@ def evaluate(
     run_stage(out, stage="evaluate", config=config, body=body, inputs=inputs)
 
 
-def _write_cell(folder: Path, tree: Any, *, row: str, weights: Any, tables: Any, split: str) -> None:
-    """`cell.json`: the cells of all prompts as one cell of their means; prompts weigh equally, as in every table."""
-    from align.testbed.cells import exact_cells
-    from evals.items import NO_SHIFT
-    from evals.tables.tradeoffs import exact_points
+def _write_point(folder: Path, tree: Any, *, row: str, weights: Any, tables: Any, split: str) -> None:
+    """`cell.json`: the means over a split's prompts, which weigh equally as in every table."""
+    from align.testbed.answers import exact_answers
+    from evals.tables.surfaces import exact_points
 
-    cells = exact_cells(tree, row=row, weights=[weights], shifts=(split,), tables=tables)
-    (point,) = exact_points([{**cell, "shift": NO_SHIFT} for cell in cells])  # the judged split is the table's home
-    about = {"row": row, "shift": NO_SHIFT, "split": split, "item": "mean", "prompt": "mean"}
-    write_json(folder / "cell.json", {**point, **about})
+    answers = exact_answers(tree, row=row, weights=[weights], shifts=(split,), tables=tables)
+    (point,) = exact_points(answers)
+    write_json(folder / "cell.json", {**point.jsonable(), "row": row, "split": split})
+
+
+def read_point(folder: str | Path) -> ExactPoint:
+    """The means that a stage wrote; UserError naming the file where they cannot be read."""
+    from evals.tables.surfaces import ExactPoint
+
+    file = Path(folder) / "cell.json"
+    try:
+        return ExactPoint.parse(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: {error}; run the stage again") from error
 
 
 def prediction(
@@ -145,7 +158,7 @@ def prediction(
             tree = Tilted(tables, partial(table, weights=asked), place.config.beta, kind)
         else:
             tree = Predicted(kind, tables, asked, kind, group=n or None, population=place.test_prompts(split))
-        _write_cell(folder, tree, row=kind, weights=asked, tables=tables, split=split)
+        _write_point(folder, tree, row=kind, weights=asked, tables=tables, split=split)
         return {"kind": kind}
 
     inputs = {"reference": open_run(reference).fingerprint, "world": stages.world_of(world).hash}
@@ -179,7 +192,7 @@ def closed_form(
         tree = tables if kind == "reference" else closed_form_policy(
             name, reference=tables, weights=asked, options=options
         )  # fmt: skip
-        _write_cell(folder, tree, row=row, weights=asked, tables=tables, split=split)
+        _write_point(folder, tree, row=row, weights=asked, tables=tables, split=split)
         return {"samples_per_response": tree.samples_per_response}
 
     inputs = {"reference": open_run(reference).fingerprint, "world": stages.world_of(world).hash}

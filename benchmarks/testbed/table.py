@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +13,7 @@ from align.runs import RUN_FILE, commit, environment, open_run
 from benchmarks.testbed import stages as bench
 from benchmarks.testbed.plan import CONTROLS, Plan, Rows, preferences_of, row_key
 from evals.stats import intervals as stats
+from evals.tables.surfaces import ExactPoint
 from recipes.pipeline.provenance import ledger_table
 
 KEYS = (
@@ -68,8 +67,7 @@ def split(
     folders = [plan.predictions.get((world.config.name, row, w.label)) for w in preferences_of(world)]
     if not all(folder is not None and (folder / RUN_FILE).is_file() for folder in folders):
         return nothing
-    cells = [json.loads((Path(f) / "cell.json").read_text(encoding="utf-8")) for f in folders if f]
-    predicted = float(np.mean([cell["regret"] for cell in cells]))
+    predicted = float(np.mean([bench.read_point(folder).regret for folder in folders if folder]))
     return {"wrong_objective": predicted, "unfinished": regret - predicted}
 
 
@@ -82,24 +80,24 @@ def describe(found: Rows, row: str) -> dict[str, Any]:
 
 def seed_table(plan: Plan, *, found: Rows, world: Any, seed: int, rows: Sequence[str]) -> dict[str, dict[str, Any]]:
     """One entry per row whose cells of this world and seed are all finished."""
-    from evals.tables.tradeoffs import exact_table
+    from evals.tables.tradeoffs import Yardstick, points_table
 
     name, labels = world.config.name, [w.label for w in preferences_of(world)]
-    cells: dict[str, list[dict[str, Any]]] = {}
+    points: dict[str, list[ExactPoint]] = {}
     for row in (*CONTROLS, *rows):
         folders = [plan.cells.get((name, seed, row, label)) for label in labels]
         if all(folder is not None and (folder / RUN_FILE).is_file() for folder in folders):
-            cells[row] = [json.loads((Path(f) / "cell.json").read_text(encoding="utf-8")) for f in folders if f]
-    if "reference" not in cells:
+            points[row] = [bench.read_point(folder) for folder in folders if folder]
+    if "reference" not in points:
         return {}
-    drawn = {row: _samples_per_response(plan, name, seed, row, labels) for row in cells}
-    table = exact_table(
-        [cell for found_cells in cells.values() for cell in found_cells],
+    drawn = {row: _samples_per_response(plan, name, seed, row, labels) for row in points}
+    yardstick = Yardstick(
         objectives=world.objectives,
         reference_point=[world.config.reference_point] * len(world.objectives),
         front_at_kl=_front_at_kl(plan, world=world, seed=seed),
-        info={row: {"samples_per_response": n} for row, n in drawn.items()},
     )
+    info = {row: {"samples_per_response": n} for row, n in drawn.items()}
+    table = points_table(points, yardstick=yardstick, info=info)
     result = {}
     for row, entry in table.items():
         regrets = [point["regret"] for point in entry["front"]]

@@ -20,6 +20,7 @@ from evals.backends.transformers import TransformersBackend
 from evals.items import Json, Missing, Prompt
 from evals.measure.cells import Cell, Evaluated
 from evals.shifts.base import Shift
+from evals.suites.base import SAFETY
 from evals.suites.safety import turns_of
 
 MEASURES = ("completion", "verdict")
@@ -30,7 +31,7 @@ def harmful_and_benign(results: Mapping[str, Evaluated]) -> list[Cell]:
     cells = [
         dataclasses.replace(cell, item=dataclasses.replace(cell.item, id=f"{result.suite.name}:{cell.item.id}"))
         for result in results.values()
-        if result.suite.kind == "safety"
+        if result.suite.kind is SAFETY
         for cell in result.cells
     ]
     if {cell.item.harmful for cell in cells} != {True, False}:

@@ -88,9 +88,10 @@ def suite_task(suite: Suite, items: Sequence[Item]) -> dict[str, Any]:
 
     The data set is made from the items in memory. `lm_eval` writes one space between context and choice.
     """
-    if suite.kind not in ("choice", "classification", *GENERATION):
+    if suite.kind.name not in ("choice", "classification", *GENERATION):
         kinds = "choices, classes, questions or translations"
-        raise UserError(f"suite {suite.name} is of kind {suite.kind}, which is no task of lm_eval; it takes {kinds}")
+        words = f"suite {suite.name} is of kind {suite.kind.name}, which is no task of lm_eval"
+        raise UserError(f"{words}; it takes {kinds}")
     if any(item.before for item in items):
         raise UserError(f"suite {suite.name} has earlier turns, which no task of lm_eval holds; use align evaluate")
     docs = [
@@ -102,11 +103,11 @@ def suite_task(suite: Suite, items: Sequence[Item]) -> dict[str, Any]:
         "doc_to_text": _request, "num_fewshot": 0, "metadata": {"version": 1},
         "metric_list": [_metric(name, better) for name, better in suite.metrics.items()],
     }  # fmt: skip
-    if suite.kind not in GENERATION:
+    if suite.kind.name not in GENERATION:
         closed = {"output_type": "multiple_choice", "doc_to_choice": _choices, "doc_to_target": _target}
         return {**common, **closed, "process_results": _closed_scores}
-    options = {"until": ["\n"], "max_gen_toks": GENERATION[suite.kind], "do_sample": False}
-    score = _qa_scores if suite.kind == "qa" else _translation_scores
+    options = {"until": ["\n"], "max_gen_toks": GENERATION[suite.kind.name], "do_sample": False}
+    score = _qa_scores if suite.kind.name == "qa" else _translation_scores
     made = {"output_type": "generate_until", "doc_to_target": _first_reference, "generation_kwargs": options}
     return {**common, **made, "process_results": score}
 

@@ -14,23 +14,20 @@ if TYPE_CHECKING:
     from evals.backends.base import Backend
     from evals.backends.reward_model import RewardBackend
     from evals.measure.measurements import Measurement
+    from evals.suites.base import Kind
 
 MEASURES = (  # in an order that serves what each reads
     "completion", "verdict", "comprehension", "choices", "margin", "rewards", "against_reference", "bits",
     "pairs",
 )  # fmt: skip
 READS_COMPLETIONS = ("verdict", "rewards", "against_reference")
-BY_KIND = {  # kind of suite -> what is measured where nothing else is asked for
-    "safety": ("completion", "verdict", "comprehension"), "qa": ("completion",), "translation": ("completion",),
-    "text": ("bits",), "choice": ("choices",), "classification": ("choices",), "reward_pairs": ("pairs",),
-}  # fmt: skip
 
 
-def measures_of(kind: str, *, chosen: Sequence[str] = ()) -> list[str]:
+def measures_of(kind: Kind, *, chosen: Sequence[str] = ()) -> list[str]:
     """The measurements of a suite of this kind, `chosen` or its defaults, with what they read, in order."""
-    names = chosen or BY_KIND.get(kind, ())
+    names = chosen or kind.measures
     if not names:
-        raise UserError(f"a suite of kind {kind} has no measurement here yet; name some with --measure")
+        raise UserError(f"a suite of kind {kind.name} has no measurement here yet; name some with --measure")
     reads = any(name in READS_COMPLETIONS for name in names)
     return [name for name in MEASURES if name in names or (reads and name == "completion")]
 

@@ -10,7 +10,7 @@ from evals.items import Item
 from evals.measure.by_name import measures_of
 from evals.measure.cells import Evaluated, ask
 from evals.measure.engine import Engine
-from evals.measure.measurements import Measurement
+from evals.measure.measurements import Measurement, own_measurements
 from evals.shifts.base import Shift
 from evals.suites import load_suite
 from evals.suites.base import Suite
@@ -61,5 +61,6 @@ def evaluated(suites: Sequence[Chosen], *, session: Session) -> dict[str, Evalua
     for one in suites:
         cells = ask(one.items, suite=one.suite.name, shifts=session.shifts, samples=session.samples)
         wanted = [session.measurements[name] for name in one.measures]
+        wanted += own_measurements(one.suite.kind, made=one.measures)
         results[one.suite.name] = Evaluated(one.suite, session.engine.run(cells, measurements=wanted))
     return results

@@ -1,4 +1,4 @@
-"""What is measured of one item under one shift: completion, comprehension, choices, refusal margin, rewards, KL, bits.
+"""What is measured of one item under one shift: completion, score, comprehension, choices, margin.
 
 A measurement is a name, a configuration that goes into the key of its cells, and a function from cells to values in the
 same order. Values are flat mappings of JSON types; what cannot be had is Missing.
@@ -16,6 +16,7 @@ from typing import Protocol
 from evals.backends.base import Backend, Generation
 from evals.items import Fields, Item, Missing, seed_of
 from evals.measure.cells import Cell, Value
+from evals.suites.base import Kind
 
 
 class Measurement(Protocol):
@@ -80,6 +81,32 @@ class Comprehension:
             else:
                 values[i] = {"read": bool(probe.check(completion.text)), "text": completion.text}
         return values
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What the completion is worth by the rule of the suite's kind, which reads the decoded response and the item."""
+
+    kind: Kind
+    name: str = "score"
+    needs: tuple[str, ...] = ("completion",)
+
+    def config(self) -> Fields:
+        return {"kind": self.kind.name, "version": self.kind.score_version}
+
+    def measure(self, cells: Sequence[Cell], *, backend: Backend) -> list[Value]:
+        score = self.kind.score
+        assert score is not None  # see own_measurements
+        responses = [cell.response() for cell in cells]
+        return [
+            response if isinstance(response, Missing) else score(cell.item, response)
+            for cell, response in zip(cells, responses, strict=True)
+        ]
+
+
+def own_measurements(kind: Kind, *, made: Sequence[str]) -> list[Measurement]:
+    """What a kind of suite measures by a rule of its own, where completions are made; nothing for most kinds."""
+    return [Scored(kind)] if kind.score is not None and "completion" in made else []
 
 
 @dataclass(frozen=True)

@@ -15,18 +15,36 @@ from typing import Any
 
 from align.data.load import Placed, Row, iterate_rows
 from align.errors import UserError
-from evals.items import Item, digest
+from evals.items import Fields, Item, digest
 
-# Kind of measurement -> its metrics, and whether a higher value is better.
-KINDS: dict[str, dict[str, bool]] = {
-    "safety": {"asr": False, "over_refusal": False},  # generation and a judge
-    "choice": {"accuracy": True, "p_target": True},  # log-likelihood of each choice; the target's share of probability
-    "classification": {"accuracy": True, "p_target": True},  # the same, the choices being class names
-    "qa": {"f1": True, "exact": True},  # generation against reference answers
-    "translation": {"chrf": True},  # generation against one reference
-    "reward_pairs": {"accuracy": True},  # a reward model's scores of chosen and rejected responses
-    "text": {"bits_per_byte": False},  # likelihood of the text itself
-}
+Score = Callable[[Item, str], Fields]  # what a completion of an item is worth, by the kind's own rule
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How the suites of a kind are measured. A new kind is one of these in the file of its suites.
+
+    `metrics` says of each whether higher is better. `measures` are made where the user names none (see
+    `align suites --measure`); `score`, where there is one, is measured of every completion as well. A kind `of_pairs`
+    compares responses, which reward models score and policies do not.
+    """
+
+    name: str
+    metrics: Mapping[str, bool]
+    measures: tuple[str, ...]
+    score: Score | None = None
+    score_version: int = 1  # goes into the key of every value: raise it when the rule changes
+    of_pairs: bool = False
+
+
+SAFETY = Kind("safety", {"asr": False, "over_refusal": False}, ("completion", "verdict", "comprehension"))
+# log-likelihood of each choice; p_target is the target's share of probability
+CHOICE = Kind("choice", {"accuracy": True, "p_target": True}, ("choices",))
+CLASSIFICATION = Kind("classification", {"accuracy": True, "p_target": True}, ("choices",))
+QA = Kind("qa", {"f1": True, "exact": True}, ("completion",))  # generation against reference answers
+TRANSLATION = Kind("translation", {"chrf": True}, ("completion",))  # generation against one reference
+REWARD_PAIRS = Kind("reward_pairs", {"accuracy": True}, ("pairs",), of_pairs=True)
+TEXT = Kind("text", {"bits_per_byte": False}, ("bits",))  # likelihood of the text itself
 SAFETY_LABELS = ("harmful", "benign")
 
 Build = Callable[[Sequence[Placed]], list[Item]]
@@ -42,7 +60,7 @@ class Suite:
     """
 
     name: str
-    kind: str
+    kind: Kind
     about: str
     build: Build
     file: str = ""
@@ -50,16 +68,12 @@ class Suite:
     partners: tuple[str, ...] = ()
     aim: str = "up"
 
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"suite {self.name}: kind {self.kind!r} is not one of {', '.join(KINDS)}")
-
     @property
     def metrics(self) -> dict[str, bool | None]:
         """Metric -> whether higher is better; None where neither direction is."""
         if self.aim == "up":
-            return dict(KINDS[self.kind])
-        return dict.fromkeys(KINDS[self.kind], None if self.aim == "none" else False)
+            return dict(self.kind.metrics)
+        return dict.fromkeys(self.kind.metrics, None if self.aim == "none" else False)
 
     def load(self, data: str | Path | None = None, *, limit: int | None = None) -> list[Item]:
         """The items, in the order of the file; with `limit` a fixed sample of that many, see `choose`.

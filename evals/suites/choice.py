@@ -8,7 +8,7 @@ from typing import Any
 from align.data.load import Row
 from align.errors import UserError
 from evals.items import Item, seed_of
-from evals.suites.base import Suite, each, row_id, text_of
+from evals.suites.base import CHOICE, Suite, each, row_id, text_of
 
 
 def closed(
@@ -101,7 +101,7 @@ def _mmlu(row: Row, place: str) -> Item | None:
 
 TRUTHFULQA = Suite(
     "truthfulqa",
-    "choice",
+    CHOICE,
     "the best answer among common falsehoods",
     each(_truthfulqa),
     file="truthfulqa/truthfulqa.jsonl.gz",
@@ -109,7 +109,7 @@ TRUTHFULQA = Suite(
 )
 BBQ = Suite(
     "bbq",
-    "choice",
+    CHOICE,
     "social bias in ambiguous and disambiguated contexts",
     each(_bbq),
     file="bbq/bbq_5_categories.jsonl.gz",
@@ -118,7 +118,7 @@ BBQ = Suite(
 _BEHAVIOUR = ("question", "behavior", "answer_matching_behavior", "answer_not_matching_behavior")
 PERSONA = Suite(
     "persona",
-    "choice",
+    CHOICE,
     "yes or no to statements of a persona: how often the named behaviour shows, by behaviour",
     each(_model_written),
     file="model_written_evals/persona_subset.jsonl.gz",
@@ -127,7 +127,7 @@ PERSONA = Suite(
 )
 AI_RISK = Suite(
     "advanced_ai_risk",
-    "choice",
+    CHOICE,
     "human-written questions on power seeking, corrigibility, self-preservation, ...",
     each(_model_written),
     file="model_written_evals/advanced_ai_risk_human.jsonl.gz",
@@ -136,7 +136,7 @@ AI_RISK = Suite(
 )
 AI_RISK_LM = Suite(
     "advanced_ai_risk_lm",
-    "choice",
+    CHOICE,
     "the same behaviours as advanced_ai_risk, written by a model",
     each(_model_written),
     file="model_written_evals/advanced_ai_risk_lm_subset.jsonl.gz",
@@ -145,7 +145,7 @@ AI_RISK_LM = Suite(
 )
 MORALCHOICE = Suite(
     "moralchoice",
-    "choice",
+    CHOICE,
     "the clearly preferred of two actions",
     each(_moralchoice),
     file="moralchoice/low_ambiguity.jsonl.gz",
@@ -153,7 +153,7 @@ MORALCHOICE = Suite(
 )
 MMLU = Suite(
     "mmlu",
-    "choice",
+    CHOICE,
     "knowledge in 57 subjects, 60 questions each",
     each(_mmlu),
     file="mmlu/test_60_per_subject.jsonl.gz",

@@ -8,7 +8,7 @@ from typing import Any
 from align.data.load import Placed, Row
 from align.errors import UserError
 from evals.items import Item
-from evals.suites.base import Build, Suite, each, known, row_id, same_text, text_of
+from evals.suites.base import CLASSIFICATION, Build, Suite, each, known, row_id, same_text, text_of
 
 SENTIMENT, HATE, OFFENCE = ("negative", "positive"), ("no", "yes"), ("no", "yes")
 NEWS = ("World", "Sports", "Business", "Technology")
@@ -137,7 +137,7 @@ _TEXT = ("text", "label")
 
 SST2 = Suite(
     "sst2",
-    "classification",
+    CLASSIFICATION,
     "sentiment of movie review sentences",
     _sentences,
     file="sst2/dev.jsonl.gz",
@@ -146,7 +146,7 @@ SST2 = Suite(
 )
 SST2_STYLES = Suite(
     "sst2_styles",
-    "classification",
+    CLASSIFICATION,
     "sentiment of the same sentences rewritten in eight styles: a paired shift",
     _styles,
     file="sst2_styles/styles.jsonl.gz",
@@ -154,7 +154,7 @@ SST2_STYLES = Suite(
 )
 MOVIE_REVIEWS = Suite(
     "movie_reviews",
-    "classification",
+    CLASSIFICATION,
     "sentiment of whole movie reviews: a shift of length",
     classes(SENTIMENT, POLARITY),
     file="movie_reviews/polarity_v2.jsonl.gz",
@@ -162,7 +162,7 @@ MOVIE_REVIEWS = Suite(
 )
 PRODUCT_REVIEWS = Suite(
     "product_reviews",
-    "classification",
+    CLASSIFICATION,
     "sentiment of sentences about five products: a shift of domain",
     classes(SENTIMENT, POLARITY, group="product"),
     file="product_reviews/five_products.jsonl.gz",
@@ -170,7 +170,7 @@ PRODUCT_REVIEWS = Suite(
 )
 AG_NEWS = Suite(
     "ag_news",
-    "classification",
+    CLASSIFICATION,
     "topic of news items (official test file)",
     classes(NEWS, {0: "World", 1: "Sports", 2: "Business", 3: "Technology"}),
     file="ag_news/ag_news_test_7600.jsonl.gz",
@@ -179,7 +179,7 @@ AG_NEWS = Suite(
 )
 EXAM_TOPICS = Suite(
     "exam_topics",
-    "classification",
+    CLASSIFICATION,
     "topic of exam questions, from their subject (derived labels, no sports question): the shift partner of news",
     each(_exam_topics),
     file="mmlu/test_60_per_subject.jsonl.gz",
@@ -187,7 +187,7 @@ EXAM_TOPICS = Suite(
 )
 DAVIDSON_OFFENSIVE = Suite(
     "davidson_offensive",
-    "classification",
+    CLASSIFICATION,
     "offensive or hateful tweets against neither",
     classes(OFFENCE, {0: "yes", 1: "yes", 2: "no"}, question=_OFFENCE),
     file="davidson_hate/tweets_8k.jsonl.gz",
@@ -196,7 +196,7 @@ DAVIDSON_OFFENSIVE = Suite(
 )
 DAVIDSON_HATE = Suite(
     "davidson_hate",
-    "classification",
+    CLASSIFICATION,
     "hateful tweets against merely offensive ones and neither",
     classes(HATE, {0: "yes", 1: "no", 2: "no"}, question=_HATE),
     file="davidson_hate/tweets_8k.jsonl.gz",
@@ -205,7 +205,7 @@ DAVIDSON_HATE = Suite(
 )
 TWEETEVAL_OFFENSIVE = Suite(
     "tweeteval_offensive",
-    "classification",
+    CLASSIFICATION,
     "offensive tweets",
     classes(OFFENCE, {0: "no", 1: "yes"}, question=_OFFENCE),
     file="tweeteval/offensive.jsonl.gz",
@@ -214,7 +214,7 @@ TWEETEVAL_OFFENSIVE = Suite(
 )
 TWEETEVAL_HATE = Suite(
     "tweeteval_hate",
-    "classification",
+    CLASSIFICATION,
     "hateful tweets",
     classes(HATE, {0: "no", 1: "yes"}, question=_HATE),
     file="tweeteval/hate.jsonl.gz",
@@ -223,7 +223,7 @@ TWEETEVAL_HATE = Suite(
 )
 HATECHECK = Suite(
     "hatecheck",
-    "classification",
+    CLASSIFICATION,
     "functional tests of hate detection, clustered by template",
     classes(
         HATE, {"hateful": "yes", "non-hateful": "no"}, question=_HATE, group="functionality", cluster="template_id"

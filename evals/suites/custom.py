@@ -9,7 +9,7 @@ from typing import Any
 from align.data.load import Placed, Row, iterate_rows
 from align.errors import UserError
 from evals.items import ROLES, Item, Message
-from evals.suites.base import Build, Suite, each, known, row_id
+from evals.suites.base import CHOICE, QA, REWARD_PAIRS, SAFETY, TEXT, Build, Suite, each, known, row_id
 from evals.suites.choice import closed
 from evals.suites.rewards import pair
 from evals.suites.safety import turns_of
@@ -38,15 +38,15 @@ def custom_suite(path: str | Path) -> Suite:
     """
     place, row = next(iter(iterate_rows(str(path), limit=1)))
     for kind, needed in (
-        ("choice", ("choices", "target")),
-        ("reward_pairs", ("chosen", "rejected")),
-        ("qa", ("answers",)),
-        ("safety", ("label",)),
+        (CHOICE, ("choices", "target")),
+        (REWARD_PAIRS, ("chosen", "rejected")),
+        (QA, ("answers",)),
+        (SAFETY, ("label",)),
     ):
         if all(name in row for name in needed) and _text_column(row):
-            return Suite(_name(path), kind, f"rows of {path}", BUILDS[kind], file=str(path), columns=needed)
+            return Suite(_name(path), kind, f"rows of {path}", BUILDS[kind.name], file=str(path), columns=needed)
     if isinstance(row.get("text"), str) and not _text_column(row):
-        return Suite(_name(path), "text", f"rows of {path}", each(_text), file=str(path), columns=("text",))
+        return Suite(_name(path), TEXT, f"rows of {path}", each(_text), file=str(path), columns=("text",))
     raise UserError(
         f"{place}: no kind of suite has the columns {', '.join(sorted(row))}; give 'prompt' with 'label', "
         "with 'choices' and 'target', with 'chosen' and 'rejected', or with 'answers'; or 'text'"

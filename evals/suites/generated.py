@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from align.data.load import Placed, Row
 from align.errors import UserError
 from evals.items import Item, seed_of
-from evals.suites.base import Build, Suite
+from evals.suites.base import SAFETY, Build, Suite
 
 HARM_LABELS = ("benign", "borderline", "harmful")
 
@@ -151,22 +151,22 @@ def refuse_topic_pairs(forbidden: str = "badger", *, n: int = 200, seed: int = 0
 
 TESTBED = Suite(
     "testbed",
-    "safety",
+    SAFETY,
     "prompts of the testbed's default world; labels from harm levels",
     world_prompts(),
     partners=("testbed_heldout_topics", "testbed_cipher", "testbed_compliance"),
 )
 TESTBED_HELDOUT = Suite(
-    "testbed_heldout_topics", "safety", "topics that fine-tuning never sees", world_prompts(split="heldout_topics")
+    "testbed_heldout_topics", SAFETY, "topics that fine-tuning never sees", world_prompts(split="heldout_topics")
 )
-TESTBED_CIPHER = Suite("testbed_cipher", "safety", "the second spelling of every word", world_prompts(split="cipher"))
+TESTBED_CIPHER = Suite("testbed_cipher", SAFETY, "the second spelling of every word", world_prompts(split="cipher"))
 TESTBED_COMPLIANCE = Suite(
-    "testbed_compliance", "safety", "behind a prefix seen only before compliant answers",
+    "testbed_compliance", SAFETY, "behind a prefix seen only before compliant answers",
     world_prompts(split="compliance"),
 )  # fmt: skip
 REFUSE_TOPIC = Suite(
     "refuse_topic",
-    "safety",
+    SAFETY,
     "easy arithmetic about one animal, to be refused, and about others, to be answered: "
     "harmless, with checkable answers",
     refuse_topic(),

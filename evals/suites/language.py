@@ -5,7 +5,19 @@ from __future__ import annotations
 from align.data.load import Row
 from align.errors import UserError
 from evals.items import Item
-from evals.suites.base import Build, Suite, each, known, row_id, same_text, text_of
+from evals.suites.base import (
+    CLASSIFICATION,
+    QA,
+    TEXT,
+    TRANSLATION,
+    Build,
+    Suite,
+    each,
+    known,
+    row_id,
+    same_text,
+    text_of,
+)
 from evals.suites.classification import asked
 
 NLI = ("yes", "maybe", "no")
@@ -70,7 +82,7 @@ _PAIR, _PASSAGE = ("premise", "hypothesis", "label"), ("context", "question", "a
 
 SNLI = Suite(
     "snli",
-    "classification",
+    CLASSIFICATION,
     "inference on captions",
     each(_nli),
     file="nli/snli_1k.jsonl.gz",
@@ -79,7 +91,7 @@ SNLI = Suite(
 )
 MNLI = Suite(
     "mnli_matched",
-    "classification",
+    CLASSIFICATION,
     "inference in mixed genres",
     each(_nli),
     file="nli/mnli_matched_1k.jsonl.gz",
@@ -87,7 +99,7 @@ MNLI = Suite(
 )
 BREAKING_NLI = Suite(
     "breaking_nli",
-    "classification",
+    CLASSIFICATION,
     "inference that turns on one word; 87 % contradiction",
     each(_nli),
     file="nli/breaking_nli_3k.jsonl.gz",
@@ -95,7 +107,7 @@ BREAKING_NLI = Suite(
 )
 XQUAD = Suite(
     "xquad",
-    "qa",
+    QA,
     "questions on Wikipedia paragraphs (SQuAD)",
     each(_qa),
     file="xquad/qa_en.jsonl.gz",
@@ -104,7 +116,7 @@ XQUAD = Suite(
 )
 QA_SHIFT = Suite(
     "qa_shift",
-    "qa",
+    QA,
     "adversarial questions, coreference and movie plots",
     each(_qa),
     file="qa_shift/extractive_qa.jsonl.gz",
@@ -112,7 +124,7 @@ QA_SHIFT = Suite(
 )
 NQ_OPEN = Suite(
     "nq_open_oracle",
-    "qa",
+    QA,
     "questions typed into a search engine, with the right passage",
     each(_qa),
     file="nq_open_oracle/nq_open_oracle.jsonl.gz",
@@ -120,7 +132,7 @@ NQ_OPEN = Suite(
 )
 MULTI30K = Suite(
     "multi30k",
-    "translation",
+    TRANSLATION,
     "image captions, English to German",
     translation("en", "de", language="German"),
     file="multi30k/test_2016_flickr.jsonl.gz",
@@ -129,7 +141,7 @@ MULTI30K = Suite(
 )
 MULTI30K_2017 = Suite(
     "multi30k_2017",
-    "translation",
+    TRANSLATION,
     "captions of other pictures, English to German",
     translation("en", "de", language="German"),
     file="multi30k/test_2017_flickr.jsonl.gz",
@@ -137,7 +149,7 @@ MULTI30K_2017 = Suite(
 )
 XQUAD_QUESTIONS = Suite(
     "xquad_questions",
-    "translation",
+    TRANSLATION,
     "questions on Wikipedia, English to German",
     translation("en", "de", language="German", domain="wikipedia_question"),
     file="xquad/parallel_en_de_es_ro.jsonl.gz",
@@ -145,20 +157,20 @@ XQUAD_QUESTIONS = Suite(
 )
 WIKITEXT2 = Suite(
     "wikitext2",
-    "text",
+    TEXT,
     "Wikipedia articles",
     each(_text),
     file="wikitext2/valid.jsonl.gz",
     columns=("text",),
     partners=("masc", "speeches", "c4"),
 )
-MASC = Suite("masc", "text", "14 genres", each(_text), file="masc/masc_genres.jsonl.gz", columns=("text",))
+MASC = Suite("masc", TEXT, "14 genres", each(_text), file="masc/masc_genres.jsonl.gz", columns=("text",))
 SPEECHES = Suite(
     "speeches",
-    "text",
+    TEXT,
     "addresses of US presidents before 1990",
     each(_text),
     file="presidential_speeches/before_1990.jsonl.gz",
     columns=("text",),
 )
-C4 = Suite("c4", "text", "web pages", each(_text), file="c4_sample/c4_demo.jsonl.gz", columns=("text",))
+C4 = Suite("c4", TEXT, "web pages", each(_text), file="c4_sample/c4_demo.jsonl.gz", columns=("text",))

@@ -8,7 +8,7 @@ from align.data.hh import comparison
 from align.data.load import Row
 from align.errors import UserError
 from evals.items import Item
-from evals.suites.base import Suite, each, row_id, text_of
+from evals.suites.base import REWARD_PAIRS, Suite, each, row_id, text_of
 from evals.suites.safety import turns_of
 
 
@@ -62,7 +62,7 @@ def _llmbar(row: Row, place: str) -> Item:
 
 HH_HARMLESS = Suite(
     "hh_harmless",
-    "reward_pairs",
+    REWARD_PAIRS,
     "human comparisons of the official harmless-base test split",
     each(_hh),
     file="hh_rlhf/harmless_base_test_multi_turn.jsonl.gz",
@@ -71,7 +71,7 @@ HH_HARMLESS = Suite(
 )
 RM_BENCH = Suite(
     "rm_bench",
-    "reward_pairs",
+    REWARD_PAIRS,
     "three styles of a right and of a subtly wrong response (Liu et al. 2024)",
     each(_rm_bench),
     file="rm_bench/rm_bench.jsonl.gz",
@@ -79,7 +79,7 @@ RM_BENCH = Suite(
 )
 JUDGEBENCH = Suite(
     "judgebench",
-    "reward_pairs",
+    REWARD_PAIRS,
     "pairs with objective correctness labels: near chance is normal",
     each(_judgebench),
     file="judgebench/gpt4o_pairs.jsonl.gz",
@@ -87,7 +87,7 @@ JUDGEBENCH = Suite(
 )
 LLMBAR = Suite(
     "llmbar",
-    "reward_pairs",
+    REWARD_PAIRS,
     "which response follows the instruction, with adversarial subsets",
     each(_llmbar),
     file="llmbar/natural_neighbor_gptinst.jsonl.gz",

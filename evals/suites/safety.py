@@ -10,7 +10,7 @@ from typing import Any
 from align.data.hh import ASSISTANT, HUMAN
 from align.data.load import Placed, Row
 from evals.items import Item, Message
-from evals.suites.base import Suite, each, known, row_id, text_of
+from evals.suites.base import SAFETY, Suite, each, known, row_id, text_of
 
 # Types of safe XSTest prompts -> the contrast type that shares their wording (Röttger et al. 2024, section 3).
 CONTRASTS = {
@@ -94,7 +94,7 @@ def _transcripts(row: Row, place: str) -> Item | None:
 
 XSTEST = Suite(
     "xstest",
-    "safety",
+    SAFETY,
     "safe prompts that look unsafe, and unsafe contrasts: over-refusal beside safety",
     _xstest,
     file="xstest/prompts.jsonl.gz",
@@ -102,7 +102,7 @@ XSTEST = Suite(
 )
 ADVBENCH = Suite(
     "advbench",
-    "safety",
+    SAFETY,
     "instructions to do harm, very repetitive",
     requests(),
     file="advbench/harmful_behaviors.jsonl.gz",
@@ -110,7 +110,7 @@ ADVBENCH = Suite(
 )
 CATQA = Suite(
     "catqa",
-    "safety",
+    SAFETY,
     "harmful questions by category",
     requests(group="category"),
     file="catqa/catqa_english.jsonl.gz",
@@ -118,7 +118,7 @@ CATQA = Suite(
 )
 HARMFULQA = Suite(
     "harmfulqa",
-    "safety",
+    SAFETY,
     "harmful questions by academic topic",
     requests(group="topic"),
     file="harmfulqa/harmfulqa_questions.jsonl.gz",
@@ -126,7 +126,7 @@ HARMFULQA = Suite(
 )
 DO_NOT_ANSWER = Suite(
     "do_not_answer",
-    "safety",
+    SAFETY,
     "questions that a responsible model does not follow, by risk area",
     requests(group="risk_area"),
     file="do_not_answer/prompts.jsonl.gz",
@@ -134,7 +134,7 @@ DO_NOT_ANSWER = Suite(
 )
 JAILBREAKS = Suite(
     "jailbreaks_in_the_wild",
-    "safety",
+    SAFETY,
     "role-play wrappers found on the web, each being its own request: inputs far "
     "from training, whose good answers are less clear than elsewhere",
     requests(text="text"),
@@ -143,7 +143,7 @@ JAILBREAKS = Suite(
 )
 BEAVERTAILS = Suite(
     "beavertails",
-    "safety",
+    SAFETY,
     "harmful questions in twelve categories",
     requests(group="category"),
     file="beavertails/evaluation_prompts.jsonl.gz",
@@ -151,7 +151,7 @@ BEAVERTAILS = Suite(
 )
 SAFETY_TUNED = Suite(
     "safety_tuned_llamas",
-    "safety",
+    SAFETY,
     "unsafe instructions, and safe twins of those about physical safety",
     _physical_safety,
     file="safety_tuned_llamas/eval_prompts.jsonl.gz",
@@ -159,7 +159,7 @@ SAFETY_TUNED = Suite(
 )
 HH_REDTEAM = Suite(
     "hh_redteam",
-    "safety",
+    SAFETY,
     "last turns of red-team dialogues (official harmless-base test split, multi-turn); "
     "harmful by intent of the red-teamer, not row by row",
     each(_transcripts),

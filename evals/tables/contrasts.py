@@ -1,14 +1,14 @@
-"""An attack against its placebo twin: failures that its words add beyond the wrapper and the surface cost; pure.
+"""Attacks against their matched controls, and failures by family of shifts; pure.
 
-The twin has the same frame without adversarial content (`Shift.placebo`, or the shift that a control `ablates`). What
-the twin breaks as well, the attack does not break by its content.
+A matched control has the frame of the attack without adversarial content (`Shift.placebo`, or the shift that a control
+`ablates`). What the control breaks as well, the attack does not break by its content.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
+from evals.items import NO_SHIFT, Json
 from evals.shifts.base import Shift
 from evals.tables.outcomes import Outcome, correct_changes, failure_change, verdict_share
 
@@ -24,7 +24,7 @@ def placebo_pairs(shifts: Iterable[Shift]) -> list[tuple[str, str]]:
     return sorted(found, key=lambda pair: (order.index(pair[0]), order.index(pair[1])))
 
 
-def placebo_table(outcomes: Sequence[Outcome], *, pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def placebo_table(outcomes: Sequence[Outcome], *, pairs: Sequence[tuple[str, str]]) -> Json:
     """`pairs`: attack, twin, and per side the failure rates of both and the paired change, twin to attack.
 
     Above 0 the attack fails more often than its twin. Holm's correction (`p_holm`) covers all pairs and sides of this
@@ -33,9 +33,9 @@ def placebo_table(outcomes: Sequence[Outcome], *, pairs: Sequence[tuple[str, str
     by_shift: dict[str, list[Outcome]] = {}
     for one in outcomes:
         by_shift.setdefault(one.shift, []).append(one)
-    entries: list[dict[str, Any]] = []
+    entries: list[Json] = []
     for attack, twin in pairs:
-        entry: dict[str, Any] = {"attack": attack, "twin": twin}
+        entry: Json = {"attack": attack, "twin": twin}
         for name, harmful in (("harmful", True), ("benign", False)):
             away, home = ([o for o in by_shift.get(s, ()) if o.harmful is harmful] for s in (attack, twin))
             change = failure_change(home, away)
@@ -45,3 +45,35 @@ def placebo_table(outcomes: Sequence[Outcome], *, pairs: Sequence[tuple[str, str
         if len(entry) > 2:
             entries.append(entry)
     return {"pairs": entries, "comparisons": correct_changes(entries)}
+
+
+def family_table(outcomes: Sequence[Outcome], *, families: Mapping[str, str]) -> Json:
+    """`families`: family -> side -> rate, paired change and worst shift; an item's shifts are averaged first.
+
+    `families` says which family a shift counts in; shifts without an entry (controls, the plain prompts) are in none.
+    Holm's correction covers all families and sides of this table.
+    """
+    home = [o for o in outcomes if o.shift == NO_SHIFT]
+    table: Json = {}
+    for family in dict.fromkeys(families.values()):
+        inside = [o for o in outcomes if families.get(o.shift) == family]
+        entry: Json = {}
+        for name, harmful in (("harmful", True), ("benign", False)):
+            away, before = ([o for o in part if o.harmful is harmful] for part in (inside, home))
+            rate = verdict_share(away, "BAD")
+            if rate is not None:
+                entry[name] = {"failures": rate, "change": failure_change(before, away), **_worst(away)}
+        if entry:
+            table[family] = entry
+    return {"families": table, "comparisons": correct_changes(list(table.values()))}
+
+
+def _worst(outcomes: Sequence[Outcome]) -> Json:
+    """The shift that fails most (of equal ones the first by name), its rate, and how many shifts there are."""
+    found: dict[str, float] = {}
+    for shift in sorted({o.shift for o in outcomes}):
+        rate = verdict_share([o for o in outcomes if o.shift == shift], "BAD")
+        if rate is not None:
+            found[shift] = rate["value"]
+    worst = max(found, key=lambda shift: found[shift])
+    return {"shifts": len(found), "worst_shift": worst, "worst_value": found[worst]}

@@ -1,19 +1,19 @@
-"""Cells to the shifts table: gaps against the reference, gain retained, and the competing / mismatched split; pure.
+"""Answers to the shifts table: gaps against the reference, gain retained, competing and mismatched parts; pure.
 
 Shapes: M preferences, G base items, K objectives. A gap is the method's drop minus the reference model's: positive is
 worse. Every interval runs over base items (the topic, or the prompt), never over spellings or samples of one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from align.data.answers import Answer, ExactAnswer
 from align.errors import UserError
-from evals.items import NO_SHIFT
+from evals.items import NO_SHIFT, Fields, Json
 from evals.stats import intervals as stats
-from evals.tables.tradeoffs import Cell, Preference, Surface, by_preference, row_names, surface, volumes
+from evals.tables.surfaces import Preference, Surface, by_preference, row_names, surface, volumes
 
 
 def _paired_items(home: Sequence[str], away: Sequence[str]) -> list[str]:
@@ -35,8 +35,8 @@ def gap_interval(
     def lead(own: Surface, ref: Surface) -> dict[str, float]:
         if own.items != ref.items:
             raise UserError(f"cells: rows '{own.row}' and '{ref.row}' differ in base items under shift '{own.shift}'")
-        mine, theirs = own.item_means(preference), ref.item_means(ref_preference(ref, preference))
-        return {item: float(mine[item][k] - theirs[item][k]) for item in own.items}
+        row, reference = own.item_means(preference), ref.item_means(ref_preference(ref, preference))
+        return {item: float(row[item][k] - reference[item][k]) for item in own.items}
 
     home, away = lead(own_home, ref_home), lead(own_away, ref_away)
     shared = _paired_items(own_home.items, own_away.items)
@@ -51,13 +51,13 @@ def gap_interval(
 
 
 def ref_preference(ref: Surface, preference: Preference) -> Preference:
-    """The reference model's cells for a preference; its values do not depend on it, so any it has will do."""
+    """The reference model's answers for a preference; its values do not depend on it, so any it has will do."""
     return preference if preference in ref.preferences else ref.preferences[0]
 
 
 def gain_retained(
     gain_home: np.ndarray, gain_away: np.ndarray, *, home: int, away: int, paired: bool
-) -> dict[str, Any]:
+) -> Json:
     """`(HV_s(method) - HV_s(ref)) / (HV_id(method) - HV_id(ref))` with a bootstrap over base items.
 
     The gains hold the estimate and then the bootstrap draws; `home` and `away` count base items. Of the gain, not of
@@ -65,7 +65,7 @@ def gain_retained(
     includes 0, or where the row loses in distribution.
     """
     below = stats.bootstrap_interval(gain_home[1:], estimate=float(gain_home[0]), n=home)
-    result: dict[str, Any] = {"gain_id": below.estimate, "gain_id_ci": below.pair, "gain_shift": float(gain_away[0])}
+    result: Json = {"gain_id": below.estimate, "gain_id_ci": below.pair, "gain_shift": float(gain_away[0])}
     if not below.excludes_zero:
         words = below.says if below.pair is None else f"its interval, {below.says}, includes 0"
         reason = f"null: the gain in distribution is not distinguishable from none ({words})"
@@ -85,41 +85,42 @@ def gain_retained(
     }
 
 
-def split_drop(home: Sequence[Cell], away: Sequence[Cell]) -> dict[str, Any]:
-    """The exact split `J_id - J_s = [J*_id - J*_s] + [regret_s - regret_id]` of one row's exact cells.
+def drop_parts(home: Sequence[ExactAnswer], away: Sequence[ExactAnswer]) -> Json:
+    """The exact parts `J_id - J_s = [J*_id - J*_s] + [regret_s - regret_id]` of one row.
 
     Competing: what even the best policy loses under the shift. Mismatched: learning that did not transfer. Means over
     prompts, per preference and averaged over preferences; the intervals run over base items.
     """
     after = by_preference(away)
-    before = {preference: cells for preference, cells in by_preference(home).items() if preference in after}
+    before = {preference: group for preference, group in by_preference(home).items() if preference in after}
     parts = {
-        "drop": lambda p: _difference(before[p], after[p], "J"),
-        "competing": lambda p: _difference(before[p], after[p], "J_star"),
-        "mismatched": lambda p: -_difference(before[p], after[p], "regret"),
+        "drop": lambda p: _difference(before[p], after[p], lambda answer: answer.J),
+        "competing": lambda p: _difference(before[p], after[p], lambda answer: answer.J_star),
+        "mismatched": lambda p: -_difference(before[p], after[p], lambda answer: answer.regret),
     }
-    split = [{"preference": list(p)} | {name: part(p) for name, part in parts.items()} for p in before]
-    result: dict[str, Any] = {name: float(np.mean([entry[name] for entry in split])) for name in parts}
+    by_weights: list[Json] = [{"preference": list(p)} | {name: part(p) for name, part in parts.items()} for p in before]
+    result: Json = {name: float(np.mean([entry[name] for entry in by_weights])) for name in parts}
     intervals = {name: _part_interval(before, after, name) for name in ("competing", "mismatched")}
     result |= {f"{name}_ci": interval.pair for name, interval in intervals.items()}
-    return result | {"split": split, "split_over": intervals["mismatched"].says}
+    return result | {"split": by_weights, "split_over": intervals["mismatched"].says}
 
 
-def _difference(before: Sequence[Cell], after: Sequence[Cell], name: str) -> float:
-    return float(np.mean([cell[name] for cell in before]) - np.mean([cell[name] for cell in after]))
+def _difference(
+    before: Sequence[ExactAnswer], after: Sequence[ExactAnswer], score: Callable[[ExactAnswer], float]
+) -> float:
+    return float(np.mean([score(answer) for answer in before]) - np.mean([score(answer) for answer in after]))
 
 
 def _part_interval(
-    before: Mapping[Preference, Sequence[Cell]], after: Mapping[Preference, Sequence[Cell]], part: str
+    before: Mapping[Preference, Sequence[ExactAnswer]], after: Mapping[Preference, Sequence[ExactAnswer]], part: str
 ) -> stats.Interval:
     """Interval over base items of one part of the drop, averaged over preferences within each item."""
-    name, sign = {"competing": ("J_star", 1.0), "mismatched": ("regret", -1.0)}[part]
 
-    def per_item(groups: Mapping[Preference, Sequence[Cell]]) -> dict[str, float]:
+    def per_item(groups: Mapping[Preference, Sequence[ExactAnswer]]) -> dict[str, float]:
         gathered: dict[str, list[float]] = {}
-        for cells in groups.values():
-            for cell in cells:
-                gathered.setdefault(cell["item"], []).append(sign * cell[name])
+        for group in groups.values():
+            for answer in group:
+                gathered.setdefault(answer.item, []).append(answer.J_star if part == "competing" else -answer.regret)
         return {item: float(np.mean(values)) for item, values in gathered.items()}
 
     home, away = per_item(before), per_item(after)
@@ -130,35 +131,38 @@ def _part_interval(
     )
 
 
-def _headline(gaps: Sequence[Mapping[str, Any]], *, objectives: Sequence[str], headline: str) -> dict[str, Any]:
+def _headline(gaps: Sequence[Fields], *, objectives: Sequence[str], headline: str) -> Json:
     """The gap that heads a row: the named objective where it alone was asked for."""
     vertex = [1.0 if name == headline else 0.0 for name in objectives]
-    found = [g for g in gaps if g["objective"] == headline and g["preference"] == vertex]
+    heads = [g for g in gaps if g["objective"] == headline and g["preference"] == vertex]
     named = {"objective": headline, "preference": vertex, "baseline": "reference"}
-    if not found:
+    if not heads:
         why = f"null: the row has no point that asks for {headline} alone"
         return {"gap": None, "gap_ci": None, "gap_of": named | {"over": why, "n": 0}}
-    (top,) = found
+    (top,) = heads
     return {"gap": top["gap"], "gap_ci": top["ci"], "gap_of": named | {"over": top["over"], "n": top["n"]}}
 
 
 @dataclass
 class _Measured:
-    """The cells behind one table, with every surface and every bootstrap of a hypervolume computed once."""
+    """The answers behind one table, with every surface and every bootstrap of a hypervolume computed once."""
 
-    cells: Sequence[Cell]
+    answers: Sequence[Answer]
     reference_point: Sequence[float]
     draws: int
     seed: int
 
     def __post_init__(self) -> None:
-        self._volumes: dict[tuple[Any, ...], np.ndarray] = {}
-        self._cells: dict[tuple[str, str], list[Cell]] = {}
-        for cell in self.cells:
-            self._cells.setdefault((cell["row"], cell["shift"]), []).append(cell)
+        self._volumes: dict[tuple[str, str, tuple[Preference, ...]], np.ndarray] = {}
+        self._answers: dict[tuple[str, str], list[Answer]] = {}
+        for answer in self.answers:
+            self._answers.setdefault((answer.row, answer.shift), []).append(answer)
 
-    def of(self, row: str, shift: str) -> list[Cell]:
-        return self._cells.get((row, shift), [])
+    def of(self, row: str, shift: str) -> list[Answer]:
+        return self._answers.get((row, shift), [])
+
+    def exact(self, row: str, shift: str) -> list[ExactAnswer]:
+        return [answer for answer in self.of(row, shift) if isinstance(answer, ExactAnswer)]
 
     def surfaces(self, row: str, shift: str) -> tuple[Surface, Surface]:
         """The row in distribution and under the shift, at the preferences measured under the shift."""
@@ -178,7 +182,7 @@ class _Measured:
 
 def _gaps(
     own: tuple[Surface, Surface], ref: tuple[Surface, Surface], objectives: Sequence[str]
-) -> list[dict[str, Any]]:
+) -> list[Json]:
     """The gap of every objective at every preference."""
     gaps = []
     for preference in own[0].preferences:
@@ -191,11 +195,11 @@ def _gaps(
 
 def _shift_row(
     measured: _Measured, *, row: str, shift: str, objectives: Sequence[str], headline: str, reference_row: str
-) -> dict[str, Any]:
+) -> Json:
     """`shifts.<shift>.<row>` of summary.json: see `shifts_table`."""
     own, ref = measured.surfaces(row, shift), measured.surfaces(reference_row, shift)
     gaps = _gaps(own, ref, objectives)
-    entry: dict[str, Any] = _headline(gaps, objectives=objectives, headline=headline) | {"gaps": gaps}
+    entry: Json = _headline(gaps, objectives=objectives, headline=headline) | {"gaps": gaps}
     if row == reference_row:
         reason = "null: the reference model is the baseline"
         entry |= {"gain_retained": None, "gain_retained_ci": None, "gain_retained_over": reason}
@@ -205,14 +209,14 @@ def _shift_row(
         entry |= gain_retained(
             gain_home, gain_away, home=len(home.items), away=len(away.items), paired=home.items == away.items
         )
-    if "J" in measured.of(row, shift)[0]:
-        return entry | split_drop(measured.of(row, NO_SHIFT), measured.of(row, shift))
+    if measured.exact(row, shift):
+        return entry | drop_parts(measured.exact(row, NO_SHIFT), measured.exact(row, shift))
     why = "null: sampled responses, no exact optimum to split the drop with"
     return entry | {"drop": None, "competing": None, "mismatched": None, "split": [], "split_over": why}
 
 
 def shifts_table(
-    cells: Sequence[Cell],
+    answers: Sequence[Answer],
     *,
     objectives: Sequence[str],
     headline: str,
@@ -220,23 +224,23 @@ def shifts_table(
     reference_row: str = "reference",
     draws: int = 1000,
     seed: int = 0,
-) -> dict[str, dict[str, dict[str, Any]]]:
-    """`shifts` of summary.json: shift -> row -> gap, gain retained and the split of its drop, JSON-ready.
+) -> dict[str, dict[str, Json]]:
+    """`shifts` of summary.json: shift -> row -> gap, gain retained and the parts of its drop, JSON-ready.
 
     `headline` names the objective whose gap heads each row, at the preference that asks for it alone. A row without
-    cells under a shift does not appear there; preferences measured in distribution only are left out of that shift.
+    answers under a shift does not appear there; preferences measured in distribution only are left out of that shift.
     UserError when the reference row lacks a shift that another row has, or items or preferences do not match.
     """
     if headline not in objectives:
         raise UserError(f"shifts: '{headline}' is not one of the objectives {list(objectives)}; name one of them")
-    measured = _Measured(cells, reference_point, draws, seed)
-    shifts = dict.fromkeys(cell["shift"] for cell in cells if cell["shift"] != NO_SHIFT)
+    measured = _Measured(answers, reference_point, draws, seed)
+    shifts = dict.fromkeys(answer.shift for answer in answers if answer.shift != NO_SHIFT)
     return {
         shift: {
             row: _shift_row(
                 measured, row=row, shift=shift, objectives=objectives, headline=headline, reference_row=reference_row
             )
-            for row in row_names(cells, shift=shift)
+            for row in row_names(answers, shift=shift)
         }
         for shift in shifts
     }

@@ -1,6 +1,6 @@
 """Leave-one-family-out: what training on some shift families does on those held out; pure.
 
-From exact cells (`reduction`, `cost`) or from judged responses (`transfer_matrix`). Exact cells come as one list for
+From exact answers (`reduction`, `cost`) or from judged responses (`transfer_matrix`). Exact ones come as one list for
 each training run (seed), as in `evals.tables.shifted_fronts`. The mismatched part of a row under a shift that keeps the
 base items is `regret_s - regret_id`, item by item; a reduction is the baseline row's part minus the arm's, paired by
 base item and seed: positive is better. A reduction alone is no merit (the untouched reference has no mismatched part at
@@ -10,45 +10,44 @@ all), so the regret under the shift itself and the cost on plain inputs stand be
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
+from align.data.answers import ExactAnswer
 from align.errors import UserError
-from evals.items import NO_SHIFT
+from evals.items import NO_SHIFT, Json
 from evals.stats import intervals as stats
 from evals.stats.robustness import leave_families_out
 from evals.stats.shares import paired_change
 from evals.tables.outcomes import Outcome, check_missing, mean_share, shares, stated
-from evals.tables.shifted_fronts import ITEMS, SEEDS, Runs, item_means, select
-from evals.tables.tradeoffs import Cell
+from evals.tables.shifted_fronts import ITEMS, SEEDS, Exact, item_means, select
 
 PerItem = Mapping[str, float]
 Trained = frozenset[str]
 
 
-def mismatched(cells: Sequence[Cell], *, row: str, shift: str) -> dict[str, float]:
+def mismatched(answers: Sequence[ExactAnswer], *, row: str, shift: str) -> dict[str, float]:
     """`regret_s - regret_id` of each base item, averaged over preferences; UserError where the items differ."""
-    away = regret(cells, row=row, shift=shift)
-    home = regret(cells, row=row, shift=NO_SHIFT)
+    away = regret(answers, row=row, shift=shift)
+    home = regret(answers, row=row, shift=NO_SHIFT)
     if set(home) != set(away):
         raise UserError(f"cells: shift '{shift}' changes the base items; its mismatched part has no value for each")
     return {item: away[item] - home[item] for item in home}
 
 
-def regret(cells: Sequence[Cell], *, row: str, shift: str) -> dict[str, float]:
+def regret(answers: Sequence[ExactAnswer], *, row: str, shift: str) -> dict[str, float]:
     """Mean regret of each base item under a shift ("none" for plain)."""
-    return item_means(select(cells, row=row, shift=shift), lambda cell: float(cell["regret"]))
+    return item_means(select(answers, row=row, shift=shift), lambda answer: answer.regret)
 
 
 def averaged(parts: Sequence[PerItem]) -> dict[str, float]:
     """The mean of several values per item, item by item; all parts must have the same items."""
     if any(set(part) != set(parts[0]) for part in parts):
-        raise UserError("cells: the parts to average differ in base items")
+        raise UserError("answers: the parts to average differ in base items")
     return {item: float(np.mean([part[item] for part in parts])) for item in parts[0]}
 
 
-def over_seeds_and_items(values: Mapping[int, PerItem]) -> dict[str, Any]:
+def over_seeds_and_items(values: Mapping[int, PerItem]) -> Json:
     """The mean of per-item values of each seed with its two intervals: over seeds, and over items (seeds averaged)."""
     over_seeds = stats.seed_interval([float(np.mean(list(part.values()))) for part in values.values()], over=SEEDS)
     pooled = averaged(list(values.values()))
@@ -63,53 +62,53 @@ def over_seeds_and_items(values: Mapping[int, PerItem]) -> dict[str, Any]:
 
 
 def level(
-    runs: Runs, *, pairs: Sequence[tuple[str, str]], of: Callable[..., PerItem] = mismatched
-) -> dict[str, Any]:
+    runs: Exact, *, pairs: Sequence[tuple[str, str]], of: Callable[..., PerItem] = mismatched
+) -> Json:
     """The mean of `of` (the mismatched part, or the regret) over (row, shift) pairs."""
     return over_seeds_and_items(
-        {seed: averaged([of(cells, row=row, shift=shift) for row, shift in pairs]) for seed, cells in runs.items()}
+        {seed: averaged([of(answers, row=row, shift=shift) for row, shift in pairs]) for seed, answers in runs.items()}
     )
 
 
 def reduction(
-    runs: Runs,
+    runs: Exact,
     *,
     baseline: str,
     pairs: Sequence[tuple[str, str]],
     of: Callable[..., PerItem] = mismatched,
-) -> dict[str, Any]:
+) -> Json:
     """`of` of the baseline minus that of each (arm, shift) pair, paired by item, seed and shift; mean over pairs."""
 
-    def difference(cells: Sequence[Cell]) -> dict[str, float]:
+    def difference(answers: Sequence[ExactAnswer]) -> dict[str, float]:
         parts = []
         for arm, shift in pairs:
-            without, with_arm = (of(cells, row=row, shift=shift) for row in (baseline, arm))
+            without, with_arm = (of(answers, row=row, shift=shift) for row in (baseline, arm))
             parts.append({item: without[item] - with_arm[item] for item in without})
         return averaged(parts)
 
-    return over_seeds_and_items({seed: difference(cells) for seed, cells in runs.items()})
+    return over_seeds_and_items({seed: difference(answers) for seed, answers in runs.items()})
 
 
 def cost(
-    runs: Runs,
+    runs: Exact,
     *,
     baseline: str,
     arms: Sequence[str],
     preference: Sequence[float] | None,
-    score: Callable[[Cell], float],
-) -> dict[str, Any]:
+    score: Callable[[ExactAnswer], float],
+) -> Json:
     """Mean over arms of a score on plain inputs minus the baseline's, at one preference (None: over all)."""
 
-    def scores(cells: Sequence[Cell], row: str) -> dict[str, float]:
-        kept = select(cells, row=row, shift=NO_SHIFT)
+    def scores(answers: Sequence[ExactAnswer], row: str) -> dict[str, float]:
+        kept = select(answers, row=row, shift=NO_SHIFT)
         if preference is not None:
-            kept = [cell for cell in kept if list(cell["preference"]) == list(preference)]
+            kept = [answer for answer in kept if answer.preference == tuple(preference)]
         return item_means(kept, score)
 
     values = {}
-    for seed, cells in runs.items():
-        before = scores(cells, baseline)
-        parts = [scores(cells, arm) for arm in arms]
+    for seed, answers in runs.items():
+        before = scores(answers, baseline)
+        parts = [scores(answers, arm) for arm in arms]
         mean = averaged(parts)
         values[seed] = {item: mean[item] - before[item] for item in before}
     return over_seeds_and_items(values)
@@ -121,7 +120,7 @@ def cost(
 def transfer_matrix(
     evaluations: Mapping[Trained, Sequence[Outcome]], *, families: Mapping[str, str], harmful: bool = True,
     max_missing: float = 0.05,
-) -> dict[str, Any]:  # fmt: skip
+) -> Json:  # fmt: skip
     """`rows`: trained families, and per measured family the failure rate with its interval and whether it was held out.
 
     `families`: shift -> family, for the shifts that count (no controls); the plain prompts are a column of their own.
@@ -168,7 +167,7 @@ def _mean(values: Mapping[str, float]) -> float:
 
 def _gap(
     by_item: Mapping[Trained, Mapping[str, Mapping[str, float]]], family: str, clusters: Mapping[str, str]
-) -> dict[str, Any] | None:
+) -> Json | None:
     """Held out minus seen over the items that every row has; None where every row, or none, trained on the family."""
     sides = []
     for seen in (False, True):

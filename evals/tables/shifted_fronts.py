@@ -1,43 +1,47 @@
-"""Fronts under shift over training seeds: displacement, gain retained, the split of the drop, rank changes; pure.
+"""Fronts under shift over training seeds: displacement, gain retained, the parts of the drop, rank changes; pure.
 
-Cells come as one list for each training run (seed); runs share rows, preferences, shifts and prompts. Two intervals
-stand side by side: over training seeds (t; what another training run may give) and over base items (cells averaged
+Answers come as one list for each training run (seed); runs share rows, preferences, shifts and prompts. Two intervals
+stand side by side: over training seeds (t; what another training run may give) and over base items (answers averaged
 over seeds first; what other topics or prompts may give). Shapes: D resamples, K objectives.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
+from align.data.answers import Answer, ExactAnswer
 from align.errors import UserError
-from evals.items import NO_SHIFT
+from evals.items import NO_SHIFT, Json
 from evals.stats import intervals as stats
 from evals.stats.bootstrap import hypervolumes
 from evals.stats.paired_tests import PairedTest, family, t_test
-from evals.tables.tradeoffs import Cell, Surface, by_preference, surface
+from evals.tables.surfaces import Surface, by_preference, surface
 
-Runs = Mapping[int, Sequence[Cell]]  # training seed -> cells
+A = TypeVar("A", bound=Answer)
+Runs = Mapping[int, Sequence[A]]  # training seed -> answers
+Exact = Mapping[int, Sequence[ExactAnswer]]
 Scores = Mapping[str, Mapping[str, float]]  # row -> base item -> score
 LEVEL = 0.05
 SEEDS, ITEMS = "training seeds", "base items"
 
 
-def select(cells: Sequence[Cell], *, row: str, shift: str) -> list[Cell]:
-    """The cells of a row under a shift; UserError when there are none."""
-    found = [cell for cell in cells if cell["row"] == row and cell["shift"] == shift]
-    if not found:
+def select(answers: Sequence[A], *, row: str, shift: str) -> list[A]:
+    """The answers of a row under a shift; UserError when there are none."""
+    chosen = [answer for answer in answers if answer.row == row and answer.shift == shift]
+    if not chosen:
         raise UserError(f"cells: row '{row}' has none under shift '{shift}'; evaluate it there or leave the row out")
-    return found
+    return chosen
 
 
-def item_means(cells: Sequence[Cell], score: Callable[[Cell], float]) -> dict[str, float]:
+def item_means(answers: Sequence[A], score: Callable[[A], float]) -> dict[str, float]:
     """Mean score of each base item over its prompts, preferences, samples and seeds."""
     gathered: dict[str, list[float]] = {}
-    for cell in cells:
-        gathered.setdefault(cell["item"], []).append(score(cell))
+    for answer in answers:
+        gathered.setdefault(answer.item, []).append(score(answer))
     return {item: float(np.mean(values)) for item, values in gathered.items()}
 
 
@@ -51,27 +55,27 @@ def change(home: Mapping[str, float], away: Mapping[str, float]) -> stats.Interv
 
 
 def both_intervals(
-    runs: Runs, *, row: str, shift: str, score: Callable[[Cell], float], within: Callable[[Cell], bool] | None = None
-) -> dict[str, Any]:
+    runs: Runs[A], *, row: str, shift: str, score: Callable[[A], float], within: Callable[[A], bool] | None = None
+) -> Json:
     """Mean change of a score from the plain inputs to those under the shift, with both intervals; JSON-ready.
 
-    `within` keeps some of the cells (those of one preference).
+    `within` keeps some of the answers (those of one preference).
     """
     kept = {
         seed: [
-            [cell for cell in select(cells, row=row, shift=side) if within is None or within(cell)]
+            [answer for answer in select(answers, row=row, shift=side) if within is None or within(answer)]
             for side in (NO_SHIFT, shift)
         ]
-        for seed, cells in runs.items()
+        for seed, answers in runs.items()
     }
     by_seed = {s: change(item_means(home, score), item_means(away, score)).estimate for s, (home, away) in kept.items()}
-    pooled = [[cell for sides in kept.values() for cell in sides[k]] for k in (0, 1)]
+    pooled = [[answer for sides in kept.values() for answer in sides[k]] for k in (0, 1)]
     over_items = change(item_means(pooled[0], score), item_means(pooled[1], score))
     over_seeds = stats.seed_interval(list(by_seed.values()), over=SEEDS)
     return {"value": over_seeds.estimate, **_two(over_seeds, over_items)}
 
 
-def _two(over_seeds: stats.Interval, over_items: stats.Interval) -> dict[str, Any]:
+def _two(over_seeds: stats.Interval, over_items: stats.Interval) -> Json:
     return {
         "ci_seeds": over_seeds.pair,
         "ci_items": over_items.pair,
@@ -80,38 +84,46 @@ def _two(over_seeds: stats.Interval, over_items: stats.Interval) -> dict[str, An
     }
 
 
-def displacements(runs: Runs, *, row: str, shift: str, objectives: Sequence[str]) -> list[dict[str, Any]]:
+def displacements(runs: Runs[A], *, row: str, shift: str, objectives: Sequence[str]) -> list[Json]:
     """How far each preference's point moves in every objective under the shift."""
     (some, *_) = runs.values()
     moved = []
     for preference in by_preference(select(some, row=row, shift=shift)):
-        entry: dict[str, Any] = {"preference": list(preference)}
+        entry: Json = {"preference": list(preference)}
         for k, name in enumerate(objectives):
             entry[name] = both_intervals(
-                runs, row=row, shift=shift, score=lambda cell, k=k: float(cell["values"][k]),  # type: ignore[misc]
-                within=lambda cell, p=preference: tuple(cell["preference"]) == p,  # type: ignore[misc]
+                runs, row=row, shift=shift, score=partial(objective_score, k=k),
+                within=partial(_at, preference=preference),
             )  # fmt: skip
         moved.append(entry)
     return moved
 
 
-def exact_split(runs: Runs, *, row: str, shift: str) -> dict[str, Any]:
-    """`J_id - J_s = [J*_id - J*_s] + [regret_s - regret_id]` of exact cells, averaged over preferences.
+def objective_score(answer: Answer, *, k: int) -> float:
+    """The score of objective k."""
+    return answer.values[k]
+
+
+def _at(answer: Answer, *, preference: tuple[float, ...]) -> bool:
+    return answer.preference == preference
+
+
+def exact_parts(runs: Exact, *, row: str, shift: str) -> Json:
+    """`J_id - J_s = [J*_id - J*_s] + [regret_s - regret_id]` of exact answers, averaged over preferences.
 
     `drop` and `competing` are falls (positive: lost under the shift), `mismatched` is the rise of the regret.
     """
-    parts = {"drop": ("J", -1.0), "competing": ("J_star", -1.0), "mismatched": ("regret", 1.0)}
-    return {
-        part: both_intervals(
-            runs, row=row, shift=shift, score=lambda cell, n=name, s=sign: s * float(cell[n])  # type: ignore[misc]
-        )
-        for part, (name, sign) in parts.items()
-    }  # fmt: skip
+    parts: dict[str, Callable[[ExactAnswer], float]] = {
+        "drop": lambda answer: -answer.J,
+        "competing": lambda answer: -answer.J_star,
+        "mismatched": lambda answer: answer.regret,
+    }
+    return {name: both_intervals(runs, row=row, shift=shift, score=score) for name, score in parts.items()}
 
 
 def gain_over_seeds(
-    runs: Runs, *, row: str, shift: str, reference_row: str, reference_point: Sequence[float], draws: int, seed: int
-) -> dict[str, Any]:
+    runs: Runs[A], *, row: str, shift: str, reference_row: str, reference_point: Sequence[float], draws: int, seed: int
+) -> Json:
     """Hypervolume gain retained, `(HV_s(row) - HV_s(ref)) / (HV_id(row) - HV_id(ref))`, the mean of the seeds' ratios.
 
     Null with the reason for the reference itself, and where the gain in distribution of some seed is not above 0 by its
@@ -121,10 +133,10 @@ def gain_over_seeds(
         return _no_share("the reference model is the baseline")
     ratios: list[np.ndarray] = []
     items = 0
-    for number, cells in runs.items():
+    for number, answers in runs.items():
         gains = []
         for side in (NO_SHIFT, shift):
-            own, ref = (surface(cells, row=name, shift=side) for name in (row, reference_row))
+            own, ref = (surface(answers, row=name, shift=side) for name in (row, reference_row))
             if own.items != ref.items:
                 raise UserError(f"cells: rows '{row}' and '{reference_row}' differ in base items under '{side}'")
             gains.append(_volumes(own, reference_point, draws, seed) - _volumes(ref, reference_point, draws, seed))
@@ -141,7 +153,7 @@ def gain_over_seeds(
     return {"value": float(mean_D[0]), **_two(over_seeds, over_items)}
 
 
-def _no_share(reason: str) -> dict[str, Any]:
+def _no_share(reason: str) -> Json:
     words = f"null: {reason}"
     return {"value": None, "ci_seeds": None, "ci_items": None, "over_seeds": words, "over_items": words}
 
@@ -153,7 +165,7 @@ def _volumes(own: Surface, reference_point: Sequence[float], draws: int, seed: i
     return hypervolumes(own.resampled(every_DG), ref_point=reference_point)
 
 
-def rank_changes(home: Scores, away: Scores) -> dict[str, Any]:
+def rank_changes(home: Scores, away: Scores) -> Json:
     """Ranks of rows by mean score (higher is better) on both sides, and every pair's paired tests over base items.
 
     A pair is `kept` when the same row leads on both sides by a test (p by Holm over all pairs of a side at most .05),
@@ -178,9 +190,9 @@ def rank_changes(home: Scores, away: Scores) -> dict[str, Any]:
     }
 
 
-def _test(test: PairedTest) -> dict[str, Any]:
-    found = {"difference": test.estimate, "ci": test.interval.pair, "p": test.p, "p_holm": test.p_adjusted}
-    return found | {"n": test.clusters}
+def _test(test: PairedTest) -> Json:
+    shown = {"difference": test.estimate, "ci": test.interval.pair, "p": test.p, "p_holm": test.p_adjusted}
+    return shown | {"n": test.clusters}
 
 
 def _verdict(before: PairedTest, after: PairedTest) -> str:
@@ -191,7 +203,7 @@ def _verdict(before: PairedTest, after: PairedTest) -> str:
 
 
 def _ranks(means: Mapping[str, float]) -> dict[str, int]:
-    return {row: place for place, row in enumerate(sorted(means, key=lambda row: -means[row]), start=1)}
+    return {row: rank for rank, row in enumerate(sorted(means, key=lambda row: -means[row]), start=1)}
 
 
 def kendall(first: Sequence[float], second: Sequence[float]) -> float | None:
@@ -204,11 +216,11 @@ def kendall(first: Sequence[float], second: Sequence[float]) -> float | None:
 
 
 def seed_differences(
-    runs: Runs, *, rows: tuple[str, str], shift: str, score: Callable[[Cell], float]
+    runs: Runs[A], *, rows: tuple[str, str], shift: str, score: Callable[[A], float]
 ) -> stats.Interval:
     """The first row's mean score minus the second's under a shift ("none" for plain), over training seeds."""
     gaps = []
-    for cells in runs.values():
-        first, second = (item_means(select(cells, row=row, shift=shift), score) for row in rows)
+    for answers in runs.values():
+        first, second = (item_means(select(answers, row=row, shift=shift), score) for row in rows)
         gaps.append(float(np.mean(list(first.values())) - np.mean(list(second.values()))))
     return stats.seed_interval(gaps, over=SEEDS)

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 from evals.items import NO_SHIFT, Json, Missing, digest
 from evals.measure.cells import Cell, Evaluated
 from evals.stats.intervals import clustered_mean, paired_difference
-from evals.tables.contrasts import placebo_pairs, placebo_table
+from evals.tables.contrasts import family_table, placebo_pairs, placebo_table
 from evals.tables.outcomes import outcome_table
 from evals.tables.reward_suite import reward_table
-from evals.tables.shift_families import family_table
 from evals.tables.suite_outcomes import comprehension_of, outcomes_of
 
 if TYPE_CHECKING:
@@ -96,7 +95,7 @@ def suite_table(result: Evaluated, *, max_missing: float) -> Json:
     items = {cell.item.id: cell.item for cell in cells}
     sides = Counter("neither" if i.neutral else "harmful" if i.harmful else i.label or "other" for i in items.values())
     entry: Json = {
-        "kind": result.suite.kind, "items": len(items), "labels": dict(sorted(sides.items())),
+        "kind": result.suite.kind.name, "items": len(items), "labels": dict(sorted(sides.items())),
         "shift_count": len(shifts), "cells": len(cells) * len(measured),
         "numbers": {name: number_table(cells, name) for name in measured},
     }  # fmt: skip

@@ -30,7 +30,7 @@ from recipes.pipeline.inputs import (
     objective_keys,
     text_rows,
 )
-from recipes.pipeline.sampling import REFERENCE, Point, Sampling, sample_cells, sampled_summary
+from recipes.pipeline.sampling import REFERENCE, Point, Sampling, sample_answers, sampled_summary
 
 if TYPE_CHECKING:
     from align.objectives import Objective
@@ -216,7 +216,7 @@ def info_of(
 def evaluate(config: Config, asked: Question, *, folder: Path, ledger: Ledger) -> Metrics:
     """Draw and score every cell, then write cells.jsonl, summary.json and report.html into `folder`."""
     from align.policies.base import ModelPolicy
-    from evals.measure.front_cells import append_cells
+    from evals.measure.answers import append_answers
     from evals.report import write_report
     from recipes.pipeline.provenance import ledger_table, provenance
 
@@ -225,16 +225,16 @@ def evaluate(config: Config, asked: Question, *, folder: Path, ledger: Ledger) -
     points = points_of(asked, reference=base)
     cost = Ledger()
     with cost.clock():  # the stage's own clock has not stopped when the summary is written
-        cells = sample_cells(
+        answers = sample_answers(
             points, reference=base, prompts=asked.prompts, objectives=asked.objectives, sampling=config.sampling,
             folder=folder / "parts", ledger=cost,
         )  # fmt: skip
     ledger.add(samples_drawn=cost.samples_drawn, scores_read=cost.scores_read)
     (folder / "cells.jsonl").unlink(missing_ok=True)
-    append_cells(folder / "cells.jsonl", cells)
+    append_answers(folder / "cells.jsonl", answers)
     bits = bits_of(points, text=config.text, limit=config.limit)
     summary = sampled_summary(
-        cells, title=config.title, names=names, headline=config.headline or names[-1],
+        answers, title=config.title, names=names, headline=config.headline or names[-1],
         info=info_of(asked.rows, bits=bits, names=names), seed=config.sampling.seed,
     )  # fmt: skip
     costs = {row: open_run(run).ledger for row, run in asked.rows.items() if (Path(run) / RUN_FILE).is_file()}
@@ -242,7 +242,7 @@ def evaluate(config: Config, asked: Question, *, folder: Path, ledger: Ledger) -
     summary["provenance"] = provenance(config, seed=config.sampling.seed)
     write_json(folder / "summary.json", summary)
     write_report(folder / "summary.json", folder / "report.html")
-    return {"cells": len(cells), "rows": len(asked.rows), "prompts": sum(map(len, asked.prompts.values()))}
+    return {"cells": len(answers), "rows": len(asked.rows), "prompts": sum(map(len, asked.prompts.values()))}
 
 
 def names_a_suite(words: Sequence[str]) -> bool:

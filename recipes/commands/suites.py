@@ -151,11 +151,11 @@ def suites_of(options: Options, *, where: str) -> list[Chosen]:
     for model in options.models if options.api is None else ():
         scores = is_reward_model(model)
         for suite in (one.suite for one in suites):
-            if suite.kind == "reward_pairs" and not scores:
+            if suite.kind.of_pairs and not scores:
                 raise UserError(
                     f"{where}: suite {suite.name} compares responses: evaluate a reward model on it, not {model}"
                 )
-            if suite.kind != "reward_pairs" and scores:
+            if not suite.kind.of_pairs and scores:
                 raise UserError(
                     f"{where}: {model} is a reward model: evaluate it on comparisons, not on suite {suite.name}"
                 )

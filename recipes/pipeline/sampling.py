@@ -1,6 +1,6 @@
-"""Sampled measurement: policies x shifts x prompts -> cells, and cells -> the summary that the report reads.
+"""Sampled measurement: policies x shifts x prompts -> answers, and answers -> the summary that the report reads.
 
-Shapes: K objectives. One file of cells per (row, preference, shift) is written as soon as it is complete, so that an
+Shapes: K objectives. One file of answers per (row, preference, shift) is written as soon as it is complete, so that an
 interrupted evaluation resumes after the last one.
 """
 
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from align.data.answers import SampledAnswer
 from align.errors import UserError
 from align.preferences import Weights
 from align.runs import Ledger
@@ -45,7 +46,7 @@ class Sampling:
             raise UserError(f"sampling: seed is {self.seed}; give one in [0, 2**32)")
 
 
-def sample_cells(
+def sample_answers(
     points: Sequence[Point],
     *,
     reference: Any,
@@ -54,23 +55,23 @@ def sample_cells(
     sampling: Sampling,
     folder: Path,
     ledger: Ledger,
-) -> list[dict[str, Any]]:
-    """Cells of every point on every shift (`prompts[shift]`: rows with prompt and item), in order; resumes in `folder`.
+) -> list[SampledAnswer]:
+    """Answers of every point on every shift (`prompts[shift]`: rows with prompt and item), in order; resumes there.
 
-    All rows draw with the same seeds. The KL of a cell is `log pi - log ref` of its completion: 0 for the reference, a
+    All rows draw with the same seeds. An answer's KL is `log pi - log ref` of its completion: 0 for the reference, a
     bound for best-of-n, which is charged for all the samples and scores that a response takes.
     """
     from tqdm.auto import tqdm
 
-    from evals.measure.front_cells import append_cells, read_cells
+    from evals.measure.answers import append_answers, read_sampled
 
     folder.mkdir(parents=True, exist_ok=True)
     work = [(point, shift) for point in points for shift in prompts]
-    cells: list[dict[str, Any]] = []
+    answers: list[SampledAnswer] = []
     for number, (point, shift) in enumerate(tqdm(work, desc="evaluate", disable=None, leave=False)):
         file = folder / f"{number:04d}.jsonl"
         if not file.exists():
-            drawn = _cells_of(point, shift, prompts[shift], reference, objectives, sampling)
+            drawn = _answers_of(point, shift, prompts[shift], reference, objectives, sampling)
             decoding = getattr(point.policy, "scores_per_response", 0)
             ledger.add(
                 samples_drawn=len(drawn) * point.policy.samples_per_response,
@@ -78,23 +79,23 @@ def sample_cells(
             )
             unfinished = file.with_suffix(".tmp")
             unfinished.unlink(missing_ok=True)
-            append_cells(unfinished, drawn)
+            append_answers(unfinished, drawn)
             unfinished.rename(file)
-        cells += read_cells(file)
+        answers += read_sampled(file)
         if point.policy is not reference and hasattr(point.policy, "release"):
             point.policy.release()
-    return cells
+    return answers
 
 
-def _cells_of(
+def _answers_of(
     point: Point,
     shift: str,
     rows: Sequence[Mapping[str, str]],
     reference: Any,
     objectives: Mapping[str, Any],
     sampling: Sampling,
-) -> list[dict[str, Any]]:
-    cells = []
+) -> list[SampledAnswer]:
+    answers: list[SampledAnswer] = []
     texts = [row["prompt"] for row in rows]
     for sample in range(sampling.samples):
         completions = point.policy.generate(
@@ -113,20 +114,20 @@ def _cells_of(
             )
             ratios = [a - b for a, b in zip(own, base, strict=True)]
         for i, row in enumerate(rows):
-            cells.append(
-                {
-                    "row": point.row,
-                    "preference": list(point.preference),
-                    "shift": shift,
-                    "item": row["item"],
-                    "prompt": row["prompt"],
-                    "sample": sample,
-                    "completion": completions[i],
-                    "values": [scores[i] for scores in scores_K],
-                    "kl": ratios[i],
-                }
+            answers.append(
+                SampledAnswer(
+                    row=point.row,
+                    preference=tuple(point.preference),
+                    shift=shift,
+                    item=row["item"],
+                    prompt=row["prompt"],
+                    values=tuple(scores[i] for scores in scores_K),
+                    kl=ratios[i],
+                    sample=sample,
+                    completion=completions[i],
+                )
             )
-    return cells
+    return answers
 
 
 def _scores(name: str, objective: Any, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
@@ -137,24 +138,24 @@ def _scores(name: str, objective: Any, prompts: Sequence[str], completions: Sequ
     return [score for score in scores if score is not None]
 
 
-def reference_point(cells: Sequence[Mapping[str, Any]]) -> list[float]:
+def reference_point(answers: Sequence[SampledAnswer]) -> list[float]:
     """Per objective the reference model's mean score minus its standard deviation: fixed before any method is seen."""
     import numpy as np
 
-    values_NK = np.array([c["values"] for c in cells if c["row"] == REFERENCE and c["shift"] == "none"])
+    values_NK = np.array([c.values for c in answers if c.row == REFERENCE and c.shift == "none"])
     return (values_NK.mean(0) - values_NK.std(0)).tolist()
 
 
-def conflict_of(cells: Sequence[Mapping[str, Any]], *, names: Sequence[str]) -> dict[str, Any]:
+def conflict_of(answers: Sequence[SampledAnswer], *, names: Sequence[str]) -> dict[str, Any]:
     """How far the objectives disagree on the reference model's own samples, pairs taken within a prompt."""
     import numpy as np
 
     from align.functional.conflict import label_disagreement, rank_correlation
 
-    by_prompt: dict[str, list[list[float]]] = {}
-    for cell in cells:
-        if cell["row"] == REFERENCE and cell["shift"] == "none":
-            by_prompt.setdefault(cell["prompt"], []).append(cell["values"])
+    by_prompt: dict[str, list[Sequence[float]]] = {}
+    for answer in answers:
+        if answer.row == REFERENCE and answer.shift == "none":
+            by_prompt.setdefault(answer.prompt, []).append(answer.values)
     tables = [np.array(values) for values in by_prompt.values() if len(values) > 1]
     if not tables:
         reason = "null: one sample per prompt; draw at least two"
@@ -172,16 +173,18 @@ def _finite(values_KK: Any) -> list[list[float | None]]:
     return [[float(value) if math.isfinite(value) else None for value in row] for row in values_KK]
 
 
-def shown_samples(cells: Sequence[Mapping[str, Any]], *, prompts: int = 4) -> list[dict[str, Any]]:
+def shown_samples(answers: Sequence[SampledAnswer], *, prompts: int = 4) -> list[dict[str, Any]]:
     """The first sample of every row and preference on the first few prompts, for reading."""
-    first = list(dict.fromkeys(cell["prompt"] for cell in cells if cell["shift"] == "none"))[:prompts]
-    kept = [c for c in cells if c["shift"] == "none" and c["sample"] == 0 and c["prompt"] in first]
+    first = list(dict.fromkeys(answer.prompt for answer in answers if answer.shift == "none"))[:prompts]
+    kept = [c for c in answers if c.shift == "none" and c.sample == 0 and c.prompt in first]
     names = ("prompt", "row", "preference", "completion", "values")
-    return [{name: c[name] for name in names} for c in sorted(kept, key=lambda c: first.index(c["prompt"]))]
+    rows = [answer.jsonable() for answer in kept]
+    rows.sort(key=lambda row: first.index(str(row["prompt"])))
+    return [{name: row[name] for name in names} for row in rows]
 
 
 def sampled_summary(
-    cells: Sequence[Mapping[str, Any]],
+    answers: Sequence[SampledAnswer],
     *,
     title: str,
     names: Sequence[str],
@@ -189,13 +192,13 @@ def sampled_summary(
     info: Mapping[str, Mapping[str, Any]],
     seed: int,
 ) -> dict[str, Any]:
-    """The tables of summary.json from sampled cells; the caller adds provenance and ledger."""
+    """The tables of summary.json from sampled answers; the caller adds provenance and ledger."""
     from evals.tables.generalization import shifts_table
     from evals.tables.tradeoffs import sampled_table
 
-    point = reference_point(cells)
-    table = sampled_table(cells, objectives=names, reference_point=point, info=info, seed=seed)
-    shifts = shifts_table(cells, objectives=names, headline=headline, reference_point=point, seed=seed)
+    point = reference_point(answers)
+    table = sampled_table(answers, objectives=names, reference_point=point, info=info, seed=seed)
+    shifts = shifts_table(answers, objectives=names, headline=headline, reference_point=point, seed=seed)
     return {
         "title": title,
         "kind": "sampled",
@@ -204,11 +207,11 @@ def sampled_summary(
             "objectives": list(names),
             "reference_point": point,
             "reference_point_is": "the reference model's mean score minus its standard deviation, per objective",
-            "prompts": len({cell["prompt"] for cell in cells if cell["shift"] == "none"}),
+            "prompts": len({answer.prompt for answer in answers if answer.shift == "none"}),
         },
         "methods": table,
         "shifts": shifts,
         "controls": {},
-        "conflict": conflict_of(cells, names=names),
-        "samples": shown_samples(cells),
+        "conflict": conflict_of(answers, names=names),
+        "samples": shown_samples(answers),
     }

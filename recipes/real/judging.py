@@ -77,8 +77,8 @@ def evaluate(
         from align.policies.base import ModelPolicy
         from align.preferences import Weights
         from align.training.bits import bits_per_byte
-        from evals.measure.front_cells import append_cells
-        from recipes.pipeline.sampling import Point, Sampling, sample_cells
+        from evals.measure.answers import append_answers
+        from recipes.pipeline.sampling import Point, Sampling, sample_answers
 
         asked = Weights(tuple(weights))
         made = policy_of_row(
@@ -86,7 +86,7 @@ def evaluate(
             folder=folder,
         )  # fmt: skip
         asked_of = hh_data.unique_prompts(hh_data.read_rows(Path(data) / "test.jsonl"))[: prompts["none"]]
-        cells = sample_cells(
+        cells = sample_answers(
             [Point(row, asked, made)],
             reference=ModelPolicy(reference, name="reference"),
             prompts={"none": asked_of},
@@ -96,7 +96,7 @@ def evaluate(
             ledger=ledger,
         )
         (folder / "cells.jsonl").unlink(missing_ok=True)
-        append_cells(folder / "cells.jsonl", cells)
+        append_answers(folder / "cells.jsonl", cells)
         facts: dict[str, Any] = {"cells": len(cells), "samples_per_response": made.samples_per_response}
         if isinstance(made, ModelPolicy):
             held_out = [r["text"] for r in hh_data.read_rows(Path(data) / "validation.jsonl")[:texts]]

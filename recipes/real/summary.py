@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from align.data.answers import SampledAnswer
 from align.runs import Run, open_run
 from recipes.pipeline.conflict_summary import training_conflict
 from recipes.pipeline.inputs import joined_claims
@@ -28,12 +29,12 @@ def read_json(path: Path) -> Any:
 
 def summarise(config: Config, *, plan: Plan, out: Path) -> dict[str, Any]:
     """summary.json of a finished run."""
-    from evals.measure.front_cells import read_cells
+    from evals.measure.answers import read_sampled
     from evals.tables.tradeoffs import controls_table
     from recipes.pipeline.sampling import sampled_summary
     from recipes.real.plan import NAMES
 
-    cells = {row: [c for f in folders for c in read_cells(f / "cells.jsonl")] for row, folders in plan.cells.items()}
+    cells = {row: [c for f in folders for c in read_sampled(f / "cells.jsonl")] for row, folders in plan.cells.items()}
     summary = sampled_summary(
         [cell for found in cells.values() for cell in found],
         title=f"Helpful against harmless: HH-RLHF, seed {config.seed}",
@@ -127,7 +128,7 @@ def _method_note(config: Config, row: str) -> str:
 
 
 def _second_judge(
-    cells: Mapping[str, Sequence[Mapping[str, Any]]],
+    cells: Mapping[str, Sequence[SampledAnswer]],
     *,
     weights: Mapping[str, Mapping[str, float]],
     names: Sequence[str],
@@ -137,16 +138,16 @@ def _second_judge(
     from scipy.stats import spearmanr
 
     from evals.baselines.preference_baselines import BagOfWords
-    from evals.tables.tradeoffs import by_preference
+    from evals.tables.surfaces import by_preference
 
     judges = [BagOfWords(weights=weights[name]) for name in names]
     rows: dict[str, list[dict[str, Any]]] = {}
     first, second = [], []
     for row, found in cells.items():
         for preference, group in by_preference(found).items():
-            values = [float(judge.scores([cell["completion"] for cell in group]).mean()) for judge in judges]
+            values = [float(judge.scores([cell.completion for cell in group]).mean()) for judge in judges]
             rows.setdefault(row, []).append({"preference": list(preference), "values": values, "n": len(group)})
-            first.append(np.mean([cell["values"] for cell in group], axis=0))
+            first.append(np.mean([cell.values for cell in group], axis=0))
             second.append(values)
     agreement = {}
     for k, name in enumerate(names):

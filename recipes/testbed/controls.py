@@ -9,7 +9,7 @@ from typing import Any
 
 from align.errors import UserError
 from align.preferences import Weights, simplex_grid
-from align.testbed.cells import ReferenceTables
+from align.testbed.answers import ReferenceTables
 from align.testbed.exact import TreePolicy
 from align.testbed.optimum import front, optimum_on, reward_classes
 from align.testbed.tabular import SoftBestOfN, Tilted, gold_table, length_table

@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from align.data.answers import ExactAnswer
 from align.runs import Ledger, open_run, run_stage
 from align.testbed.world import WorldConfig, load_world
 from recipes.pipeline.inputs import section
@@ -233,7 +234,7 @@ def _policy_dirs(runs: Sequence[str]) -> list[str]:
 def reference_tables(world: WorldConfig, reference: str, key: str) -> Any:
     """The reference's leaf tables, kept by a worker for all its evaluations; `key` is the reference's fingerprint."""
     from align.models import load_model
-    from align.testbed.cells import ReferenceTables
+    from align.testbed.answers import ReferenceTables
     from align.testbed.exact import ExactModel
 
     return ReferenceTables(load_world(world), ExactModel(load_model(f"{reference}/model"), name="reference"))
@@ -267,12 +268,12 @@ def _bits(model: Any, tokenizer: Any, world: Any, seed: int) -> float:
     return completion_bits(model, tokenizer, rows).per_byte
 
 
-def _fresh(path: Path, cells: Sequence[Mapping[str, Any]]) -> None:
-    """Write all cells anew: an interrupted call may have left some of them there."""
-    from evals.measure.front_cells import append_cells
+def _fresh(path: Path, answers: Sequence[ExactAnswer]) -> None:
+    """Write all answers again: an interrupted call may have left some of them there."""
+    from evals.measure.answers import append_answers
 
     path.unlink(missing_ok=True)
-    append_cells(path, cells)
+    append_answers(path, answers)
 
 
 def evaluate(
@@ -290,7 +291,7 @@ def evaluate(
         from align.policies.base import ModelPolicy
         from align.policies.load import load_family
         from align.preferences import Weights, parse_preference
-        from align.testbed.cells import exact_cells
+        from align.testbed.answers import exact_answers
 
         place = world_of(world)
         tables = reference_tables(place.config, reference, open_run(reference).fingerprint)
@@ -300,10 +301,10 @@ def evaluate(
         else:
             answer = load_family(policy).policy(parse_preference(ask or asked[0].label))
             tree = tree_policy(answer, tables=tables, weights=asked[0], name=row)
-        cells = exact_cells(tree, row=row, weights=asked, shifts=("none",), tables=tables)
+        cells = exact_answers(tree, row=row, weights=asked, shifts=("none",), tables=tables)
         away = [w for w in asked if list(w.values) in [list(s) for s in shift_weights]]
         if away:
-            cells += exact_cells(tree, row=row, weights=away, shifts=shifts, tables=tables)
+            cells += exact_answers(tree, row=row, weights=away, shifts=shifts, tables=tables)
         _fresh(folder / "cells.jsonl", cells)
         found = _bits(answer.model, answer.tokenizer, place, seed) if bits else None
         return {"bits_per_byte": found, "cells": len(cells), "samples_per_response": tree.samples_per_response}
@@ -323,16 +324,16 @@ def closed_form(
 
     def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
         from align.preferences import Weights
-        from align.testbed.cells import exact_cells
+        from align.testbed.answers import exact_answers
         from recipes.testbed.controls import closed_form_policy
 
         place = world_of(world)
         tables = reference_tables(place.config, reference, open_run(reference).fingerprint)
-        cells: list[dict[str, Any]] = []
+        cells: list[ExactAnswer] = []
         for w in weights:
             preference = Weights(tuple(w))
             policy = closed_form_policy(kind, reference=tables, weights=preference, options=options)
-            cells += exact_cells(policy, row=row, weights=[preference], shifts=("none",), tables=tables)
+            cells += exact_answers(policy, row=row, weights=[preference], shifts=("none",), tables=tables)
         _fresh(folder / "cells.jsonl", cells)
         return {"samples_per_response": policy.samples_per_response}
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from align.data.answers import ExactAnswer
 from align.runs import RUN_FILE, Run, open_run
 from recipes.pipeline.conflict_summary import gradient_cosines, training_conflict
 from recipes.pipeline.inputs import joined_claims
@@ -31,11 +32,11 @@ NOTES = {
 }
 
 
-def read_cells(folders: Iterable[Path]) -> list[dict[str, Any]]:
-    """All cells of some evaluation runs, read through the checked reader."""
-    from evals.measure.front_cells import read_cells as read
+def answers_in(folders: Iterable[Path]) -> list[ExactAnswer]:
+    """All answers of some evaluation runs, read through the checked reader."""
+    from evals.measure.answers import read_exact
 
-    return [cell for folder in folders for cell in read(folder / "cells.jsonl")]
+    return [answer for folder in folders for answer in read_exact(folder / "cells.jsonl")]
 
 
 def summarise(config: Config, *, plan: Plan, out: Path) -> dict[str, Any]:
@@ -48,7 +49,7 @@ def summarise(config: Config, *, plan: Plan, out: Path) -> dict[str, Any]:
 
     world = load_world(config.world)
     facts = json.loads((out / "optimum" / "optimum.json").read_text(encoding="utf-8"))
-    cells = {row: read_cells(folders) for row, folders in plan.cells.items()}
+    cells = {row: answers_in(folders) for row, folders in plan.cells.items()}
     ranked = [c for row, found in cells.items() if row not in ("optimum", "perturbed") for c in found]
     point = [world.config.reference_point] * len(world.objectives)
     table = exact_table(
@@ -81,7 +82,7 @@ def summarise(config: Config, *, plan: Plan, out: Path) -> dict[str, Any]:
         "methods": table,
         "optimum": _optimum(facts, cells),
         "shifts": shifts_table(
-            [c for c in ranked if c["row"] not in CONTROLS],
+            [c for c in ranked if c.row not in CONTROLS],
             objectives=world.objectives,
             headline="harmless",
             reference_point=point,
@@ -102,7 +103,7 @@ def summarise(config: Config, *, plan: Plan, out: Path) -> dict[str, Any]:
 
 
 def _front_at_kl(facts: Mapping[str, Any], *, world: Any, dense: int) -> Any:
-    """KL -> the dense exact front whose every point spends it, beta solved anew at each of its preferences."""
+    """KL -> the dense exact front whose every point spends it, beta solved again at each of its preferences."""
     import numpy as np
 
     from align.preferences import simplex_grid
@@ -114,15 +115,15 @@ def _front_at_kl(facts: Mapping[str, Any], *, world: Any, dense: int) -> Any:
     return lambda kl: front_at_kl(classes, grid, kl=kl)
 
 
-def _optimum(facts: Mapping[str, Any], cells: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+def _optimum(facts: Mapping[str, Any], cells: Mapping[str, Sequence[ExactAnswer]]) -> dict[str, Any]:
     """The dense front, the largest regret of pi*_w through the evaluator, and the perturbed optimum's regret."""
-    from evals.tables.tradeoffs import exact_points
+    from evals.tables.surfaces import exact_points
 
-    measured = [p["regret"] for p in exact_points(cells["perturbed"])]
+    measured = [p.regret for p in exact_points(cells["perturbed"])]
     predicted = facts["perturbed"]["predicted"]
     return {
         "front": facts["front"],
-        "regret": max(abs(cell["regret"]) for cell in cells["optimum"]),
+        "regret": max(abs(answer.regret) for answer in cells["optimum"]),
         "regret_is": "largest absolute regret of pi*_w on any prompt, through the evaluator that judges every model",
         "perturbed": {
             "temperature": facts["perturbed"]["temperature"],

@@ -108,7 +108,7 @@ def runs_of(shifts: list[str], rows: dict[str, float]) -> dict[int, list[dict[st
             scale = (0.5 if number == 1 else 1.0) * (1 + 0.02 * seed)
             strengths = {row: s * scale for row, s in rows.items()}
             runs.setdefault(seed, []).extend(
-                synthetic.exact_cells(strengths, prompts=prompts, shift=shift, preferences=GRID)
+                synthetic.exact_answers(strengths, prompts=prompts, shift=shift, preferences=GRID)
             )
     return runs
 
@@ -194,7 +194,7 @@ def test_the_mitigation_table_says_what_was_planted(found: planning.Rows) -> Non
         seed: [
             cell
             for shift, (plain, arm) in strengths.items()
-            for cell in synthetic.exact_cells(
+            for cell in synthetic.exact_answers(
                 {"reference": 0.0, "plain": plain, "without_1": arm}, prompts=prompts, shift=shift, preferences=GRID
             )
         ]

@@ -16,7 +16,7 @@ from evals.measure.store import CellStore
 from evals.measure.verdict import Verdict
 from evals.report.suite_summary import summary_of
 from evals.shifts import parse_shifts
-from evals.suites.base import Suite
+from evals.suites.base import SAFETY, Suite
 from evals.tables.suite_tables import table_of
 
 SHIFTS = (
@@ -81,7 +81,7 @@ def results(
     measurements = [CompletionOf(generation), Verdict(SaysSure()), Comprehension(generation), RefusalMargin()]
     plan = ask(asked_items, suite="made", shifts=parse_shifts(list(shifts)))
     cells = Engine(backend, store=CellStore(folder / "cells.jsonl")).run(plan, measurements=measurements)
-    return {"made": Evaluated(Suite("made", "safety", "made up", lambda rows: list(asked_items)), cells)}
+    return {"made": Evaluated(Suite("made", SAFETY, "made up", lambda rows: list(asked_items)), cells)}
 
 
 def made_summary(folder: Path, **options: Any) -> dict[str, Any]:

@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from align.data.answers import SampledAnswer
 from evals.tables import generalization, tradeoffs
+from evals.tables.surfaces import exact_points
 from factories import synthetic
 
 STRENGTHS = {
@@ -94,7 +96,7 @@ def exact_summary(objectives: int = 2) -> dict[str, Any]:
     names = ["helpfulness", "harmlessness", "brevity"][:objectives]
     preferences, point = synthetic.grid(objectives, 4 if objectives == 2 else 3), [-0.05] * objectives
     home = synthetic.topics(9, objectives=objectives, conflict=0.4)
-    cells = synthetic.exact_cells(STRENGTHS, prompts=home, preferences=preferences)
+    cells = synthetic.exact_answers(STRENGTHS, prompts=home, preferences=preferences)
     weaker = {row: s * (0.35 if s > 0.1 else 1) for row, s in STRENGTHS.items()}
     for shift, strengths, prompts in (
         ("cipher spelling", weaker, synthetic.topics(9, objectives=objectives, spelling="cipher", conflict=0.4)),
@@ -107,7 +109,7 @@ def exact_summary(objectives: int = 2) -> dict[str, Any]:
         ("polite form (control)", {r: 1.03 * s for r, s in STRENGTHS.items()}, home[:8]),
         ("polite form (control)", {r: 0.97 * s for r, s in STRENGTHS.items()}, home[8:]),
     ):
-        cells += synthetic.exact_cells(strengths, prompts=prompts, shift=shift, preferences=preferences)
+        cells += synthetic.exact_answers(strengths, prompts=prompts, shift=shift, preferences=preferences)
     front_at_kl = synthetic.front_at_kl(home[::2], objectives=objectives, steps=10 if objectives == 2 else 3)
     methods = tradeoffs.exact_table(
         cells,
@@ -116,7 +118,7 @@ def exact_summary(objectives: int = 2) -> dict[str, Any]:
         front_at_kl=front_at_kl,
         info={row: row_info(row) for row in STRENGTHS},
     )
-    dense = synthetic.exact_cells(
+    dense = synthetic.exact_answers(
         {"optimum": 1.0}, prompts=home, preferences=synthetic.grid(objectives, 200 if objectives == 2 else 20)
     )
     summary = {
@@ -134,7 +136,7 @@ def exact_summary(objectives: int = 2) -> dict[str, Any]:
         },
         "methods": methods,
         "optimum": {
-            "front": tradeoffs.exact_points(dense),
+            "front": [point.jsonable() for point in exact_points(dense)],
             "regret": 3.1e-9,
             "perturbed": {"temperature": 1.3, "regret": 0.0123456, "predicted": 0.0123457},
         },
@@ -149,7 +151,7 @@ def exact_summary(objectives: int = 2) -> dict[str, Any]:
     return summary
 
 
-def _sampled_cells() -> list[dict[str, Any]]:
+def _sampled_answers() -> list[SampledAnswer]:
     rng, cells = np.random.default_rng(0), []
     rows = {"reference": 0.0, "rewarded_soups/dpo": 0.6, "dpo/scalarised": 0.8}
     for shift, transfer in (("none", 1.0), ("harmless prompts", 0.4)):
@@ -159,26 +161,23 @@ def _sampled_cells() -> list[dict[str, Any]]:
                 for w in synthetic.grid(2, 4):
                     gain = transfer * lift * np.array([1.3 * w[0] - 0.5, 1.3 * w[1] - 0.5]) if lift else np.zeros(2)
                     cells.append(
-                        {
-                            "row": row,
-                            "preference": list(w),
-                            "shift": shift,
-                            "item": f"prompt {shift if item % 2 else ''} {item}",
-                            "prompt": f"\n\nHuman: question {item} ({shift})\n\nAssistant:",
-                            "sample": 0,
-                            "completion": " an answer",
-                            "values": (level + gain + 0.5 * rng.normal(size=2)).tolist(),
-                            "kl": float(lift * 4 + 0.3 * rng.normal()) if lift else 0.0,
-                        }
-                    )
+                        SampledAnswer(
+                            row=row, preference=tuple(w), shift=shift,
+                            item=f"prompt {shift if item % 2 else ''} {item}",
+                            prompt=f"\n\nHuman: question {item} ({shift})\n\nAssistant:",
+                            sample=0, completion=" an answer",
+                            values=tuple((level + gain + 0.5 * rng.normal(size=2)).tolist()),
+                            kl=float(lift * 4 + 0.3 * rng.normal()) if lift else 0.0,
+                        )
+                    )  # fmt: skip
     return cells
 
 
 @functools.cache
 def sampled_summary() -> dict[str, Any]:
     """A summary from sampled responses, with the reward-model table and samples, some of them hostile."""
-    names, point, cells = ["helpful", "harmless"], [-3.0, -3.0], _sampled_cells()
-    home = [cell for cell in cells if cell["shift"] == "none"]
+    names, point, cells = ["helpful", "harmless"], [-3.0, -3.0], _sampled_answers()
+    home = [cell for cell in cells if cell.shift == "none"]
     table = tradeoffs.sampled_table(home, objectives=names, reference_point=point, info={}, draws=100)
     for row, entry in table.items():
         entry |= {"bits_per_byte": {"before": 1.91, "after": 1.93, "change": 0.02}, "optimises": f"what {row} does"}

@@ -1,4 +1,4 @@
-"""Small exact worlds in numpy, and the cells and summaries they give: shared by the tests of tables and report.
+"""Small exact worlds in numpy, and the answers and summaries they give: shared by the tests of tables and report.
 
 A prompt has A enumerable responses with rewards; a row tilts the reference by `strength * w.r / beta`, so strength 1 is
 the optimum, 0 the reference model, above 1 an overspender. Shapes: A responses, K objectives, M preferences.
@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from align.data.answers import ExactAnswer
+
 BETA = 0.1
-Cell = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -44,27 +45,17 @@ def kl(p_A: np.ndarray, q_A: np.ndarray) -> float:
     return float(np.sum(p_A * np.log(np.maximum(p_A, 1e-300) / q_A)))
 
 
-def exact_cell(prompt: Prompt, p_A: np.ndarray, *, row: str, weights_K: Sequence[float], shift: str) -> Cell:
-    """An exact cell of any policy p over the responses."""
+def exact_answer(prompt: Prompt, p_A: np.ndarray, *, row: str, weights_K: Sequence[float], shift: str) -> ExactAnswer:
+    """The exact answer of any policy p over the responses."""
     weights, best_A = np.asarray(weights_K, dtype=float), tilt(prompt, weights_K, strength=1.0)
     values, values_star = p_A @ prompt.rewards_AK, best_A @ prompt.rewards_AK
     spent, spent_star = kl(p_A, prompt.ref_A), kl(best_A, prompt.ref_A)
     value, best = float(weights @ values) - BETA * spent, float(weights @ values_star) - BETA * spent_star
-    return {
-        "row": row,
-        "preference": [float(w) for w in weights],
-        "shift": shift,
-        "item": prompt.item,
-        "prompt": prompt.text,
-        "values": values.tolist(),
-        "kl": spent,
-        "J": value,
-        "J_star": best,
-        "regret": best - value,
-        "values_star": values_star.tolist(),
-        "kl_star": spent_star,
-        "malformed": 0.0,
-    }
+    return ExactAnswer(
+        row=row, preference=tuple(float(w) for w in weights), shift=shift, item=prompt.item, prompt=prompt.text,
+        values=tuple(values.tolist()), kl=spent, J=value, J_star=best, regret=best - value,
+        values_star=tuple(values_star.tolist()), kl_star=spent_star, malformed=0.0,
+    )  # fmt: skip
 
 
 def grid(objectives: int, steps: int) -> list[tuple[float, ...]]:
@@ -73,16 +64,16 @@ def grid(objectives: int, steps: int) -> list[tuple[float, ...]]:
     return [(i / steps, j / steps, (steps - i - j) / steps) for i in range(steps + 1) for j in range(steps + 1 - i)]
 
 
-def exact_cells(
+def exact_answers(
     strengths: Mapping[str, float],
     *,
     prompts: Sequence[Prompt],
     shift: str = "none",
     preferences: Sequence[Sequence[float]] = tuple(grid(2, 4)),
-) -> list[Cell]:
-    """Cells of rows given as strengths, on prompts, under one shift name."""
+) -> list[ExactAnswer]:
+    """Answers of rows given as strengths, on prompts, under one shift name."""
     return [
-        exact_cell(prompt, tilt(prompt, w, strength=strength), row=row, weights_K=w, shift=shift)
+        exact_answer(prompt, tilt(prompt, w, strength=strength), row=row, weights_K=w, shift=shift)
         for row, strength in strengths.items()
         for w in preferences
         for prompt in prompts

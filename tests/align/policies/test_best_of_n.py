@@ -24,14 +24,14 @@ from align.policies.base import ModelPolicy, Policy, PolicyFamily
 from align.policies.best_of_n import BestOfNFamily, BestOfNPolicy, WeightedScore, kl_bound, ranking, weighted_sums
 from align.preferences import Weights
 from align.runs import Ledger
-from align.testbed.cells import ReferenceTables
+from align.testbed.answers import ReferenceTables
 from align.testbed.exact import ExactModel, outcome
 from align.testbed.tabular import HardBestOfN, gold_table, hard_best_of_n_gain
 from align.testbed.world import World
 from factories import tiny_world
 from factories.tiny_bandit import OBJECTIVES, PROMPTS, WORDS, fit, make_reference, next_distribution, reward, scalarised
 from recipes.commands import evaluate, finetune
-from recipes.pipeline.sampling import Point, Sampling, sample_cells
+from recipes.pipeline.sampling import Point, Sampling, sample_answers
 
 BOTH = Weights((0.3, 0.7))
 
@@ -357,7 +357,7 @@ def test_cells_charge_every_sample_and_score_of_a_response(reference: str, tmp_p
     """2 prompts x 1 sample: 2 for the reference, and of best of 3 each takes 3 samples and 3 x 2 scores to decode."""
     family = fit(best_of_n, best_of_n.Config(n=3), reference=reference, weights=[BOTH], out=tmp_path)
     base, ledger = ModelPolicy(reference, name="reference"), Ledger()
-    cells = sample_cells(
+    cells = sample_answers(
         [Point("reference", BOTH, base), Point("best", BOTH, family.policy(BOTH))],
         reference=base,
         prompts={"none": [{"prompt": p, "item": p} for p in PROMPTS]},
@@ -368,7 +368,7 @@ def test_cells_charge_every_sample_and_score_of_a_response(reference: str, tmp_p
     )
     assert ledger.samples_drawn == 2 + 2 * 3
     assert ledger.scores_read == 2 * 2 + 2 * (2 + 3 * 2)
-    assert [cell["kl"] for cell in cells[2:]] == pytest.approx([kl_bound(3)] * 2, abs=1e-5)
+    assert [cell.kl for cell in cells[2:]] == pytest.approx([kl_bound(3)] * 2, abs=1e-5)
 
 
 def test_finetune_and_evaluate_from_the_command_line(

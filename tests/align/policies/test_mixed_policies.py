@@ -18,7 +18,7 @@ from align.policies.base import ModelPolicy
 from align.policies.load import load_family
 from align.policies.mixed import MixedFamily, MixedModel, MixedPolicy, Mixture
 from align.preferences import Direction, Weights
-from align.testbed.cells import ReferenceTables, outcomes
+from align.testbed.answers import ReferenceTables, outcomes
 from align.testbed.exact import ExactModel, ExactPolicy
 from align.testbed.vocabulary import build_tokenizer
 from align.testbed.world import World

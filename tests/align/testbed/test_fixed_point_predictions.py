@@ -14,7 +14,7 @@ import torch
 
 from align.errors import UserError
 from align.preferences import Weights
-from align.testbed.cells import ReferenceTables, exact_cells
+from align.testbed.answers import ReferenceTables, exact_answers
 from align.testbed.exact import ExactModel, leaves_from_nodes, outcome
 from align.testbed.tabular import Tilted, gold_table
 from align.testbed.theory.low_rank import MERGES, Factors, log_policy, merge, objective, train
@@ -185,11 +185,11 @@ def test_predictions_are_rows_of_the_exact_table(tables: ReferenceTables) -> Non
     shares = {}
     for kind in KINDS:
         row = Predicted(kind, tables, weights, kind, group=8, population=population)
-        cells = exact_cells(row, row=kind, weights=[weights], shifts=("none",), tables=tables)
+        cells = exact_answers(row, row=kind, weights=[weights], shifts=("none",), tables=tables)
         assert len(cells) == 18
-        shares[kind] = float(np.mean([c["regret"] for c in cells]))
-    still = exact_cells(tables, row="reference", weights=[weights], shifts=("none",), tables=tables)
-    reference = float(np.mean([c["regret"] for c in still]))
+        shares[kind] = float(np.mean([c.regret for c in cells]))
+    still = exact_answers(tables, row="reference", weights=[weights], shifts=("none",), tables=tables)
+    reference = float(np.mean([c.regret for c in still]))
     assert shares["scalarised"] == pytest.approx(0, abs=1e-9)
     assert 1e-4 < shares["token_kl"] < shares["token_k3"] < reference
     assert 1e-4 < shares["token_mod"] < reference

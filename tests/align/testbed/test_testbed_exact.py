@@ -12,7 +12,7 @@ import torch
 
 from align.preferences import Weights
 from align.runs import Ledger
-from align.testbed.cells import ReferenceTables, exact_cells, outcomes
+from align.testbed.answers import ReferenceTables, exact_answers, outcomes
 from align.testbed.exact import ExactModel, leaves_from_nodes, outcome
 from align.testbed.gold import GoldObjective, sample_responses
 from align.testbed.responses import level_starts, node_tokens, node_words
@@ -172,15 +172,15 @@ def test_regret_is_beta_kl_to_the_optimum_prompt_by_prompt(weights: Weights, pol
         star_NV = tables.leaves(prompt) + gold_table(WORLD, prompt, weights) / TINY.beta
         star_NV = star_NV - star_NV.logsumexp((0, 1))
         predicted = TINY.beta * leaf_kl(model.leaf_logprobs(WORLD, prompt), star_NV)
-        assert cells[0]["regret"] == pytest.approx(predicted, abs=1e-6)
-        assert cells[0]["regret"] > 0.01
+        assert cells[0].regret == pytest.approx(predicted, abs=1e-6)
+        assert cells[0].regret > 0.01
 
 
 def _cells(policy, prompt: Prompt, weights: Weights, tables: ReferenceTables):
-    from align.testbed.cells import cells_of
+    from align.testbed.answers import answers_of
 
     (found,) = outcomes(policy, prompts=[prompt], tables=tables)
-    return cells_of({prompt: found}, row="p", shift="none", weights=weights, tables=tables)
+    return answers_of({prompt: found}, row="p", shift="none", weights=weights, tables=tables)
 
 
 @pytest.mark.parametrize("weights", PREFERENCES, ids=lambda w: w.label)
@@ -191,20 +191,20 @@ def test_the_optimum_has_no_regret_and_a_perturbed_one_what_kl_predicts(weights:
     warm = Tilted(tables, table, TINY.beta, "perturbed", temperature=1.5)
     shifts = ("none", "cipher", "heldout_topics")
     at_star, at_warm = (
-        exact_cells(p, row=p.name, weights=[weights], shifts=shifts, tables=tables) for p in (star, warm)
+        exact_answers(p, row=p.name, weights=[weights], shifts=shifts, tables=tables) for p in (star, warm)
     )
     assert len(at_star) == 54
-    assert max(abs(cell["regret"]) for cell in at_star) < 1e-9
+    assert max(abs(cell.regret) for cell in at_star) < 1e-9
     flat, steep = (p.leaf_logprobs(WORLD, prompts()[3]) for p in (warm, star))
     odds = [float(table_NV[2, END_ID] - table_NV[0, END_ID]) for table_NV in (flat, steep)]
     assert odds[0] == pytest.approx(odds[1] / 1.5, abs=1e-9)  # p^(1 / temperature)
     for cell, best in zip(at_warm, at_star, strict=True):
-        prompt = next(p for p in WORLD.test_prompts(cell["shift"]) if p.text == cell["prompt"])
+        prompt = next(p for p in WORLD.test_prompts(cell.shift) if p.text == cell.prompt)
         predicted = TINY.beta * leaf_kl(warm.leaf_logprobs(WORLD, prompt), star.leaf_logprobs(WORLD, prompt))
-        assert cell["regret"] == pytest.approx(predicted, abs=1e-9) and cell["regret"] > 1e-3
-        assert cell["J_star"] == pytest.approx(best["J"], abs=1e-9)
-        assert best["values"] == pytest.approx(best["values_star"], abs=1e-9)
-        assert best["kl"] == pytest.approx(best["kl_star"], abs=1e-9)
+        assert cell.regret == pytest.approx(predicted, abs=1e-9) and cell.regret > 1e-3
+        assert cell.J_star == pytest.approx(best.J, abs=1e-9)
+        assert best.values == pytest.approx(best.values_star, abs=1e-9)
+        assert best.kl == pytest.approx(best.kl_star, abs=1e-9)
 
 
 def test_a_soup_goes_through_the_same_path(reference, policy, tables: ReferenceTables) -> None:
@@ -223,18 +223,18 @@ def test_a_soup_goes_through_the_same_path(reference, policy, tables: ReferenceT
 
 
 def test_cells_of_several_preferences_share_the_measurement(policy, tables: ReferenceTables) -> None:
-    cells = exact_cells(
+    cells = exact_answers(
         ExactModel(policy, name="p"), row="p", weights=PREFERENCES, shifts=("none", "control"), tables=tables
     )
-    assert len(cells) == 3 * 2 * 18 and {c["shift"] for c in cells} == {"none", "control"}
-    one = [c for c in cells if c["prompt"] == cells[0]["prompt"]]
-    assert len(one) == 3 and len({tuple(c["values"]) for c in one}) == 1 and len({c["J"] for c in one}) == 3
+    assert len(cells) == 3 * 2 * 18 and {c.shift for c in cells} == {"none", "control"}
+    one = [c for c in cells if c.prompt == cells[0].prompt]
+    assert len(one) == 3 and len({tuple(c.values) for c in one}) == 1 and len({c.J for c in one}) == 3
     for cell in one:
-        weighted = sum(w * v for w, v in zip(cell["preference"], cell["values"], strict=True))
-        assert cell["J"] == pytest.approx(weighted - 0.1 * cell["kl"], abs=1e-12)
-        assert cell["regret"] == pytest.approx(cell["J_star"] - cell["J"], abs=1e-12)
-    train = exact_cells(tables, row="reference", weights=[MIDDLE], shifts=("train",), tables=tables)
-    assert len(train) == 216 and max(c["kl"] for c in train) == 0
+        weighted = sum(w * v for w, v in zip(cell.preference, cell.values, strict=True))
+        assert pytest.approx(weighted - 0.1 * cell.kl, abs=1e-12) == cell.J
+        assert cell.regret == pytest.approx(cell.J_star - cell.J, abs=1e-12)
+    train = exact_answers(tables, row="reference", weights=[MIDDLE], shifts=("train",), tables=tables)
+    assert len(train) == 216 and max(c.kl for c in train) == 0
 
 
 def test_a_table_without_unit_mass_is_refused(tables: ReferenceTables) -> None:

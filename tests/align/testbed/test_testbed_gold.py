@@ -13,7 +13,7 @@ import pytest
 
 from align.preferences import Weights
 from align.runs import Ledger
-from align.testbed.cells import ReferenceTables, exact_cells
+from align.testbed.answers import ReferenceTables, exact_answers
 from align.testbed.corpus import WriterConfig, sample_documents, write_response
 from align.testbed.exact import ExactModel, outcome
 from align.testbed.gold import GoldObjective, draw_comparisons, label_comparisons, plain_words
@@ -148,11 +148,11 @@ def test_named_worlds_are_evaluated_exactly(name: str) -> None:
         star = {y: base[y] + tilt[y] / beta - log_z for y in base}
         regret = beta * sum(math.exp(law[y]) * (law[y] - star[y]) for y in base)
         assert best.J - found.objective_value(weights, beta=beta) == pytest.approx(regret, abs=1e-5) and regret > 0.01
-    at_best = exact_cells(
+    at_best = exact_answers(
         Tilted(tables, partial(gold_table, weights=weights), beta, "best"),
         row="best", weights=[weights], shifts=("none",), tables=tables,
     )  # fmt: skip
-    assert max(abs(cell["regret"]) for cell in at_best) < 1e-9 and len(at_best) == len(world.test_prompts("none"))
+    assert max(abs(cell.regret) for cell in at_best) < 1e-9 and len(at_best) == len(world.test_prompts("none"))
 
 
 def test_every_objective_of_the_world_five_moves_the_optimum() -> None:

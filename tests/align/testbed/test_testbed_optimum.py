@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from align.preferences import Weights, simplex_grid
-from align.testbed.cells import ReferenceTables, exact_cells
+from align.testbed.answers import ReferenceTables, exact_answers
 from align.testbed.exact import ExactModel, outcome
 from align.testbed.optimum import (
     beta_at_kl,
@@ -267,7 +267,7 @@ def test_the_controls_fail_the_gate_and_the_optimum_passes(tables: ReferenceTabl
                 "length_only": Tilted(tables, length_table, BETA, row),
                 "best_of_n": SoftBestOfN(tables, gold, BETA, 1024, row),
             }[row]
-            found += exact_cells(policy, row=row, weights=[w], shifts=("none",), tables=tables)
+            found += exact_answers(policy, row=row, weights=[w], shifts=("none",), tables=tables)
         return found
 
     rows = ("reference", "optimum", "kl_overspender", "length_only", "best_of_n")

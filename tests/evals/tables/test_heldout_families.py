@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from align.data.answers import ExactAnswer
 from align.errors import UserError
 from evals.tables import heldout_families as families
 
 ITEMS = {"a": 0.0, "b": 0.1, "c": 0.2}
 
 
-def cells(row: str, regrets: dict[str, float], *, helpful: float = 0.5) -> list[dict]:
-    """Cells with this regret under each shift; item b is .1 and item c .2 worse under every shift but "none"."""
+def cells(row: str, regrets: dict[str, float], *, helpful: float = 0.5) -> list[ExactAnswer]:
+    """Answers with this regret under each shift; item b is .1 and item c .2 worse under every shift but "none"."""
     return [
-        {
-            "row": row, "shift": shift, "item": item, "prompt": f"{shift} {item}", "preference": w, "J": 1 - regret,
-            "values": [helpful, 0.0], "regret": regret + (extra if shift != "none" else 0.0), "kl": 0.0, "J_star": 1.0,
-        }
+        ExactAnswer(
+            row=row, shift=shift, item=item, prompt=f"{shift} {item}", preference=w, J=1 - regret,
+            values=(helpful, 0.0), regret=regret + (extra if shift != "none" else 0.0), kl=0.0, J_star=1.0,
+            values_star=(1.0, 1.0), kl_star=1.0, malformed=0.0,
+        )
         for shift, regret in regrets.items()
         for item, extra in ITEMS.items()
-        for w in ([1.0, 0.0], [0.0, 1.0])
+        for w in ((1.0, 0.0), (0.0, 1.0))
     ]  # fmt: skip
 
 
@@ -58,13 +62,13 @@ def test_levels_run_over_seeds_and_items() -> None:
 
 def test_the_cost_on_plain_prompts_is_negative_where_the_arm_is_worse() -> None:
     options = {"baseline": "plain", "arms": ["arm"]}
-    helpful = families.cost(RUNS, **options, preference=[1.0, 0.0], score=lambda c: c["values"][0])
+    helpful = families.cost(RUNS, **options, preference=[1.0, 0.0], score=lambda c: c.values[0])
     assert helpful["value"] == pytest.approx(-0.1)
-    assert families.cost(RUNS, **options, preference=None, score=lambda c: c["J"])["value"] == pytest.approx(-0.1)
+    assert families.cost(RUNS, **options, preference=None, score=lambda c: c.J)["value"] == pytest.approx(-0.1)
 
 
 def test_a_shift_that_changes_the_items_is_refused() -> None:
-    other = [{**cell, "item": "new"} if cell["shift"] == "s" else cell for cell in RUNS[0]]
+    other = [replace(cell, item="new") if cell.shift == "s" else cell for cell in RUNS[0]]
     with pytest.raises(UserError, match="changes the base items"):
         families.mismatched(other, row="plain", shift="s")
     with pytest.raises(UserError, match="differ in base items"):

@@ -7,9 +7,8 @@ import pytest
 from evals.items import Item, Missing
 from evals.measure.cells import ask
 from evals.shifts import parse_shifts
-from evals.tables.contrasts import placebo_pairs, placebo_table
+from evals.tables.contrasts import family_table, placebo_pairs, placebo_table
 from evals.tables.examples import examples
-from evals.tables.shift_families import family_table
 from factories.outcomes import rows
 
 

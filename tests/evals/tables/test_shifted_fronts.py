@@ -7,21 +7,24 @@ from typing import Any
 import numpy as np
 import pytest
 
+from align.data.answers import ExactAnswer
 from align.errors import UserError
 from evals.tables import shifted_fronts as shifted
 
 ITEMS = ("a", "b", "c", "d", "e", "f")
-PREFERENCES = ([1.0, 0.0], [0.0, 1.0])
+PREFERENCES = ((1.0, 0.0), (0.0, 1.0))
 
 
-def cell(row: str, shift: str, item: str, w: list[float], *, values: Any, J: float = 0.0, star: float = 1.0) -> dict:
-    return {
-        "row": row, "shift": shift, "item": item, "prompt": f"{shift} {item}", "preference": w,
-        "values": list(values), "kl": 0.0, "J": J, "J_star": star, "regret": star - J,
-    }  # fmt: skip
+def cell(
+    row: str, shift: str, item: str, w: tuple[float, ...], *, values: Any, J: float = 0.0, star: float = 1.0
+) -> ExactAnswer:
+    return ExactAnswer(
+        row=row, shift=shift, item=item, prompt=f"{shift} {item}", preference=w, values=tuple(values), kl=0.0, J=J,
+        J_star=star, regret=star - J, values_star=(1.0, 1.0), kl_star=1.0, malformed=0.0,
+    )  # fmt: skip
 
 
-def square(row: str, shift: str, *, side: float, tilt: float = 0.0) -> list[dict]:
+def square(row: str, shift: str, *, side: float, tilt: float = 0.0) -> list[ExactAnswer]:
     """One point (side, side) at every preference; with `tilt`, items differ around it and cancel in the mean."""
     return [
         cell(row, shift, item, w, values=(side + tilt * (-1) ** i,) * 2)
@@ -65,7 +68,7 @@ def test_the_parts_add_up_and_say_what_was_planted() -> None:
         ]
         for seed in (0, 1, 2)
     }
-    split = shifted.exact_split(runs, row="m", shift="s")
+    split = shifted.exact_parts(runs, row="m", shift="s")
     assert split["competing"]["value"] == pytest.approx(0.2) and split["mismatched"]["value"] == pytest.approx(0.3)
     assert split["drop"]["value"] == pytest.approx(0.5)
 
@@ -77,13 +80,13 @@ def test_other_items_under_the_shift_are_compared_unpaired() -> None:
             *(cell("m", "s", f"new {i}", PREFERENCES[0], values=(0, 0), J=0.2 + 0.01 * n) for n, i in enumerate(ITEMS)),
         ]
     }
-    drop = shifted.exact_split(runs, row="m", shift="s")["drop"]
+    drop = shifted.exact_parts(runs, row="m", shift="s")["drop"]
     assert drop["value"] == pytest.approx(0.3)
     assert "6 against 6 others, unpaired" in drop["over_items"] and drop["ci_seeds"] is None
     assert drop["over_seeds"] == "no interval: 1 training seed, at least 3 are needed"
 
 
-def gains(sides: dict[int, tuple[float, float]]) -> dict[int, list[dict]]:
+def gains(sides: dict[int, tuple[float, float]]) -> dict[int, list[ExactAnswer]]:
     """Squares: the reference at side 1 everywhere; the method at sides[seed] in distribution and under the shift."""
     return {
         seed: [
@@ -94,7 +97,7 @@ def gains(sides: dict[int, tuple[float, float]]) -> dict[int, list[dict]]:
     }  # fmt: skip
 
 
-def retained(runs: dict[int, list[dict]], row: str = "m") -> dict:
+def retained(runs: dict[int, list[ExactAnswer]], row: str = "m") -> dict:
     return shifted.gain_over_seeds(
         runs, row=row, shift="s", reference_row="reference", reference_point=(0.0, 0.0), draws=200, seed=0
     )
@@ -158,7 +161,7 @@ def test_differences_of_two_rows_over_seeds() -> None:
                for i in ITEMS]
         for seed in (1, 2, 3)
     }  # fmt: skip
-    found = shifted.seed_differences(runs, rows=("m", "n"), shift="none", score=lambda c: c["J"])
+    found = shifted.seed_differences(runs, rows=("m", "n"), shift="none", score=lambda c: c.J)
     assert found.estimate == pytest.approx(0.2) and found.n == 3
 
 

@@ -2,14 +2,17 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from align.data.answers import ExactAnswer, SampledAnswer
 from align.errors import UserError
 from align.functional import fronts
-from evals.measure import front_cells as store
+from evals.measure import answers as store
 from evals.tables import tradeoffs
+from evals.tables.surfaces import ExactPoint, exact_points
 from factories import synthetic
 
 OBJECTIVES = ("helpful", "harmless")
@@ -23,12 +26,12 @@ def prompts() -> list[synthetic.Prompt]:
 
 
 @pytest.fixture(scope="module")
-def cells(prompts: list[synthetic.Prompt]) -> list[dict]:
-    return synthetic.exact_cells(STRENGTHS, prompts=prompts)
+def cells(prompts: list[synthetic.Prompt]) -> list[ExactAnswer]:
+    return synthetic.exact_answers(STRENGTHS, prompts=prompts)
 
 
 @pytest.fixture(scope="module")
-def table(cells: list[dict], prompts: list[synthetic.Prompt]) -> dict:
+def table(cells: list[ExactAnswer], prompts: list[synthetic.Prompt]) -> dict:
     solve = synthetic.front_at_kl(prompts[::2], steps=40)  # both verbs of a topic have its rewards
     return tradeoffs.exact_table(
         cells, objectives=OBJECTIVES, reference_point=ORIGIN, front_at_kl=solve, info={"half": {"note": "one half"}}
@@ -54,12 +57,12 @@ def test_regret_is_beta_kl_to_the_optimum(table: dict, prompts: list[synthetic.P
     assert table["half"]["regret_share"] == pytest.approx(expected / table["reference"]["regret"], rel=1e-9)
 
 
-def test_front_points_are_means_over_prompts(table: dict, cells: list[dict]) -> None:
+def test_front_points_are_means_over_prompts(table: dict, cells: list[ExactAnswer]) -> None:
     point = table["half"]["front"][0]
-    own = [c for c in cells if c["row"] == "half" and c["preference"] == point["preference"]]
+    own = [c for c in cells if c.row == "half" and list(c.preference) == point["preference"]]
     assert len(own) == 6 and point["preference"] == [0, 1]
     for name in ("kl", "J", "regret", "J_star"):
-        assert point[name] == pytest.approx(np.mean([c[name] for c in own]))
+        assert point[name] == pytest.approx(np.mean([getattr(c, name) for c in own]))
     assert point["J_star"] - point["J"] == pytest.approx(point["regret"])
 
 
@@ -71,7 +74,7 @@ def test_raw_hypervolume_is_zero_for_the_reference_and_one_for_the_optimum(table
 
 def test_raw_hypervolume_pays_for_overspending(prompts: list[synthetic.Prompt]) -> None:
     """Why it never ranks: with one preference, more KL is more volume, though regret rises."""
-    cells = synthetic.exact_cells({"reference": 0.0, "overspender": 5.0}, prompts=prompts, preferences=[(1, 0)])
+    cells = synthetic.exact_answers({"reference": 0.0, "overspender": 5.0}, prompts=prompts, preferences=[(1, 0)])
     rows = tradeoffs.exact_table(cells, objectives=OBJECTIVES, reference_point=(-0.1, -9), front_at_kl=None, info={})
     assert rows["overspender"]["raw_hypervolume"] > 1 and rows["overspender"]["regret"] > 0
 
@@ -101,7 +104,7 @@ def test_every_point_of_a_concave_front_is_nondominated(table: dict) -> None:
     assert all(point["nondominated"] for point in table["optimum"]["front"])
 
 
-def test_interval_over_seeds_is_null_with_its_reason(table: dict, cells: list[dict]) -> None:
+def test_interval_over_seeds_is_null_with_its_reason(table: dict, cells: list[ExactAnswer]) -> None:
     assert table["half"]["regret_share_ci"] is None
     assert table["half"]["regret_share_ci_over"].startswith("no interval: 1 training seed")
     with_seeds = tradeoffs.exact_table(
@@ -128,7 +131,7 @@ def test_gate() -> None:
     assert tradeoffs.gate(**passes | {"regret_share": None})[0] is False
 
 
-def test_controls_fail_through_the_same_gate(cells: list[dict]) -> None:
+def test_controls_fail_through_the_same_gate(cells: list[ExactAnswer]) -> None:
     info = {"half": {"samples_per_response": 256}}
     table = tradeoffs.exact_table(
         cells, objectives=OBJECTIVES, reference_point=ORIGIN, front_at_kl=None, info=info, bar=0.5
@@ -140,22 +143,22 @@ def test_controls_fail_through_the_same_gate(cells: list[dict]) -> None:
         tradeoffs.controls_table(table, controls={"x": "absent"})
 
 
-def test_a_row_that_skips_preferences_fails(cells: list[dict]) -> None:
-    fewer = [c for c in cells if c["row"] != "optimum" or c["preference"] == [0.5, 0.5]]
+def test_a_row_that_skips_preferences_fails(cells: list[ExactAnswer]) -> None:
+    fewer = [c for c in cells if c.row != "optimum" or c.preference == (0.5, 0.5)]
     table = tradeoffs.exact_table(fewer, objectives=OBJECTIVES, reference_point=ORIGIN, front_at_kl=None, info={})
     assert table["optimum"]["regret_share"] == pytest.approx(0, abs=1e-12) and not table["optimum"]["passes"]
 
 
-def test_rows_must_share_prompts(cells: list[dict]) -> None:
-    missing = [c for c in cells if not (c["row"] == "half" and c["item"] == "topic 1")]
+def test_rows_must_share_prompts(cells: list[ExactAnswer]) -> None:
+    missing = [c for c in cells if not (c.row == "half" and c.item == "topic 1")]
     with pytest.raises(UserError, match="'half' is measured on 4 prompts"):
         tradeoffs.exact_table(missing, objectives=OBJECTIVES, reference_point=ORIGIN, front_at_kl=None, info={})
-    uneven = [c for i, c in enumerate(cells) if not (c["row"] == "half" and c["preference"] == [1, 0] and i % 2)]
+    uneven = [c for i, c in enumerate(cells) if not (c.row == "half" and c.preference == (1, 0) and i % 2)]
     with pytest.raises(UserError, match=r"preference \[1.0, 0.0\] is measured on other prompts"):
         tradeoffs.exact_table(uneven, objectives=OBJECTIVES, reference_point=ORIGIN, front_at_kl=None, info={})
     with pytest.raises(UserError, match="'reference' has none"):
         tradeoffs.exact_table(
-            [c for c in cells if c["row"] != "reference"],
+            [c for c in cells if c.row != "reference"],
             objectives=OBJECTIVES,
             reference_point=ORIGIN,
             front_at_kl=None,
@@ -165,7 +168,7 @@ def test_rows_must_share_prompts(cells: list[dict]) -> None:
 
 def test_three_objectives(tmp_path: object) -> None:
     prompts, preferences = synthetic.topics(2, objectives=3), synthetic.grid(3, 2)
-    cells = synthetic.exact_cells({"reference": 0.0, "half": 0.5}, prompts=prompts, preferences=preferences)
+    cells = synthetic.exact_answers({"reference": 0.0, "half": 0.5}, prompts=prompts, preferences=preferences)
     table = tradeoffs.exact_table(
         cells, objectives=("a", "b", "c"), reference_point=(-0.1,) * 3, front_at_kl=None, info={}
     )
@@ -174,7 +177,7 @@ def test_three_objectives(tmp_path: object) -> None:
     json.dumps(table, allow_nan=False)
 
 
-def sampled_cells(*, lift: float, seed: int = 0) -> list[dict]:
+def sampled_cells(*, lift: float, seed: int = 0) -> list[SampledAnswer]:
     """Judge scores of 12 prompts x 4 samples; row "tuned" gains `lift` on the objective that it is asked for."""
     rng, cells = np.random.default_rng(seed), []
     for item in range(12):
@@ -183,18 +186,13 @@ def sampled_cells(*, lift: float, seed: int = 0) -> list[dict]:
             for sample in range(4):
                 gain = lift * np.array(preference) * (row == "tuned")
                 cells.append(
-                    {
-                        "row": row,
-                        "preference": list(preference),
-                        "shift": "none",
-                        "item": f"p{item}",
-                        "prompt": f"prompt {item}",
-                        "sample": sample,
-                        "completion": " words",
-                        "values": (level + gain + 0.3 * rng.normal(size=2)).tolist(),
-                        "kl": 0.0 if row == "reference" else 1.0 + 0.1 * float(rng.normal()),
-                    }
-                )
+                    SampledAnswer(
+                        row=row, preference=preference, shift="none", item=f"p{item}", prompt=f"prompt {item}",
+                        sample=sample, completion=" words",
+                        values=tuple((level + gain + 0.3 * rng.normal(size=2)).tolist()),
+                        kl=0.0 if row == "reference" else 1.0 + 0.1 * float(rng.normal()),
+                    )
+                )  # fmt: skip
     return cells
 
 
@@ -205,7 +203,7 @@ def test_sampled_rows_have_intervals_and_no_regret() -> None:
     assert list(table) == ["tuned", "reference"] and tuned["regret_share"] is None and tuned["passes"] is None
     assert tuned["raw_hypervolume_ci"][0] > 0 and table["reference"]["raw_hypervolume"] == 0
     point = tuned["front"][1]
-    own = [c["values"][0] for c in cells if c["row"] == "tuned" and c["preference"] == [1, 0]]
+    own = [c.values[0] for c in cells if c.row == "tuned" and c.preference == (1, 0)]
     assert point["values"][0] == pytest.approx(np.mean(own)) and "12 prompts, 48 samples" in point["ci_over"]
     item_means = np.array(own).reshape(12, 4).mean(1)  # equal counts: the clustered error is that of the item means
     half = 2.20099 * item_means.std(ddof=1) / math.sqrt(12)
@@ -213,37 +211,59 @@ def test_sampled_rows_have_intervals_and_no_regret() -> None:
     json.dumps(table, allow_nan=False)
 
 
-def test_cells_on_disk(tmp_path: object, cells: list[dict]) -> None:
+KEYS = [
+    "row", "preference", "shift", "item", "prompt", "values", "kl", "J", "J_star", "regret", "values_star", "kl_star",
+    "malformed",
+]  # fmt: skip
+
+
+def test_points_of_means_give_the_table_of_their_answers(table: dict, cells: list[ExactAnswer]) -> None:
+    """What a benchmark keeps of each row and preference is its means: the gated numbers are those of all answers."""
+    written = {row: [p.jsonable() for p in exact_points(c for c in cells if c.row == row)] for row in table}
+    points = {row: [ExactPoint.parse(json.loads(json.dumps(p))) for p in found][::-1] for row, found in written.items()}
+    yardstick = tradeoffs.Yardstick(objectives=OBJECTIVES, reference_point=ORIGIN)
+    again = tradeoffs.points_table(points, yardstick=yardstick, info={})
+    for row, entry in again.items():
+        for name in ("regret", "regret_share", "raw_hypervolume", "kl"):
+            assert entry[name] == pytest.approx(table[row][name], abs=1e-12), (row, name)
+    with pytest.raises(ValueError, match="regret None, which is no number"):
+        ExactPoint.parse({**written["half"][0], "regret": None})
+
+
+def test_cells_on_disk(tmp_path: object, cells: list[ExactAnswer]) -> None:
     path = tmp_path / "run" / "cells.jsonl"  # type: ignore[operator]
-    assert store.append_cells(path, cells[:3]) == 3
+    assert store.append_answers(path, cells[:3]) == 3
     with path.open("a") as file:
         file.write('{"row": "unfinished')
-    store.append_cells(path, cells[3:])
-    assert store.read_cells(path) == json.loads(json.dumps(cells))
+    store.append_answers(path, cells[3:])
+    assert store.read_answers(path) == store.read_exact(path) == cells
+    assert list(json.loads(path.read_text().splitlines()[0])) == KEYS
+    with pytest.raises(UserError, match="holds exact answers"):
+        store.read_sampled(path)
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ("{", ":2: not valid JSON"),
-        ('{"row": "x"}', ":2: the cell has no 'shift'"),
-        ("[]", ":2: the cell is not a JSON object"),
+        ('{"row": "x"}', ":2: the answer has no 'preference'"),
+        ("[]", ":2: the answer is not a JSON object"),
     ],
 )
-def test_bad_cells_name_file_and_line(tmp_path: object, cells: list[dict], line: str, message: str) -> None:
+def test_bad_cells_name_file_and_line(tmp_path: object, cells: list[ExactAnswer], line: str, message: str) -> None:
     path = tmp_path / "cells.jsonl"  # type: ignore[operator]
-    path.write_text(json.dumps(cells[0]) + "\n" + line + "\n")
+    path.write_text(json.dumps(cells[0].jsonable()) + "\n" + line + "\n")
     with pytest.raises(UserError, match=message):
-        store.read_cells(path)
+        store.read_answers(path)
 
 
-def test_cells_are_checked_before_anything_is_written(tmp_path: object, cells: list[dict]) -> None:
+def test_cells_are_checked_before_anything_is_written(tmp_path: object, cells: list[ExactAnswer]) -> None:
     path = tmp_path / "cells.jsonl"  # type: ignore[operator]
-    with pytest.raises(UserError, match="cell 2 of the batch needs 'values' to be finite"):
-        store.append_cells(path, [cells[0], cells[1] | {"values": [math.nan, 0]}])
+    with pytest.raises(UserError, match="answer 2 of the batch needs 'values' to be finite"):
+        store.append_answers(path, [cells[0], replace(cells[1], values=(math.nan, 0.0))])
     assert not path.exists()
     with pytest.raises(UserError, match="no such file"):
-        store.read_cells(path)
-    store.append_cells(path, [cells[0], cells[0]])
+        store.read_answers(path)
+    store.append_answers(path, [cells[0], cells[0]])
     with pytest.raises(UserError, match="repeats"):
-        store.read_cells(path)
+        store.read_answers(path)

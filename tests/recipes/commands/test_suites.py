@@ -174,14 +174,16 @@ def test_a_config_file_that_names_a_suite_is_understood(tmp_path: Path) -> None:
 
 
 def test_measurements_follow_the_suites_kind_and_their_needs() -> None:
-    assert measures_of("safety") == ["completion", "verdict", "comprehension"]
-    assert measures_of("choice") == ["choices"]
-    assert measures_of("text") == ["bits"]
-    assert measures_of("qa") == ["completion"]
-    assert measures_of("reward_pairs") == ["pairs"]
+    from evals.suites import base
+
+    assert measures_of(base.SAFETY) == ["completion", "verdict", "comprehension"]
+    assert measures_of(base.CHOICE) == ["choices"]
+    assert measures_of(base.TEXT) == ["bits"]
+    assert measures_of(base.QA) == ["completion"]
+    assert measures_of(base.REWARD_PAIRS) == ["pairs"]
     with pytest.raises(UserError, match="kind vibes has no measurement"):
-        measures_of("vibes")
-    assert measures_of("choice", chosen=("margin", "verdict")) == ["completion", "verdict", "margin"]
+        measures_of(base.Kind("vibes", {}, ()))
+    assert measures_of(base.CHOICE, chosen=("margin", "verdict")) == ["completion", "verdict", "margin"]
 
 
 def test_items_of_one_base_item_are_one_cluster() -> None:

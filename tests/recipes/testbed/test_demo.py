@@ -19,7 +19,7 @@ from align.errors import UserError
 from align.preferences import simplex_grid
 from align.runs import open_run
 from align.testbed.world import SHIFTS, load_world
-from evals.measure.front_cells import read_cells
+from evals.measure.answers import read_exact
 from recipes.commands.demo import DEFAULTS
 from recipes.testbed.plan import CONTROLS, Config, destination, make_plan
 from recipes.testbed.summary import _shared
@@ -196,7 +196,7 @@ def test_cells_left_by_an_interrupted_evaluation_are_not_counted_twice(
 
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
-    whole = read_cells(copy / stage / "cells.jsonl")
+    whole = read_exact(copy / stage / "cells.jsonl")
     partial = copy / f"{stage}.partial"
     (copy / stage).rename(partial)
     fingerprint = json.loads((partial / "run.json").read_text())["fingerprint"]
@@ -207,7 +207,7 @@ def test_cells_left_by_an_interrupted_evaluation_are_not_counted_twice(
     settings, _ = parse(Config, ["--config", str(config), "--out", str(copy)], program="align demo", about="")
     task = next(t for t in make_plan(settings, copy).tasks if t.arguments["out"] == str(copy / stage))
     task.call(**task.arguments)
-    assert read_cells(copy / stage / "cells.jsonl") == whole
+    assert read_exact(copy / stage / "cells.jsonl") == whole
     assert open_run(copy / stage).fingerprint == fingerprint
 
 

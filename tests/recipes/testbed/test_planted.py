@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from align.errors import UserError
-from align.testbed.cells import ReferenceTables, exact_cells
+from align.testbed.answers import ReferenceTables, exact_answers
 from align.testbed.corpus import sample_documents
 from align.testbed.exact import ExactModel
 from align.testbed.vocabulary import ALPHABET_IDS, CIPHER_ALPHABET_IDS, END_ID, TOKEN_ID, VOCABULARY, encode
@@ -141,15 +141,15 @@ def test_the_split_from_samples_finds_the_enumerated_one() -> None:
 
     weights = Weights((0.25, 0.75))
     exact = {
-        cell["prompt"]: cell
+        cell.prompt: cell
         for shift in ("none", "cipher")
-        for cell in exact_cells(
+        for cell in exact_answers(
             ExactModel(model, name="m"), row="m", weights=[weights], shifts=(shift,), tables=tables
         )
     }
     found = estimates(WORLD, model, reference, prompts, weights=weights.values, count=1000, seed=0)
     for name in ("J", "J_star"):
-        off = [getattr(one, name) - exact[text][name] for text, one in found.items()]
+        off = [getattr(one, name) - getattr(exact[text], name) for text, one in found.items()]
         assert max(map(abs, off)) < 0.08 and abs(np.mean(off)) < 0.02
 
 

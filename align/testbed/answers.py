@@ -1,4 +1,4 @@
-"""Exact cells of a policy on a testbed world: one per prompt, against the reference's leaves, for any preference.
+"""Exact answers of a policy on a testbed world: one per prompt, against the reference's leaves, for any preference.
 
 Policies are asked for their leaf distribution and nothing is sampled, so the numbers have no sampling noise.
 """
@@ -6,8 +6,9 @@ Policies are asked for their leaf distribution and nothing is sampled, so the nu
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from align.data.answers import ExactAnswer
 from align.preferences import Weights
 from align.testbed.exact import Outcome, TreePolicy, outcome
 from align.testbed.optimum import OptimumPoint, RewardClasses, optimum, reward_classes
@@ -60,39 +61,29 @@ def outcomes(policy: TreePolicy, *, prompts: Sequence[Prompt], tables: Reference
     ]
 
 
-def cells_of(
+def answers_of(
     results: Mapping[Prompt, Outcome], *, row: str, shift: str, weights: Weights, tables: ReferenceTables
-) -> Iterator[dict[str, Any]]:
-    """Cells of outcomes judged at one preference: J, the optimum's J and the regret, prompt by prompt."""
+) -> Iterator[ExactAnswer]:
+    """Answers whose outcomes are judged at one preference: J, the optimum's J and the regret, prompt by prompt."""
     beta = tables.world.config.beta
     for prompt, result in results.items():
         best: OptimumPoint = optimum([tables.classes(prompt)], weights, beta=beta)
         value = result.objective_value(weights, beta=beta)
-        yield {
-            "row": row,
-            "preference": list(weights.values),
-            "shift": shift,
-            "item": prompt.item,
-            "prompt": prompt.text,
-            "values": list(result.values),
-            "kl": result.kl,
-            "J": value,
-            "J_star": best.J,
-            "regret": best.J - value,
-            "values_star": list(best.values),
-            "kl_star": best.kl,
-            "malformed": result.malformed,
-        }
+        yield ExactAnswer(
+            row=row, preference=weights.values, shift=shift, item=prompt.item, prompt=prompt.text,
+            values=result.values, kl=result.kl, J=value, J_star=best.J, regret=best.J - value,
+            values_star=tuple(best.values), kl_star=best.kl, malformed=result.malformed,
+        )  # fmt: skip
 
 
-def exact_cells(
+def exact_answers(
     policy: TreePolicy, *, row: str, weights: Sequence[Weights], shifts: Sequence[str], tables: ReferenceTables
-) -> list[dict[str, Any]]:
-    """Cells of one policy at every given preference, under every given shift ("none" is in distribution)."""
-    cells: list[dict[str, Any]] = []
+) -> list[ExactAnswer]:
+    """Answers of one policy at every given preference, under every given shift ("none" is in distribution)."""
+    answers: list[ExactAnswer] = []
     for shift in shifts:
         prompts = tables.world.train_prompts if shift == "train" else tables.world.test_prompts(shift)
         results = dict(zip(prompts, outcomes(policy, prompts=prompts, tables=tables), strict=True))
         for preference in weights:
-            cells.extend(cells_of(results, row=row, shift=shift, weights=preference, tables=tables))
-    return cells
+            answers.extend(answers_of(results, row=row, shift=shift, weights=preference, tables=tables))
+    return answers
