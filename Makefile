@@ -18,6 +18,8 @@ export MKL_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 # A shell with another environment active must not leak into this one.
 unexport PYTHONPATH
+# Without cached bytecode every process of a run or a test compiles torch and transformers again, seconds at a time.
+unexport PYTHONDONTWRITEBYTECODE
 unexport VIRTUAL_ENV
 
 .DEFAULT_GOAL := help

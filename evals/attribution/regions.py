@@ -173,8 +173,10 @@ def auroc(positive: Sequence[float], negative: Sequence[float]) -> float:
     """P(a positive scores above a negative), ties one half; ValueError where one side is empty."""
     if not len(positive) or not len(negative):
         raise ValueError("an AUROC needs scores on both sides")
-    above = np.subtract.outer(np.asarray(positive, dtype=float), np.asarray(negative, dtype=float))
-    return float((above > 0).mean() + 0.5 * (above == 0).mean())
+    from sklearn.metrics import roc_auc_score
+
+    labels = [True] * len(positive) + [False] * len(negative)
+    return float(roc_auc_score(labels, np.concatenate([positive, negative])))
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
 """What preference data give away cheaply: bag-of-words and length-only Bradley-Terry models, length-matched pairs.
 
 Both models are P(chosen beats rejected) = sigmoid(s(chosen) - s(rejected)), s a linear score of the completion alone
-(Bradley and Terry 1952), fitted by L-BFGS; a reward model that does not beat them has learned words or length.
-
+(Bradley and Terry 1952), fitted by scikit-learn; a reward model that does not beat them has learned words or length.
 Shapes: N pairs, F features, G prompts, D bootstrap draws.
 """
 
@@ -13,16 +12,19 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evals.stats.intervals import LEVEL, Interval, bootstrap_interval, cluster_counts
 
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
 _WORD = re.compile(r"\w+|[^\w\s]")
 
-Pair = Mapping[str, Any]  # "prompt", "chosen", "rejected"
+Pair = Mapping[str, str]  # "prompt", "chosen", "rejected"
 Floats = NDArray[np.float64]
 
 
@@ -82,23 +84,18 @@ def fit_bag_of_words(pairs: Sequence[Pair], *, l2: float = 30.0, min_pairs: int 
     Raises:
         ValueError: no pairs, or a penalty that is not positive.
     """
-    from scipy.sparse import csr_matrix
+    from sklearn.feature_extraction.text import CountVectorizer
 
     if not pairs or l2 <= 0:
         raise ValueError("bag of words: at least one pair, and l2 above 0")
-    differences = [_difference(pair) for pair in pairs]
     occurs = Counter(word for pair in pairs for word in {*words(pair["chosen"]), *words(pair["rejected"])})
-    vocabulary = {word: i for i, word in enumerate(sorted(w for w, n in occurs.items() if n >= min_pairs))}
-    rows, columns, values = [], [], []
-    for row, difference in enumerate(differences):
-        for word, value in difference.items():
-            if word in vocabulary:
-                rows.append(row)
-                columns.append(vocabulary[word])
-                values.append(value)
-    features_NF = csr_matrix((values, (rows, columns)), shape=(len(pairs), max(1, len(vocabulary))))
-    weights_F = _fit_logistic(features_NF, l2=l2)
-    return BagOfWords(weights={word: float(weights_F[i]) for word, i in vocabulary.items()})
+    vocabulary = sorted(word for word, n in occurs.items() if n >= min_pairs)
+    if not vocabulary:
+        return BagOfWords(weights={})
+    counter = CountVectorizer(analyzer=words, vocabulary=vocabulary, dtype=np.float64)
+    chosen_NF, rejected_NF = (counter.transform([pair[side] for pair in pairs]) for side in ("chosen", "rejected"))
+    weights_F = _fit_logistic(chosen_NF.log1p() - rejected_NF.log1p(), l2=l2)
+    return BagOfWords(weights=dict(zip(vocabulary, weights_F.tolist(), strict=True)))
 
 
 def fit_length_only(pairs: Sequence[Pair], *, l2: float = 1e-3) -> LengthOnly:
@@ -134,8 +131,8 @@ def pairwise_accuracy(
     if len(prompts) != len(right_N):
         raise ValueError(f"{len(right_N)} pairs with {len(prompts)} prompts: give the prompt of each pair")
     names = sorted(set(prompts))
-    place = {name: g for g, name in enumerate(names)}
-    owner_N = np.array([place[prompt] for prompt in prompts])
+    index = {name: g for g, name in enumerate(names)}
+    owner_N = np.array([index[prompt] for prompt in prompts])
     right_G, pairs_G = np.bincount(owner_N, weights=right_N), np.bincount(owner_N)
     counts_DG = cluster_counts(names, draws=draws, seed=seed)
     means_D = (counts_DG @ right_G) / (counts_DG @ pairs_G)
@@ -174,21 +171,15 @@ def length_matched(
     return kept
 
 
-def _difference(pair: Pair) -> dict[str, float]:
-    chosen, rejected = Counter(words(pair["chosen"])), Counter(words(pair["rejected"]))
-    values = {w: math.log1p(chosen[w]) - math.log1p(rejected[w]) for w in chosen.keys() | rejected.keys()}
-    return {word: values[word] for word in sorted(values) if values[word]}  # sorted: sums in one order, run after run
+def _fit_logistic(features_NF: Floats | csr_matrix, *, l2: float) -> Floats:
+    """argmin_w sum_i log(1 + exp(-x_i.w)) + l2/2 |w|^2 (every label is "chosen wins"), shape (F,).
 
+    Each row also enters mirrored, as a loss: scikit-learn wants two classes, and the optimum stays where it is.
+    """
+    from scipy.sparse import csr_matrix, vstack
+    from sklearn.linear_model import LogisticRegression
 
-def _fit_logistic(features_NF: Any, *, l2: float) -> Floats:
-    """argmin_w sum_i log(1 + exp(-x_i.w)) + l2/2 |w|^2 (every label is "chosen wins"), shape (F,)."""
-    from scipy.optimize import minimize
-    from scipy.special import expit
-
-    def loss(weights_F: Floats) -> tuple[float, Floats]:
-        margin_N = features_NF @ weights_F
-        value = np.logaddexp(0.0, -margin_N).sum() + 0.5 * l2 * weights_F @ weights_F
-        return float(value), l2 * weights_F - features_NF.T @ expit(-margin_N)
-
-    start = np.zeros(features_NF.shape[1])
-    return np.asarray(minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 500}).x)
+    rows = csr_matrix(features_NF)
+    model = LogisticRegression(C=1 / (2 * l2), fit_intercept=False, tol=1e-8, max_iter=10_000)
+    model.fit(vstack([rows, -rows]), np.repeat([True, False], rows.shape[0]))
+    return np.asarray(model.coef_[0])

@@ -1,8 +1,8 @@
 """A small local classifier of refusals: TF-IDF of words and word pairs, logistic regression, kept as readable JSON.
 
-Legend: N texts, V features. Features as in scikit-learn (Pedregosa et al. 2011): idf = ln((1+N)/(1+df)) + 1, sublinear
-term frequencies 1 + ln(tf), rows of length 1. The fit minimises mean log-loss + l2/2 |w|^2 (bias free) by
-L-BFGS: the same numbers on every machine.
+Legend: N texts. Both are scikit-learn's (Pedregosa et al. 2011): idf = ln((1+N)/(1+df)) + 1, sublinear term frequencies
+1 + ln(tf), rows of length 1; the fit minimises mean log-loss + l2/2 |w|^2 (bias free) by L-BFGS. What is kept is JSON
+and not scikit-learn's pickle, which could run code when read.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,6 +22,8 @@ from evals.items import Item, Missing, digest
 from evals.judges.base import Judgement, Pending, Stance, judged, judgement
 
 _WORD = re.compile(r"[a-z0-9]+(?:'[a-z]+)?")
+# Characters that are read for each word: Unicode normalisation takes quadratic time on a long run of combining marks.
+_ROOM = 100
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,14 @@ class Settings:
     def __post_init__(self) -> None:
         low, high = self.unclear
         if self.words < 1 or self.min_texts < 1 or not self.l2 > 0 or not 0 <= low <= high <= 1:
-            raise UserError("a TF-IDF judge needs words, min_texts, l2 above 0 and unclear within [0, 1]; mend these")
+            raise UserError("a TF-IDF judge needs words, min_texts, l2 above 0 and unclear within [0, 1]; fix these")
 
 
 def features(text: str, *, words: int) -> Counter[str]:
-    """Counts of single words and of neighbouring pairs in the first `words` words."""
-    plain = unicodedata.normalize("NFKC", text).replace("’", "'").lower()
-    found = _WORD.findall(plain)[:words]
-    return Counter([*found, *(f"{a} {b}" for a, b in zip(found, found[1:], strict=False))])
+    """Counts of single words and of neighbouring pairs in the first `words` words; at most 100 characters a word."""
+    plain = unicodedata.normalize("NFKC", text[: _ROOM * words]).replace("’", "'").lower()
+    singles = _WORD.findall(plain)[:words]
+    return Counter([*singles, *(f"{a} {b}" for a, b in zip(singles, singles[1:], strict=False))])
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ class Model:
 
 def fit(texts: Sequence[str], *, refused: Sequence[bool], settings: Settings | None = None) -> Model:
     """Fit on labelled responses. UserError where a class is absent or no feature is frequent enough."""
-    from scipy.optimize import minimize
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
 
     settings = settings or Settings()
     if len(texts) != len(refused):
@@ -84,32 +86,14 @@ def fit(texts: Sequence[str], *, refused: Sequence[bool], settings: Settings | N
     known = sorted(feature for feature, n in in_texts.items() if n >= settings.min_texts)
     if not known:
         raise UserError(f"no word stands in {settings.min_texts} of the {len(texts)} responses; give more of them")
-    idf_V = np.array([np.log((1 + len(texts)) / (1 + in_texts[feature])) + 1 for feature in known])
-    x_NV = _matrix(counts, {feature: v for v, feature in enumerate(known)}, idf_V)
-    signs_N = np.where(np.asarray(refused, dtype=bool), 1.0, -1.0)
-
-    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
-        weights_V, bias = parameters[:-1], parameters[-1]
-        margins_N = signs_N * (x_NV @ weights_V + bias)
-        pull_N = -signs_N * np.exp(-np.logaddexp(0, margins_N)) / len(signs_N)
-        value = np.logaddexp(0, -margins_N).mean() + settings.l2 / 2 * weights_V @ weights_V
-        return float(value), np.append(x_NV.T @ pull_N + settings.l2 * weights_V, pull_N.sum())
-
-    found = minimize(loss, np.zeros(len(known) + 1), jac=True, method="L-BFGS-B", options={"maxiter": 1000})
-    if not found.success:
-        raise RuntimeError(f"the fit of a TF-IDF judge did not converge: {found.message}")
-    table = {f: (float(i), float(w)) for f, i, w in zip(known, idf_V, found.x[:-1], strict=True)}
-    return Model(table, float(found.x[-1]), settings)
-
-
-def _matrix(counts: Sequence[Mapping[str, int]], index: Mapping[str, int], idf_V: np.ndarray) -> Any:
-    from scipy.sparse import csr_matrix
-
-    entries = [(n, index[f], 1 + np.log(c)) for n, row in enumerate(counts) for f, c in row.items() if f in index]
-    rows, columns, tf = (np.array(part) for part in zip(*entries, strict=True))
-    x_NV = csr_matrix((tf * idf_V[columns], (rows, columns)), shape=(len(counts), len(index)))
-    norms_N = np.sqrt(np.asarray(x_NV.multiply(x_NV).sum(axis=1)).ravel())
-    return x_NV.multiply(1 / np.where(norms_N > 0, norms_N, 1)[:, None]).tocsr()
+    vectors = TfidfVectorizer(analyzer=Counter.elements, vocabulary=known, sublinear_tf=True)
+    x_NV = vectors.fit_transform(counts)
+    strength = 1 / (len(texts) * settings.l2)  # scikit-learn's objective: C * sum of log-losses + |w|^2 / 2
+    model = LogisticRegression(C=strength, tol=1e-8, max_iter=10_000).fit(x_NV, np.asarray(refused, dtype=bool))
+    if model.n_iter_[0] >= model.max_iter:
+        raise RuntimeError(f"the fit of a TF-IDF judge did not converge in {model.max_iter} steps")
+    table = {f: (float(i), float(w)) for f, i, w in zip(known, vectors.idf_, model.coef_[0], strict=True)}
+    return Model(table, float(model.intercept_[0]), settings)
 
 
 class TfidfJudge:
@@ -150,9 +134,9 @@ class TfidfJudge:
         return judged(items, responses, self._all)
 
     def _all(self, pending: Sequence[Pending]) -> list[Judgement]:
-        found = self.model.probabilities([response for _, response in pending])
+        refused_N = self.model.probabilities([response for _, response in pending])
         return [by_probability(float(p), item=item, unclear=self.model.settings.unclear)
-                for (item, _), p in zip(pending, found, strict=True)]  # fmt: skip
+                for (item, _), p in zip(pending, refused_N, strict=True)]  # fmt: skip
 
 
 def by_probability(refused: float, *, item: Item, unclear: tuple[float, float]) -> Judgement:

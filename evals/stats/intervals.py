@@ -91,28 +91,6 @@ def clustered_variance(values_N: Sequence[float] | np.ndarray, *, clusters_N: Se
     return float(groups / (groups - 1) * (residuals_G**2).sum() / len(values) ** 2), groups
 
 
-@dataclass(frozen=True)
-class StandardErrors:
-    """Standard errors of one grand mean: items as units, clusters as units, and the latter times sqrt(G / (G - 1))."""
-
-    naive: float
-    clustered: float
-    corrected: float
-    clusters: int
-
-
-def standard_errors(values_N: Sequence[float] | np.ndarray, *, clusters_N: Sequence[Hashable]) -> StandardErrors:
-    """The three errors side by side (Miller 2024, eq. 4 without and with the small-sample factor of Inspect).
-
-    ValueError for fewer than two clusters: then none of them is known.
-    """
-    corrected, groups = clustered_variance(values_N, clusters_N=clusters_N)
-    if groups < 2:
-        raise ValueError(f"{groups} cluster: a standard error needs at least 2")
-    naive, _ = clustered_variance(values_N, clusters_N=range(len(values_N)))
-    return StandardErrors(math.sqrt(naive), math.sqrt(corrected * (groups - 1) / groups), math.sqrt(corrected), groups)
-
-
 def clustered_mean(
     values_N: Sequence[float] | np.ndarray,
     *,

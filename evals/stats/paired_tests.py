@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from evals.stats.bootstrap import studentise
-from evals.stats.intervals import LEVEL, Interval, benjamini_hochberg, clustered_mean, holm, paired_difference
+from evals.stats.intervals import Interval, benjamini_hochberg, holm, paired_difference
 
 EXACT_BELOW = 13  # clusters that differ, up to which all 2^G sign flips are enumerated
 BLOCK = 4_000_000  # entries of a table of draws held in memory at once
@@ -153,22 +153,6 @@ def bootstrap_test(
     changes = [first[key] - second[key] for key in first]
     labels = [key if clusters is None else clusters[key] for key in first]
     return PairedTest("cluster bootstrap", found, bootstrap_p(changes, clusters_N=labels, draws=draws, seed=seed))
-
-
-def mcnemar_test(first: Mapping[str, bool], *, second: Mapping[str, bool], level: float = LEVEL) -> PairedTest:
-    """McNemar's exact test of single yes/no cells, each an item of its own, with the paired change of their share.
-
-    ValueError where the keys differ, or where a value is not yes or no: several samples of an item are no single cell.
-    """
-    if set(first) != set(second):
-        odd = sorted(map(str, set(first) ^ set(second)))[:3]
-        raise ValueError(f"not paired: {', '.join(odd)} stands on one side only")
-    if any(value not in (0, 1) for side in (first, second) for value in side.values()):
-        raise ValueError("McNemar's test takes yes or no; take permutation_test for shares over samples")
-    changes = {key: float(first[key]) - float(second[key]) for key in first}
-    counts = [sum(change == sign for change in changes.values()) for sign in (1, -1)]
-    found = clustered_mean(list(changes.values()), clusters_N=list(changes), level=level)
-    return PairedTest("McNemar, exact", found, mcnemar(*counts))
 
 
 def family(tests: Sequence[PairedTest], *, correction: str = "Holm") -> list[PairedTest]:

@@ -186,17 +186,6 @@ def fit_curve(curve: Curve, *, form: str, d_min: float, draws: int = 1000, seed:
     )
 
 
-def gap_at(curve: Curve, *, d: float) -> Interval:
-    """Proxy minus gold at a matched d, read off straight lines between the curve's points, paired by prompt.
-
-    UserError outside the curve: nothing is extrapolated.
-    """
-    if not curve.d_M[0] <= d <= curve.d_M[-1]:
-        raise UserError(f"over-optimisation: d = {d:g} lies outside the curve's {curve.d_M[0]:g} to {curve.d_M[-1]:g}")
-    gaps = [float(np.interp(d, curve.d_M, row)) for row in curve.proxy_PM - curve.gold_PM]
-    return clustered_mean(gaps, clusters_N=range(len(gaps)), over="prompts, paired")
-
-
 # --- from a dump of scored samples -----------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from align.errors import UserError
 from evals.judges import Judgement, Stance
-from evals.judges.tfidf import Settings, TfidfJudge, fit
+from evals.judges.tfidf import Settings, TfidfJudge, features, fit
 from factories.made_judges import HARMFUL, SAID_NO, classifier, fitted, one, scores
 
 # --- TF-IDF ----------------------------------------------------------------------------------------------------------
@@ -49,6 +50,15 @@ def test_tfidf_reads_the_start_only_and_its_band_is_unclear() -> None:
     assert isinstance(late, Judgement) and late.stance is Stance.COMPLIED
     everything = one(fitted(unclear=(0.0, 1.0)), SAID_NO[0])
     assert isinstance(everything, Judgement) and everything.stance is Stance.UNCLEAR
+
+
+def test_tfidf_reads_a_long_run_of_combining_marks_in_linear_time() -> None:
+    """Unicode normalisation sorts such a run in quadratic time: a million marks would take more than a minute."""
+    marks = "\u0301\u0327" * 500_000
+    start = time.process_time()
+    assert not features(marks, words=60)
+    assert features("Sorry. " + marks, words=60) == {"sorry": 1}
+    assert time.process_time() - start < 5
 
 
 def test_tfidf_is_kept_as_json(tmp_path: Path) -> None:

@@ -117,12 +117,12 @@ def test_coverage_with_clusters() -> None:
     assert 0.92 < hits / worlds < 0.98 and naive_hits / worlds < 0.85
 
 
-def test_standard_errors_golden() -> None:
-    errors = stats.standard_errors(VALUES, clusters_N=LABELS)
-    assert (errors.naive, errors.clustered, errors.corrected) == pytest.approx((0.1486, 0.1816, 0.2097), abs=5e-5)
-    assert errors.clusters == 4
-    with pytest.raises(ValueError, match="1 cluster"):
-        stats.standard_errors([1, 2], clusters_N=["a", "a"])
+def test_the_error_of_a_mean_golden() -> None:
+    """Items as units .1486, clusters as units with the small-sample factor .2097 (Miller 2024, eq. 4)."""
+    clustered, groups = stats.clustered_variance(VALUES, clusters_N=LABELS)
+    naive, _ = stats.clustered_variance(VALUES, clusters_N=range(len(VALUES)))
+    assert (naive**0.5, clustered**0.5) == pytest.approx((0.1486, 0.2097), abs=5e-5) and groups == 4
+    assert stats.clustered_variance([1, 2], clusters_N=["a", "a"]) == (float("inf"), 1)
 
 
 def test_intervals_say_their_degrees_of_freedom() -> None:

@@ -18,7 +18,6 @@ from evals.tables.overoptimisation import (
     best_of_n_weights,
     fit,
     fit_curve,
-    gap_at,
 )
 
 
@@ -97,12 +96,6 @@ def test_fit_intervals_run_over_prompts() -> None:
     assert fit_curve(early, form="best-of-n", d_min=0.1, draws=20).peak_beyond
 
 
-def test_the_gap_at_a_matched_d_is_read_between_points_only() -> None:
-    curve = made_curve(3, 0.0)
-    between = (curve.d_M[4] + curve.d_M[5]) / 2
-    expected = 0.25 * (curve.d_M[4] ** 2 + curve.d_M[5] ** 2) / 2
-    assert gap_at(curve, d=between).estimate == pytest.approx(expected)
-    with pytest.raises(UserError, match="outside"):
-        gap_at(curve, d=3.1)
+def test_a_curve_rises_in_d() -> None:
     with pytest.raises(ValueError, match="rising"):
         Curve(np.array([1.0, 1.0]), np.zeros((2, 2)), np.zeros((2, 2)))
