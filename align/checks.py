@@ -1,9 +1,9 @@
-"""Numbers in a config within their range, weights finite after training: each refusal names the key and the mend"""
+"""Numbers in a config within their range, weights finite after training: each refusal names the key and the fix."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 from align.errors import UserError
 
@@ -22,7 +22,23 @@ SCHEDULERS = (
 )
 
 
-def at_least(minimum: float, config: Any, *names: str, place: str = "") -> None:
+class Optimiser(Protocol):
+    """The fields of a config that set an optimiser, a schedule and its checkpoints."""
+
+    @property
+    def scheduler(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
+
+
+class Regularised(Protocol):
+    """The fields of a config that bound a model's freedom."""
+
+    @property
+    def dropout(self) -> float: ...
+
+
+def at_least(minimum: float, config: object, *names: str, place: str = "") -> None:
     """UserError unless every named field is a finite number of at least `minimum`, or None."""
     for name in names:
         value = getattr(config, name)
@@ -30,7 +46,7 @@ def at_least(minimum: float, config: Any, *names: str, place: str = "") -> None:
             raise UserError(f"{place}{name} must be at least {minimum:g}, not {value:g}")
 
 
-def above_zero(config: Any, *names: str, place: str = "") -> None:
+def above_zero(config: object, *names: str, place: str = "") -> None:
     """UserError unless every named field is a finite number above 0, or None."""
     for name in names:
         value = getattr(config, name)
@@ -46,8 +62,8 @@ def shares(config: object, *names: str, place: str = "") -> None:
             raise UserError(f"{place}{name} is a share in [0, 1), not {value:g}")
 
 
-def optimiser(config: Any) -> None:
-    """UserError on an optimiser, a seed or a checkpoint interval that no trainer here can mean."""
+def optimiser(config: Optimiser) -> None:
+    """UserError on an optimiser, a seed or a checkpoint interval that no trainer here accepts."""
     above_zero(config, "batch_size", "gradient_accumulation", "logging_steps", "save_steps")
     at_least(0, config, "learning_rate", "warmup", "weight_decay", "max_grad_norm")
     if config.scheduler not in SCHEDULERS:
@@ -56,8 +72,8 @@ def optimiser(config: Any) -> None:
         raise UserError(f"seed must be in [0, 2**32), not {config.seed}")
 
 
-def regularisers(config: Any) -> None:
-    """UserError on a dropout, a longest row or an adapter that is none."""
+def regularisers(config: Regularised) -> None:
+    """UserError on a dropout, a longest row or an adapter's rank that no model can have."""
     at_least(0, config, "dropout", "lora_r")
     above_zero(config, "lora_alpha")
     at_least(2, config, "max_length")

@@ -35,5 +35,5 @@ def load_family(path: str | Path) -> Any:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         return KINDS[content["kind"]].from_json(folder, content)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} is damaged ({error!r}); run its `align finetune` again") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{file} is damaged ({repr(error)[:200]}); run its `align finetune` again") from error

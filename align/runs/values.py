@@ -14,7 +14,7 @@ from typing import Any
 from align.errors import UserError
 
 
-def jsonable(value: Any) -> Any:
+def jsonable(value: object) -> Any:
     """`value` as plain JSON types: dataclasses to dicts, tuples to lists, paths to text; TypeError otherwise."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return jsonable(dataclasses.asdict(value))
@@ -31,7 +31,7 @@ def jsonable(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be written to a run's JSON")
 
 
-def fingerprint(value: Any) -> str:
+def fingerprint(value: object) -> str:
     """First 16 hex digits of the SHA-256 of the canonical JSON of `value`."""
     text = json.dumps(jsonable(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -93,7 +93,15 @@ class TransformersBackend:
         return text if isinstance(text, Missing) else self._ids(text)
 
     def _ids(self, text: str) -> list[int]:
-        return [*self.prefix, *self.tokenizer(text, add_special_tokens=False)["input_ids"]]
+        try:
+            return [*self.prefix, *self.tokenizer(text, add_special_tokens=False)["input_ids"]]
+        except Exception as error:  # the type that tokenizers raises
+            if "Missing [UNK] token" not in str(error):
+                raise
+            raise UserError(
+                f"{self.name}: its tokenizer has no token for a word of a prompt, and none for unknown words; try "
+                "--template plain, or give prompts in its own words"
+            ) from error
 
     def length(self, prompt: Prompt) -> int:
         """Tokens of a prompt (0 where it cannot be rendered): what batches are sorted by."""

@@ -185,9 +185,12 @@ def rewards_of(run: Run) -> str:
     """Which rewards trained a family: none (the labels that its pairs came with), learned, rule, or both."""
     from align.objectives import OBJECTIVES
 
-    if run.config["training"].get("labels") == "given":
+    training, objectives = run.config.get("training"), run.metrics.get("objectives")
+    if not (isinstance(training, dict) and isinstance(objectives, list)):
+        return "unknown"  # a stage of an experiment, which align finetune did not make
+    if training.get("labels") == "given":
         return "none"
-    kinds = [e["kind"] if isinstance(e, dict) else e.partition("=")[2] or e for e in run.metrics["objectives"]]
+    kinds = [e["kind"] if isinstance(e, dict) else e.partition("=")[2] or e for e in objectives]
     # whatever is no kind is the run of a reward model
     learned = {kind not in OBJECTIVES or getattr(OBJECTIVES[kind], "learned", False) for kind in kinds}
     return " and ".join(sorted("learned" if one else "rule" for one in learned))
