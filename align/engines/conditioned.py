@@ -10,19 +10,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-from align.data.comparisons import Row
 from align.engines import conditioned_pairs
 from align.engines.on_policy import trainer as onpolicy
 from align.engines.pairs import required_rows
-from align.engines.points import charge, check_preferences, inputs_of, known_as
+from align.engines.points import check_preferences, inputs_of, known_as, part
+from align.engines.problem import Problem
 from align.engines.settings import model_to_train
 from align.errors import UserError
 from align.functional.draws import even_draws
-from align.objectives.metered import Metered, Objective
+from align.objectives.metered import Metered
 from align.policies.conditioned import (
     AdapterConfig,
     ConditionedFamily,
@@ -32,7 +31,10 @@ from align.policies.conditioned import (
     save_adapter,
 )
 from align.preferences import Weights
-from align.runs import Ledger, model_dir, run_stage
+from align.runs import Ledger, Workspace, model_dir
+
+if TYPE_CHECKING:
+    from trl import GRPOTrainer
 
 DATA = ("on_policy", "pairs")
 DRAWS = ("prompt", "step")
@@ -51,53 +53,41 @@ class Config(onpolicy.OnPolicyConfig, conditioned_pairs.PairConfig):
 def fit(
     method: str,
     config: Config,
+    problem: Problem[Weights],
+    run: Workspace,
     *,
     adapter: AdapterConfig,
-    reference: str,
-    objectives: Mapping[str, Objective],
-    preferences: Sequence[Weights],
-    out: Path,
-    ledger: Ledger,
-    comparisons: Sequence[Row] | None,
-    prompts: Sequence[Row] | None,
 ) -> ConditionedFamily:
-    """One adapter in `out/adapter`, reused when finished; the family answers any weights, `preferences` or not.
+    """One adapter in `adapter/`, reused when finished; the family answers any weights, those of the problem or not.
 
     UserError on an impossible configuration or without the rows that it needs.
     """
-    check_preferences(preferences, objectives=objectives)
+    check_preferences(problem)
     check_config(config)
     if config.data == "on_policy":
-        rows = onpolicy.required_prompts(prompts, method=method)
+        rows = onpolicy.required_prompts(problem, method=method)
     else:
-        rows = required_rows(comparisons, method=method)
+        rows = required_rows(problem, method=method)
 
-    def body(folder: Path, cost: Ledger) -> Mapping[str, Any]:
-        data: dict[str, Any] = {"reference": reference, "folder": folder, "ledger": cost}
+    def body(place: Workspace) -> Mapping[str, object]:
         if config.data == "on_policy":
-            return train_on_policy(config, adapter, objectives=objectives, prompts=rows, **data)
-        pairs, weights = conditioned_pairs.labelled_pairs(config, rows=rows, objectives=objectives, ledger=cost)
-        data |= {"adapter": adapter, "config": config, "beta": config.beta / config.tau}
-        return conditioned_pairs.train_on_pairs(pairs, weights, **data)
+            return train_on_policy(config, problem, place, adapter=adapter)
+        pairs, weights = conditioned_pairs.labelled_pairs(config, problem, place.ledger)
+        return conditioned_pairs.train_on_pairs(
+            pairs, weights, adapter=adapter, config=config, reference=problem.reference,
+            beta=config.beta / config.tau, run=place,
+        )  # fmt: skip
 
-    place = Path(out) / "adapter"
-    reused = place.is_dir()
-    run = run_stage(
-        place,
-        stage=f"{method} adapter",
-        config={"method": method, "config": config, "adapter": adapter},
-        body=body,
-        inputs=inputs_of(reference=reference, objectives=objectives, rows=rows),
-    )
-    charge(ledger, run.ledger, seconds=reused)
+    settings = {"method": method, "config": config, "adapter": adapter}
+    trained = part(method, "adapter", run, config=settings, inputs=inputs_of(problem, rows=rows), body=body)
     return ConditionedFamily(
         method,
-        adapter=str(place / "adapter"),
-        base=model_dir(reference),
-        objectives=len(objectives),
-        folder=Path(out),
-        preferences=tuple(preferences),
-        optimises={w.label: describe(config, weights=w) for w in preferences},
+        adapter=str(trained.path / "adapter"),
+        base=model_dir(problem.reference),
+        objectives=len(problem.objectives),
+        folder=run.folder,
+        preferences=tuple(problem.preferences),
+        optimises={w.label: describe(config, weights=w) for w in problem.preferences},
     )
 
 
@@ -189,32 +179,27 @@ def conditioned_trainer(preferences: Preferences) -> type:
 
 def build_trainer(
     config: Config,
-    adapter: AdapterConfig,
+    problem: Problem[Weights],
+    run: Workspace,
     *,
-    reference: str,
-    objectives: Mapping[str, Objective],
-    prompts: Sequence[Row],
-    folder: Path,
-    ledger: Ledger,
+    adapter: AdapterConfig,
     trainer_class: Callable[[Preferences], type] = conditioned_trainer,
-) -> Any:
-    """The GRPO trainer of an adapted copy of `reference`; its prompts carry their preference in the column `w`."""
-    model = model_to_train(reference)
+) -> GRPOTrainer:
+    """The GRPO trainer of an adapted copy of the reference; its prompts carry their preference in the column `w`."""
+    model, objectives = model_to_train(problem.reference), problem.objectives
     preferences = attach(model, adapter, seed=config.seed)
     preferences.set([[1 / len(objectives)] * len(objectives)])
+    prompts = [{name: value for name, value in row.items() if name != "w"} for row in problem.prompts or ()]
     trainer = onpolicy.build_trainer(
         config,
-        reference=reference,
-        reward_funcs=[RowWeighted(onpolicy.metered(objectives, ledger=ledger))],
-        reward_weights=[1.0],
-        prompts=[{name: value for name, value in row.items() if name != "w"} for row in prompts],
-        folder=folder,
-        ledger=ledger,
-        algorithm="grpo",
-        model=model,
-        trainer_class=trainer_class(preferences),
-        select=preferences.only,
-        adam_beta2=config.adam_beta2,
+        replace(problem, prompts=prompts),
+        run,
+        rewards=[(RowWeighted(onpolicy.metered(objectives, ledger=run.ledger)), 1.0)],
+        update=onpolicy.Update(
+            algorithm="grpo", adam_beta2=config.adam_beta2, trainer_class=trainer_class(preferences)
+        ),
+        kl=onpolicy.KL(select=preferences.only),
+        start=onpolicy.Start(model=model),
     )
     weights = [list(w) for w in scheduled_weights(config, objectives=len(objectives))]
     trainer.train_dataset = trainer.train_dataset.add_column("w", weights)
@@ -222,17 +207,18 @@ def build_trainer(
 
 
 def train_on_policy(
-    config: Config, adapter: AdapterConfig, *, reference: str, folder: Path, ledger: Ledger, **data: Any
+    config: Config, problem: Problem[Weights], run: Workspace, *, adapter: AdapterConfig
 ) -> dict[str, Any]:
-    """Train and save `folder/adapter`; the last logged means."""
+    """Train and save `run.folder/adapter`; the last logged means."""
     from align.models import count_parameters
 
-    trainer = build_trainer(config, adapter, reference=reference, folder=folder, ledger=ledger, **data)
+    folder, ledger = run.folder, run.ledger
+    trainer = build_trainer(config, problem, run, adapter=adapter)
     spent = Ledger()
     metrics = onpolicy.run_trainer(trainer, label=f"{adapter.kind} adapter", folder=folder, ledger=spent, save=False)
     # `run_trainer` counts all parameters; a token is multiplied by fewer of them.
     mixed = config.steps * (1 if config.draw == "step" else groups_of(config))
     used = multiplied_parameters(trainer.model, tokens_per_preference=max(spent.tokens / mixed, 1.0))
     ledger.add(tokens=spent.tokens, flops=spent.flops * used / count_parameters(trainer.model, embeddings=False))
-    save_adapter(trainer.model, adapter, folder / "adapter", base=known_as(reference))
+    save_adapter(trainer.model, adapter, folder / "adapter", base=known_as(problem.reference))
     return metrics

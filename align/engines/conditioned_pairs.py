@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from align import checks
-from align.data.comparisons import Pair, Row, annotated_pairs, given_pairs
+from align.data.comparisons import Pair, annotated_pairs, given_pairs
 from align.engines.pairs import PairTrainingConfig, check_lengths, check_pair_config, dpo_trainer, scores_for
 from align.engines.points import known_as
+from align.engines.problem import Problem
 from align.errors import UserError
 from align.functional.draws import dirichlet, even_draws
-from align.objectives.metered import Objective
 from align.policies.conditioned import AdapterConfig, attach, multiplied_parameters, save_adapter
 from align.preferences import Weights
-from align.runs import Ledger
+from align.runs import Ledger, Workspace
 
 AGGREGATES = ("losses", "scalarised")
 
@@ -62,14 +62,15 @@ def describe(config: PairConfig, *, weights: Weights) -> str:
 
 
 def labelled_pairs(
-    config: PairConfig, *, rows: Sequence[Row], objectives: Mapping[str, Objective], ledger: Ledger
+    config: PairConfig, problem: Problem[Weights], ledger: Ledger
 ) -> tuple[list[Pair], list[tuple[float, ...]]]:
     """`epochs` passes over the rows: (P,) labelled pairs with ids of their own, and the preference of each.
 
     Every pass draws anew. Labels and scores are charged once, however often they are seen; an annotator who sees w . r
     is asked for each preference. Given labels count alike for every objective, whatever its number of rows.
     """
-    names, rng = list(objectives), random.Random(f"pairs {config.seed}")
+    rows = problem.comparisons or ()
+    names, rng = problem.names, random.Random(f"pairs {config.seed}")
     settings: dict[str, Any] = {"objectives": len(names), "concentration": config.concentration, "rng": rng}
     vertices = [Weights.vertex(k, len(names)) for k in range(len(names))]
     pairs: list[Pair] = []
@@ -84,7 +85,7 @@ def labelled_pairs(
                 weights.append(dirichlet([config.concentration + (j == k) for j in range(len(names))], rng=rng))
                 pairs.append(dataclasses.replace(found[i % len(found)], id=f"{names[k]}/{i}"))
         return pairs, weights
-    scores = scores_for(config, rows=rows, objectives=objectives, ledger=ledger)
+    scores = scores_for(config, problem, ledger)
     assert scores is not None  # labels are not given
     label: dict[str, Any] = {"scores": scores, "tau": config.tau, "seed": config.seed}
     total = max(1, round(config.epochs * len(rows)))
@@ -113,16 +114,16 @@ def train_on_pairs(
     config: PairTrainingConfig,
     reference: str,
     beta: float,
-    folder: Path,
-    ledger: Ledger,
-) -> dict[str, Any]:
-    """Train an adapter of `reference` by one pass over the pairs, each at its preference, and save `folder/adapter`.
+    run: Workspace,
+) -> dict[str, float | None]:
+    """Train an adapter of `reference` by one pass over the pairs, each at its preference; save `run.folder/adapter`.
 
     Returns metrics.
     """
     from align.models import count_parameters
     from align.training.common import drop_checkpoints, final_loss, finish_trainer, resume_point
 
+    folder, ledger = run.folder, run.ledger
     kept = check_lengths(pairs, reference=reference, max_length=config.max_length)
     data: dict[str, Any] = {"adapter": adapter, "config": config, "reference": reference, "beta": beta}
     trainer = build_trainer(pairs, weights, folder=folder, **data)

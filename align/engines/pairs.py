@@ -7,14 +7,21 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from align import checks
 from align.data.comparisons import LABELS, Pair, Row, row_scores, unique_ids
+from align.engines.problem import Problem
 from align.engines.settings import TrainingConfig, adapter_config, check_training, model_to_train, trainer_arguments
 from align.errors import UserError
-from align.objectives.metered import Objective, objective_scores
-from align.runs import Ledger
+from align.objectives.metered import objective_scores
+from align.preferences import Preference
+from align.runs import Ledger, Workspace
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+P = TypeVar("P", bound=Preference)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,23 +48,24 @@ def check_pair_config(config: PairTrainingConfig) -> None:
         raise UserError("tau and epochs must be above 0 and mle_weight not below 0")
 
 
-def required_rows(comparisons: Sequence[Row] | None, *, method: str) -> Sequence[Row]:
+def required_rows(problem: Problem[P], *, method: str) -> Sequence[Row]:
     """The comparisons, with ids checked; UserError when there are none."""
-    if not comparisons:
+    if not problem.comparisons:
         raise UserError(f"{method} needs comparisons; pass rows with id, prompt and two responses")
-    unique_ids(comparisons)
-    return comparisons
+    unique_ids(problem.comparisons)
+    return problem.comparisons
 
 
 def scores_for(
-    config: PairTrainingConfig, *, rows: Sequence[Row], objectives: Mapping[str, Objective], ledger: Ledger
+    config: PairTrainingConfig, problem: Problem[P], ledger: Ledger
 ) -> Mapping[str, Sequence[Sequence[float]]] | None:
-    """What the annotator sees of each pair (None with given labels)."""
+    """What the annotator sees of each of the problem's comparisons (None with given labels)."""
+    rows = problem.comparisons or ()
     if config.labels == "given":
         return None
     if config.labels == "scalarised":
         return row_scores(rows)
-    return objective_scores(rows, objectives=objectives, ledger=ledger)
+    return objective_scores(rows, objectives=problem.objectives, ledger=ledger)
 
 
 def train_on_pairs(
@@ -66,11 +74,10 @@ def train_on_pairs(
     config: PairTrainingConfig,
     reference: str,
     beta: float,
-    folder: Path,
-    ledger: Ledger,
-    shift_reference: Callable[[Any], Any] | None = None,
-) -> dict[str, Any]:
-    """Train one model on labelled pairs with TRL's DPOTrainer at its coefficient `beta`; save it in `folder/model`.
+    run: Workspace,
+    shift_reference: Callable[[Dataset], Dataset] | None = None,
+) -> dict[str, float | None]:
+    """Train one model on labelled pairs with TRL's DPOTrainer at its coefficient `beta`; save `run.folder/model`.
 
     `shift_reference` maps the prepared dataset (columns id, ref_chosen_logps, ref_rejected_logps) to the trained one.
     Reference log-probabilities are computed once, from the checkpoint on disk, before the first step. Returns metrics.
@@ -78,6 +85,7 @@ def train_on_pairs(
     from align.models import count_parameters, save_model
     from align.training.common import drop_checkpoints, final_loss, finish_trainer, resume_point
 
+    folder, ledger = run.folder, run.ledger
     kept = check_lengths(pairs, reference=reference, max_length=config.max_length)
     trainer = dpo_trainer(pairs, config=config, reference=reference, beta=beta, folder=folder)
     if shift_reference is not None:
@@ -107,9 +115,7 @@ def check_lengths(pairs: Sequence[Pair], *, reference: str, max_length: int | No
     return kept
 
 
-def dpo_trainer(
-    pairs: Sequence[Pair], *, config: PairTrainingConfig, reference: str, beta: float, folder: Path
-) -> Any:
+def dpo_trainer(pairs: Sequence[Pair], *, config: PairTrainingConfig, reference: str, beta: float, folder: Path) -> Any:
     """A DPOTrainer on these pairs, with every default that matters set on purpose."""
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer

@@ -6,16 +6,16 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
 
 from align import checks
 from align.data.comparisons import Row
-from align.engines.points import charge
+from align.engines.points import charged_stage, inputs_of
+from align.engines.problem import Problem
 from align.errors import UserError
 from align.objectives.metered import Metered, Objective
 from align.policies.best_of_n import ranking, weighted_sums
-from align.runs import Ledger, run_stage
+from align.preferences import Weights
+from align.runs import Ledger, Workspace
 
 SAMPLES_FILE = "samples.jsonl"
 
@@ -49,34 +49,30 @@ class Sample:
 
 
 def shared_samples(
-    folder: Path,
-    *,
-    drawing: Drawing,
-    reference: str,
-    objectives: Mapping[str, Objective],
-    prompts: Sequence[Row],
-    inputs: Mapping[str, str],
-    ledger: Ledger,
+    drawing: Drawing, problem: Problem[Weights], run: Workspace, *, objectives: Mapping[str, Objective]
 ) -> list[Sample]:
-    """The samples kept in `folder`, drawn and scored there unless an earlier call did; charged either way.
+    """Samples for the problem's prompts, scored by those of its objectives that are named in `objectives`; drawn unless
+    an earlier call kept them in `run.folder`, and charged either way.
 
-    They are known by `drawing`, the objectives' names and `inputs`. UserError for prompt rows of different columns.
+    They are known by `drawing`, the objectives' names and the problem. UserError for prompt rows of different columns.
     """
-    reused = Path(folder).is_dir()
+    prompts = problem.prompts or ()
 
-    def body(partial: Path, cost: Ledger) -> Mapping[str, Any]:
-        drawn = draw_samples(drawing, reference=reference, objectives=objectives, prompts=prompts, ledger=cost)
+    def body(place: Workspace) -> Mapping[str, object]:
+        drawn = draw_samples(
+            drawing, reference=problem.reference, objectives=objectives, prompts=prompts, ledger=place.ledger
+        )
         lines = (json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in drawn)
-        (partial / SAMPLES_FILE).write_text("".join(lines), encoding="utf-8")
+        (place.folder / SAMPLES_FILE).write_text("".join(lines), encoding="utf-8")
         return {
             "samples": len(drawn),
             "of_full_length": sum(len(s.ids) == drawing.max_completion_length for s in drawn),
         }
 
     config = {"drawing": drawing, "objectives": list(objectives)}
-    run = run_stage(folder, stage="reference samples", config=config, body=body, inputs=inputs)
-    charge(ledger, run.ledger, seconds=reused)
-    with open(Path(folder) / SAMPLES_FILE, encoding="utf-8") as lines:
+    inputs = inputs_of(problem, rows=prompts)
+    charged_stage(run, stage="reference samples", config=config, inputs=inputs, body=body)
+    with open(run.folder / SAMPLES_FILE, encoding="utf-8") as lines:
         return [Sample(**json.loads(line)) for line in lines]
 
 

@@ -8,25 +8,30 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from align import checks
 from align.data.comparisons import Row, responses_of, row_scores
-from align.engines.points import charge
+from align.engines.problem import Problem
 from align.errors import UserError
 from align.objectives.metered import Metered, Objective, objective_scores
 from align.policies.tagged import Numbers, TaggedFamily, Tags, choose_tags, tagged_checkpoint
 from align.preferences import Preference
-from align.runs import Ledger, Run, run_stage
+from align.runs import Ledger, Run
 from align.runs.folders import holds_only_its_own
+
+if TYPE_CHECKING:
+    import numpy as np
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SOURCES = ("rows", "objectives")
 KEPT_FILE = "kept.jsonl"
 T = TypeVar("T")
+P = TypeVar("P", bound=Preference)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,20 +54,10 @@ class Response:
 # ------------------------------------------------------------------------------------------------------ tags and stages
 
 
-def make_tags(config: TagFields, *, reference: str, names: Sequence[str], **others: Any) -> Tags:
-    """The tags of a config for these objectives; `others` are further fields of `Tags`."""
-    return choose_tags(config.tags, reference=reference, names=tuple(names), levels=config.levels, **others)
-
-
-def part(
-    folder: Path, *, method: str, config: Any, inputs: Mapping[str, str], ledger: Ledger,
-    body: Callable[[Path, Ledger], Mapping[str, Any]],
-) -> Run:  # fmt: skip
-    """One part of a method's training as a run of its own: an interrupted call resumes after it. Charged either way."""
-    reused = Path(folder).is_dir()
-    run = run_stage(folder, stage=f"{method} {Path(folder).name}", config=config, body=body, inputs=inputs)
-    charge(ledger, run.ledger, seconds=reused)
-    return run
+def make_tags(config: TagFields, problem: Problem[P], **others: Any) -> Tags:
+    """The tags of a config for the problem's objectives; `others` are further fields of `Tags`."""
+    names = tuple(problem.objectives)
+    return choose_tags(config.tags, reference=problem.reference, names=names, levels=config.levels, **others)
 
 
 def used_up(run: Run) -> None:
@@ -72,28 +67,30 @@ def used_up(run: Run) -> None:
 
 
 @contextmanager
-def start_model(config: Any, *, reference: str, tags: Tags, folder: Path) -> Iterator[str]:
+def start_model(reference: str, *, tags: Tags, folder: Path, seed: int) -> Iterator[str]:
     """The checkpoint to train from: the reference, or with tag tokens a copy with them, kept while the block lasts."""
-    yield tagged_checkpoint(reference, tags=tags, out=Path(folder) / "start", seed=config.seed)
-    shutil.rmtree(Path(folder) / "start", ignore_errors=True)
+    yield tagged_checkpoint(reference, tags=tags, out=folder / "start", seed=seed)
+    shutil.rmtree(folder / "start", ignore_errors=True)
 
 
 def family(
-    method: str, *, model: Path, tags: Tags, preferences: Sequence[Preference], claim: str, asked: str = "weights",
+    method: str, problem: Problem[P], trained: Run, *, tags: Tags, claim: str, asked: str = "weights",
     low: Sequence[float] = (), high: Sequence[float] = (),
 ) -> TaggedFamily:  # fmt: skip
-    """The family of a trained model; `claim` says what it optimises for whatever it is asked."""
-    claims = {p.label: f"{claim} [asked {p.label}]" for p in preferences}
+    """The family of the model that the run `trained`; `claim` says what it optimises for whatever it is asked."""
     return TaggedFamily(
-        method, str(model), tags, asked=asked, low=tuple(low), high=tuple(high), preferences=tuple(preferences),
-        optimises=claims,
+        method, str(trained.path / "model"), tags, asked=asked, low=tuple(low), high=tuple(high),
+        preferences=tuple(problem.preferences),
+        optimises={p.label: f"{claim} [asked {p.label}]" for p in problem.preferences},
     )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------------ responses
 
 
-def response_ids(tokenizer: Any, prompts: Sequence[str], texts: Sequence[str]) -> list[tuple[int, ...]]:
+def response_ids(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], texts: Sequence[str]
+) -> list[tuple[int, ...]]:
     """Token ids of each response after its prompt, with the end token; read apart where both would share a token."""
     heads, wholes, alone = (
         tokenizer(list(rows), add_special_tokens=False)["input_ids"]
@@ -103,11 +100,11 @@ def response_ids(tokenizer: Any, prompts: Sequence[str], texts: Sequence[str]) -
     return [(*tail, tokenizer.eos_token_id) for tail in tails]
 
 
-def scored_pairs(
-    rows: Sequence[Row], *, source: str, objectives: Mapping[str, Objective], reference: str, ledger: Ledger
-) -> list[tuple[Response, Response]]:
+def scored_pairs(problem: Problem[P], *, source: str, ledger: Ledger) -> list[tuple[Response, Response]]:
     """Both responses of every comparison with all their scores: from the rows, or asked from the objectives."""
     from align.models import load_tokenizer
+
+    rows, objectives = problem.comparisons or (), problem.objectives
 
     if source not in SOURCES:
         raise UserError(f"scores must be one of {', '.join(SOURCES)}, not {source!r}")
@@ -116,7 +113,7 @@ def scored_pairs(
         ledger.add(scores_read=2 * len(objectives) * len(rows))
     else:
         scores = objective_scores(rows, objectives=objectives, ledger=ledger)
-    prompts, tokenizer = [row["prompt"] for row in rows], load_tokenizer(reference)
+    prompts, tokenizer = [row["prompt"] for row in rows], load_tokenizer(problem.reference)
     sides = []
     for side in (0, 1):
         ids = response_ids(tokenizer, prompts, [responses_of(row)[side] for row in rows])
@@ -128,22 +125,49 @@ def scored_pairs(
     return list(zip(*sides, strict=True))
 
 
-def prompts_to_ask(prompts: Sequence[Row] | None, comparisons: Sequence[Row] | None, *, method: str) -> list[Row]:
+def prompts_to_ask(problem: Problem[P], *, method: str) -> list[Row]:
     """The given prompts, else those of the comparisons, each once; UserError when there are neither."""
+    prompts = problem.prompts
     if prompts:
         for row in prompts:
             if set(row) != set(prompts[0]):
                 raise UserError(f"prompt {row.get('id', '?')} has other columns than the first; give all rows the same")
         return list(prompts)
-    texts = dict.fromkeys(row["prompt"] for row in comparisons or ())
+    texts = dict.fromkeys(row["prompt"] for row in problem.comparisons or ())
     if not texts:
         raise UserError(f"{method} needs prompts to sample from; pass rows with a prompt")
     return [{"prompt": text} for text in texts]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How many tokens a response has at most, how many responses are drawn at a time, and the draw's seed."""
+
+    max_tokens: int
+    batch_size: int
+    seed: int
+
+
+class SamplingFields(Protocol):
+    """A config that says how to sample."""
+
+    @property
+    def max_completion_length(self) -> int: ...
+
+    @property
+    def sample_batch_size(self) -> int: ...
+
+
+def sampling(config: SamplingFields, *, rng: np.random.Generator) -> Sampling:
+    """A config's sampling, with a seed drawn from `rng`."""
+    return Sampling(
+        max_tokens=config.max_completion_length, batch_size=config.sample_batch_size, seed=int(rng.integers(2**31))
+    )
+
+
 def sample(
-    model: Any, tokenizer: Any, *, asked: Sequence[tuple[Row, Numbers | None]], tags: Tags,
-    objectives: Mapping[str, Objective], max_tokens: int, batch_size: int, seed: int, ledger: Ledger,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, asked: Sequence[tuple[Row, Numbers | None]],
+    tags: Tags, objectives: Mapping[str, Objective], settings: Sampling, ledger: Ledger,
 ) -> list[Response]:  # fmt: skip
     """One scored response for every prompt row behind tags of these numbers (None: without tags), in order.
 
@@ -157,13 +181,13 @@ def sample(
     from align.models.sampling import plain_sampling
 
     texts = [row["prompt"] if v is None else tags.apply(row["prompt"], v) for row, v in asked]
-    longest = max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])) + max_tokens
+    longest = max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])) + settings.max_tokens
     mend = "leave out such prompts, or lower max_completion_length"
     checks.fits(longest, model, what="the longest tagged prompt and max_completion_length", mend=mend)
     training = model.training
-    with torch.random.fork_rng(), plain_sampling(model.eval(), tokenizer, max_tokens=max_tokens) as ends:
-        torch.manual_seed(seed)
-        drawn = draw(model, tokenizer, texts, ends=ends, batch_size=batch_size)
+    with torch.random.fork_rng(), plain_sampling(model.eval(), tokenizer, max_tokens=settings.max_tokens) as ends:
+        torch.manual_seed(settings.seed)
+        drawn = draw(model, tokenizer, texts, ends=ends, batch_size=settings.batch_size)
     model.train(training)
     ids = drawn.responses()
     read = int(drawn.attend_BL.sum())
@@ -180,7 +204,7 @@ def sample(
     return [Response(p, tuple(i), tuple(s)) for p, i, s in zip(plain, ids, scored, strict=True)]
 
 
-def passes(rows: int, *, count: int, rng: Any) -> list[int]:
+def passes(rows: int, *, count: int, rng: np.random.Generator) -> list[int]:
     """`count` row numbers in whole shuffled passes, the last one cut."""
     order: list[int] = []
     while len(order) < count:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from align import checks
 from align.data.comparisons import LABELS, Row, given_pairs, responses_of, row_scores
+from align.engines.problem import Problem
 from align.engines.settings import TrainingConfig, check_training
 from align.errors import UserError
-from align.objectives.metered import Objective, objective_scores
+from align.objectives.metered import objective_scores
 from align.policies.best_of_n import DECIMALS
 from align.preferences import Weights
 from align.runs import Ledger
@@ -70,23 +71,17 @@ def describe_labels(config: UnpairedConfig) -> str:
     return f"responses with w.r above the {config.threshold} of {'their prompt' if config.per == 'prompt' else 'all'}"
 
 
-def known_scores(
-    config: UnpairedConfig,
-    *,
-    rows: Sequence[Row],
-    objectives: Mapping[str, Objective],
-    preferences: Sequence[Weights],
-    ledger: Ledger,
-) -> Scores | None:
+def known_scores(config: UnpairedConfig, problem: Problem[Weights], ledger: Ledger) -> Scores | None:
     """The K scores of both responses of every row by id; None with given labels.
 
     Objectives without weight at every preference are not asked and score 0.
     """
+    rows, objectives = problem.comparisons or (), problem.objectives
     if config.labels == "given":
         return None
     if config.labels == "scalarised":
         return row_scores(rows)
-    asked = {name: f for k, (name, f) in enumerate(objectives.items()) if any(w[k] for w in preferences)}
+    asked = {name: f for k, (name, f) in enumerate(objectives.items()) if any(w[k] for w in problem.preferences)}
     found = objective_scores(rows, objectives=asked, ledger=ledger)
     place = {name: i for i, name in enumerate(asked)}
 

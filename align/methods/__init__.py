@@ -1,7 +1,8 @@
-"""Training methods: each module has a `Config` and `fit(...) -> policy family`; METHODS is the list of them."""
+"""Training methods: each module is a `Method`; METHODS is the list of them."""
 
-from types import ModuleType
+from typing import Any, Protocol
 
+from align.engines.problem import Problem
 from align.methods import (
     best_of_n,
     best_sft,
@@ -31,8 +32,30 @@ from align.methods import (
     rewarded_soups,
     ric,
 )
+from align.policies.base import PolicyFamily
+from align.preferences import Preference
+from align.runs import Workspace
 
-METHODS: dict[str, ModuleType] = {
+
+class Method(Protocol):
+    """A module of this package. `fit` trains in `run.folder`, charges `run.ledger`, and returns a family of policies.
+
+    `Config` is a frozen dataclass of keywords; `ASKED_BY` are the kinds of preference that a problem may have here.
+    """
+
+    @property
+    def Config(self) -> Any: ...
+
+    @property
+    def ASKED_BY(self) -> tuple[type[Preference], ...]: ...
+
+    @property
+    def FAMILY(self) -> type[PolicyFamily]: ...
+
+    def fit(self, config: Any, problem: Problem[Any], run: Workspace) -> PolicyFamily: ...
+
+
+METHODS: dict[str, Method] = {
     "best_of_n": best_of_n,
     "best_sft": best_sft,
     "morlhf": morlhf,

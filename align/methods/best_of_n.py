@@ -7,17 +7,17 @@ Data: none. Fixed point: the best of n reference samples, n samples a response.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from align import checks
-from align.data.comparisons import Row
 from align.engines.points import check_preferences
-from align.objectives.metered import Objective
+from align.engines.problem import Problem
 from align.policies.best_of_n import BestOfNFamily, kl_bound
 from align.preferences import Weights
-from align.runs import Ledger, model_dir
+from align.runs import Workspace, model_dir
+
+ASKED_BY = (Weights,)
+FAMILY = BestOfNFamily
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,26 +27,19 @@ class Config:
     n: int = 4
 
 
-def fit(
-    config: Config,
-    *,
-    reference: str,
-    objectives: Mapping[str, Objective],
-    preferences: Sequence[Weights],
-    out: Path,
-    ledger: Ledger,
-    comparisons: Sequence[Row] | None = None,
-    prompts: Sequence[Row] | None = None,
-) -> BestOfNFamily:
-    """The family of best-of-n policies. `preferences` are what it lists; it answers any other weights, too.
+def fit(config: Config, problem: Problem[Weights], run: Workspace) -> BestOfNFamily:
+    """The family of best-of-n policies. It lists the problem's preferences, and answers any other weights, too.
 
-    The whole cost comes at decoding: `out`, `ledger`, `comparisons` and `prompts` are not used. UserError for an n
-    below 1, or a reference that is no model directory.
+    The whole cost comes at decoding: neither `run` nor the problem's rows are used. UserError for an n below 1, or a
+    reference that is no model directory.
     """
-    names = check_preferences(preferences, objectives=objectives)
+    names = check_preferences(problem)
     checks.at_least(1, config, "n")
-    claims = {weights.label: describe(config, weights=weights) for weights in preferences}
-    return BestOfNFamily(model_dir(reference), config.n, tuple(names), dict(objectives), tuple(preferences), claims)
+    claims = {weights.label: describe(config, weights=weights) for weights in problem.preferences}
+    return BestOfNFamily(
+        model_dir(problem.reference), config.n, tuple(names), dict(problem.objectives), tuple(problem.preferences),
+        claims,
+    )  # fmt: skip
 
 
 def describe(config: Config, *, weights: Weights) -> str:

@@ -14,21 +14,24 @@ Data: prompts. Fixed point: imitation of the best of n.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from align import checks
-from align.data.comparisons import Row
-from align.engines.points import check_preferences, inputs_of, train_points
+from align.engines.on_policy.trainer import required_prompts
+from align.engines.points import check_preferences, train_points
+from align.engines.problem import Problem
 from align.engines.reference_samples import Drawing, Sample, best_samples, shared_samples
 from align.engines.settings import TrainingConfig, adapter_config, check_training, model_to_train, trainer_arguments
 from align.errors import UserError
-from align.objectives.metered import Objective
 from align.policies.base import PointFamily
 from align.policies.best_of_n import kl_bound
 from align.preferences import Weights
-from align.runs import Ledger
+from align.runs import Workspace
+
+ASKED_BY = (Weights,)
+FAMILY = PointFamily
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,49 +48,35 @@ class Config(TrainingConfig):
     epochs: float = 1.0  # passes over the kept responses
 
 
-def fit(
-    config: Config,
-    *,
-    reference: str,
-    objectives: Mapping[str, Objective],
-    preferences: Sequence[Weights],
-    out: Path,
-    ledger: Ledger,
-    comparisons: Sequence[Row] | None = None,
-    prompts: Sequence[Row] | None = None,
-) -> PointFamily:
-    """One model per preference, from `n` samples for each of `prompts` (rows with `prompt`). `comparisons` is not used.
+def fit(config: Config, problem: Problem[Weights], run: Workspace) -> PointFamily:
+    """One model per preference, from `n` samples for each of the prompts. Comparisons are not used.
 
     Samples and scores are charged once; objectives without weight at every preference are not asked. UserError on an
     impossible configuration, when there are no prompts, and where an objective scores some responses of a prompt only.
     """
-    names = check_preferences(preferences, objectives=objectives)
+    names = check_preferences(problem)
     drawing = check_config(config)
-    if not prompts:
-        raise UserError("best_sft needs prompts to sample from; pass rows with a prompt")
-    inputs = inputs_of(reference=reference, objectives=objectives, rows=prompts)
+    rows = required_prompts(problem, method="best_sft")
     samples = shared_samples(
-        Path(out) / "samples",
-        drawing=drawing,
-        reference=reference,
-        objectives={name: objectives[name] for k, name in enumerate(names) if any(w[k] for w in preferences)},
-        prompts=prompts,
-        inputs=inputs,
-        ledger=ledger,
+        drawing,
+        problem,
+        replace(run, folder=run.folder / "samples"),
+        objectives={
+            name: problem.objectives[name] for k, name in enumerate(names) if any(w[k] for w in problem.preferences)
+        },
     )
 
-    def body(folder: Path, cost: Ledger, weights: Weights) -> Mapping[str, Any]:
+    def body(weights: Weights, point: Workspace) -> Mapping[str, object]:
         by_name = dict(zip(names, weights, strict=True))
         kept = best_samples(samples, weights=by_name, keep=config.keep, seed=config.seed)
-        return train_on(kept, config=config, reference=reference, folder=folder, ledger=cost)
+        return train_on(kept, config=config, reference=problem.reference, run=point)
 
     return train_points(
         "best_sft",
-        config=config,
-        preferences=preferences,
-        inputs=inputs,
-        out=out,
-        ledger=ledger,
+        config,
+        problem,
+        run,
+        rows=rows,
         body=body,
         optimises=lambda weights: describe(config, weights=weights),
     )
@@ -117,11 +106,12 @@ def describe(config: Config, *, weights: Weights) -> str:
     )
 
 
-def train_on(kept: Sequence[Sample], *, config: Config, reference: str, folder: Path, ledger: Ledger) -> dict[str, Any]:
-    """Train the reference on the likelihood of these responses, save it in `folder/model`, and return metrics."""
+def train_on(kept: Sequence[Sample], *, config: Config, reference: str, run: Workspace) -> dict[str, float | None]:
+    """Train the reference on the likelihood of these responses, save it in `run.folder/model`, and return metrics."""
     from align.models import count_parameters, save_model
     from align.training.common import drop_checkpoints, final_loss, finish_trainer, resume_point
 
+    folder, ledger = run.folder, run.ledger
     trainer = build_trainer(kept, config=config, reference=reference, folder=folder)
     parameters = count_parameters(trainer.model, embeddings=False)
     finish_trainer(trainer, label=f"best_sft {folder.stem}", ledger=ledger, parameters=parameters)

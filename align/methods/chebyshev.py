@@ -24,32 +24,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from align import checks
-from align.data.comparisons import Row
 from align.engines.on_policy import trainer as onpolicy
-from align.engines.points import check_preferences, inputs_of, train_points
+from align.engines.points import check_preferences, train_points
+from align.engines.problem import Problem
 from align.errors import UserError
-from align.methods.morlhf import ALGORITHMS
-from align.objectives.metered import Objective
 from align.policies.base import PointFamily
 from align.preferences import Weights
-from align.runs import Ledger
+from align.runs import Workspace
 
 if TYPE_CHECKING:
     from align.engines.on_policy.weight_control import Memory, Observed
 
+ASKED_BY = (Weights,)
+FAMILY = PointFamily
+
 
 @dataclass(frozen=True, kw_only=True)
-class Config(onpolicy.OnPolicyConfig):
-    """How to sample and train, and the utility."""
+class Config(onpolicy.AlgorithmConfig):
+    """How to sample and train, rloo and grpo both with the sequence's KL and unscaled rewards, and the utility."""
 
-    algorithm: str = "rloo"  # rloo or grpo, both with the sequence's KL and unscaled rewards
     ideal: tuple[float, ...] = ()  # z, one number per objective: at least the best expected reward within reach
     smooth: float = 0.05  # mu, in units of w r; 0 is the plain utility
     decay: float = 0.9  # of the moving average of the batch means; below 0.5 for the plain utility
@@ -131,27 +130,17 @@ class UtilityGradient:
         return {"means": means_K, "utility": float(utility), "beyond_ideal": passed}
 
 
-def fit(
-    config: Config,
-    *,
-    reference: str,
-    objectives: Mapping[str, Objective],
-    preferences: Sequence[Weights],
-    out: Path,
-    ledger: Ledger,
-    comparisons: Sequence[Row] | None = None,
-    prompts: Sequence[Row] | None = None,
-) -> PointFamily:
-    """One policy per preference, trained on samples for `prompts`. `comparisons` is not used.
+def fit(config: Config, problem: Problem[Weights], run: Workspace) -> PointFamily:
+    """One policy per preference, trained on samples for the prompts. Comparisons are not used.
 
     Objectives of weight 0 are not asked; at a vertex this is the single objective's run, bit for bit. UserError on an
     impossible configuration, an ideal of the wrong length, or without prompts.
     """
-    names = check_preferences(preferences, objectives=objectives)
+    names = check_preferences(problem)
     check_config(config, names=names)
-    rows = onpolicy.required_prompts(prompts, method="chebyshev")
+    rows = onpolicy.required_prompts(problem, method="chebyshev")
 
-    def body(folder: Path, cost: Ledger, weights: Weights) -> Mapping[str, Any]:
+    def body(weights: Weights, point: Workspace) -> Mapping[str, object]:
         from align.engines.on_policy.weight_control import train_point
 
         asked = [k for k, w in enumerate(weights) if w]
@@ -160,22 +149,18 @@ def fit(
         )
         return train_point(
             config,
+            replace(problem, objectives={names[k]: problem.objectives[names[k]] for k in asked}),
+            point,
             rule=rule,
             label=f"chebyshev {weights.label}",
-            reference=reference,
-            objectives={names[k]: objectives[names[k]] for k in asked},
-            prompts=rows,
-            folder=folder,
-            ledger=cost,
         )
 
     return train_points(
         "chebyshev",
-        config=config,
-        preferences=preferences,
-        inputs=inputs_of(reference=reference, objectives=objectives, rows=rows),
-        out=out,
-        ledger=ledger,
+        config,
+        problem,
+        run,
+        rows=rows,
         body=body,
         optimises=lambda weights: describe(config, weights=weights),
     )
@@ -184,8 +169,6 @@ def fit(
 def check_config(config: Config, *, names: Sequence[str]) -> None:
     """UserError on a value that the utility or the trainer cannot mean."""
     onpolicy.check_sampling(config)
-    if config.algorithm not in ALGORITHMS:
-        raise UserError(f"algorithm must be one of {', '.join(ALGORITHMS)}, not {config.algorithm!r}")
     if len(config.ideal) != len(names) or not all(math.isfinite(z) for z in config.ideal):
         raise UserError(
             f"ideal {list(config.ideal)} must be one finite number for each of {', '.join(names)}: the best expected "

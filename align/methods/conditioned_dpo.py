@@ -15,8 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
@@ -24,14 +23,17 @@ from align import checks
 from align.data.comparisons import Row, annotated_pairs
 from align.engines import tagged
 from align.engines.pairs import PairTrainingConfig, check_pair_config, required_rows, scores_for
-from align.engines.points import check_preferences, inputs_of
+from align.engines.points import check_preferences, inputs_of, part
+from align.engines.problem import Problem
 from align.engines.tagged_pairs import TaggedPair, build_pair_trainer, encoded, finish, frozen
 from align.errors import UserError
 from align.functional.draws import draw_weights
-from align.objectives.metered import Objective
 from align.policies.tagged import TaggedFamily, Tags
 from align.preferences import Weights
-from align.runs import Ledger
+from align.runs import Workspace
+
+ASKED_BY = (Weights,)
+FAMILY = TaggedFamily
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,41 +46,27 @@ class Config(tagged.TagFields, PairTrainingConfig):
     vertices: float = 0.1  # share of the draws that are vertices
 
 
-def fit(
-    config: Config,
-    *,
-    reference: str,
-    objectives: Mapping[str, Objective],
-    preferences: Sequence[Weights],
-    out: Path,
-    ledger: Ledger,
-    comparisons: Sequence[Row] | None = None,
-    prompts: Sequence[Row] | None = None,
-) -> TaggedFamily:
-    """One model for all weights. `prompts` is not used, nor are the objectives unless `labels` is objectives.
+def fit(config: Config, problem: Problem[Weights], run: Workspace) -> TaggedFamily:
+    """One model for all weights. Prompts are not used, nor are the objectives unless `labels` is objectives.
 
     UserError when comparisons are missing or do not carry what `labels` needs.
     """
-    names = check_preferences(preferences, objectives=objectives)
+    names = check_preferences(problem)
     check_config(config)
-    rows = required_rows(comparisons, method="conditioned_dpo")
-    inputs = inputs_of(reference=reference, objectives=objectives, rows=rows)
-    tags = tagged.make_tags(config, reference=reference, names=names)
-    scores = scores_for(config, rows=rows, objectives=objectives, ledger=ledger)
+    rows = required_rows(problem, method="conditioned_dpo")
+    inputs = inputs_of(problem, rows=rows)
+    tags = tagged.make_tags(config, problem)
+    scores = scores_for(config, problem, run.ledger)
     assert scores is not None  # given labels were refused
 
-    def body(folder: Path, cost: Ledger) -> Mapping[str, Any]:
-        pairs = judged(rows, scores=scores, config=config, reference=reference, objectives=len(names))
-        cost.add(scores_read=len(pairs))
-        with tagged.start_model(config, reference=reference, tags=tags, folder=folder) as start:
-            return train(pairs, config=config, reference=reference, start=start, tags=tags, folder=folder, ledger=cost)
+    def body(place: Workspace) -> Mapping[str, object]:
+        pairs = judged(rows, scores=scores, config=config, reference=problem.reference, objectives=len(names))
+        place.ledger.add(scores_read=len(pairs))
+        with tagged.start_model(problem.reference, tags=tags, folder=place.folder, seed=config.seed) as start:
+            return train(pairs, config=config, reference=problem.reference, start=start, tags=tags, run=place)
 
-    run = tagged.part(
-        Path(out) / "conditioned", method="conditioned_dpo", config=config, inputs=inputs, ledger=ledger, body=body
-    )
-    return tagged.family(
-        "conditioned_dpo", model=run.path / "model", tags=tags, preferences=preferences, claim=describe(config)
-    )
+    trained = part("conditioned_dpo", "conditioned", run, config=config, inputs=inputs, body=body)
+    return tagged.family("conditioned_dpo", problem, trained, tags=tags, claim=describe(config))
 
 
 def check_config(config: Config) -> None:
@@ -90,7 +78,17 @@ def check_config(config: Config) -> None:
     checks.at_least(1, config, "draws")
 
 
-def check_weight_law(config: Any) -> None:
+class WeightLaw(Protocol):
+    """A config with a distribution of weights: Dirichlet(alpha), a share of `vertices` among the draws."""
+
+    @property
+    def alpha(self) -> float: ...
+
+    @property
+    def vertices(self) -> float: ...
+
+
+def check_weight_law(config: WeightLaw) -> None:
     """UserError on an `alpha` or a share of `vertices` that no law of weights has."""
     checks.above_zero(config, "alpha")
     if not 0 <= config.vertices <= 1:
@@ -136,19 +134,23 @@ def judged(
 
 
 def train(
-    pairs: Sequence[TaggedPair], *, config: Config, reference: str, start: str, tags: Tags, folder: Path,
-    ledger: Ledger,
-) -> dict[str, Any]:  # fmt: skip
+    pairs: Sequence[TaggedPair], *, config: Config, reference: str, start: str, tags: Tags, run: Workspace
+) -> dict[str, float | None]:
     """DPO at `beta / tau` against the original reference; metrics."""
     from datasets import Dataset
 
     from align.models import load_tokenizer
 
     rows = encoded(
-        pairs, tokenizer=load_tokenizer(start), tags=tags, reference=frozen(reference), ledger=ledger, config=config
+        pairs, tokenizer=load_tokenizer(start), tags=tags, reference=frozen(reference), ledger=run.ledger, config=config
     )
     trainer = build_pair_trainer(
-        config, start=start, tags=tags, beta=config.beta / config.tau, folder=folder, dataset=Dataset.from_list(rows)
+        config,
+        start=start,
+        tags=tags,
+        beta=config.beta / config.tau,
+        folder=run.folder,
+        dataset=Dataset.from_list(rows),
     )
-    loss = finish(trainer, config=config, label="conditioned dpo", folder=folder, ledger=ledger)
+    loss = finish(trainer, config=config, label="conditioned dpo", folder=run.folder, ledger=run.ledger)
     return {"loss": loss, "pairs": len(rows), "pairs_dropped_by_length": len(pairs) - len(rows)}

@@ -14,23 +14,28 @@ Data: prompts. Fixed point: the optimum of J.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from align.data.comparisons import Row
 from align.engines import tagged
 from align.engines.on_policy import trainer as onpolicy
-from align.engines.points import check_preferences, inputs_of
+from align.engines.points import check_preferences, inputs_of, part
+from align.engines.problem import Problem
 from align.engines.settings import model_to_train
 from align.functional.draws import draw_weights
 from align.methods.conditioned_dpo import check_weight_law
-from align.objectives.metered import Objective
 from align.policies.tagged import TaggedFamily, Tags, forbid, tag_ids
 from align.preferences import Weights
-from align.runs import Ledger
+from align.runs import Workspace
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from trl import GRPOTrainer
+
+ASKED_BY = (Weights,)
+FAMILY = TaggedFamily
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,49 +46,33 @@ class Config(tagged.TagFields, onpolicy.OnPolicyConfig):
     vertices: float = 0.1  # share of the draws that are vertices
 
 
-def fit(
-    config: Config,
-    *,
-    reference: str,
-    objectives: Mapping[str, Objective],
-    preferences: Sequence[Weights],
-    out: Path,
-    ledger: Ledger,
-    comparisons: Sequence[Row] | None = None,
-    prompts: Sequence[Row] | None = None,
-) -> TaggedFamily:
-    """One model for all weights, trained on samples for `prompts` (rows with `prompt`). `comparisons` is not used.
+def fit(config: Config, problem: Problem[Weights], run: Workspace) -> TaggedFamily:
+    """One model for all weights, trained on samples for the prompts. Comparisons are not used.
 
     Where an objective does not apply (None) it adds nothing to that completion's sum. UserError on an impossible
     configuration or when there are no prompts.
     """
-    names = check_preferences(preferences, objectives=objectives)
+    check_preferences(problem)
     onpolicy.check_sampling(config)
     check_weight_law(config)
-    rows = onpolicy.required_prompts(prompts, method="conditioned_rl")
-    inputs = inputs_of(reference=reference, objectives=objectives, rows=rows)
-    tags = tagged.make_tags(config, reference=reference, names=names)
+    rows = onpolicy.required_prompts(problem, method="conditioned_rl")
+    inputs = inputs_of(problem, rows=rows)
+    tags = tagged.make_tags(config, problem)
 
-    def body(folder: Path, cost: Ledger) -> Mapping[str, Any]:
+    def body(place: Workspace) -> Mapping[str, object]:
         from align.models import save_model
 
-        with tagged.start_model(config, reference=reference, tags=tags, folder=folder) as start:
-            trainer = build_trainer(
-                config, reference=reference, start=start, tags=tags, objectives=objectives, prompts=rows,
-                folder=folder, ledger=cost,
-            )  # fmt: skip
+        folder, cost = place.folder, place.ledger
+        with tagged.start_model(problem.reference, tags=tags, folder=folder, seed=config.seed) as start:
+            trainer = build_trainer(config, problem, place, start=start, tags=tags)
             means = onpolicy.run_trainer(trainer, label="conditioned rl", folder=folder, ledger=cost, save=False)
             trained = trainer.accelerator.unwrap_model(trainer.model)
             merged = trained.merge_and_unload() if config.lora_r else trained
             save_model(merged, trainer.processing_class, folder / "model")
         return means
 
-    run = tagged.part(
-        Path(out) / "conditioned", method="conditioned_rl", config=config, inputs=inputs, ledger=ledger, body=body
-    )
-    return tagged.family(
-        "conditioned_rl", model=run.path / "model", tags=tags, preferences=preferences, claim=describe(config)
-    )
+    trained = part("conditioned_rl", "conditioned", run, config=config, inputs=inputs, body=body)
+    return tagged.family("conditioned_rl", problem, trained, tags=tags, claim=describe(config))
 
 
 def describe(config: Config) -> str:
@@ -94,30 +83,23 @@ def describe(config: Config) -> str:
     )
 
 
-def build_trainer(
-    config: Config, *, reference: str, start: str, tags: Tags, objectives: Mapping[str, Objective],
-    prompts: Sequence[Row], folder: Path, ledger: Ledger,
-) -> Any:  # fmt: skip
+def build_trainer(config: Config, problem: Problem[Weights], run: Workspace, *, start: str, tags: Tags) -> GRPOTrainer:
     """The GRPO trainer from the checkpoint `start`, whose data set tells each group its own weights."""
     from align.models import load_tokenizer
 
-    tokenizer = load_tokenizer(start)
-    total = WeightedSum(onpolicy.metered(objectives, ledger=ledger), tags=tags)
+    tokenizer, objectives = load_tokenizer(start), problem.objectives
+    total = WeightedSum(onpolicy.metered(objectives, ledger=run.ledger), tags=tags)
     model = forbid(model_to_train(start), tag_ids(tokenizer, tags))
     middle = (1 / len(objectives),) * len(objectives)
+    prompts = [{**row, "prompt": tags.apply(row["prompt"], middle)} for row in problem.prompts or ()]
     trainer = onpolicy.build_trainer(
         config,
-        reference=start,
-        reward_funcs=[total, *total.parts()],
-        reward_weights=[1.0] + [0.0] * len(objectives),
-        prompts=[{**row, "prompt": tags.apply(row["prompt"], middle)} for row in prompts],
-        folder=folder,
-        ledger=ledger,
-        algorithm="grpo",
-        model=model,
-        tokenizer=tokenizer,
-        kl_reference=reference,
-        strip=tags.strip,
+        replace(problem, reference=start, prompts=prompts),
+        run,
+        rewards=[(total, 1.0), *((part, 0.0) for part in total.parts())],
+        update=onpolicy.Update(algorithm="grpo"),
+        kl=onpolicy.KL(reference=problem.reference, strip=tags.strip),
+        start=onpolicy.Start(model=model, tokenizer=tokenizer),
     )
     trainer.train_dataset = with_weights(trainer.train_dataset, config=config, tags=tags)
     told = [{"prompt": text} for text in dict.fromkeys(trainer.train_dataset["prompt"])]
@@ -125,7 +107,7 @@ def build_trainer(
     return trainer
 
 
-def with_weights(dataset: Any, *, config: Config, tags: Tags) -> Any:
+def with_weights(dataset: Dataset, *, config: Config, tags: Tags) -> Dataset:
     """The scheduled prompts, those of each step behind weights that are spread evenly, and the weights as column w."""
     rng = np.random.default_rng(config.seed)
     groups = config.batch_size * config.gradient_accumulation // config.num_generations

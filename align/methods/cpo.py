@@ -18,16 +18,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from align import checks
-from align.data.comparisons import Row
 from align.engines import tagged
 from align.engines.pairs import required_rows
-from align.engines.points import check_preferences, inputs_of
+from align.engines.points import check_preferences, inputs_of, part
+from align.engines.problem import Problem
 from align.engines.settings import TrainingConfig, check_training
 from align.engines.tagged import Response
 from align.engines.tagged_pairs import (
@@ -41,14 +39,15 @@ from align.engines.tagged_pairs import (
     pair_config,
 )
 from align.errors import UserError
-from align.objectives.metered import Objective
 from align.policies.tagged import TaggedFamily, Tags
 from align.preferences import Targets, Weights
-from align.runs import Ledger, Run
+from align.runs import Run, Workspace
 
 TARGETS = ("responses", "uniform")
 Ratings = tuple[float, ...]
 Asked = tuple[float | None, ...]
+ASKED_BY = (Weights, Targets)
+FAMILY = TaggedFamily
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,54 +67,41 @@ class Config(tagged.TagFields, TrainingConfig):
     max_length: int | None = None  # tokens kept of tagged prompt and response in DPO
 
 
-def fit(
-    config: Config,
-    *,
-    reference: str,
-    objectives: Mapping[str, Objective],
-    preferences: Sequence[Weights | Targets],
-    out: Path,
-    ledger: Ledger,
-    comparisons: Sequence[Row] | None = None,
-    prompts: Sequence[Row] | None = None,
-) -> TaggedFamily:
-    """One model for all weights, and for targets (in ratings). `prompts` is not used.
+def fit(config: Config, problem: Problem[Weights | Targets], run: Workspace) -> TaggedFamily:
+    """One model for all weights, and for targets (in ratings). Prompts are not used.
 
     UserError on an impossible configuration, and when comparisons or their scores are missing.
     """
-    names = check_preferences(preferences, objectives=objectives, kinds=(Weights, Targets))
+    names = check_preferences(problem, kinds=ASKED_BY)
     check_config(config, objectives=len(names))
-    rows = required_rows(comparisons, method="cpo")
-    inputs = inputs_of(reference=reference, objectives=objectives, rows=rows)
-    pairs = tagged.scored_pairs(rows, source=config.scores, objectives=objectives, reference=reference, ledger=ledger)
+    rows = required_rows(problem, method="cpo")
+    inputs = inputs_of(problem, rows=rows)
+    pairs = tagged.scored_pairs(problem, source=config.scores, ledger=run.ledger)
     rate = Rater.fit([r.scores for pair in pairs for r in pair], levels=config.levels)
-    tags = tagged.make_tags(config, reference=reference, names=names, low=0.0, high=float(config.levels), free=True)
+    tags = tagged.make_tags(config, problem, low=0.0, high=float(config.levels), free=True)
 
-    def cpsft(folder: Path, cost: Ledger) -> Mapping[str, Any]:
+    def cpsft(place: Workspace) -> Mapping[str, object]:
         rng = np.random.default_rng([config.seed, 0])
         responses = [r for pair in pairs for r in pair]
         examples = [
             Example(r.prompt, under_control(rate(r.scores), share=config.controlled, rng=rng), r.ids) for r in responses
         ]
-        with tagged.start_model(config, reference=reference, tags=tags, folder=folder) as start:
+        with tagged.start_model(problem.reference, tags=tags, folder=place.folder, seed=config.seed) as start:
             return imitate(
-                examples, config=config, model=start, tags=tags, folder=folder, ledger=cost,
+                examples, config=config, model=start, tags=tags, folder=place.folder, ledger=place.ledger,
                 epochs=config.sft_epochs, learning_rate=config.sft_learning_rate,
             )  # fmt: skip
 
-    def cdpo(folder: Path, cost: Ledger) -> Mapping[str, Any]:
+    def cdpo(place: Workspace) -> Mapping[str, object]:
         made, ties = controlled_pairs(pairs, rate=rate, config=config)
-        return train_pairs(made, ties=ties, config=config, start=first, tags=tags, folder=folder, ledger=cost)
+        return train_pairs(made, ties=ties, config=config, start=first, tags=tags, run=place)
 
-    first = tagged.part(Path(out) / "cpsft", method="cpo", config=config, inputs=inputs, ledger=ledger, body=cpsft)
-    run = tagged.part(
-        Path(out) / "cdpo", method="cpo", config=config, inputs={**inputs, "cpsft": first.fingerprint}, ledger=ledger,
-        body=cdpo,
-    )  # fmt: skip
+    first = part("cpo", "cpsft", run, config=config, inputs=inputs, body=cpsft)
+    second = part("cpo", "cdpo", run, config=config, inputs={**inputs, "cpsft": first.fingerprint}, body=cdpo)
     tagged.used_up(first)
     return tagged.family(
-        "cpo", model=run.path / "model", tags=tags, preferences=preferences, claim=describe(config),
-        asked="controls_l2", low=(0.0,) * len(names), high=(float(config.levels),) * len(names),
+        "cpo", problem, second, tags=tags, claim=describe(config), asked="controls_l2",
+        low=(0.0,) * len(names), high=(float(config.levels),) * len(names),
     )  # fmt: skip
 
 
@@ -205,8 +191,8 @@ def controlled_pairs(
 
 
 def train_pairs(
-    pairs: Sequence[TaggedPair], *, ties: int, config: Config, start: Run, tags: Tags, folder: Path, ledger: Ledger
-) -> dict[str, Any]:
+    pairs: Sequence[TaggedPair], *, ties: int, config: Config, start: Run, tags: Tags, run: Workspace
+) -> dict[str, float | None]:
     """DPO from the CPSFT model, which is the reference as well, at the tagged prompt."""
     from datasets import Dataset
 
@@ -217,10 +203,10 @@ def train_pairs(
     settings = pair_config(config, epochs=config.epochs, max_length=config.max_length)
     rows = encoded(
         pairs, tokenizer=tokenizer, tags=tags, reference=forbid(frozen(str(start.path)), tag_ids(tokenizer, tags)),
-        ledger=ledger, config=settings, untagged=False,
+        ledger=run.ledger, config=settings, untagged=False,
     )  # fmt: skip
     trainer = build_pair_trainer(
-        settings, start=str(start.path), tags=tags, beta=config.beta, folder=folder, dataset=Dataset.from_list(rows)
+        settings, start=str(start.path), tags=tags, beta=config.beta, folder=run.folder, dataset=Dataset.from_list(rows)
     )
-    loss = finish(trainer, config=config, label="cpo", folder=folder, ledger=ledger)
+    loss = finish(trainer, config=config, label="cpo", folder=run.folder, ledger=run.ledger)
     return {"loss": loss, "pairs": len(rows), "pairs_dropped_by_length": len(pairs) - len(rows), "ties_dropped": ties}

@@ -24,34 +24,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from align import checks
-from align.data.comparisons import Row
 from align.engines.on_policy import trainer as onpolicy
-from align.engines.points import check_preferences, inputs_of, train_points
+from align.engines.points import check_preferences, train_points
+from align.engines.problem import Problem
 from align.errors import UserError
-from align.methods.morlhf import ALGORITHMS
-from align.objectives.metered import Objective
 from align.policies.base import PointFamily
 from align.preferences import Weights
-from align.runs import Ledger
+from align.runs import Workspace
 
 if TYPE_CHECKING:
     from align.engines.on_policy.weight_control import Memory, Observed
 
 MEASURES = ("correlation", "covariance")
+ASKED_BY = (Weights,)
+FAMILY = PointFamily
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(onpolicy.OnPolicyConfig):
-    """How to sample and train, and how the weights move."""
+class Config(onpolicy.AlgorithmConfig):
+    """How to sample and train, rloo and grpo both with the sequence's KL and unscaled rewards; how the weights move."""
 
-    algorithm: str = "rloo"  # rloo or grpo, both with the sequence's KL and unscaled rewards
     targets: tuple[float, ...] = (0.1,)  # one for all objectives, or one each; the paper's runs use 0.08 to 0.15
     measure: str = "correlation"  # or covariance, whose targets are in units of r_k times the advantage
     weight_rate: float = 0.05  # the official one
@@ -123,27 +121,17 @@ class Growth:
         return {"association": memory["association"], "sum_of_weights": sum(memory["weights"])}
 
 
-def fit(
-    config: Config,
-    *,
-    reference: str,
-    objectives: Mapping[str, Objective],
-    preferences: Sequence[Weights],
-    out: Path,
-    ledger: Ledger,
-    comparisons: Sequence[Row] | None = None,
-    prompts: Sequence[Row] | None = None,
-) -> PointFamily:
-    """One policy per preference, the weights that its run starts from. `comparisons` is not used.
+def fit(config: Config, problem: Problem[Weights], run: Workspace) -> PointFamily:
+    """One policy per preference, the weights that its run starts from. Comparisons are not used.
 
     Objectives of weight 0 stay at 0 and are not asked. UserError on an impossible configuration or without prompts.
     """
-    names = check_preferences(preferences, objectives=objectives)
+    names = check_preferences(problem)
     check_config(config, names=names)
-    rows = onpolicy.required_prompts(prompts, method="ctwa")
+    rows = onpolicy.required_prompts(problem, method="ctwa")
     targets = config.targets * len(names) if len(config.targets) == 1 else config.targets
 
-    def body(folder: Path, cost: Ledger, weights: Weights) -> Mapping[str, Any]:
+    def body(weights: Weights, point: Workspace) -> Mapping[str, object]:
         from align.engines.on_policy.weight_control import train_point
 
         asked = [k for k, w in enumerate(weights) if w]
@@ -157,22 +145,18 @@ def fit(
         )
         return train_point(
             config,
+            replace(problem, objectives={names[k]: problem.objectives[names[k]] for k in asked}),
+            point,
             rule=rule,
             label=f"ctwa {weights.label}",
-            reference=reference,
-            objectives={names[k]: objectives[names[k]] for k in asked},
-            prompts=rows,
-            folder=folder,
-            ledger=cost,
         )
 
     return train_points(
         "ctwa",
-        config=config,
-        preferences=preferences,
-        inputs=inputs_of(reference=reference, objectives=objectives, rows=rows),
-        out=out,
-        ledger=ledger,
+        config,
+        problem,
+        run,
+        rows=rows,
         body=body,
         optimises=lambda weights: describe(config, weights=weights),
     )
@@ -181,9 +165,8 @@ def fit(
 def check_config(config: Config, *, names: Sequence[str]) -> None:
     """UserError on a value that the rule or the trainer cannot mean."""
     onpolicy.check_sampling(config)
-    for name, allowed in (("algorithm", ALGORITHMS), ("measure", MEASURES)):
-        if getattr(config, name) not in allowed:
-            raise UserError(f"{name} must be one of {', '.join(allowed)}, not {getattr(config, name)!r}")
+    if config.measure not in MEASURES:
+        raise UserError(f"measure must be one of {', '.join(MEASURES)}, not {config.measure!r}")
     if len(config.targets) not in (1, len(names)) or not all(math.isfinite(t) for t in config.targets):
         raise UserError(
             f"targets {list(config.targets)} must be one finite number, or one for each of {', '.join(names)}"

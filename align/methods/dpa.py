@@ -17,28 +17,28 @@ Data: prompts. Fixed point: imitation of the best of n in the direction.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from align import checks
-from align.data.comparisons import Row
 from align.engines import tagged
-from align.engines.points import check_preferences, inputs_of
+from align.engines.points import check_preferences, inputs_of, part
+from align.engines.problem import Problem
 from align.engines.settings import TrainingConfig, check_training
 from align.engines.tagged import Response
 from align.engines.tagged_pairs import Example, frozen, imitate
 from align.errors import UserError
 from align.functional.draws import draw_directions
-from align.objectives.metered import Objective
 from align.policies.tagged import TaggedFamily, Tags, forbid, tag_ids
 from align.preferences import Direction, Weights
-from align.runs import Ledger, Run
+from align.runs import Run, Workspace
+
+ASKED_BY = (Weights, Direction)
+FAMILY = TaggedFamily
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,43 +55,27 @@ class Config(tagged.TagFields, TrainingConfig):
     sample_batch_size: int = 256
 
 
-def fit(
-    config: Config,
-    *,
-    reference: str,
-    objectives: Mapping[str, Objective],
-    preferences: Sequence[Weights | Direction],
-    out: Path,
-    ledger: Ledger,
-    comparisons: Sequence[Row] | None = None,
-    prompts: Sequence[Row] | None = None,
-) -> TaggedFamily:
-    """One model for all directions and weights, from samples on `prompts`, else on those of the comparisons.
+def fit(config: Config, problem: Problem[Weights | Direction], run: Workspace) -> TaggedFamily:
+    """One model for all directions and weights, from samples on the prompts, else on those of the comparisons.
 
     UserError on an impossible configuration and without prompts.
     """
-    names = check_preferences(preferences, objectives=objectives, kinds=(Weights, Direction))
+    names = check_preferences(problem, kinds=ASKED_BY)
     check_config(config, objectives=len(names))
-    rows = tagged.prompts_to_ask(prompts, comparisons, method="dpa")
-    inputs = inputs_of(reference=reference, objectives=objectives, rows=rows)
-    tags = tagged.make_tags(config, reference=reference, names=names, low=lowest(config, len(names)), high=1.0)
-    run: Run | None = None
+    rows = tagged.prompts_to_ask(problem, method="dpa")
+    inputs = inputs_of(problem, rows=rows)
+    tags = tagged.make_tags(config, problem, low=lowest(config, len(names)), high=1.0)
+    done: list[Run] = []
     for number in range(1, config.rounds + 1):
-        body = partial(
-            one_round, config=config, number=number, reference=reference, previous=run, tags=tags,
-            objectives=objectives, prompts=rows, out=Path(out),
+        following = part(
+            "dpa", f"round-{number}", run, config=config,
+            inputs={**inputs, **({"previous": done[-1].fingerprint} if done else {})},
+            body=partial(one_round, config=config, problem=replace(problem, prompts=rows), tags=tags, done=tuple(done)),
         )  # fmt: skip
-        following = tagged.part(
-            Path(out) / f"round-{number}", method="dpa", config=config, ledger=ledger, body=body,
-            inputs={**inputs, **({"previous": run.fingerprint} if run else {})},
-        )  # fmt: skip
-        if run is not None:
-            tagged.used_up(run)
-        run = following
-    assert run is not None  # rounds is at least 1
-    return tagged.family(
-        "dpa", model=run.path / "model", tags=tags, preferences=preferences, claim=describe(config), asked="direction"
-    )
+        if done:
+            tagged.used_up(done[-1])
+        done.append(following)
+    return tagged.family("dpa", problem, done[-1], tags=tags, claim=describe(config), asked="direction")
 
 
 def check_config(config: Config, *, objectives: int) -> None:
@@ -139,14 +123,14 @@ def best_of(responses: Sequence[Response], *, direction: Sequence[float]) -> Res
 
 
 def one_round(
-    folder: Path, ledger: Ledger, *, config: Config, number: int, reference: str, previous: Run | None, tags: Tags,
-    objectives: Mapping[str, Objective], prompts: Sequence[Row], out: Path,
-) -> dict[str, Any]:  # fmt: skip
-    """Draw directions and responses, keep the best, train on them and on those of earlier rounds; metrics."""
+    place: Workspace, *, config: Config, problem: Problem[Weights | Direction], tags: Tags, done: Sequence[Run]
+) -> dict[str, float]:
+    """Draw directions and responses, keep the best, train on them and on those of the rounds `done`; metrics."""
     from align.models import load_tokenizer
 
-    rng = np.random.default_rng([config.seed, number])
-    source = reference if previous is None else str(previous.path)
+    previous, prompts, objectives = done[-1] if done else None, problem.prompts or (), problem.objectives
+    rng = np.random.default_rng([config.seed, len(done) + 1])
+    source = problem.reference if previous is None else str(previous.path)
     model, tokenizer = frozen(source), load_tokenizer(source)
     if previous is not None:
         forbid(model, tag_ids(tokenizer, tags))
@@ -158,20 +142,21 @@ def one_round(
             (prompts[i], None if previous is None else v.values)
             for i, v in zip(order, directions, strict=True) for _ in range(config.n)
         ],
-        tags=tags, objectives=objectives, max_tokens=config.max_completion_length,
-        batch_size=config.sample_batch_size, seed=int(rng.integers(2**31)), ledger=ledger,
+        tags=tags, objectives=objectives, settings=tagged.sampling(config, rng=rng), ledger=place.ledger,
     )  # fmt: skip
     groups = [drawn[i : i + config.n] for i in range(0, len(drawn), config.n)]
     best = [best_of(group, direction=v.values) for group, v in zip(groups, directions, strict=True)]
     new = [Example(r.prompt, v.values, r.ids) for r, v in zip(best, directions, strict=True)]
-    tagged.keep(new, folder)
-    earlier = [e for i in range(1, number) for e in tagged.kept(out / f"round-{i}", Example)]
+    tagged.keep(new, place.folder)
+    earlier = [e for run in done for e in tagged.kept(run.path, Example)]
     with ExitStack() as stack:
         if previous is None:
-            source = stack.enter_context(tagged.start_model(config, reference=reference, tags=tags, folder=folder))
+            start = tagged.start_model(problem.reference, tags=tags, folder=place.folder, seed=config.seed)
+            source = stack.enter_context(start)
         metrics = imitate(
-            [*earlier, *new], config=config, model=source, tags=tags, folder=folder, ledger=ledger, epochs=config.epochs
-        )
+            [*earlier, *new], config=config, model=source, tags=tags, folder=place.folder, ledger=place.ledger,
+            epochs=config.epochs,
+        )  # fmt: skip
     values = [[along(r, v.values) for r in group] for group, v in zip(groups, directions, strict=True)]
     gain = sum(max(group) - sum(group) / len(group) for group in values) / len(values)
     return {**metrics, "gain_of_best": gain}

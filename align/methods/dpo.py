@@ -8,18 +8,19 @@ Data: pairs. Fixed point: the optimum of J on the support of the pairs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from align.data.comparisons import Row, annotated_pairs, given_pairs
+from align.data.comparisons import annotated_pairs, given_pairs
 from align.engines.pairs import PairTrainingConfig, check_pair_config, required_rows, scores_for, train_on_pairs
-from align.engines.points import check_preferences, inputs_of, train_points
-from align.objectives.metered import Objective
+from align.engines.points import check_preferences, train_points
+from align.engines.problem import Problem
 from align.policies.base import PointFamily
 from align.preferences import Weights
-from align.runs import Ledger
+from align.runs import Workspace
+
+ASKED_BY = (Weights,)
+FAMILY = PointFamily
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,44 +28,32 @@ class Config(PairTrainingConfig):
     """How to label and train, nothing more."""
 
 
-def fit(
-    config: Config,
-    *,
-    reference: str,
-    objectives: Mapping[str, Objective],
-    preferences: Sequence[Weights],
-    out: Path,
-    ledger: Ledger,
-    comparisons: Sequence[Row] | None = None,
-    prompts: Sequence[Row] | None = None,
-) -> PointFamily:
-    """One DPO model per preference. `prompts` is not used, nor are the objectives, but for their names, unless
+def fit(config: Config, problem: Problem[Weights], run: Workspace) -> PointFamily:
+    """One DPO model per preference. Prompts are not used, nor are the objectives, but for their names, unless
     `labels` is objectives.
 
     UserError when comparisons are missing or do not carry what `labels` needs.
     """
-    names = check_preferences(preferences, objectives=objectives)
+    names = check_preferences(problem)
     check_pair_config(config)
-    rows = required_rows(comparisons, method="dpo")
-    scores = scores_for(config, rows=rows, objectives=objectives, ledger=ledger)
+    rows = required_rows(problem, method="dpo")
+    scores = scores_for(config, problem, run.ledger)
 
-    def body(folder: Path, cost: Ledger, weights: Weights) -> Mapping[str, Any]:
+    def body(weights: Weights, point: Workspace) -> Mapping[str, object]:
         if scores is None:
             pairs = given_pairs(rows, weights=weights, names=names)
         else:
             pairs = annotated_pairs(rows, scores=scores, weights=weights, tau=config.tau, seed=config.seed)
-            cost.add(scores_read=len(pairs))
-        return train_on_pairs(
-            pairs, config=config, reference=reference, beta=config.beta / config.tau, folder=folder, ledger=cost
-        )
+            point.ledger.add(scores_read=len(pairs))
+        beta = config.beta / config.tau
+        return train_on_pairs(pairs, config=config, reference=problem.reference, beta=beta, run=point)
 
     return train_points(
         "dpo",
-        config=config,
-        preferences=preferences,
-        inputs=inputs_of(reference=reference, objectives=objectives, rows=rows),
-        out=out,
-        ledger=ledger,
+        config,
+        problem,
+        run,
+        rows=rows,
         body=body,
         optimises=lambda weights: describe(config, weights=weights),
     )

@@ -24,19 +24,24 @@ Data: pairs. Fixed point: guidance of the reference by one model per objective.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from align.data.comparisons import Row, annotated_pairs, given_pairs
+from align.data.comparisons import annotated_pairs, given_pairs
 from align.engines.pairs import PairTrainingConfig, check_pair_config, required_rows, scores_for, train_on_pairs
-from align.engines.points import check_preferences, inputs_of, train_points
+from align.engines.points import check_preferences, train_points
+from align.engines.problem import Problem
 from align.errors import UserError
 from align.models.backbones import ModelPool
-from align.objectives.metered import Objective
 from align.policies.mixed import MixedFamily
 from align.preferences import Weights
-from align.runs import Ledger, model_dir
+from align.runs import Workspace, model_dir
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+ASKED_BY = (Weights,)
+FAMILY = MixedFamily
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,67 +52,57 @@ class Config(PairTrainingConfig):
     start: str = ""  # the model that ARMs start from (smaller ones guide larger references); empty: the reference
 
 
-def fit(
-    config: Config,
-    *,
-    reference: str,
-    objectives: Mapping[str, Objective],
-    preferences: Sequence[Weights],
-    out: Path,
-    ledger: Ledger,
-    comparisons: Sequence[Row] | None = None,
-    prompts: Sequence[Row] | None = None,
-) -> MixedFamily:
-    """The reference guided by one ARM per objective, trained below `out/arms`; it answers any weights. `prompts` is not
+def fit(config: Config, problem: Problem[Weights], run: Workspace) -> MixedFamily:
+    """The reference guided by one ARM per objective, trained below `arms/`; it answers any weights. Prompts are not
     used, nor are the objectives, but for their names, unless `labels` is objectives.
 
     UserError when comparisons are missing or do not carry what `labels` needs, and on a start of another vocabulary.
     """
-    names = check_preferences(preferences, objectives=objectives)
+    names = check_preferences(problem)
     check_pair_config(config)
     betas = arm_betas(config, names=names)
-    start = config.start or reference
-    rows = required_rows(comparisons, method="genarm")
+    start = config.start or problem.reference
+    rows = required_rows(problem, method="genarm")
     pool = ModelPool()
-    pool.tokenizer([model_dir(reference), model_dir(start)])  # whether they share one, before anything is trained
-    scores = scores_for(config, rows=rows, objectives=objectives, ledger=ledger)
+    pool.tokenizer(
+        [model_dir(problem.reference), model_dir(start)]
+    )  # whether they share one, before anything is trained
+    scores = scores_for(config, problem, run.ledger)
     vertices = [Weights.vertex(k, len(names)) for k in range(len(names))]
 
-    def body(folder: Path, cost: Ledger, vertex: Weights) -> Mapping[str, Any]:
+    def body(vertex: Weights, point: Workspace) -> Mapping[str, object]:
         if scores is None:
             pairs = given_pairs(rows, weights=vertex, names=names)
         else:
             pairs = annotated_pairs(rows, scores=scores, weights=vertex, tau=config.tau, seed=config.seed)
-            cost.add(scores_read=len(pairs))
+            point.ledger.add(scores_read=len(pairs))
         return train_on_pairs(
             pairs,
             config=config,
             reference=start,
             beta=betas[vertex.values.index(1.0)],
-            folder=folder,
-            ledger=cost,
+            run=point,
             shift_reference=without_reference,
         )
 
     arms = train_points(
         "genarm",
-        config=config,
-        preferences=vertices,
-        inputs=inputs_of(reference=start, objectives=objectives, rows=rows),
-        out=Path(out) / "arms",
-        ledger=ledger,
+        config,
+        replace(problem, reference=start, preferences=vertices),
+        replace(run, folder=run.folder / "arms"),
+        rows=rows,
         body=body,
         optimises=lambda vertex: f"likelihood of {names[vertex.values.index(1.0)]} labels",
     )
     gains = tuple(config.tau * beta / config.beta for beta in betas)
     return MixedFamily(
         method="genarm",
-        base=model_dir(reference),
+        base=model_dir(problem.reference),
         parts=tuple(arms.points[vertex.label] for vertex in vertices),
         gains=gains,
         base_share="whole",
-        preferences=tuple(preferences),
-        optimises={weights.label: describe(config, weights=weights, gains=gains) for weights in preferences},
+        preferences=tuple(problem.preferences),
+        optimises={weights.label: describe(config, weights=weights, gains=gains) for weights in problem.preferences},
         pool=pool,
     )
 
@@ -120,7 +115,7 @@ def arm_betas(config: Config, *, names: Sequence[str]) -> tuple[float, ...]:
     return betas
 
 
-def without_reference(dataset: Any) -> Any:
+def without_reference(dataset: Dataset) -> Dataset:
     """DPOTrainer's dataset with reference log-probabilities of 0: its loss is then the ARM's own."""
     for column in ("ref_chosen_logps", "ref_rejected_logps"):
         dataset = dataset.remove_columns(column).add_column(column, [0.0] * len(dataset))

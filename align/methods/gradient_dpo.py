@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.data.comparisons import Pair, Row, annotated_pairs
+from align.data.comparisons import Pair, annotated_pairs
 from align.engines.pairs import (
     PairTrainingConfig,
     check_lengths,
@@ -28,16 +28,19 @@ from align.engines.pairs import (
     required_rows,
     scores_for,
 )
-from align.engines.points import check_preferences, inputs_of, train_points
+from align.engines.points import check_preferences, train_points
+from align.engines.problem import Problem
 from align.errors import UserError
 from align.functional.combine import FIXED_POINTS, Combination, check_combiner
-from align.objectives.metered import Objective
 from align.policies.base import PointFamily
 from align.preferences import Weights
-from align.runs import Ledger
+from align.runs import Workspace
 
 if TYPE_CHECKING:
     from align.engines.gradient_step import ConflictRecord
+
+ASKED_BY = (Weights,)
+FAMILY = PointFamily
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,29 +52,19 @@ class Config(PairTrainingConfig):
     c: float = 0.5  # radius of CAGrad and RACO, in [0, 1); 0 is the weighted sum
 
 
-def fit(
-    config: Config,
-    *,
-    reference: str,
-    objectives: Mapping[str, Objective],
-    preferences: Sequence[Weights],
-    out: Path,
-    ledger: Ledger,
-    comparisons: Sequence[Row] | None = None,
-    prompts: Sequence[Row] | None = None,
-) -> PointFamily:
-    """One model per preference. Objectives of weight 0 have no labels and no gradient. `prompts` is not used, nor are
+def fit(config: Config, problem: Problem[Weights], run: Workspace) -> PointFamily:
+    """One model per preference. Objectives of weight 0 have no labels and no gradient. Prompts are not used, nor are
     the objectives, but for their names, unless `labels` is objectives.
 
     UserError when comparisons are missing or carry no scores, or on a value that is no configuration.
     """
-    names = check_preferences(preferences, objectives=objectives)
+    names = check_preferences(problem)
     check_config(config)
-    rows = required_rows(comparisons, method="gradient_dpo")
-    scores = scores_for(config, rows=rows, objectives=objectives, ledger=ledger)
+    rows = required_rows(problem, method="gradient_dpo")
+    scores = scores_for(config, problem, run.ledger)
     assert scores is not None  # labels are not given
 
-    def body(folder: Path, cost: Ledger, weights: Weights) -> Mapping[str, Any]:
+    def body(weights: Weights, point: Workspace) -> Mapping[str, object]:
         counts = [k for k, w in enumerate(weights) if w]
         labelled = {
             k: annotated_pairs(
@@ -79,7 +72,7 @@ def fit(
             )
             for k in counts
         }
-        cost.add(scores_read=len(counts) * len(rows))
+        point.ledger.add(scores_read=len(counts) * len(rows))
         combination = Combination(
             config.combiner, tuple(weights[k] for k in counts), tuple(names[k] for k in counts), config.c, config.seed
         )
@@ -87,18 +80,16 @@ def fit(
             [labelled[k] for k in counts],
             combination=combination,
             config=config,
-            reference=reference,
-            folder=folder,
-            ledger=cost,
+            reference=problem.reference,
+            run=point,
         )
 
     return train_points(
         "gradient_dpo",
-        config=config,
-        preferences=preferences,
-        inputs=inputs_of(reference=reference, objectives=objectives, rows=rows),
-        out=out,
-        ledger=ledger,
+        config,
+        problem,
+        run,
+        rows=rows,
         body=body,
         optimises=lambda weights: describe(config, weights=weights),
     )
@@ -138,13 +129,13 @@ def train_on(
     combination: Combination,
     config: Config,
     reference: str,
-    folder: Path,
-    ledger: Ledger,
-) -> dict[str, Any]:
-    """Train one model on the same pairs under every objective's labels, save it in `folder/model`; metrics."""
+    run: Workspace,
+) -> dict[str, object]:
+    """Train one model on the same pairs under every objective's labels, save it in `run.folder/model`; metrics."""
     from align.models import count_parameters, save_model
     from align.training.common import drop_checkpoints, final_loss, finish_trainer, resume_point
 
+    folder, ledger = run.folder, run.ledger
     kept = check_lengths(labelled[0], reference=reference, max_length=config.max_length)
     trainer, record = build_trainer(
         labelled, combination=combination, config=config, reference=reference, folder=folder
@@ -177,9 +168,7 @@ def build_trainer(
         pairs[0].id: [1.0 if pair.swapped == pairs[0].swapped else -1.0 for pair in pairs]
         for pairs in zip(*labelled, strict=True)
     }
-    trainer = dpo_trainer(
-        labelled[0], config=config, reference=reference, beta=config.beta / config.tau, folder=folder
-    )
+    trainer = dpo_trainer(labelled[0], config=config, reference=reference, beta=config.beta / config.tau, folder=folder)
     # dpo_trainer stays the one place that knows DPO's settings; only the step of what it built is another.
     trainer.__class__ = type("CombinedDPOTrainer", (SignedLosses, CombinedGradients, DPOTrainer), {})
     trainer.train_dataset = trainer.train_dataset.add_column("signs", [signs[i] for i in trainer.train_dataset["id"]])

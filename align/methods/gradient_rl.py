@@ -18,82 +18,62 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.data.comparisons import Row
 from align.engines.on_policy import trainer as onpolicy
-from align.engines.points import check_preferences, inputs_of, train_points
-from align.errors import UserError
+from align.engines.points import check_preferences, train_points
+from align.engines.problem import Problem
 from align.functional.combine import FIXED_POINTS, Combination, check_combiner
-from align.methods.morlhf import ALGORITHMS
-from align.objectives.metered import Objective
 from align.policies.base import PointFamily
 from align.preferences import Weights
-from align.runs import Ledger
+from align.runs import Workspace
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from align.engines.gradient_step import ConflictRecord
 
+ASKED_BY = (Weights,)
+FAMILY = PointFamily
+
 
 @dataclass(frozen=True, kw_only=True)
-class Config(onpolicy.OnPolicyConfig):
-    """How to sample and train, and how gradients are combined."""
+class Config(onpolicy.AlgorithmConfig):
+    """How to sample and train, rloo and grpo both with the sequence's KL and unscaled rewards; the combiner."""
 
-    algorithm: str = "rloo"  # rloo or grpo, both with the sequence's KL and unscaled rewards
     combiner: str = "cagrad"
     c: float = 0.5  # radius of CAGrad and RACO, in [0, 1); 0 is the weighted sum
 
 
-def fit(
-    config: Config,
-    *,
-    reference: str,
-    objectives: Mapping[str, Objective],
-    preferences: Sequence[Weights],
-    out: Path,
-    ledger: Ledger,
-    comparisons: Sequence[Row] | None = None,
-    prompts: Sequence[Row] | None = None,
-) -> PointFamily:
-    """One policy per preference, trained on samples for `prompts` (rows with `prompt`). `comparisons` is not used.
+def fit(config: Config, problem: Problem[Weights], run: Workspace) -> PointFamily:
+    """One policy per preference, trained on samples for the prompts. Comparisons are not used.
 
     Objectives of weight 0 are not asked. Where an objective does not apply (None) it counts as 0, as in MORLHF's sum.
     UserError on an impossible configuration or when there are no prompts.
     """
-    names = check_preferences(preferences, objectives=objectives)
+    names = check_preferences(problem)
     check_config(config)
-    rows = onpolicy.required_prompts(prompts, method="gradient_rl")
+    rows = onpolicy.required_prompts(problem, method="gradient_rl")
 
-    def body(folder: Path, cost: Ledger, weights: Weights) -> Mapping[str, Any]:
+    def body(weights: Weights, point: Workspace) -> Mapping[str, object]:
         from align.models import count_parameters
 
         asked = {name: w for name, w in zip(names, weights, strict=True) if w}
         combination = Combination(config.combiner, tuple(asked.values()), tuple(asked), config.c, config.seed)
-        trainer, record = build_trainer(
-            config,
-            combination=combination,
-            reference=reference,
-            objectives=objectives,
-            prompts=rows,
-            folder=folder,
-            ledger=cost,
-        )
+        trainer, record = build_trainer(config, problem, point, combination=combination)
+        cost = point.ledger
         before = cost.tokens
-        means = onpolicy.run_trainer(trainer, label=f"gradient_rl {weights.label}", folder=folder, ledger=cost)
+        means = onpolicy.run_trainer(trainer, label=f"gradient_rl {weights.label}", folder=point.folder, ledger=cost)
         parameters = count_parameters(trainer.model, embeddings=False)
         cost.add(flops=4 * parameters * (cost.tokens - before) * (len(asked) - 1))  # one backward pass more for each
         return {**means, **record.report()}
 
     return train_points(
         "gradient_rl",
-        config=config,
-        preferences=preferences,
-        inputs=inputs_of(reference=reference, objectives=objectives, rows=rows),
-        out=out,
-        ledger=ledger,
+        config,
+        problem,
+        run,
+        rows=rows,
         body=body,
         optimises=lambda weights: describe(config, weights=weights),
     )
@@ -103,8 +83,6 @@ def check_config(config: Config) -> None:
     """UserError on a value that the combiner or the trainer cannot mean."""
     onpolicy.check_sampling(config)
     check_combiner(config)
-    if config.algorithm not in ALGORITHMS:
-        raise UserError(f"algorithm must be one of {', '.join(ALGORITHMS)}, not {config.algorithm!r}")
 
 
 def describe(config: Config, *, weights: Weights) -> str:
@@ -119,14 +97,7 @@ def describe(config: Config, *, weights: Weights) -> str:
 
 
 def build_trainer(
-    config: Config,
-    *,
-    combination: Combination,
-    reference: str,
-    objectives: Mapping[str, Objective],
-    prompts: Sequence[Row],
-    folder: Path,
-    ledger: Ledger,
+    config: Config, problem: Problem[Weights], run: Workspace, *, combination: Combination
 ) -> tuple[Any, ConflictRecord]:
     """The on-policy trainer whose steps combine the gradients of the objectives that the combination names."""
     from trl import GRPOTrainer, RLOOTrainer
@@ -134,17 +105,14 @@ def build_trainer(
     from align.engines.gradient_step import CombinedGradients, combine
 
     base = {"rloo": RLOOTrainer, "grpo": GRPOTrainer}[config.algorithm]
-    asked = {name: objectives[name] for name in combination.names}
+    asked = {name: problem.objectives[name] for name in combination.names}
+    trainer_class = type(f"Combined{base.__name__}", (ObjectiveAdvantages, CombinedGradients, base), {})
     trainer = onpolicy.build_trainer(
         config,
-        reference=reference,
-        reward_funcs=onpolicy.metered(asked, ledger=ledger),
-        reward_weights=combination.weights,
-        prompts=prompts,
-        folder=folder,
-        ledger=ledger,
-        algorithm=config.algorithm,
-        trainer_class=type(f"Combined{base.__name__}", (ObjectiveAdvantages, CombinedGradients, base), {}),
+        problem,
+        run,
+        rewards=list(zip(onpolicy.metered(asked, ledger=run.ledger), combination.weights, strict=True)),
+        update=onpolicy.Update(algorithm=config.algorithm, trainer_class=trainer_class),
     )
     trainer.leave_one_out = config.algorithm == "rloo"
     return trainer, combine(trainer, combination)

@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from align import checks
-from align.data.comparisons import Row
 from align.engines.pairs import required_rows
-from align.engines.points import check_preferences, inputs_of, train_points
+from align.engines.points import check_preferences, train_points
+from align.engines.problem import Problem
 from align.engines.settings import adapter_config, model_to_train, trainer_arguments
 from align.engines.unpaired import (
     Example,
@@ -39,10 +39,12 @@ from align.engines.unpaired import (
     thresholded_examples,
 )
 from align.errors import UserError
-from align.objectives.metered import Objective
 from align.policies.base import PointFamily
 from align.preferences import Weights
-from align.runs import Ledger
+from align.runs import Workspace
+
+ASKED_BY = (Weights,)
+FAMILY = PointFamily
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,43 +58,32 @@ class Config(UnpairedConfig):
     max_length: int | None = None  # tokens kept of prompt + response; a prompt that fills it drops its examples
 
 
-def fit(
-    config: Config,
-    *,
-    reference: str,
-    objectives: Mapping[str, Objective],
-    preferences: Sequence[Weights],
-    out: Path,
-    ledger: Ledger,
-    comparisons: Sequence[Row] | None = None,
-    prompts: Sequence[Row] | None = None,
-) -> PointFamily:
-    """One model per preference, from both responses of every comparison. `prompts` is not used, nor are objectives but
+def fit(config: Config, problem: Problem[Weights], run: Workspace) -> PointFamily:
+    """One model per preference, from both responses of every comparison. Prompts are not used, nor are objectives but
     for their names, unless `labels` is objectives.
 
     UserError when comparisons are missing, carry no scores, or fall all on one side of the threshold.
     """
-    names = check_preferences(preferences, objectives=objectives)
+    names = check_preferences(problem)
     check_config(config)
-    rows = required_rows(comparisons, method="kto")
-    scores = known_scores(config, rows=rows, objectives=objectives, preferences=preferences, ledger=ledger)
+    rows = required_rows(problem, method="kto")
+    scores = known_scores(config, problem, run.ledger)
 
-    def body(folder: Path, cost: Ledger, weights: Weights) -> Mapping[str, Any]:
+    def body(weights: Weights, point: Workspace) -> Mapping[str, object]:
         if scores is None:
             examples, seen = given_examples(rows, weights=weights, names=names), 0
         else:
             examples, seen = thresholded_examples(rows, scores=scores, weights=weights, config=config), 2 * len(rows)
-            cost.add(scores_read=seen)
-        metrics = train_on(examples, config=config, reference=reference, folder=folder, ledger=cost)
+            point.ledger.add(scores_read=seen)
+        metrics = train_on(examples, config=config, reference=problem.reference, run=point)
         return {**metrics, "examples_without_contrast": max(seen - len(examples), 0)}
 
     return train_points(
         "kto",
-        config=config,
-        preferences=preferences,
-        inputs=inputs_of(reference=reference, objectives=objectives, rows=rows),
-        out=out,
-        ledger=ledger,
+        config,
+        problem,
+        run,
+        rows=rows,
         body=body,
         optimises=lambda weights: describe(config, weights=weights),
     )
@@ -141,14 +132,12 @@ def side_weights(examples: Sequence[Example], *, config: Config) -> tuple[float,
     )
 
 
-def train_on(
-    examples: Sequence[Example], *, config: Config, reference: str, folder: Path, ledger: Ledger
-) -> dict[str, Any]:
-    """Train one model with TRL's KTOTrainer, save it in `folder/model`, and return metrics."""
+def train_on(examples: Sequence[Example], *, config: Config, reference: str, run: Workspace) -> dict[str, float | None]:
+    """Train one model with TRL's KTOTrainer, save it in `run.folder/model`, and return metrics."""
     from align.models import count_parameters, load_tokenizer, save_model
     from align.training.common import drop_checkpoints, final_loss, finish_trainer, resume_point
 
-    kept = list(examples)
+    folder, ledger, kept = run.folder, run.ledger, list(examples)
     if config.max_length is not None:
         ids = load_tokenizer(reference)([example.prompt for example in examples])["input_ids"]
         kept = [example for example, row in zip(examples, ids, strict=True) if len(row) < config.max_length]

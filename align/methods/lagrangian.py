@@ -24,33 +24,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from align import checks
-from align.data.comparisons import Row
 from align.engines.on_policy import trainer as onpolicy
-from align.engines.points import check_preferences, inputs_of, train_points
+from align.engines.points import check_preferences, train_points
+from align.engines.problem import Problem
 from align.errors import UserError
-from align.methods.morlhf import ALGORITHMS
-from align.objectives.metered import Objective
 from align.policies.base import PointFamily
 from align.preferences import Thresholds
-from align.runs import Ledger
+from align.runs import Workspace
 
 if TYPE_CHECKING:
     from align.engines.on_policy.weight_control import Memory, Observed
 
 DUALS = ("exp", "official", "linear")
 NORMALISATIONS = ("none", "official")
+ASKED_BY = (Thresholds,)
+FAMILY = PointFamily
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(onpolicy.OnPolicyConfig):
-    """How to sample and train, and how the multipliers move."""
+class Config(onpolicy.AlgorithmConfig):
+    """How to sample and train, rloo and grpo both with the sequence's KL and unscaled rewards; how multipliers move."""
 
-    algorithm: str = "rloo"  # rloo or grpo, both with the sequence's KL and unscaled rewards
     maximise: str = "auto"  # name of the objective to maximise; auto: the only one without a threshold
     dual: str = "exp"
     dual_rate: float = 0.1  # per step and unit of violation
@@ -134,28 +132,18 @@ class Multipliers:
         return sum(seen) / len(seen) if seen else None
 
 
-def fit(
-    config: Config,
-    *,
-    reference: str,
-    objectives: Mapping[str, Objective],
-    preferences: Sequence[Thresholds],
-    out: Path,
-    ledger: Ledger,
-    comparisons: Sequence[Row] | None = None,
-    prompts: Sequence[Row] | None = None,
-) -> PointFamily:
-    """One policy per `Thresholds`, trained on samples for `prompts`. `comparisons` is not used.
+def fit(config: Config, problem: Problem[Thresholds], run: Workspace) -> PointFamily:
+    """One policy per `Thresholds`, trained on samples for the prompts. Comparisons are not used.
 
     Objectives that are neither maximised nor bounded are not asked. UserError on an impossible configuration, without
     prompts, and unless each preference has a threshold and leaves the objective to maximise without one.
     """
-    names = check_preferences(preferences, objectives=objectives, kinds=(Thresholds,))
+    names = check_preferences(problem, kinds=ASKED_BY)
     check_config(config)
-    used = {p.label: bounded(config, thresholds=p, names=names) for p in preferences}
-    rows = onpolicy.required_prompts(prompts, method="lagrangian")
+    used = {p.label: bounded(config, thresholds=p, names=names) for p in problem.preferences}
+    rows = onpolicy.required_prompts(problem, method="lagrangian")
 
-    def body(folder: Path, cost: Ledger, thresholds: Thresholds) -> Mapping[str, Any]:
+    def body(thresholds: Thresholds, point: Workspace) -> Mapping[str, object]:
         from align.engines.on_policy.weight_control import train_point
 
         asked = used[thresholds.label]
@@ -171,22 +159,18 @@ def fit(
         )
         return train_point(
             config,
+            replace(problem, objectives={name: problem.objectives[name] for name in asked}),
+            point,
             rule=rule,
             label=f"lagrangian {thresholds.label}",
-            reference=reference,
-            objectives={name: objectives[name] for name in asked},
-            prompts=rows,
-            folder=folder,
-            ledger=cost,
         )
 
     return train_points(
         "lagrangian",
-        config=config,
-        preferences=preferences,
-        inputs=inputs_of(reference=reference, objectives=objectives, rows=rows),
-        out=out,
-        ledger=ledger,
+        config,
+        problem,
+        run,
+        rows=rows,
         body=body,
         optimises=lambda thresholds: describe(config, asked=used[thresholds.label]),
     )
@@ -195,7 +179,7 @@ def fit(
 def check_config(config: Config) -> None:
     """UserError on a value that the multipliers or the trainer cannot mean."""
     onpolicy.check_sampling(config)
-    for name, allowed in (("algorithm", ALGORITHMS), ("dual", DUALS), ("normalise", NORMALISATIONS)):
+    for name, allowed in (("dual", DUALS), ("normalise", NORMALISATIONS)):
         if getattr(config, name) not in allowed:
             raise UserError(f"{name} must be one of {', '.join(allowed)}, not {getattr(config, name)!r}")
     checks.above_zero(config, "dual_rate", "window", "max_multiplier")

@@ -15,30 +15,30 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from align import checks
-from align.data.comparisons import Row
 from align.engines import tagged
-from align.engines.points import check_preferences, inputs_of
+from align.engines.points import check_preferences, inputs_of, part
+from align.engines.problem import Problem
 from align.engines.settings import TrainingConfig, check_training
 from align.engines.tagged import Response
 from align.engines.tagged_pairs import TaggedPair, build_pair_trainer, encoded, finish, frozen, pair_config
 from align.errors import UserError
 from align.functional.draws import draw_weights
 from align.methods.conditioned_dpo import check_weight_law
-from align.objectives.metered import Objective
 from align.policies.tagged import TaggedFamily, Tags
 from align.preferences import Weights
-from align.runs import Ledger, write_json
+from align.runs import Workspace, write_json
 
 ROUND_FILE = "round.json"
 ATTEMPTS = 50  # at filling a round with pairs that say something
+ASKED_BY = (Weights,)
+FAMILY = TaggedFamily
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,43 +55,26 @@ class Config(tagged.TagFields, TrainingConfig):
     scheduler: str = "constant"
 
 
-def fit(
-    config: Config,
-    *,
-    reference: str,
-    objectives: Mapping[str, Objective],
-    preferences: Sequence[Weights],
-    out: Path,
-    ledger: Ledger,
-    comparisons: Sequence[Row] | None = None,
-    prompts: Sequence[Row] | None = None,
-) -> TaggedFamily:
-    """One model for all weights, from samples on `prompts`, else on those of the comparisons.
+def fit(config: Config, problem: Problem[Weights], run: Workspace) -> TaggedFamily:
+    """One model for all weights, from samples on the prompts, else on those of the comparisons.
 
     UserError on an impossible configuration and without prompts.
     """
-    names = check_preferences(preferences, objectives=objectives)
+    check_preferences(problem)
     check_config(config)
-    rows = tagged.prompts_to_ask(prompts, comparisons, method="mo_odpo")
-    inputs = inputs_of(reference=reference, objectives=objectives, rows=rows)
-    tags = tagged.make_tags(config, reference=reference, names=names)
+    rows = tagged.prompts_to_ask(problem, method="mo_odpo")
+    inputs = inputs_of(problem, rows=rows)
+    tags = tagged.make_tags(config, problem)
 
-    def body(folder: Path, cost: Ledger) -> Mapping[str, Any]:
-        with tagged.start_model(config, reference=reference, tags=tags, folder=folder) as start:
-            trainer, source = build_trainer(
-                config, reference=reference, start=start, tags=tags, objectives=objectives, prompts=rows,
-                folder=folder, ledger=cost,
-            )  # fmt: skip
-            loss = finish(trainer, config=config, label="mo_odpo", folder=folder, ledger=cost)
-        (folder / ROUND_FILE).unlink(missing_ok=True)
+    def body(place: Workspace) -> Mapping[str, object]:
+        with tagged.start_model(problem.reference, tags=tags, folder=place.folder, seed=config.seed) as start:
+            trainer, source = build_trainer(config, replace(problem, prompts=rows), place, start=start, tags=tags)
+            loss = finish(trainer, config=config, label="mo_odpo", folder=place.folder, ledger=place.ledger)
+        (place.folder / ROUND_FILE).unlink(missing_ok=True)
         return {"loss": loss, "rounds": config.rounds, "ties_dropped": source.ties}
 
-    run = tagged.part(
-        Path(out) / "conditioned", method="mo_odpo", config=config, inputs=inputs, ledger=ledger, body=body
-    )
-    return tagged.family(
-        "mo_odpo", model=run.path / "model", tags=tags, preferences=preferences, claim=describe(config)
-    )
+    trained = part("mo_odpo", "conditioned", run, config=config, inputs=inputs, body=body)
+    return tagged.family("mo_odpo", problem, trained, tags=tags, claim=describe(config))
 
 
 def check_config(config: Config) -> None:
@@ -128,11 +111,11 @@ class FreshPairs:
     """Rows of DPOTrainer's data set that are replaced, in place, by new samples of its model at every round."""
 
     def __init__(
-        self, config: Config, *, tags: Tags, objectives: Mapping[str, Objective], prompts: Sequence[Row],
-        reference: Any, tokenizer: Any, folder: Path, ledger: Ledger,
-    ) -> None:  # fmt: skip
-        self.config, self.tags, self.objectives, self.prompts = config, tags, objectives, prompts
-        self.reference, self.tokenizer, self.folder, self.ledger = reference, tokenizer, folder, ledger
+        self, config: Config, problem: Problem[Weights], run: Workspace, *, tags: Tags, tokenizer: Any
+    ) -> None:
+        self.config, self.tags, self.tokenizer = config, tags, tokenizer
+        self.objectives, self.prompts = problem.objectives, problem.prompts or ()
+        self.reference, self.folder, self.ledger = frozen(problem.reference), run.folder, run.ledger
         self.rows: list[dict[str, Any]] = [{}] * config.pairs
         self.ties = 0
 
@@ -167,8 +150,7 @@ class FreshPairs:
             asked = [(self.prompts[i], w.values) for i, w in zip(order, weights, strict=True) for _ in range(2)]
             drawn = tagged.sample(
                 model, self.tokenizer, asked=asked, tags=self.tags, objectives=self.objectives,
-                max_tokens=config.max_completion_length, batch_size=config.sample_batch_size,
-                seed=int(rng.integers(2**31)), ledger=self.ledger,
+                settings=tagged.sampling(config, rng=rng), ledger=self.ledger,
             )  # fmt: skip
             for a, b, w in zip(drawn[::2], drawn[1::2], weights, strict=True):
                 first = label(a, b, weights=w, tau=config.tau, rng=rng)
@@ -181,22 +163,17 @@ class FreshPairs:
 
 
 def build_trainer(
-    config: Config, *, reference: str, start: str, tags: Tags, objectives: Mapping[str, Objective],
-    prompts: Sequence[Row], folder: Path, ledger: Ledger,
-) -> tuple[Any, FreshPairs]:  # fmt: skip
+    config: Config, problem: Problem[Weights], run: Workspace, *, start: str, tags: Tags
+) -> tuple[Any, FreshPairs]:
     """A DPOTrainer whose epochs are rounds: a callback renews its rows before each."""
     from transformers import TrainerCallback
 
     from align.models import load_tokenizer
 
-    tokenizer = load_tokenizer(start)
-    source = FreshPairs(
-        config, tags=tags, objectives=objectives, prompts=prompts, reference=frozen(reference), tokenizer=tokenizer,
-        folder=folder, ledger=ledger,
-    )  # fmt: skip
+    source = FreshPairs(config, problem, run, tags=tags, tokenizer=load_tokenizer(start))
     trainer = build_pair_trainer(
         pair_config(config, epochs=float(config.rounds)), start=start, tags=tags,
-        beta=config.beta / (config.tau or 1.0), folder=folder, dataset=source.rows,
+        beta=config.beta / (config.tau or 1.0), folder=run.folder, dataset=source.rows,
     )  # fmt: skip
 
     class Renew(TrainerCallback):

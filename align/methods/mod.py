@@ -18,21 +18,21 @@ Data: specialists. Fixed point: token-level products; exact for one-token respon
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from align import checks
-from align.data.comparisons import Row
 from align.engines import specialists
 from align.engines.points import check_preferences
+from align.engines.problem import Problem
 from align.errors import UserError
-from align.objectives.metered import Objective
 from align.policies.mixed import NORMALISERS, MixedFamily
 from align.preferences import Weights
-from align.runs import Ledger, model_dir
+from align.runs import Workspace, model_dir
 
 DIVERGENCES = ("reverse_kl", "forward_kl", "alpha")
+ASKED_BY = (Weights,)
+FAMILY = MixedFamily
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,63 +45,47 @@ class Config(specialists.Config):
     beta: float = 0.0  # of the J that is asked for; 0: that of the specialists
     betas: tuple[float, ...] = ()  # that of each specialist; empty: what its method ran at, or all equal for given ones
 
+    def check(self, *, objectives: int) -> None:
+        """UserError on a value that is no mixture, as far as it can be known before the specialists are trained."""
+        super().check(objectives=objectives)
+        if self.divergence not in DIVERGENCES:
+            raise UserError(f"divergence must be one of {', '.join(DIVERGENCES)}, not {self.divergence!r}")
+        checks.above_zero(self, "alpha")
+        checks.at_least(0, self, "beta")
+        if self.normaliser not in NORMALISERS:
+            raise UserError(f"normaliser must be one of {', '.join(NORMALISERS)}, not {self.normaliser!r}")
+        if self.betas and (len(self.betas) != objectives or not min(self.betas) > 0):
+            raise UserError(f"betas must be {objectives} numbers above 0, one per specialist; got {list(self.betas)}")
+        if not self.beta and len(set(self.betas)) > 1:
+            raise UserError("the specialists' betas differ; set beta to that of the J that is asked for")
+        if self.beta and self.specialists and not self.betas:
+            raise UserError("beta is set, but not that of the given specialists; set betas, one per specialist")
 
-def fit(
-    config: Config,
-    *,
-    reference: str,
-    objectives: Mapping[str, Objective],
-    preferences: Sequence[Weights],
-    out: Path,
-    ledger: Ledger,
-    comparisons: Sequence[Row] | None = None,
-    prompts: Sequence[Row] | None = None,
-) -> MixedFamily:
-    """A mixture of one specialist per objective. `preferences` are what the family lists; it answers any other, too.
 
-    UserError as `specialists.obtain`, on another vocabulary among specialists and reference, and on betas that leave
+def fit(config: Config, problem: Problem[Weights], run: Workspace) -> MixedFamily:
+    """A mixture of one specialist per objective. It lists the problem's preferences, and answers any other, too.
+
+    UserError without specialists, on another vocabulary among specialists and reference, and on betas that leave
     the coefficients open.
     """
-    names = check_preferences(preferences, objectives=objectives)
-    check_config(config, names=names)
-    found = specialists.obtain(
-        config,
-        reference=reference,
-        objectives=objectives,
-        out=out,
-        ledger=ledger,
-        comparisons=comparisons,
-        prompts=prompts,
-    )
-    gains_K = gains(config, count=len(names), trained_at=found.beta)
+    names = check_preferences(problem)
+    config.check(objectives=len(names))
+    parts = specialists.specialists_of(config, problem)
+    gains_K = gains(config, count=len(names), trained_at=parts.beta)
     family = MixedFamily(
         method="mod",
-        base=model_dir(reference),
-        parts=found.models,
+        base=model_dir(problem.reference),
+        parts=parts.models,
         gains=gains_K,
         alpha={"reverse_kl": 0.0, "forward_kl": 1.0, "alpha": config.alpha}[config.divergence],
         normaliser=config.normaliser,
-        preferences=tuple(preferences),
-        optimises={w.label: describe(config, weights=w, gains_K=gains_K, origin=found.origin) for w in preferences},
+        preferences=tuple(problem.preferences),
+        optimises={
+            w.label: describe(config, weights=w, gains_K=gains_K, origin=parts.origin) for w in problem.preferences
+        },
     )
     family.pool.tokenizer([family.base, *family.parts])  # whether they share one
     return family
-
-
-def check_config(config: Config, *, names: Sequence[str]) -> None:
-    """UserError on a value that is no mixture, as far as it can be known before the specialists are trained."""
-    if config.divergence not in DIVERGENCES:
-        raise UserError(f"divergence must be one of {', '.join(DIVERGENCES)}, not {config.divergence!r}")
-    checks.above_zero(config, "alpha")
-    checks.at_least(0, config, "beta")
-    if config.normaliser not in NORMALISERS:
-        raise UserError(f"normaliser must be one of {', '.join(NORMALISERS)}, not {config.normaliser!r}")
-    if config.betas and (len(config.betas) != len(names) or not min(config.betas) > 0):
-        raise UserError(f"betas must be {len(names)} numbers above 0, one per specialist; got {list(config.betas)}")
-    if not config.beta and len(set(config.betas)) > 1:
-        raise UserError("the specialists' betas differ; set beta to that of the J that is asked for")
-    if config.beta and config.specialists and not config.betas:
-        raise UserError("beta is set, but not that of the given specialists; set betas, one per specialist")
 
 
 def gains(config: Config, *, count: int, trained_at: float | None) -> tuple[float, ...]:

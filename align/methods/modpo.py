@@ -11,22 +11,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from align.data.comparisons import Pair, Row, annotated_pairs, given_pairs
+from align.data.comparisons import Pair, annotated_pairs, given_pairs
 from align.engines.pairs import PairTrainingConfig, check_pair_config, required_rows, scores_for, train_on_pairs
-from align.engines.points import check_preferences, inputs_of, train_points
+from align.engines.points import check_preferences, train_points
+from align.engines.problem import Problem
 from align.errors import UserError
 from align.functional.losses import check_main_weight, modpo_reference_shift
 from align.methods import dpo
 from align.objectives import ImplicitReward
-from align.objectives.metered import Objective, objective_scores
+from align.objectives.metered import objective_scores
 from align.policies.base import PointFamily
 from align.preferences import Weights
-from align.runs import Ledger
+from align.runs import Ledger, Workspace
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 MARGINS = ("explicit", "implicit")
+ASKED_BY = (Weights,)
+FAMILY = PointFamily
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,54 +51,35 @@ class Config(PairTrainingConfig):
 Table = Mapping[str, tuple[float, float]]  # a row's id to the margins of its two responses, in stored order
 
 
-def fit(
-    config: Config,
-    *,
-    reference: str,
-    objectives: Mapping[str, Objective],
-    preferences: Sequence[Weights],
-    out: Path,
-    ledger: Ledger,
-    comparisons: Sequence[Row] | None = None,
-    prompts: Sequence[Row] | None = None,
-) -> PointFamily:
-    """One model per preference; margins are read once and serve all of them. `prompts` is not used.
+def fit(config: Config, problem: Problem[Weights], run: Workspace) -> PointFamily:
+    """One model per preference; margins are read once and serve all of them. Prompts are not used.
 
     UserError when the main objective of a preference has weight 0, or rows and models for the margins are missing.
     """
-    names = check_preferences(preferences, objectives=objectives)
+    names = check_preferences(problem)
     check_config(config, names=names)
-    rows = required_rows(comparisons, method="modpo")
-    mains = {weights.label: main_objective(config, weights=weights, names=names) for weights in preferences}
-    scores = scores_for(config, rows=rows, objectives=objectives, ledger=ledger)
-    needed = [j for j in range(len(names)) if any(w[j] > 0 and mains[w.label] != j for w in preferences)]
-    tables = margin_tables(
-        config,
-        needed=needed,
-        reference=reference,
-        objectives=objectives,
-        rows=rows,
-        known=scores if config.labels == "objectives" else None,
-        out=out,
-        ledger=ledger,
-    )
+    rows = required_rows(problem, method="modpo")
+    mains = {weights.label: main_objective(config, weights=weights, names=names) for weights in problem.preferences}
+    scores = scores_for(config, problem, run.ledger)
+    needed = [j for j in range(len(names)) if any(w[j] > 0 and mains[w.label] != j for w in problem.preferences)]
+    known = scores if config.labels == "objectives" else None
+    tables = margin_tables(config, problem, run, needed=needed, known=known)
 
-    def body(folder: Path, cost: Ledger, weights: Weights) -> Mapping[str, Any]:
+    def body(weights: Weights, point: Workspace) -> Mapping[str, object]:
         main = mains[weights.label]
         vertex = Weights.vertex(main, len(names))
         if scores is None:
             pairs = given_pairs(rows, weights=vertex, names=names)
         else:
             pairs = annotated_pairs(rows, scores=scores, weights=vertex, tau=config.tau, seed=config.seed)
-            cost.add(scores_read=len(pairs))
+            point.ledger.add(scores_read=len(pairs))
         rest = [j for j in needed if j != main and weights[j] > 0]
         return train_on_pairs(
             pairs,
             config=config,
-            reference=reference,
+            reference=problem.reference,
             beta=config.beta / (weights[main] * config.tau),
-            folder=folder,
-            ledger=cost,
+            run=point,
             shift_reference=reference_shift(
                 pairs, tables=[tables[j] for j in rest], rest_weights=[weights[j] for j in rest], beta=config.beta
             ),
@@ -101,11 +87,10 @@ def fit(
 
     return train_points(
         "modpo",
-        config=config,
-        preferences=preferences,
-        inputs=inputs_of(reference=reference, objectives=objectives, rows=rows),
-        out=out,
-        ledger=ledger,
+        config,
+        problem,
+        run,
+        rows=rows,
         body=body,
         optimises=lambda weights: describe(config, weights=weights, main=names[mains[weights.label]]),
     )
@@ -149,31 +134,26 @@ def describe(config: Config, *, weights: Weights, main: str) -> str:
 
 def margin_tables(
     config: Config,
+    problem: Problem[Weights],
+    run: Workspace,
     *,
     needed: Sequence[int],
-    reference: str,
-    objectives: Mapping[str, Objective],
-    rows: Sequence[Row],
     known: Mapping[str, Sequence[Sequence[float]]] | None,
-    out: Path,
-    ledger: Ledger,
 ) -> dict[int, Table]:
     """Margins of both responses of every row, per objective index in `needed`; `known` scores are not asked again."""
-    names = list(objectives)
+    names, rows = problem.names, problem.comparisons or ()
     if config.margins == "implicit":
         if known is not None:  # the margin models' labels come from the scores that were asked already
             rows = [{**row, "scores_a": known[str(row["id"])][0], "scores_b": known[str(row["id"])][1]} for row in rows]
             config = replace(config, labels="scalarised")
-        models = margin_models(
-            config, needed=needed, reference=reference, objectives=objectives, rows=rows, out=out, ledger=ledger
-        )
+        models = margin_models(config, replace(problem, comparisons=rows), run, needed=needed)
         beta = config.margin_beta or config.beta
-        implicit = {names[j]: ImplicitReward(models[j], reference, beta=beta, name=names[j]) for j in needed}
+        implicit = {names[j]: ImplicitReward(models[j], problem.reference, beta=beta, name=names[j]) for j in needed}
         known = objective_scores(rows, objectives=implicit, ledger=Ledger())  # our own models: no score was read
         columns = {j: i for i, j in enumerate(needed)}
     elif known is None:
-        asked = {names[j]: objectives[names[j]] for j in needed}
-        known = objective_scores(rows, objectives=asked, ledger=ledger)
+        asked = {names[j]: problem.objectives[names[j]] for j in needed}
+        known = objective_scores(rows, objectives=asked, ledger=run.ledger)
         columns = {j: i for i, j in enumerate(needed)}
     else:
         columns = {j: j for j in needed}
@@ -181,42 +161,28 @@ def margin_tables(
 
 
 def margin_models(
-    config: Config,
-    *,
-    needed: Sequence[int],
-    reference: str,
-    objectives: Mapping[str, Objective],
-    rows: Sequence[Row],
-    out: Path,
-    ledger: Ledger,
+    config: Config, problem: Problem[Weights], run: Workspace, *, needed: Sequence[int]
 ) -> dict[int, str]:
-    """The DPO model of each needed objective: the configured directory, or one trained below `out/margins`."""
+    """The DPO model of each needed objective: the configured directory, or one trained below `margins/`."""
     given = {j: config.margin_models[j] for j in needed if config.margin_models and config.margin_models[j]}
-    missing = [Weights.vertex(j, len(objectives)) for j in needed if j not in given]
+    missing = [Weights.vertex(j, len(problem.objectives)) for j in needed if j not in given]
     if config.margin_models and missing:
         raise UserError(f"margin_models has no model for {missing[0].label}, which some preference needs as a margin")
     if missing:
         plain = dpo.Config(**{f.name: getattr(config, f.name) for f in fields(dpo.Config)})
-        family = dpo.fit(
-            plain,
-            reference=reference,
-            objectives=objectives,
-            preferences=missing,
-            out=Path(out) / "margins",
-            ledger=ledger,
-            comparisons=rows,
-        )
+        place = replace(run, folder=run.folder / "margins")
+        family = dpo.fit(plain, replace(problem, preferences=missing), place)
         given = {w.values.index(1.0): family.points[w.label] for w in missing}
     return given
 
 
 def reference_shift(
     pairs: Sequence[Pair], *, tables: Sequence[Table], rest_weights: Sequence[float], beta: float
-) -> Callable[[Any], Any]:
+) -> Callable[[Dataset], Dataset]:
     """A map from DPOTrainer's dataset to the same with shifted reference columns, joined by the pair's id."""
     swapped = {pair.id: pair.swapped for pair in pairs}
 
-    def shift(dataset: Any) -> Any:
+    def shift(dataset: Dataset) -> Dataset:
         import torch
 
         for column, winner in (("ref_chosen_logps", True), ("ref_rejected_logps", False)):

@@ -9,34 +9,33 @@ Data: prompts. Fixed point: the optimum of J, unless `kl`, `scale_rewards` or `a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from align.data.comparisons import Row
 from align.engines.on_policy import trainer as onpolicy
-from align.engines.points import check_preferences, inputs_of, train_points
+from align.engines.points import check_preferences, train_points
+from align.engines.problem import Problem
 from align.errors import UserError
-from align.objectives.metered import Objective
 from align.policies.base import PointFamily
 from align.preferences import Weights
-from align.runs import Ledger
+from align.runs import Workspace
 
-ALGORITHMS = ("rloo", "grpo")
+if TYPE_CHECKING:
+    from trl import GRPOTrainer, RLOOTrainer
+
 KL_PLACES = ("sequence", "token")
 SCALES = ("none", "group", "batch")
 AGGREGATIONS = ("sum_then_normalize", "normalize_then_sum")
+ASKED_BY = (Weights,)
+FAMILY = PointFamily
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(onpolicy.OnPolicyConfig):
+class Config(onpolicy.AlgorithmConfig):
     """How to sample and train, and what is optimised where it is not J itself."""
 
-    algorithm: str = "rloo"
-    # sequence: the whole response's log-ratio in the reward, the exact gradient of J. token (grpo only): a per-token
-    # penalty in the loss, blind to how a token changes the prefixes after it; its fixed point is not the optimum of J.
-    kl: str = "sequence"
+    kl: str = "sequence"  # or token (grpo only), whose fixed point is not the optimum of J: see onpolicy.KL
     # none: the gradient of J. group: divides by the prompt's reward spread, which acts as a temperature of each prompt.
     # batch: one global scale, which changes beta's meaning while it drifts.
     scale_rewards: str = "none"
@@ -44,46 +43,27 @@ class Config(onpolicy.OnPolicyConfig):
     aggregation: str = "sum_then_normalize"
 
 
-def fit(
-    config: Config,
-    *,
-    reference: str,
-    objectives: Mapping[str, Objective],
-    preferences: Sequence[Weights],
-    out: Path,
-    ledger: Ledger,
-    comparisons: Sequence[Row] | None = None,
-    prompts: Sequence[Row] | None = None,
-) -> PointFamily:
-    """One policy per preference, trained on samples for `prompts` (rows with `prompt`). `comparisons` is not used.
+def fit(config: Config, problem: Problem[Weights], run: Workspace) -> PointFamily:
+    """One policy per preference, trained on samples for the prompts. Comparisons are not used.
 
     Objectives of weight 0 are not asked. Where an objective does not apply (None) it adds nothing to that completion's
     sum. UserError on an impossible configuration or when there are no prompts.
     """
-    check_preferences(preferences, objectives=objectives)
+    check_preferences(problem)
     check_config(config)
-    rows = onpolicy.required_prompts(prompts, method="morlhf")
+    rows = onpolicy.required_prompts(problem, method="morlhf")
 
-    def body(folder: Path, cost: Ledger, weights: Weights) -> Mapping[str, Any]:
-        trainer = build_trainer(
-            config,
-            reference=reference,
-            objectives=objectives,
-            weights=weights,
-            prompts=rows,
-            folder=folder,
-            ledger=cost,
-        )
+    def body(weights: Weights, point: Workspace) -> Mapping[str, object]:
+        trainer = build_trainer(config, problem, point, weights=weights)
         label = f"{config.algorithm} {weights.label}"
-        return onpolicy.run_trainer(trainer, label=label, folder=folder, ledger=cost)
+        return onpolicy.run_trainer(trainer, label=label, folder=point.folder, ledger=point.ledger)
 
     return train_points(
         "morlhf",
-        config=config,
-        preferences=preferences,
-        inputs=inputs_of(reference=reference, objectives=objectives, rows=rows),
-        out=out,
-        ledger=ledger,
+        config,
+        problem,
+        run,
+        rows=rows,
         body=body,
         optimises=lambda weights: describe(config, weights=weights),
     )
@@ -93,7 +73,6 @@ def check_config(config: Config) -> None:
     """UserError on a value or a combination that TRL would refuse, or accept and mean something else by."""
     onpolicy.check_sampling(config)
     for name, allowed in (
-        ("algorithm", ALGORITHMS),
         ("kl", KL_PLACES),
         ("scale_rewards", SCALES),
         ("aggregation", AGGREGATIONS),
@@ -128,27 +107,17 @@ def describe(config: Config, *, weights: Weights) -> str:
 
 
 def build_trainer(
-    config: Config,
-    *,
-    reference: str,
-    objectives: Mapping[str, Objective],
-    weights: Weights,
-    prompts: Sequence[Row],
-    folder: Path,
-    ledger: Ledger,
-) -> Any:
+    config: Config, problem: Problem[Weights], run: Workspace, *, weights: Weights
+) -> RLOOTrainer | GRPOTrainer:
     """The RLOO or GRPO trainer of one point; objectives of weight 0 are left out."""
-    asked = {name: f for (name, f), w in zip(objectives.items(), weights, strict=True) if w}
+    asked = {name: f for (name, f), w in zip(problem.objectives.items(), weights, strict=True) if w}
     return onpolicy.build_trainer(
         config,
-        reference=reference,
-        reward_funcs=onpolicy.metered(asked, ledger=ledger),
-        reward_weights=[w for w in weights if w],
-        prompts=prompts,
-        folder=folder,
-        ledger=ledger,
-        algorithm=config.algorithm,
-        beta=config.beta if config.kl == "token" else 0.0,
-        scale_rewards=config.scale_rewards,
-        multi_objective_aggregation=config.aggregation,
+        problem,
+        run,
+        rewards=list(zip(onpolicy.metered(asked, ledger=run.ledger), filter(None, weights), strict=True)),
+        update=onpolicy.Update(
+            algorithm=config.algorithm, scale_rewards=config.scale_rewards, aggregation=config.aggregation
+        ),
+        kl=onpolicy.KL(place=config.kl),
     )

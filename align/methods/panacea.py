@@ -10,16 +10,16 @@ Data: prompts or pairs. Fixed point: the optimum of J (on policy).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from align.data.comparisons import Row
 from align.engines import conditioned
-from align.objectives.metered import Objective
+from align.engines.problem import Problem
 from align.policies.conditioned import AdapterConfig, ConditionedFamily
 from align.preferences import Weights
-from align.runs import Ledger
+from align.runs import Workspace
+
+ASKED_BY = (Weights,)
+FAMILY = ConditionedFamily
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,33 +30,12 @@ class Config(conditioned.Config):
     alpha: float = 16.0
 
 
-def fit(
-    config: Config,
-    *,
-    reference: str,
-    objectives: Mapping[str, Objective],
-    preferences: Sequence[Weights],
-    out: Path,
-    ledger: Ledger,
-    comparisons: Sequence[Row] | None = None,
-    prompts: Sequence[Row] | None = None,
-) -> ConditionedFamily:
-    """One adapter for all weights, on samples for `prompts` or on `comparisons`, as `config.data` says.
+def fit(config: Config, problem: Problem[Weights], run: Workspace) -> ConditionedFamily:
+    """One adapter for all weights, on samples for the prompts or on the comparisons, as `config.data` says.
 
     UserError on an impossible configuration or without the rows that it needs.
     """
     adapter = AdapterConfig(
-        kind="svd", objectives=len(objectives), rank=config.rank, alpha=config.alpha, rest=config.rest
+        kind="svd", objectives=len(problem.objectives), rank=config.rank, alpha=config.alpha, rest=config.rest
     )
-    return conditioned.fit(
-        "panacea",
-        config,
-        adapter=adapter,
-        reference=reference,
-        objectives=objectives,
-        preferences=preferences,
-        out=out,
-        ledger=ledger,
-        comparisons=comparisons,
-        prompts=prompts,
-    )
+    return conditioned.fit("panacea", config, problem, run, adapter=adapter)

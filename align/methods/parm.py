@@ -24,7 +24,7 @@ Data: pairs. Fixed point: guidance of the reference by one conditioned model.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,18 +38,21 @@ from align.engines.pairs import (
     required_rows,
     scores_for,
 )
-from align.engines.points import charge, check_preferences, inputs_of
+from align.engines.points import check_preferences, inputs_of, part
+from align.engines.problem import Problem
 from align.errors import UserError
 from align.methods.genarm import without_reference
 from align.models.backbones import ModelPool
-from align.objectives.metered import Objective
 from align.policies.conditioned import AdapterConfig, ConditionedFamily, attach, save_adapter
 from align.policies.guided import GuidedFamily
 from align.preferences import Weights
-from align.runs import Ledger, model_dir, run_stage
+from align.runs import Workspace, model_dir
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+ASKED_BY = (Weights,)
+FAMILY = GuidedFamily
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,47 +69,36 @@ class Config(PairTrainingConfig):
     dirichlet: float = 0.5  # of the law of the weights; 1 is uniform on the simplex, less is nearer to its edges
 
 
-def fit(
-    config: Config,
-    *,
-    reference: str,
-    objectives: Mapping[str, Objective],
-    preferences: Sequence[Weights],
-    out: Path,
-    ledger: Ledger,
-    comparisons: Sequence[Row] | None = None,
-    prompts: Sequence[Row] | None = None,
-) -> GuidedFamily:
-    """The reference guided by one conditioned ARM, trained below `out/arm`; it answers any weights. `prompts` is not
+def fit(config: Config, problem: Problem[Weights], run: Workspace) -> GuidedFamily:
+    """The reference guided by one conditioned ARM, trained in `arm/`; it answers any weights. Prompts are not
     used, nor are the objectives, but for their names, unless `labels` is objectives.
 
     UserError when comparisons are missing or do not carry what `labels` needs, and on a start of another vocabulary.
     """
-    names = check_preferences(preferences, objectives=objectives)
+    names = check_preferences(problem)
     check_config(config)
-    start, pool = config.start or reference, ModelPool()
-    rows = required_rows(comparisons, method="parm")
-    pool.tokenizer([model_dir(reference), model_dir(start)])  # whether they share one, before anything is trained
-    scores = scores_for(config, rows=rows, objectives=objectives, ledger=ledger)
+    start, pool = config.start or problem.reference, ModelPool()
+    rows = required_rows(problem, method="parm")
+    pool.tokenizer(
+        [model_dir(problem.reference), model_dir(start)]
+    )  # whether they share one, before anything is trained
+    scores = scores_for(config, problem, run.ledger)
     assert scores is not None  # given labels were refused
 
-    def body(folder: Path, cost: Ledger) -> Mapping[str, Any]:
+    def body(place: Workspace) -> Mapping[str, object]:
         wins = first_wins(rows, scores=scores, config=config, count=len(names))
-        cost.add(scores_read=len(names) * len(rows))
-        return train(rows, wins=wins, config=config, start=start, folder=folder, ledger=cost)
+        place.ledger.add(scores_read=len(names) * len(rows))
+        return train(rows, wins=wins, config=config, start=start, run=place)
 
-    place = Path(out) / "arm"
-    reused = place.is_dir()
-    inputs = inputs_of(reference=start, objectives=objectives, rows=rows)
-    run = run_stage(place, stage="parm arm", config={"method": "parm", "config": config}, body=body, inputs=inputs)
-    charge(ledger, run.ledger, seconds=reused)
+    inputs = inputs_of(replace(problem, reference=start), rows=rows)
+    arm = part("parm", "arm", run, config={"method": "parm", "config": config}, inputs=inputs, body=body)
     gain = config.tau * arm_beta(config) / config.beta
     return GuidedFamily(
-        base=model_dir(reference),
-        arms=ConditionedFamily("parm", str(place / "adapter"), model_dir(start), len(names), Path(out)),
+        base=model_dir(problem.reference),
+        arms=ConditionedFamily("parm", str(arm.path / "adapter"), model_dir(start), len(names), run.folder),
         gain=gain,
-        preferences=tuple(preferences),
-        optimises={weights.label: describe(config, weights=weights, gain=gain) for weights in preferences},
+        preferences=tuple(problem.preferences),
+        optimises={weights.label: describe(config, weights=weights, gain=gain) for weights in problem.preferences},
         pool=pool,
     )
 
@@ -159,13 +151,13 @@ def train(
     wins: Mapping[str, Sequence[float]],
     config: Config,
     start: str,
-    folder: Path,
-    ledger: Ledger,
-) -> dict[str, Any]:
-    """Train the adapter and save it in `folder/adapter`; metrics. `wins` as `first_wins` gives it."""
+    run: Workspace,
+) -> dict[str, float | None]:
+    """Train the adapter and save it in `run.folder/adapter`; metrics. `wins` as `first_wins` gives it."""
     from align.models import count_parameters
     from align.training.common import drop_checkpoints, final_loss, finish_trainer, resume_point
 
+    folder, ledger = run.folder, run.ledger
     trainer = build_trainer(rows, wins=wins, config=config, start=start, folder=folder)
     pairs = len(trainer.train_dataset) // config.draws
     parameters = count_parameters(trainer.model, embeddings=False)

@@ -9,17 +9,17 @@ Data: specialists. Fixed point: none; which weights are above 0 is all that coun
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from align.data.comparisons import Row
 from align.engines.points import check_preferences
+from align.engines.problem import Problem
 from align.methods import rewarded_soups
-from align.objectives.metered import Objective
 from align.policies.soups import SoupFamily
 from align.preferences import Weights
-from align.runs import Ledger
+from align.runs import Workspace
+
+ASKED_BY = (Weights,)
+FAMILY = SoupFamily
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,32 +27,19 @@ class Config(rewarded_soups.Config):
     """The fields of rewarded soups: where the specialists come from, and how adapters are merged."""
 
 
-def fit(
-    config: Config,
-    *,
-    reference: str,
-    objectives: Mapping[str, Objective],
-    preferences: Sequence[Weights],
-    out: Path,
-    ledger: Ledger,
-    comparisons: Sequence[Row] | None = None,
-    prompts: Sequence[Row] | None = None,
-) -> SoupFamily:
+def fit(config: Config, problem: Problem[Weights], run: Workspace) -> SoupFamily:
     """An even soup for every set of objectives; UserError as rewarded soups."""
-    names = check_preferences(preferences, objectives=objectives)
-    data = {"comparisons": comparisons, "prompts": prompts}
-    found = rewarded_soups.mergeable(
-        config, reference=reference, objectives=objectives, out=out, ledger=ledger, **data
-    )
+    names = check_preferences(problem)
+    parts = rewarded_soups.mergeable(config, problem)
     how = rewarded_soups.merged_how(config)
     claims = {}
-    for weights in preferences:
+    for weights in problem.preferences:
         chosen = ", ".join(name for name, w in zip(names, weights, strict=True) if w > 0)
-        claims[weights.label] = f"no J: {how} {found.origin}, evenly over {chosen}; the sizes of the weights are unused"
+        claims[weights.label] = f"no J: {how} {parts.origin}, evenly over {chosen}; the sizes of the weights are unused"
     return SoupFamily(
-        found.models,
-        Path(out),
-        tuple(preferences),
+        parts.models,
+        run.folder,
+        tuple(problem.preferences),
         claims,
         method="personalised_soups",
         adapter_merge=config.adapter_merge,

@@ -20,7 +20,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align import checks
@@ -28,7 +27,8 @@ from align.data.comparisons import Row
 from align.engines.on_policy import trainer as onpolicy
 from align.engines.on_policy.actor_critic import ActorCritic
 from align.engines.on_policy.rollouts import Rollouts, check_lengths, draw
-from align.engines.points import check_preferences, inputs_of, train_points
+from align.engines.points import check_preferences, train_points
+from align.engines.problem import Problem
 from align.engines.settings import check_training
 from align.errors import UserError
 from align.functional.policy_gradient import (
@@ -41,13 +41,15 @@ from align.functional.policy_gradient import (
     whiten,
 )
 from align.models.sampling import plain_sampling
-from align.objectives.metered import Objective
 from align.policies.base import PointFamily
 from align.preferences import Weights
-from align.runs import Ledger
+from align.runs import Workspace
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+ASKED_BY = (Weights,)
+FAMILY = PointFamily
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,37 +69,25 @@ class Config(onpolicy.OnPolicyConfig):
     scheduler: str = "linear"
 
 
-def fit(
-    config: Config,
-    *,
-    reference: str,
-    objectives: Mapping[str, Objective],
-    preferences: Sequence[Weights],
-    out: Path,
-    ledger: Ledger,
-    comparisons: Sequence[Row] | None = None,
-    prompts: Sequence[Row] | None = None,
-) -> PointFamily:
-    """One policy per preference, trained on samples for `prompts` (rows with `prompt`). `comparisons` is not used.
+def fit(config: Config, problem: Problem[Weights], run: Workspace) -> PointFamily:
+    """One policy per preference, trained on samples for the prompts. Comparisons are not used.
 
     Objectives of weight 0 are not asked. Where an objective does not apply (None) it adds nothing to that response's
     sum. UserError on an impossible configuration or when there are no prompts.
     """
-    check_preferences(preferences, objectives=objectives)
+    check_preferences(problem)
     check_config(config)
-    rows = onpolicy.required_prompts(prompts, method="ppo")
+    rows = onpolicy.required_prompts(problem, method="ppo")
 
-    def body(folder: Path, cost: Ledger, weights: Weights) -> Mapping[str, Any]:
-        trainer = Trainer(config, reference=reference, objectives=objectives, weights=weights, ledger=cost)
-        return trainer.train(rows, folder=folder)
+    def body(weights: Weights, point: Workspace) -> Mapping[str, object]:
+        return Trainer(config, problem, point, weights=weights).train(rows)
 
     return train_points(
         "ppo",
-        config=config,
-        preferences=preferences,
-        inputs=inputs_of(reference=reference, objectives=objectives, rows=rows),
-        out=out,
-        ledger=ledger,
+        config,
+        problem,
+        run,
+        rows=rows,
         body=body,
         optimises=lambda weights: describe(config, weights=weights),
     )
@@ -134,19 +124,17 @@ def describe(config: Config, *, weights: Weights) -> str:
 class Trainer:
     """The loop of one preference: draw, score, update."""
 
-    def __init__(
-        self, config: Config, *, reference: str, objectives: Mapping[str, Objective], weights: Weights, ledger: Ledger
-    ) -> None:
+    def __init__(self, config: Config, problem: Problem[Weights], run: Workspace, *, weights: Weights) -> None:
         import torch
         from transformers import get_scheduler
 
         from align.models import count_parameters
 
         torch.manual_seed(config.seed)  # of sampling, of the order of rows and of a new adapter
-        asked = {name: f for (name, f), w in zip(objectives.items(), weights, strict=True) if w}
-        self.config, self.ledger, self.label = config, ledger, f"ppo {weights.label}"
-        self.actor = ActorCritic(reference, lora_r=config.lora_r, lora_alpha=config.lora_alpha or None)
-        rewards, kept = onpolicy.metered(asked, ledger=ledger, policy=self.actor.policy), [w for w in weights if w]
+        asked = {name: f for (name, f), w in zip(problem.objectives.items(), weights, strict=True) if w}
+        self.config, self.run, self.label = config, run, f"ppo {weights.label}"
+        self.actor = ActorCritic(problem.reference, lora_r=config.lora_r, lora_alpha=config.lora_alpha or None)
+        rewards, kept = onpolicy.metered(asked, ledger=run.ledger, policy=self.actor.policy), [w for w in weights if w]
         self.rewards, self.weights, self.size = rewards, kept, count_parameters(self.actor.policy, embeddings=False)
         groups = self.actor.groups(weight_decay=config.weight_decay, value_learning_rate=config.value_learning_rate)
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
@@ -154,8 +142,8 @@ class Trainer:
         warmup = math.ceil(config.warmup * updates if config.warmup < 1 else config.warmup)
         self.scheduler = get_scheduler(config.scheduler, self.optimizer, warmup, updates)
 
-    def train(self, prompts: Sequence[Row], *, folder: Path) -> dict[str, float]:
-        """All steps; saves `folder/model` and gives the means of the last `logging_steps` of them."""
+    def train(self, prompts: Sequence[Row]) -> dict[str, float]:
+        """All steps; saves `run.folder/model` and gives the means of the last `logging_steps` of them."""
         from transformers import TrainerState
 
         from align.models import save_model
@@ -164,7 +152,7 @@ class Trainer:
         quiet_libraries()
         config, actor, history = self.config, self.actor, list[dict[str, float]]()
         check_lengths(prompts, model=actor.model, tokenizer=actor.tokenizer, max_tokens=config.max_completion_length)
-        schedule = onpolicy.schedule(prompts, config=config, ledger=self.ledger)
+        schedule = onpolicy.schedule(prompts, config=config, ledger=self.run.ledger)
         groups = len(schedule) // config.steps
         state, progress = TrainerState(max_steps=config.steps), Progress(self.label)
         progress.on_train_begin(None, state, None)
@@ -180,7 +168,7 @@ class Trainer:
             raise
         finally:
             progress.on_train_end(None, state, None)
-        save_model(actor.policy, actor.tokenizer, folder / "model")
+        save_model(actor.policy, actor.tokenizer, self.run.folder / "model")
         last = history[-config.logging_steps :]
         return {name: sum(entry[name] for entry in last) / len(last) for name in last[0]}
 
@@ -200,7 +188,7 @@ class Trainer:
             for index in order.chunk(config.minibatches):
                 clipped += self.update(batch.rows(index), targets.rows(index))
         tokens = int(batch.attend_BL.sum())  # a pass of training is 6 N each; sampling and two readings are 2 N each
-        self.ledger.add(tokens=config.epochs * tokens, flops=6.0 * self.size * tokens * (config.epochs + 1))
+        self.run.ledger.add(tokens=config.epochs * tokens, flops=6.0 * self.size * tokens * (config.epochs + 1))
         means_K = scores_BK.nanmean(0).nan_to_num().tolist()
         named = {f"rewards/{f.__name__}/mean": mean for f, mean in zip(self.rewards, means_K, strict=True)}
         return {**measured, **named, "clipped": clipped / (config.epochs * int(batch.mask_BT.sum()))}

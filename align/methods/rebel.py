@@ -26,19 +26,22 @@ from pathlib import Path
 from typing import Any
 
 from align import checks
-from align.data.comparisons import Pair, Row, responses_of, row_scores
+from align.data.comparisons import Pair, responses_of, row_scores
 from align.engines.pairs import PairTrainingConfig, check_lengths, dpo_trainer, required_rows
-from align.engines.points import check_preferences, inputs_of, train_points
+from align.engines.points import check_preferences, train_points
+from align.engines.problem import Problem
 from align.engines.settings import TrainingConfig, check_training
 from align.errors import UserError
 from align.methods.modpo import reference_shift
-from align.objectives.metered import Objective, objective_scores
+from align.objectives.metered import objective_scores
 from align.policies.base import PointFamily
 from align.preferences import Weights
-from align.runs import Ledger
+from align.runs import Ledger, Workspace
 
 SCORES = ("rows", "objectives")
 Scores = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # a row's id to both responses' (K,) scores, in order
+ASKED_BY = (Weights,)
+FAMILY = PointFamily
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,40 +53,29 @@ class Config(TrainingConfig):
     max_length: int | None = None  # tokens kept of prompt + response; a prompt that fills it drops its row
 
 
-def fit(
-    config: Config,
-    *,
-    reference: str,
-    objectives: Mapping[str, Objective],
-    preferences: Sequence[Weights],
-    out: Path,
-    ledger: Ledger,
-    comparisons: Sequence[Row] | None = None,
-    prompts: Sequence[Row] | None = None,
-) -> PointFamily:
-    """One model per preference; scores are read once and serve all of them. Neither `prompts` is used nor, where
+def fit(config: Config, problem: Problem[Weights], run: Workspace) -> PointFamily:
+    """One model per preference; scores are read once and serve all of them. Neither prompts are used nor, where
     `scores` is rows, the objectives, but for their names. An objective without weight anywhere is not asked.
 
     UserError when comparisons are missing or carry no scores, or on a value that is no configuration.
     """
-    names = check_preferences(preferences, objectives=objectives)
+    names = check_preferences(problem)
     check_config(config)
-    rows = required_rows(comparisons, method="rebel")
-    used = [k for k in range(len(names)) if any(weights[k] > 0 for weights in preferences)]
-    scores = scores_of(config, rows=rows, objectives=objectives, used=used, ledger=ledger)
+    rows = required_rows(problem, method="rebel")
+    used = [k for k in range(len(names)) if any(weights[k] > 0 for weights in problem.preferences)]
+    scores = scores_of(config, problem, run.ledger, used=used)
     pairs = [Pair(str(row["id"]), row["prompt"], *responses_of(row), swapped=False) for row in rows]
 
-    def body(folder: Path, cost: Ledger, weights: Weights) -> Mapping[str, Any]:
+    def body(weights: Weights, point: Workspace) -> Mapping[str, object]:
         values = weighted(scores, weights=[weights[k] for k in used])
-        return train_on(pairs, values=values, config=config, reference=reference, folder=folder, ledger=cost)
+        return train_on(pairs, values=values, config=config, reference=problem.reference, run=point)
 
     return train_points(
         "rebel",
-        config=config,
-        preferences=preferences,
-        inputs=inputs_of(reference=reference, objectives=objectives, rows=rows),
-        out=out,
-        ledger=ledger,
+        config,
+        problem,
+        run,
+        rows=rows,
         body=body,
         optimises=lambda weights: describe(config, weights=weights),
     )
@@ -105,16 +97,15 @@ def describe(config: Config, *, weights: Weights) -> str:
     )
 
 
-def scores_of(
-    config: Config, *, rows: Sequence[Row], objectives: Mapping[str, Objective], used: Sequence[int], ledger: Ledger
-) -> Scores:
+def scores_of(config: Config, problem: Problem[Weights], ledger: Ledger, *, used: Sequence[int]) -> Scores:
     """Both responses' scores under the objectives in `used`, by the row's id; every score read is charged.
 
     UserError naming the row that has none or too few.
     """
-    names = list(objectives)
+    names, rows = problem.names, problem.comparisons or ()
     if config.scores == "objectives":
-        return objective_scores(rows, objectives={names[k]: objectives[names[k]] for k in used}, ledger=ledger)
+        asked = {names[k]: problem.objectives[names[k]] for k in used}
+        return objective_scores(rows, objectives=asked, ledger=ledger)
     found = row_scores(rows)
     for name, both in found.items():
         if any(len(one) != len(names) for one in both):
@@ -139,16 +130,16 @@ def train_on(
     values: Mapping[str, tuple[float, float]],
     config: Config,
     reference: str,
-    folder: Path,
-    ledger: Ledger,
-) -> dict[str, Any]:
-    """Train one model on pairs whose `w . r` are `values`, save it in `folder/model`; metrics.
+    run: Workspace,
+) -> dict[str, float | None]:
+    """Train one model on pairs whose `w . r` are `values`, save it in `run.folder/model`; metrics.
 
     The loss in the metrics is the mean square in squared reward units.
     """
     from align.models import count_parameters, save_model
     from align.training.common import drop_checkpoints, final_loss, finish_trainer, resume_point
 
+    folder, ledger = run.folder, run.ledger
     kept = check_lengths(pairs, reference=reference, max_length=config.max_length)
     trainer = build_trainer(pairs, values=values, config=config, reference=reference, folder=folder)
     parameters = count_parameters(trainer.model, embeddings=False)

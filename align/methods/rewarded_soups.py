@@ -9,19 +9,18 @@ Data: specialists. Fixed point: none inside the simplex.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from align.data.comparisons import Row
 from align.engines import specialists
 from align.engines.points import check_preferences
+from align.engines.problem import Problem, Specialists
 from align.errors import UserError
-from align.objectives.metered import Objective
 from align.policies.soups import SoupFamily, check_adapter_merge, check_mergeable
 from align.preferences import Weights
-from align.runs import Ledger
+from align.runs import Workspace
+
+ASKED_BY = (Weights,)
+FAMILY = SoupFamily
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,43 +29,34 @@ class Config(specialists.Config):
 
     adapter_merge: str = "exact"  # exact, full (the same as a full checkpoint), or factors: see align.policies.soups
 
+    def check(self, *, objectives: int) -> None:
+        """UserError on what can be known to be no merge before any specialist is trained."""
+        super().check(objectives=objectives)
+        check_adapter_merge(self.adapter_merge)
+        if self.adapter_merge == "factors" and not self.specialists and not self.method_config.get("lora_r"):
+            raise UserError("adapter_merge: factors averages adapters; set method_config.lora_r, or use exact")
 
-def fit(
-    config: Config,
-    *,
-    reference: str,
-    objectives: Mapping[str, Objective],
-    preferences: Sequence[Weights],
-    out: Path,
-    ledger: Ledger,
-    comparisons: Sequence[Row] | None = None,
-    prompts: Sequence[Row] | None = None,
-) -> SoupFamily:
-    """A soup of one specialist per objective. `preferences` are what the family lists; it answers any other, too.
+
+def fit(config: Config, problem: Problem[Weights], run: Workspace) -> SoupFamily:
+    """A soup of one specialist per objective. It lists the problem's preferences, and answers any other, too.
 
     UserError as `mergeable`.
     """
-    check_preferences(preferences, objectives=objectives)
-    data = {"comparisons": comparisons, "prompts": prompts}
-    found = mergeable(config, reference=reference, objectives=objectives, out=out, ledger=ledger, **data)
+    check_preferences(problem)
+    parts = mergeable(config, problem)
     claims = {
-        w.label: f"no J at w = {w.label}: {merged_how(config)} {found.origin}; exact at the vertices only"
-        for w in preferences
+        w.label: f"no J at w = {w.label}: {merged_how(config)} {parts.origin}; exact at the vertices only"
+        for w in problem.preferences
     }
-    return SoupFamily(found.models, Path(out), tuple(preferences), claims, adapter_merge=config.adapter_merge)
+    return SoupFamily(parts.models, run.folder, tuple(problem.preferences), claims, adapter_merge=config.adapter_merge)
 
 
-def mergeable(config: Config, **data: Any) -> specialists.Specialists:
-    """The specialists as `specialists.obtain` finds or trains them; UserError when they cannot be merged as asked.
-
-    What can be known of that before anything is trained is told before.
-    """
-    check_adapter_merge(config.adapter_merge)
-    if config.adapter_merge == "factors" and not config.specialists and not config.method_config.get("lora_r"):
-        raise UserError("adapter_merge: factors averages adapters; set method_config.lora_r, or use exact")
-    found = specialists.obtain(config, **data)
-    check_mergeable(found.models, adapter_merge=config.adapter_merge)
-    return found
+def mergeable(config: Config, problem: Problem[Weights]) -> Specialists:
+    """The specialists; UserError when there are none, or they cannot be merged as `config` says."""
+    config.check(objectives=len(problem.objectives))
+    parts = specialists.specialists_of(config, problem)
+    check_mergeable(parts.models, adapter_merge=config.adapter_merge)
+    return parts
 
 
 def merged_how(config: Config) -> str:

@@ -22,29 +22,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from align import checks
-from align.data.comparisons import Row
 from align.engines import tagged
 from align.engines.pairs import required_rows
-from align.engines.points import check_preferences, inputs_of
+from align.engines.points import check_preferences, inputs_of, part
+from align.engines.problem import Problem
 from align.engines.settings import TrainingConfig, check_training
 from align.engines.tagged import Response
 from align.engines.tagged_pairs import Example, frozen, imitate
 from align.errors import UserError
-from align.objectives.metered import Objective
 from align.policies.tagged import ASKED, TaggedFamily, Tags, forbid, tag_ids
 from align.preferences import Targets, Weights
-from align.runs import Ledger, Run, write_json
+from align.runs import Run, Workspace, write_json
 
 STATS_FILE = "stats.json"
 NORMAL_EXTREME = 4.3  # about the largest of 100,000 standard normal draws
+ASKED_BY = (Weights, Targets)
+FAMILY = TaggedFamily
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,58 +100,44 @@ class Stats:
         return tuple((r - m) / s for r, m, s in zip(scores, self.shift, self.spread, strict=True))
 
 
-def fit(
-    config: Config,
-    *,
-    reference: str,
-    objectives: Mapping[str, Objective],
-    preferences: Sequence[Weights | Targets],
-    out: Path,
-    ledger: Ledger,
-    comparisons: Sequence[Row] | None = None,
-    prompts: Sequence[Row] | None = None,
-) -> TaggedFamily:
-    """One model for all weights and targets; online rounds sample on `prompts`, else on those of the comparisons.
+def fit(config: Config, problem: Problem[Weights | Targets], run: Workspace) -> TaggedFamily:
+    """One model for all weights and targets; online rounds sample on the prompts, else on those of the comparisons.
 
     UserError on an impossible configuration, and when comparisons or their scores are missing.
     """
-    names = check_preferences(preferences, objectives=objectives, kinds=(Weights, Targets))
+    check_preferences(problem, kinds=ASKED_BY)
     check_config(config)
-    rows = required_rows(comparisons, method="ric")
-    inputs = inputs_of(reference=reference, objectives=objectives, rows=[*rows, *(prompts or ())])
-    pairs = tagged.scored_pairs(rows, source=config.scores, objectives=objectives, reference=reference, ledger=ledger)
+    rows = required_rows(problem, method="ric")
+    inputs = inputs_of(problem, rows=[*rows, *(problem.prompts or ())])
+    pairs = tagged.scored_pairs(problem, source=config.scores, ledger=run.ledger)
     offline = [response for pair in pairs for response in pair]
     stats = Stats.fit([r.scores for r in offline], config=config)
     ends = tag_range(offline, stats=stats, levels=config.levels)
-    tags = tagged.make_tags(config, reference=reference, names=names, **ends)
+    tags = tagged.make_tags(config, problem, **ends)
 
-    def offline_stage(folder: Path, cost: Ledger) -> Mapping[str, Any]:
-        write_json(folder / STATS_FILE, asdict(stats))
+    def offline_stage(place: Workspace) -> Mapping[str, object]:
+        write_json(place.folder / STATS_FILE, asdict(stats))
         examples = [Example(r.prompt, stats(r.scores), r.ids) for r in offline]
-        with tagged.start_model(config, reference=reference, tags=tags, folder=folder) as start:
+        with tagged.start_model(problem.reference, tags=tags, folder=place.folder, seed=config.seed) as start:
             return imitate(
-                examples, config=config, model=start, tags=tags, folder=folder, ledger=cost, epochs=config.epochs
-            )
+                examples, config=config, model=start, tags=tags, folder=place.folder, ledger=place.ledger,
+                epochs=config.epochs,
+            )  # fmt: skip
 
-    run = tagged.part(
-        Path(out) / "offline", method="ric", config=config, inputs=inputs, ledger=ledger, body=offline_stage
-    )
-    kept: list[Response] = []
+    last = part("ric", "offline", run, config=config, inputs=inputs, body=offline_stage)
+    material = Material(tuple(offline), stats, tags)
+    asking = replace(problem, prompts=tagged.prompts_to_ask(problem, method="ric"))
     for number in range(1, config.online_rounds + 1):
-        body = partial(
-            online_round, config=config, number=number, previous=run, kept=tuple(kept), offline=offline, stats=stats,
-            tags=tags, objectives=objectives, prompts=tagged.prompts_to_ask(prompts, rows, method="ric"),
-        )  # fmt: skip
-        following = tagged.part(
-            Path(out) / f"online-{number}", method="ric", config=config,
-            inputs={**inputs, "previous": run.fingerprint}, ledger=ledger, body=body,
-        )  # fmt: skip
-        tagged.used_up(run)
-        run, kept = following, [*kept, *tagged.kept(following.path, Response)]
+        body = partial(online_round, config=config, problem=asking, material=material, number=number, previous=last)
+        following = part(
+            "ric", f"online-{number}", run, config=config, inputs={**inputs, "previous": last.fingerprint}, body=body
+        )
+        tagged.used_up(last)
+        last = following
+        material = replace(material, kept=(*material.kept, *tagged.kept(following.path, Response)))
     return tagged.family(
-        "ric", model=run.path / "model", tags=tags, preferences=preferences, claim=describe(config),
-        asked=config.aim, low=stats.low, high=stats.high,
-    )  # fmt: skip
+        "ric", problem, last, tags=tags, claim=describe(config), asked=config.aim, low=stats.low, high=stats.high
+    )
 
 
 def check_config(config: Config) -> None:
@@ -212,13 +198,24 @@ def good_enough(scores_NK: Any, *, keep: str, quantile: float) -> Any:
     return reached_NK.any(1) if keep == "any" else reached_NK.all(1)
 
 
+@dataclass(frozen=True)
+class Material:
+    """What the rounds share: the offline responses and their statistics, the tags, and earlier rounds' samples."""
+
+    offline: tuple[Response, ...]
+    stats: Stats
+    tags: Tags
+    kept: tuple[Response, ...] = ()
+
+
 def online_round(
-    folder: Path, ledger: Ledger, *, config: Config, number: int, previous: Run, kept: Sequence[Response],
-    offline: Sequence[Response], stats: Stats, tags: Tags, objectives: Mapping[str, Objective], prompts: Sequence[Row],
-) -> dict[str, Any]:  # fmt: skip
+    place: Workspace, *, config: Config, problem: Problem[Weights | Targets], material: Material, number: int,
+    previous: Run,
+) -> dict[str, object]:  # fmt: skip
     """Ask for the boundary, keep what is good, train on with earlier rounds' samples and offline rows; metrics."""
     from align.models import load_tokenizer
 
+    offline, stats, tags, prompts = material.offline, material.stats, material.tags, problem.prompts or ()
     rng = np.random.default_rng([config.seed, number])
     model, tokenizer = frozen(str(previous.path)), load_tokenizer(previous.path)
     targets_NK = upper_right(config.online_samples, low=stats.low, high=stats.high, rng=rng)
@@ -226,17 +223,16 @@ def online_round(
     drawn = tagged.sample(
         forbid(model, tag_ids(tokenizer, tags)), tokenizer,
         asked=[(prompts[i], tuple(t)) for i, t in zip(order, targets_NK.tolist(), strict=True)],
-        tags=tags, objectives=objectives, max_tokens=config.max_completion_length,
-        batch_size=config.sample_batch_size, seed=int(rng.integers(2**31)), ledger=ledger,
+        tags=tags, objectives=problem.objectives, settings=tagged.sampling(config, rng=rng), ledger=place.ledger,
     )  # fmt: skip
     new = [drawn[i] for i in np.flatnonzero(_filter(drawn, config))]
-    tagged.keep(new, folder)
+    tagged.keep(new, place.folder)
     again = rng.permutation(np.flatnonzero(_filter(offline, config)))[: config.replay]
-    mixed = [*kept, *new, *(offline[i] for i in again)]
+    mixed = [*material.kept, *new, *(offline[i] for i in again)]
     metrics = imitate(
         [Example(r.prompt, stats(r.scores), r.ids) for r in mixed], config=config, model=str(previous.path), tags=tags,
-        folder=folder, ledger=ledger, epochs=config.online_epochs, learning_rate=config.online_learning_rate,
-        scheduler="constant", warmup=0.0,
+        folder=place.folder, ledger=place.ledger, epochs=config.online_epochs,
+        learning_rate=config.online_learning_rate, scheduler="constant", warmup=0.0,
     )  # fmt: skip
     scores_NK = np.array([stats(r.scores) for r in drawn])
     missed = np.abs(scores_NK - targets_NK).mean(0).tolist()

@@ -120,9 +120,10 @@ def build(variant: str, models: Path, out: Path, *, objectives: int, **changes: 
     from trl import GRPOTrainer
 
     from align.engines.on_policy import trainer as onpolicy
+    from align.engines.problem import Problem
     from align.objectives import RewardModelObjective
     from align.objectives.shared_reward_model import SharedRewardModel
-    from align.runs import Ledger
+    from align.runs import Ledger, Workspace
 
     make = {"shared": SharedRewardModel, "separate": RewardModelObjective}.get(variant)
     names = [f"reward{k}" for k in range(objectives)] if make else []
@@ -141,9 +142,12 @@ def build(variant: str, models: Path, out: Path, *, objectives: int, **changes: 
     prompts = [{"prompt": " ".join(words[i * PROMPT_WORDS : (i + 1) * PROMPT_WORDS]) + " "} for i in range(16)]
     config = onpolicy.OnPolicyConfig(**{**STEP, "learning_rate": 1e-4, "logging_steps": 1, **changes})
     trainer = onpolicy.build_trainer(
-        config, reference=base, reward_funcs=[Alternating(), *scorers], reward_weights=[1.0] * (1 + len(scorers)),
-        prompts=prompts, folder=out, ledger=Ledger(), algorithm="grpo", trainer_class=trainer_class,
-    )  # fmt: skip
+        config,
+        Problem(reference=base, objectives={}, preferences=(), prompts=prompts),
+        Workspace(out, Ledger()),
+        rewards=[(f, 1.0) for f in (Alternating(), *scorers)],
+        update=onpolicy.Update(algorithm="grpo", trainer_class=trainer_class),
+    )
     if penalty is not None:
         penalty.trainer = trainer
     return trainer, scorers, penalty

@@ -118,22 +118,21 @@ def fit(
     """
 
     def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
+        from align.engines.problem import Problem
         from align.methods import METHODS
         from align.preferences import Weights
+        from align.runs import Workspace
         from align.testbed.gold import gold_objectives
 
         place, asked = stages.world_of(world), [Weights(tuple(w)) for w in weights]
         prompts = [p.spelt(s, split="train") for s in spellings for p in place.train_prompts]
-        family = METHODS[method].fit(
-            METHODS[method].Config(**settings),
+        problem = Problem(
             reference=f"{reference}/model",
             objectives=gold_objectives(place),
             preferences=asked,
-            out=folder,
-            ledger=ledger,
-            comparisons=None,
             prompts=[{"id": p.text, "prompt": p.text} for p in prompts],
         )
+        family = METHODS[method].fit(METHODS[method].Config(**settings), problem, Workspace(folder, ledger))
         family.save(folder)
         return {"prompts": len(prompts), "optimises": dict(family.optimises)}
 

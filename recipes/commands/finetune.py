@@ -19,7 +19,7 @@ from typing import Any
 
 from align.errors import UserError
 from align.preferences import Preference, parse_preference, simplex_grid
-from align.runs import Ledger, run_stage
+from align.runs import Ledger, Workspace, run_stage
 from recipes.config import option, parse
 from recipes.pipeline.inputs import (
     closing_line,
@@ -123,18 +123,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         comparisons, prompts, objectives = augment(config, comparisons, prompts, objectives, drops=drops)
 
     def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
+        from align.engines.problem import Problem
         from align.methods import METHODS
+        from recipes.pipeline.specialists import with_specialists
 
-        family = METHODS[config.method].fit(
-            settings["training"],
+        problem = Problem(
             reference=model,
             objectives=objectives,
             preferences=settings["preferences"],
-            out=folder,
-            ledger=ledger,
             comparisons=comparisons,
             prompts=prompts,
         )
+        training, run = settings["training"], Workspace(folder, ledger)
+        family = METHODS[config.method].fit(training, with_specialists(training, problem, run), run)
         family.save(folder)
         return {
             "method": config.method,

@@ -218,26 +218,27 @@ def finetune(
     """A row at the preferences of these labels: one training run. `specialists` are the runs that a row is made of."""
 
     def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
+        from align.engines.problem import Problem
         from align.methods import METHODS
         from align.policies.load import load_family
         from align.preferences import parse_preference
-        from align.runs import model_dir
+        from align.runs import Workspace, model_dir
+        from recipes.pipeline.specialists import with_specialists
 
         options = dict(settings)
         if specialists:
             options["specialists"] = tuple(next(iter(load_family(run).points.values())) for run in specialists)
         rows = hh_data.read_rows(Path(pairs) / "rows.jsonl")
         asked = [parse_preference(label) for label in preferences]
-        family = METHODS[method].fit(
-            METHODS[method].Config(**options),
+        problem = Problem(
             reference=model_dir(reference),
             objectives=objectives_of(pairs, reward_models=reward_models),
             preferences=asked,
-            out=folder,
-            ledger=ledger,
             comparisons=rows,
             prompts=[{"id": row["id"], "prompt": row["prompt"]} for row in rows],
         )
+        training, run = METHODS[method].Config(**options), Workspace(folder, ledger)
+        family = METHODS[method].fit(training, with_specialists(training, problem, run), run)
         for preference in asked:
             family.policy(preference)  # a soup is merged here, not at its first evaluation
         family.save(folder)

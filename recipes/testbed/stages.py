@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from align.data.answers import ExactAnswer
-from align.runs import Ledger, open_run, run_stage
+from align.runs import Ledger, Workspace, open_run, run_stage
 from align.testbed.world import WorldConfig, load_world
 from recipes.pipeline.inputs import section
 
@@ -184,10 +184,12 @@ def finetune(
     """
 
     def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
+        from align.engines.problem import Problem
         from align.methods import METHODS
         from align.objectives import RewardModelObjective
         from align.preferences import parse_preference
         from align.testbed.gold import gold_objectives
+        from recipes.pipeline.specialists import with_specialists
 
         place = world_of(world)
         objectives: dict[str, Any] = dict(gold_objectives(place))
@@ -199,17 +201,16 @@ def finetune(
         extra = {"specialists": tuple(_policy_dirs(specialists))} if specialists else {}
         asked = [parse_preference(label) for label in preferences]
         prompts = place.train_prompts + (place.train_prompts_in_cipher if cover_cipher else [])
-        family = METHODS[method].fit(
-            METHODS[method].Config(**settings, **extra),
+        problem = Problem(
             reference=f"{reference}/model",
             objectives=objectives,
             preferences=asked,
-            out=folder,
-            ledger=ledger,
             # Who learns from reward models never sees a gold score.
             comparisons=[{k: v for k, v in row.items() if not (reward_models and k in GOLD)} for row in _rows(pairs)],
             prompts=[{"id": p.text, "prompt": p.text} for p in prompts],
         )
+        training, run = METHODS[method].Config(**settings, **extra), Workspace(folder, ledger)
+        family = METHODS[method].fit(training, with_specialists(training, problem, run), run)
         for preference in asked:
             family.policy(preference)  # a soup is merged here, not at its first evaluation
         family.save(folder)

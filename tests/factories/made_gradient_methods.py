@@ -15,15 +15,15 @@ from align.engines.gradient_step import ConflictRecord
 from align.functional.combine import Combination, coefficients
 from align.methods import gradient_dpo, gradient_rl
 from align.preferences import Weights
-from align.runs import Ledger
 from factories.tiny_bandit import (
     OBJECTIVES,
     PAIRS,
-    PROMPT_ROWS,
     PROMPTS,
     RL,
     WORDS,
     pair_rows,
+    problem_of,
+    workspace,
 )
 
 DPO = {**PAIRS, "batch_size": 16, "epochs": 1.0, "max_grad_norm": 0.0, "logging_steps": 1}
@@ -115,7 +115,6 @@ def rl_trainer(
 ) -> tuple[Any, ConflictRecord]:
     config = gradient_rl.Config(**{**SHORT, **changes})
     asked = {name: w for name, w in zip(objectives, weights, strict=True) if w}
-    return gradient_rl.build_trainer(
-        config, combination=Combination(config.combiner, tuple(asked.values()), tuple(asked)), reference=reference,
-        objectives=objectives, prompts=PROMPT_ROWS, folder=folder, ledger=Ledger(),
-    )  # fmt: skip
+    combination = Combination(config.combiner, tuple(asked.values()), tuple(asked))
+    problem = problem_of(reference, objectives=objectives)
+    return gradient_rl.build_trainer(config, problem, workspace(folder), combination=combination)

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from align.engines.problem import Problem
 from align.models import ModelConfig, build_model, save_model
 from align.preferences import Weights
-from align.runs import Ledger
+from align.runs import Ledger, Workspace
+from recipes.pipeline.specialists import with_specialists
 
 WORDS = ("<pad>", "<end>", "x", "y", ":", "A", "B", "C", "D")
 RESPONSES = ("A", "B", "C", "D")
@@ -130,12 +132,23 @@ RL = {
 PAIRS = {"beta": BETA, "learning_rate": 5e-3, "batch_size": 128, "epochs": 3.0, "tau": 0.4, "labels": "scalarised"}
 
 
-def fit(module: Any, config: Any, *, reference: str, weights: Sequence[Weights], out: Path, **data: Any) -> Any:
-    ledger = data.pop("ledger", None) or Ledger()
-    objectives = data.pop("objectives", OBJECTIVES)
-    return module.fit(
-        config, reference=reference, objectives=objectives, preferences=weights, out=out, ledger=ledger, **data
+def problem_of(reference: str, **fields: Any) -> Problem:
+    """The bandit's problem: its objectives, its prompts, no comparisons and no preferences, unless `fields` say so."""
+    return Problem(
+        **{"objectives": OBJECTIVES, "preferences": (), "prompts": PROMPT_ROWS, "reference": reference} | fields
     )
+
+
+def workspace(folder: Path, ledger: Ledger | None = None) -> Workspace:
+    return Workspace(folder, ledger or Ledger())
+
+
+def fit(module: Any, config: Any, *, reference: str, weights: Sequence[Weights], out: Path, **data: Any) -> Any:
+    """The family of one call; `data` are further fields of the problem, and `ledger`."""
+    run = Workspace(out, data.pop("ledger", None) or Ledger())
+    data.setdefault("objectives", OBJECTIVES)
+    problem = Problem(reference=reference, preferences=weights, **data)
+    return module.fit(config, with_specialists(config, problem, run), run)
 
 
 def tensors(model: str) -> dict[str, Any]:

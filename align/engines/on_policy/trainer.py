@@ -11,22 +11,29 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from transformers import TrainerCallback
 
 from align import checks
 from align.data.comparisons import Row
 from align.engines.on_policy.sequence_kl import SequenceKL
+from align.engines.problem import Problem
 from align.engines.settings import TrainingConfig, adapter_config, check_training, model_to_train, trainer_arguments
 from align.errors import UserError
 from align.models.sampling import plain_config, sampled_model
 from align.models.shared_backbone import bind
 from align.objectives.metered import Metered, Objective
-from align.runs import Ledger
+from align.preferences import Preference
+from align.runs import Ledger, Workspace
 
 if TYPE_CHECKING:
+    from torch.nn import Module
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from trl import GRPOTrainer, RLOOTrainer
+
+P = TypeVar("P", bound=Preference)
+ALGORITHMS = ("rloo", "grpo")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +48,13 @@ class OnPolicyConfig(TrainingConfig):
     batch_size: int = 256
     learning_rate: float = 1e-5
     scheduler: str = "constant"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlgorithmConfig(OnPolicyConfig):
+    """How to sample and train, and by which of TRL's trainers."""
+
+    algorithm: str = "rloo"  # rloo or grpo
 
 
 class PlainSampling(TrainerCallback):
@@ -75,13 +89,15 @@ def check_sampling(config: OnPolicyConfig) -> None:
         )
     if config.steps < 1 or config.max_completion_length < 1:
         raise UserError("steps and max_completion_length must be at least 1")
+    if isinstance(config, AlgorithmConfig) and config.algorithm not in ALGORITHMS:
+        raise UserError(f"algorithm must be one of {', '.join(ALGORITHMS)}, not {config.algorithm!r}")
 
 
-def required_prompts(prompts: Sequence[Row] | None, *, method: str) -> Sequence[Row]:
+def required_prompts(problem: Problem[P], *, method: str) -> Sequence[Row]:
     """The prompts to sample from; UserError when there are none."""
-    if not prompts:
+    if not problem.prompts:
         raise UserError(f"{method} needs prompts to sample from; pass rows with a prompt")
-    return prompts
+    return problem.prompts
 
 
 def metered(objectives: Mapping[str, Objective], *, ledger: Ledger, policy: Any = None) -> list[Metered]:
@@ -94,42 +110,70 @@ def metered(objectives: Mapping[str, Objective], *, ledger: Ledger, policy: Any 
     return [Metered(name, objective, ledger) for name, objective in objectives.items()]
 
 
+@dataclass(frozen=True, kw_only=True)
+class KL:
+    """Where `beta KL(pi || reference)` enters, and against what.
+
+    sequence: the whole response's log-ratio in the reward, the exact gradient of J. token (grpo only): a per-token
+    penalty in the loss, blind to how a token changes the prefixes after it; its fixed point is not the optimum of J.
+    `reference` (grpo) is another checkpoint than the one that training starts from, where that is an extended copy of
+    it; `strip` and `select` are `SequenceKL`'s own.
+    """
+
+    place: str = "sequence"
+    reference: str | None = None
+    strip: Callable[[str], str] | None = None
+    select: Callable[[Module, slice], None] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """What one optimisation step does with the samples. All but `algorithm`, `trainer_class` and `adam_beta2` are for
+    grpo, where other values than these change what is optimised (see morlhf).
+    """
+
+    algorithm: str = "rloo"
+    scale_rewards: str = "none"
+    aggregation: str = "sum_then_normalize"
+    adam_beta2: float = 0.999
+    trainer_class: type | None = None  # TRL's trainer with a few lines around `super()`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """The policy in memory where it is not the reference's checkpoint as it is (an adapted copy), and its tokenizer."""
+
+    model: PreTrainedModel | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
+
+
 def build_trainer(
     config: OnPolicyConfig,
+    problem: Problem[P],
+    run: Workspace,
     *,
-    reference: str,
-    reward_funcs: Sequence[Callable[..., Any]],
-    reward_weights: Sequence[float],
-    prompts: Sequence[Row],
-    folder: Path,
-    ledger: Ledger,
-    algorithm: str = "rloo",
-    model: Any = None,
-    tokenizer: Any = None,
-    trainer_class: type | None = None,
-    kl_reference: str | None = None,
-    strip: Callable[[str], str] | None = None,
-    select: Callable[[Any, slice], None] | None = None,
-    **grpo: Any,
-) -> Any:
+    rewards: Sequence[tuple[Callable[..., Sequence[float | None]], float]],
+    update: Update = Update(),
+    kl: KL = KL(),
+    start: Start = Start(),
+) -> RLOOTrainer | GRPOTrainer:
     """A trainer whose expected update is the gradient of `E[sum_k weight_k r_k] - beta KL(pi || reference)`.
 
-    rloo: TRL subtracts beta times the sequence's log-ratio from the reward. grpo: `SequenceKL` is one more reward of
-    weight -beta, against `kl_reference` where training starts from an extended copy of it; `strip` and `select` are its
-    own. Keywords in `grpo` replace GRPO's settings and may change the objective (see morlhf). `model` is the policy
-    where it is not the checkpoint `reference` as it is (an adapted copy in memory), `tokenizer` its tokenizer. Reward
-    models kept as adapters are bound to a LoRA policy's backbone (align/models/shared_backbone.py).
+    `rewards` are reward functions with their weights; the problem's objectives are not asked themselves. rloo: TRL
+    subtracts beta times the sequence's log-ratio from the reward. grpo: as `kl` says. Reward models kept as adapters
+    are bound to a LoRA policy's backbone (align/models/shared_backbone.py).
     """
     from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
     from align.models import load_tokenizer
 
-    model = model_to_train(reference) if model is None else model
-    tokenizer = load_tokenizer(reference) if tokenizer is None else tokenizer
+    model = model_to_train(problem.reference) if start.model is None else start.model
+    tokenizer = load_tokenizer(problem.reference) if start.tokenizer is None else start.tokenizer
+    prompts = problem.prompts or ()
     check_prompts(prompts, config=config, model=model, tokenizer=tokenizer)
-    funcs, weights = list(reward_funcs), list(reward_weights)
+    funcs, weights = [f for f, _ in rewards], [weight for _, weight in rewards]
     arguments = {
-        **trainer_arguments(config, folder, max_steps=config.steps),
+        **trainer_arguments(config, run.folder, max_steps=config.steps),
         "num_generations": config.num_generations,
         "max_completion_length": config.max_completion_length,
         "steps_per_generation": config.gradient_accumulation,  # every sample is used once, by the policy that drew it
@@ -141,33 +185,34 @@ def build_trainer(
         "mask_truncated_completions": False,
         "shuffle_dataset": False,  # `schedule` has shuffled already
         "log_completions": False,
+        "adam_beta2": update.adam_beta2,
     }
     common = {
         "model": model,
-        "train_dataset": schedule(prompts, config=config, ledger=ledger),
+        "train_dataset": schedule(prompts, config=config, ledger=run.ledger),
         "processing_class": tokenizer,
         "peft_config": adapter_config(config, model),
     }
-    if algorithm == "rloo":
+    if update.algorithm == "rloo":
         args = RLOOConfig(**arguments, beta=config.beta, reward_weights=weights, normalize_advantages=False)
-        trainer = (trainer_class or RLOOTrainer)(args=args, reward_funcs=funcs, **common)
+        trainer = (update.trainer_class or RLOOTrainer)(args=args, reward_funcs=funcs, **common)
         trainer.add_callback(PlainSampling(max_tokens=config.max_completion_length))
         bind(funcs, trainer.model)
         return trainer
-    settings = {
-        "beta": 0.0,
-        "scale_rewards": "none",
-        "multi_objective_aggregation": "sum_then_normalize",
-        "loss_type": "dr_grpo",  # sums over tokens with a constant divisor: no bias towards short or long responses
-        "importance_sampling_level": "token",
-        **grpo,
-    }
     penalty = None
-    if settings["beta"] == 0.0:
-        penalty = SequenceKL(kl_reference or reference, strip=strip, select=select)
+    if kl.place == "sequence":
+        penalty = SequenceKL(kl.reference or problem.reference, strip=kl.strip, select=kl.select)
         funcs, weights = [*funcs, penalty], [*weights, -config.beta]
-    args = GRPOConfig(**{**arguments, **settings}, reward_weights=weights)
-    trainer = (trainer_class or GRPOTrainer)(args=args, reward_funcs=funcs, **common)
+    args = GRPOConfig(
+        **arguments,
+        beta=config.beta if kl.place == "token" else 0.0,
+        reward_weights=weights,
+        scale_rewards=update.scale_rewards,
+        multi_objective_aggregation=update.aggregation,
+        loss_type="dr_grpo",  # sums over tokens with a constant divisor: no bias towards short or long responses
+        importance_sampling_level="token",
+    )
+    trainer = (update.trainer_class or GRPOTrainer)(args=args, reward_funcs=funcs, **common)
     trainer.add_callback(PlainSampling(max_tokens=config.max_completion_length))
     bind(funcs, trainer.model)
     if penalty is not None:

@@ -11,20 +11,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from align.runs import Ledger
+from align.preferences import Preference
+from align.runs import Workspace
 
 if TYPE_CHECKING:
-    from align.data.comparisons import Row
-    from align.objectives.metered import Metered, Objective
+    from align.engines.on_policy.trainer import AlgorithmConfig
+    from align.engines.problem import Problem
+    from align.objectives.metered import Metered
 
 Memory = dict[str, Any]
+P = TypeVar("P", bound=Preference)
 
 
 @dataclass(frozen=True)
@@ -167,14 +169,7 @@ class KeepAdvantages:
 
 
 def controlled_trainer(
-    config: Any,
-    *,
-    rule: Rule,
-    reference: str,
-    objectives: Mapping[str, Objective],
-    prompts: Sequence[Row],
-    folder: Path,
-    ledger: Ledger,
+    config: AlgorithmConfig, problem: Problem[P], run: Workspace, *, rule: Rule
 ) -> tuple[Any, WeightControl]:
     """An on-policy trainer (`config.algorithm`: rloo or grpo, sequence KL, unscaled rewards) and its control."""
     from trl import GRPOTrainer, RLOOTrainer
@@ -182,27 +177,26 @@ def controlled_trainer(
     from align.engines.on_policy import trainer as onpolicy
 
     base = {"rloo": RLOOTrainer, "grpo": GRPOTrainer}[config.algorithm]
-    reward_funcs = onpolicy.metered(objectives, ledger=ledger)
+    reward_funcs = onpolicy.metered(problem.objectives, ledger=run.ledger)
+    trainer_class = type(base.__name__, (KeepAdvantages, base), {}) if rule.reads_advantages else None
     trainer = onpolicy.build_trainer(
         config,
-        reference=reference,
-        reward_funcs=reward_funcs,
-        reward_weights=[float(w) for w in rule.weights(rule.start())],
-        prompts=prompts,
-        folder=folder,
-        ledger=ledger,
-        algorithm=config.algorithm,
-        trainer_class=type(base.__name__, (KeepAdvantages, base), {}) if rule.reads_advantages else None,
+        problem,
+        run,
+        rewards=list(zip(reward_funcs, map(float, rule.weights(rule.start())), strict=True)),
+        update=onpolicy.Update(algorithm=config.algorithm, trainer_class=trainer_class),
     )
     control = WeightControl(trainer, objectives=reward_funcs, rule=rule)
     trainer.add_callback(control)
     return trainer, control
 
 
-def train_point(config: Any, *, rule: Rule, label: str, folder: Path, ledger: Ledger, **data: Any) -> dict[str, Any]:
-    """Train one point to its last step under `rule`; `data` as for `controlled_trainer`. Last means and the report."""
+def train_point(
+    config: AlgorithmConfig, problem: Problem[P], run: Workspace, *, rule: Rule, label: str
+) -> dict[str, Any]:
+    """Train one point to its last step under `rule`; last means and the report."""
     from align.engines.on_policy import trainer as onpolicy
 
-    trainer, control = controlled_trainer(config, rule=rule, folder=folder, ledger=ledger, **data)
-    means = onpolicy.run_trainer(trainer, label=label, folder=folder, ledger=ledger)
+    trainer, control = controlled_trainer(config, problem, run, rule=rule)
+    means = onpolicy.run_trainer(trainer, label=label, folder=run.folder, ledger=run.ledger)
     return {**means, **control.report()}

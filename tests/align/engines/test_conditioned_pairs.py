@@ -33,6 +33,7 @@ from factories.tiny_bandit import (
     make_reference,
     optimum,
     pair_rows,
+    problem_of,
     reward,
 )
 
@@ -49,9 +50,8 @@ def many_tokens(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def pair_data(*, rows: Any = None, **changes: Any) -> tuple[Any, list[Any], list[tuple[float, ...]]]:
     config = joint_soup.Config(**{**PAIRS, "data": "pairs", "epochs": 1.0, **changes})
-    pairs, weights = conditioned_pairs.labelled_pairs(
-        config, rows=rows or pair_rows(32), objectives=OBJECTIVES, ledger=Ledger()
-    )
+    problem = problem_of("", comparisons=rows or pair_rows(32))
+    pairs, weights = conditioned_pairs.labelled_pairs(config, problem, Ledger())
     return config, pairs, weights
 
 
@@ -130,7 +130,7 @@ def test_given_labels_count_alike_for_every_objective() -> None:
         for i in range(count)
     ]
     config = joint_soup.Config(**{**PAIRS, "data": "pairs", "labels": "given", "epochs": 2.0})
-    pairs, weights = conditioned_pairs.labelled_pairs(config, rows=rows, objectives=OBJECTIVES, ledger=Ledger())
+    pairs, weights = conditioned_pairs.labelled_pairs(config, problem_of("", comparisons=rows), Ledger())
     assert len(pairs) == 1200 and len({pair.id for pair in pairs}) == 1200
     for k, name in enumerate(("one", "two")):
         own = [w[k] for pair, w in zip(pairs, weights, strict=True) if pair.id.startswith(name)]
@@ -146,7 +146,7 @@ def test_pairs_are_charged_once() -> None:
         config = joint_soup.Config(
             **{**PAIRS, "data": "pairs", "labels": labels, "aggregate": aggregate, "epochs": 3.0}
         )
-        conditioned_pairs.labelled_pairs(config, rows=pair_rows(32), objectives=OBJECTIVES, ledger=ledger)
+        conditioned_pairs.labelled_pairs(config, problem_of("", comparisons=pair_rows(32)), ledger)
         assert ledger.scores_read == expected
 
 

@@ -23,7 +23,7 @@ from align.objectives.metered import Metered
 from align.preferences import Weights
 from align.runs import Ledger, open_run
 from factories.made_conflict_log import AGAINST, ONE, Opposed
-from factories.tiny_bandit import OBJECTIVES, PROMPT_ROWS, RL, make_reference
+from factories.tiny_bandit import OBJECTIVES, RL, make_reference, problem_of, workspace
 
 BOTH = pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
 SHORT = {**RL, "steps": 4, "batch_size": 24, "num_generations": 4, "logging_steps": 1}
@@ -212,9 +212,11 @@ def trained(reference: str, folder: Path, *, objectives: Any = OBJECTIVES, **cha
     ledger = Ledger()
     weights = Weights((0.3, 0.7) if len(objectives) == 2 else (0.2, 0.3, 0.5))
     trainer = morlhf.build_trainer(
-        config, reference=reference, objectives=objectives, weights=weights, prompts=PROMPT_ROWS, folder=folder,
-        ledger=ledger,
-    )  # fmt: skip
+        config,
+        problem_of(reference, objectives=objectives),
+        workspace(folder, ledger),
+        weights=weights,
+    )
     return onpolicy.run_trainer(trainer, label="test", folder=folder, ledger=ledger), ledger, trainer
 
 
@@ -245,9 +247,11 @@ def test_the_advantage_is_the_trainers_own(algorithm: str, reference: str, tmp_p
     seen: list[Any] = []
     config = morlhf.Config(**{**SHORT, "algorithm": algorithm, "steps": 3 if algorithm == "grpo" else 1})
     trainer = morlhf.build_trainer(
-        config, reference=reference, objectives=OBJECTIVES, weights=Weights((0.3, 0.7)), prompts=PROMPT_ROWS,
-        folder=tmp_path, ledger=Ledger(),
-    )  # fmt: skip
+        config,
+        problem_of(reference),
+        workspace(tmp_path),
+        weights=Weights((0.3, 0.7)),
+    )
     plain = trainer._generate_and_score_completions
     trainer._generate_and_score_completions = lambda inputs: seen.append(plain(inputs)) or seen[-1]
     log = attach(trainer)
@@ -266,10 +270,7 @@ def test_the_advantage_is_the_trainers_own(algorithm: str, reference: str, tmp_p
 def test_where_the_trainer_keeps_its_advantages_they_are_read(reference: str, tmp_path: Path) -> None:
     config = ctwa.Config(**{**SHORT, "steps": 1, "num_generations": 12})
     rule = ctwa.Growth((0.5, 0.5), (0.1, 0.1), 0.05, 0.9, "covariance", True)
-    trainer, _ = controlled_trainer(
-        config, rule=rule, reference=reference, objectives=OBJECTIVES, prompts=PROMPT_ROWS, folder=tmp_path,
-        ledger=Ledger(),
-    )  # fmt: skip
+    trainer, _ = controlled_trainer(config, problem_of(reference), workspace(tmp_path), rule=rule)
     report = onpolicy.run_trainer(trainer, label="test", folder=tmp_path, ledger=Ledger())["conflict"]
     scores_PSK = np.array([function.last for function in trainer.reward_funcs]).T.reshape(2, 12, 2)
     kept_PS = trainer.latest_advantages.numpy().reshape(2, 12)
@@ -281,10 +282,8 @@ def test_with_the_rows_own_weights_the_sum_is_the_trainers(reference: str, tmp_p
     """Conditioned training hides its objectives in one weighted sum: they are found, and asked once."""
     ledger = Ledger()
     config = conditioned_rl.Config(**{**SHORT, "steps": 2})
-    family = conditioned_rl.fit(
-        config, reference=reference, objectives=AGAINST, preferences=[Weights((0.5, 0.5))], out=tmp_path,
-        ledger=ledger, prompts=PROMPT_ROWS,
-    )  # fmt: skip
+    problem = problem_of(reference, objectives=AGAINST, preferences=[Weights((0.5, 0.5))])
+    family = conditioned_rl.fit(config, problem, workspace(tmp_path, ledger))
     assert family and ledger.scores_read == 2 * 24 * 2
     report = open_run(tmp_path / "conditioned").metrics["conflict"]
     assert report["names"] == ["one", "against"] and report["advantage"] == WITH_KL
@@ -299,10 +298,8 @@ def test_a_point_of_three_objectives_and_one_of_a_vertex(reference: str, tmp_pat
     trace = metrics["conflict"]["trace"]
     assert all(entry["covariance"][2] == pytest.approx(-entry["covariance"][0]) for entry in trace)
     config = morlhf.Config(**{**SHORT, "steps": 1})
-    family = morlhf.fit(
-        config, reference=reference, objectives=OBJECTIVES, preferences=[Weights((0.0, 1.0)), Weights((0.5, 0.5))],
-        out=tmp_path / "family", ledger=Ledger(), prompts=PROMPT_ROWS,
-    )  # fmt: skip
+    problem = problem_of(reference, preferences=[Weights((0.0, 1.0)), Weights((0.5, 0.5))])
+    family = morlhf.fit(config, problem, workspace(tmp_path / "family"))
     assert set(family.points) == {"0,1", "0.5,0.5"}
     assert "conflict" not in open_run(tmp_path / "family" / "points" / "0,1").metrics
     assert open_run(tmp_path / "family" / "points" / "0.5,0.5").metrics["conflict"]["names"] == ["one", "two"]
@@ -314,9 +311,11 @@ def test_a_resumed_training_keeps_the_trace(reference: str, tmp_path: Path) -> N
 
     def build(folder: Path) -> Any:
         return morlhf.build_trainer(
-            config, reference=reference, objectives=OBJECTIVES, weights=Weights((0.3, 0.7)), prompts=PROMPT_ROWS,
-            folder=folder, ledger=Ledger(),
-        )  # fmt: skip
+            config,
+            problem_of(reference),
+            workspace(folder),
+            weights=Weights((0.3, 0.7)),
+        )
 
     class Cut(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

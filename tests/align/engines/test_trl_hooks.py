@@ -17,7 +17,17 @@ from align.methods import dpo, morlhf
 from align.models import load_model
 from align.preferences import Weights
 from align.runs import Ledger
-from factories.tiny_bandit import OBJECTIVES, PROMPTS, RESPONSES, WORDS, make_reference, make_tokenizer, pair_rows
+from factories.tiny_bandit import (
+    OBJECTIVES,
+    PROMPTS,
+    RESPONSES,
+    WORDS,
+    make_reference,
+    make_tokenizer,
+    pair_rows,
+    problem_of,
+    workspace,
+)
 
 PROMPT_ROWS = [{"id": str(i), "prompt": prompt, "colour": ("red", "blue")[i]} for i, prompt in enumerate(PROMPTS)]
 RL = {"beta": 0.5, "steps": 2, "batch_size": 8, "num_generations": 4, "learning_rate": 1e-3, "logging_steps": 1}
@@ -51,9 +61,11 @@ def rl_trainer(
 ) -> Any:
     config = morlhf.Config(**{**RL, "max_completion_length": 1, **changes})
     return morlhf.build_trainer(
-        config, reference=reference, objectives=objectives, weights=Weights(weights), prompts=PROMPT_ROWS,
-        folder=folder, ledger=Ledger(),
-    )  # fmt: skip
+        config,
+        problem_of(reference, objectives=objectives),
+        workspace(folder),
+        weights=Weights(weights),
+    )
 
 
 def rollout(trainer: Any) -> dict[str, Any]:

@@ -26,7 +26,9 @@ from factories.tiny_bandit import (
     RL,
     fit,
     make_reference,
+    problem_of,
     same_weights,
+    workspace,
 )
 
 BOTH = pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
@@ -60,10 +62,7 @@ class Script:
 
 def controlled(reference: str, folder: Path, rule: Any, *, objectives: Any = OBJECTIVES, **changes: Any) -> Any:
     config = chebyshev.Config(**{**SHORT, **changes})
-    return controlled_trainer(
-        config, rule=rule, reference=reference, objectives=objectives, prompts=PROMPT_ROWS, folder=folder,
-        ledger=Ledger(),
-    )  # fmt: skip
+    return controlled_trainer(config, problem_of(reference, objectives=objectives), workspace(folder), rule=rule)
 
 
 def train(module: Any, config: Any, *, reference: str, out: Path, weights: Any, **data: Any) -> tuple[str, dict]:

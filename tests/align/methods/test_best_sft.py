@@ -26,9 +26,11 @@ from factories.tiny_bandit import (
     kl,
     make_reference,
     next_distribution,
+    problem_of,
     reward,
     same_weights,
     scalarised,
+    workspace,
 )
 
 BOTH = Weights((0.3, 0.7))
@@ -194,15 +196,7 @@ def test_prompts_of_other_columns_are_refused(reference: str, tmp_path: Path) ->
     rows = [*prompt_rows(2), {"prompt": "x :"}]
     drawing = Drawing(n=2, max_completion_length=1, batch_size=4, seed=0)
     with pytest.raises(UserError, match="other columns"):
-        shared_samples(
-            tmp_path / "samples",
-            drawing=drawing,
-            reference=reference,
-            objectives={},
-            prompts=rows,
-            inputs={},
-            ledger=Ledger(),
-        )
+        shared_samples(drawing, problem_of(reference, prompts=rows), workspace(tmp_path / "samples"), objectives={})
 
 
 # ---------------------------------------------------------------------------------------------------- TRL's trainer

@@ -32,9 +32,11 @@ from factories.tiny_bandit import (
     make_reference,
     next_distribution,
     optimum,
+    problem_of,
     reward,
     same_weights,
     scalarised,
+    workspace,
 )
 
 METHODS: dict[str, Any] = {"panacea": panacea, "pblora": pblora, "joint_soup": joint_soup}
@@ -98,8 +100,8 @@ def rl_trainer(reference: str, folder: Path, *, adapter: AdapterConfig | None = 
     settings = {"beta": 0.5, "steps": 2, "batch_size": 8, "num_generations": 4, "learning_rate": 1e-3}
     config = joint_soup.Config(**{**settings, "logging_steps": 1, "max_completion_length": 1, **changes})
     return conditioned.build_trainer(
-        config, adapter or AdapterConfig("dense", objectives=len(objectives)), reference=reference,
-        objectives=objectives, prompts=PROMPT_ROWS, folder=folder, ledger=Ledger(),
+        config, problem_of(reference, objectives=objectives), workspace(folder),
+        adapter=adapter or AdapterConfig("dense", objectives=len(objectives)),
     )  # fmt: skip
 
 
@@ -229,8 +231,7 @@ def test_at_a_vertex_the_loss_is_the_single_objectives(many_tokens: str, tmp_pat
         gradients.append({name: layer.D.grad[0] for name, layer in adapted_layers(trainer.model).items()})
     single = morlhf.build_trainer(
         morlhf.Config(algorithm="grpo", beta=0.5, steps=2, num_generations=4, learning_rate=1e-3, **settings),
-        reference=many_tokens, objectives=OBJECTIVES, weights=Weights((1.0, 0.0)), prompts=PROMPT_ROWS,
-        folder=folder, ledger=Ledger(),
+        problem_of(many_tokens), workspace(folder), weights=Weights((1.0, 0.0)),
     )  # fmt: skip
     torch.manual_seed(5)
     loss = loss_of(single, single._prepare_inputs(generation_batch(single)))

@@ -267,16 +267,15 @@ def test_sampled_responses_are_scored_on_their_ids_and_metered(many_tokens: str,
     settings: dict[str, Any] = {
         "tags": TAGS,
         "objectives": objectives,
-        "max_tokens": 4,
-        "batch_size": 16,
         "ledger": ledger,
         "asked": asked,
     }
+    seeded = {seed: tagged.Sampling(max_tokens=4, batch_size=16, seed=seed) for seed in (3, 4)}
     state = torch.get_rng_state()
-    drawn = tagged.sample(model, tokenizer, seed=3, **settings)
+    drawn = tagged.sample(model, tokenizer, settings=seeded[3], **settings)
     assert torch.equal(torch.get_rng_state(), state)  # a trainer's own stream of random numbers goes on
     assert [r.prompt for r in drawn] == [row["prompt"] for row, _ in asked]
-    again, other = (tagged.sample(model, tokenizer, seed=seed, **settings) for seed in (3, 4))
+    again, other = (tagged.sample(model, tokenizer, settings=seeded[seed], **settings) for seed in (3, 4))
     assert drawn == again != other
     for r, ids in zip(drawn, objectives["one"].columns[0]["completion_ids"], strict=True):
         assert r.ids == tuple(ids) and len(ids) <= 4 and max(ids) < len(WORDS)
@@ -285,7 +284,7 @@ def test_sampled_responses_are_scored_on_their_ids_and_metered(many_tokens: str,
     assert any(len(r.ids) == 4 and r.ids[-1] != 1 for r in drawn)  # a cut response has no end token
     assert ledger.samples_drawn == 180 and ledger.scores_read == 360
     with pytest.raises(UserError, match="longest tagged prompt and max_completion_length: 18 tokens"):
-        tagged.sample(model, tokenizer, seed=0, **{**settings, "max_tokens": 13})
+        tagged.sample(model, tokenizer, settings=replace(seeded[3], max_tokens=13), **settings)
 
 
 def test_response_ids_continue_their_prompts() -> None:

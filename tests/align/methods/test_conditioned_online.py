@@ -30,8 +30,10 @@ from factories.tiny_bandit import (
     WORDS,
     fit,
     make_reference,
+    problem_of,
     reward,
     same_weights,
+    workspace,
 )
 
 
@@ -79,10 +81,8 @@ def online_trainer(
 ) -> tuple[Any, Any, Ledger]:
     ledger, config = Ledger(), mo_odpo.Config(**{**ONLINE, **changes})
     start = tagged_checkpoint(reference, tags=TAGS, out=folder / "start")
-    trainer, source = mo_odpo.build_trainer(
-        config, reference=reference, start=start, tags=TAGS, objectives=objectives or OBJECTIVES, prompts=prompts,
-        folder=folder, ledger=ledger,
-    )  # fmt: skip
+    problem = problem_of(reference, objectives=objectives or OBJECTIVES, prompts=prompts)
+    trainer, source = mo_odpo.build_trainer(config, problem, workspace(folder, ledger), start=start, tags=TAGS)
     return trainer, source, ledger
 
 
@@ -182,10 +182,8 @@ def rl_trainer(reference: str, folder: Path, objectives: Any = None, **changes: 
     names = list(objectives or OBJECTIVES)
     tags = Tags(tuple(names), levels=10, tokens=True)
     start = tagged_checkpoint(reference, tags=tags, out=folder / "start")
-    trainer = conditioned_rl.build_trainer(
-        config, reference=reference, start=start, tags=tags, objectives=objectives or OBJECTIVES, prompts=PROMPT_ROWS,
-        folder=folder, ledger=Ledger(),
-    )  # fmt: skip
+    problem = problem_of(reference, objectives=objectives or OBJECTIVES)
+    trainer = conditioned_rl.build_trainer(config, problem, workspace(folder), start=start, tags=tags)
     return trainer, tags
 
 
@@ -365,7 +363,4 @@ def test_learned_positions_and_text_tags_of_several_lengths_are_refused(tmp_path
     start = tagged_checkpoint(reference, tags=tags, out=tmp_path / "start")
     config = conditioned_rl.Config(**{**RL, "steps": 1})
     with pytest.raises(UserError, match="learned positions"):
-        conditioned_rl.build_trainer(
-            config, reference=reference, start=start, tags=tags, objectives=OBJECTIVES, prompts=PROMPT_ROWS,
-            folder=tmp_path, ledger=Ledger(),
-        )  # fmt: skip
+        conditioned_rl.build_trainer(config, problem_of(reference), workspace(tmp_path), start=start, tags=tags)

@@ -34,6 +34,7 @@ from factories.tiny_bandit import (
     pair_rows,
     reward,
     same_weights,
+    workspace,
 )
 
 WEIGHTS = Weights((0.3, 0.7))
@@ -82,9 +83,7 @@ def test_uniform_arms_leave_the_reference_as_it_is(reference: str, tmp_path: Pat
 
 def test_untrained_arms_sharpen_the_reference(reference: str) -> None:
     """What an ARM has not learned it says as the model that it started from."""
-    family = MixedFamily(
-        method="genarm", base=reference, parts=(reference,) * 2, gains=(1.0, 1.0), base_share="whole"
-    )
+    family = MixedFamily(method="genarm", base=reference, parts=(reference,) * 2, gains=(1.0, 1.0), base_share="whole")
     squares = [p * p for p in next_distribution(reference, "x :")]
     assert distribution(family.policy(WEIGHTS), "x :") == pytest.approx([s / sum(squares) for s in squares], abs=1e-5)
 
@@ -184,8 +183,8 @@ def test_each_arm_reads_its_own_labels_and_beta(reference: str, tmp_path: Path) 
     for k, beta in enumerate((0.3, 0.9)):
         pairs = annotated_pairs(rows, scores=row_scores(rows), weights=Weights.vertex(k, 2), tau=0.4, seed=0)
         pair_training.train_on_pairs(
-            pairs, config=dpo.Config(**settings), reference=reference, beta=beta, folder=tmp_path / str(k),
-            ledger=Ledger(), shift_reference=genarm.without_reference,
+            pairs, config=dpo.Config(**settings), reference=reference, beta=beta,
+            run=workspace(tmp_path / str(k)), shift_reference=genarm.without_reference,
         )  # fmt: skip
         assert same_weights(both.parts[k], str(tmp_path / str(k) / "model"))
     assert not same_weights(*both.parts)

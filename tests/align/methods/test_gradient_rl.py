@@ -42,9 +42,11 @@ from factories.tiny_bandit import (
     make_reference,
     next_distribution,
     optimum,
+    problem_of,
     reward,
     same_weights,
     scalarised,
+    workspace,
 )
 
 
@@ -57,9 +59,11 @@ def morlhf_trainer(
     reference: str, folder: Path, *, objectives: Any = OBJECTIVES, weights: Sequence[float] = (0.3, 0.7), **changes: Any
 ) -> Any:
     return morlhf.build_trainer(
-        morlhf.Config(**{**SHORT, **changes}), reference=reference, objectives=objectives, weights=Weights(weights),
-        prompts=PROMPT_ROWS, folder=folder, ledger=Ledger(),
-    )  # fmt: skip
+        morlhf.Config(**{**SHORT, **changes}),
+        problem_of(reference, objectives=objectives),
+        workspace(folder),
+        weights=Weights(weights),
+    )
 
 
 def disturb(model: Any) -> None:

@@ -23,6 +23,7 @@ from factories.tiny_bandit import (
     make_reference,
     pair_rows,
     same_weights,
+    workspace,
 )
 
 
@@ -117,7 +118,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(reference: str, tmp_path
     trainer.add_callback(Kill())
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
-    kto.train_on(examples, config=config, reference=reference, folder=tmp_path / "cut", ledger=Ledger())
+    kto.train_on(examples, config=config, reference=reference, run=workspace(tmp_path / "cut"))
     assert same_weights(whole, str(tmp_path / "cut" / "model"))
 
 

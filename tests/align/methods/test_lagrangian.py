@@ -19,7 +19,7 @@ from align.methods import lagrangian, morlhf
 from align.methods.lagrangian import Config, Multipliers, bounded, dual_step
 from align.policies.load import load_family
 from align.preferences import Thresholds, Weights
-from align.runs import Ledger, open_run
+from align.runs import open_run
 from align.testbed.optimum import RewardClasses, constrained_optimum
 from factories.tiny_bandit import (
     BETA,
@@ -33,9 +33,11 @@ from factories.tiny_bandit import (
     make_reference,
     next_distribution,
     optimum,
+    problem_of,
     reward,
     same_weights,
     scalarised,
+    workspace,
 )
 
 TRAINING = {**RL, "batch_size": 192, "scheduler": "linear", "logging_steps": 5}
@@ -189,10 +191,7 @@ def test_the_kl_coefficient_does_not_move_with_the_multiplier(
 ) -> None:
     config = Config(**{**RL, "steps": 3, "batch_size": 24}, algorithm=algorithm, normalise=normalise, dual_rate=5.0)
     rule = rule_of((None, 0.9), rate=5.0, normalise=normalise)
-    trainer, control = controlled_trainer(
-        config, rule=rule, reference=reference, objectives=OBJECTIVES, prompts=PROMPT_ROWS, folder=tmp_path,
-        ledger=Ledger(),
-    )  # fmt: skip
+    trainer, control = controlled_trainer(config, problem_of(reference), workspace(tmp_path), rule=rule)
     trainer.train()
     multiplier = control.memory["rule"]["multipliers"]["two"]
     assert multiplier > 5.0  # it has moved far

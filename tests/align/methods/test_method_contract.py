@@ -1,7 +1,7 @@
 """What every entry of METHODS owes its callers: one interface, three objectives, claims, small files, short hooks.
 
 Guards of published bugs that concern every method stand here; those of one method stand in its own test file. No method
-is named here: what is special about one is read off its Config and the signature of its `fit`.
+is named here: what is special about one is read off its Config, ASKED_BY and FAMILY.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from typing import Any
 import pytest
 import torch
 
+from align.engines.problem import Problem
 from align.errors import UserError
 from align.methods import METHODS
 from align.policies.load import load_family
-from align.preferences import Targets, Thresholds, Weights
-from align.runs import Ledger
-from docs.generate.methods_page import asked_by, facts, rewritten, table
+from align.preferences import Direction, Targets, Thresholds, Weights
+from align.runs import Ledger, Workspace
+from docs.generate.methods_page import facts, rewritten, table
 from factories.tiny_bandit import PROMPT_ROWS, TableReward, make_reference, next_distribution, pair_rows
+from recipes.pipeline.specialists import with_specialists
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = ROOT / "docs" / "methods.md"
@@ -32,6 +34,7 @@ SMALL = {
     "online_samples": 16, "prompts_per_round": 8, "replay": 8, "scores": "rows", "logging_steps": 1,
 }  # fmt: skip
 TWO = (Weights((0.25, 0.75)), Weights((1.0, 0.0)))
+OF_ALL_KINDS = (*TWO, Thresholds((None, 0.5)), Targets((0.5, 0.5)), Direction((0.6, 0.8)))
 
 
 class Third(TableReward):
@@ -77,20 +80,23 @@ def settings(module: ModuleType, count: int = 2, **changes: Any) -> Any:
 
 def asked(name: str, weights: Weights) -> Any:
     """The preference by which a method is asked for about what `weights` mean."""
-    if Weights in asked_by(METHODS[name]):
+    if Weights in METHODS[name].ASKED_BY:
         return weights
-    assert asked_by(METHODS[name]) == (Thresholds,), f"say here what {name} is asked instead of weights"
+    assert (Thresholds,) == METHODS[name].ASKED_BY, f"say here what {name} is asked instead of weights"
     free = weights.values.index(max(weights))
     return Thresholds(tuple(None if k == free else 0.3 if w else -1.0 for k, w in enumerate(weights)))
 
 
 def fit(name: str, *, reference: str, out: Path, preferences: Any, count: int = 2, ledger: Ledger | None = None,
         **changes: Any) -> Any:  # fmt: skip
-    return METHODS[name].fit(
-        settings(METHODS[name], count, **changes), reference=reference, objectives=objectives(count), out=out,
-        preferences=[asked(name, w) for w in preferences], ledger=ledger or Ledger(), comparisons=rows(count),
-        prompts=PROMPT_ROWS,
-    )  # fmt: skip
+    config, run = settings(METHODS[name], count, **changes), Workspace(out, ledger or Ledger())
+    problem = problem_of(count, reference=reference, preferences=[asked(name, w) for w in preferences])
+    return METHODS[name].fit(config, with_specialists(config, problem, run), run)
+
+
+def problem_of(count: int, **fields: Any) -> Problem:
+    """`count` objectives with comparisons and prompts."""
+    return Problem(**{"objectives": objectives(count), "comparisons": rows(count), "prompts": PROMPT_ROWS, **fields})
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +128,7 @@ def test_fit_answers_every_preference_and_survives_the_disk(name: str, reference
         claim = family.optimises[label]
         assert len(claim) > 20 and "\n" not in claim
     assert family.point_cost in ("train", "merge", "prompt", "decode")
-    assert family.method == name and family.domain
+    assert family.method == name and family.domain and type(family) is METHODS[name].FAMILY
     family.save(tmp_path)
     again = load_family(tmp_path)
     for weights in TWO:
@@ -159,23 +165,17 @@ def test_three_objectives(name: str, reference: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_what_is_missing_is_told(name: str, reference: str, tmp_path: Path) -> None:
-    module = METHODS[name]
-    with pytest.raises(UserError):
-        module.fit(
-            settings(module), reference=reference, objectives=objectives(2), preferences=[], out=tmp_path,
-            ledger=Ledger(), comparisons=rows(2), prompts=PROMPT_ROWS,
-        )  # fmt: skip
-    with pytest.raises(UserError):
-        module.fit(
-            settings(module), reference=reference, objectives=objectives(3), preferences=[asked(name, TWO[0])],
-            out=tmp_path, ledger=Ledger(), comparisons=rows(2), prompts=PROMPT_ROWS,
-        )  # fmt: skip
+    module, run, weights = METHODS[name], Workspace(tmp_path, Ledger()), [asked(name, TWO[0])]
+    wrong = [
+        {"preferences": []},
+        {"preferences": weights, "objectives": objectives(3)},
+        {"preferences": [p for p in OF_ALL_KINDS if type(p) not in module.ASKED_BY][:1]},
+    ]
     if trains(name):
+        wrong.append({"preferences": weights, "comparisons": None, "prompts": None})
+    for fields in wrong:
         with pytest.raises(UserError):
-            module.fit(
-                settings(module), reference=reference, objectives=objectives(2), preferences=[asked(name, TWO[0])],
-                out=tmp_path, ledger=Ledger(), comparisons=None, prompts=None,
-            )  # fmt: skip
+            module.fit(settings(module), problem_of(2, reference=reference, **fields), run)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -204,8 +204,8 @@ def test_a_row_says_what_a_method_is() -> None:
     (row,) = table({"lagrangian": METHODS["lagrangian"]}).splitlines()[2:]
     first = "Constrained reinforcement learning with Lagrange multipliers (Safe RLHF, Dai et al. 2024), on RLOO or GRPO"
     assert row == f"| `lagrangian` | {first} | prompts | thresholds | train | the constrained optimum |"
-    assert asked_by(METHODS["ric"]) == (Weights, Targets)
-    with pytest.raises(ValueError, match="mine has no line 'Data:"):
+    assert (Weights, Targets) == METHODS["ric"].ASKED_BY
+    with pytest.raises(ValueError, match="mine.* has no line 'Data:"):
         facts(ModuleType("mine", "A method that does not say what it trains on."))
 
 

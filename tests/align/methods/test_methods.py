@@ -34,6 +34,7 @@ from factories.tiny_bandit import (
     reward,
     same_weights,
     scalarised,
+    workspace,
 )
 
 
@@ -406,10 +407,10 @@ def test_dpo_resumes_to_the_same_weights(reference: str, tmp_path: Path) -> None
                 raise KeyboardInterrupt
 
     folder = tmp_path / "cut"
-    settings = {"config": config, "reference": reference, "beta": BETA / config.tau, "folder": folder}
-    trainer = pair_training.dpo_trainer(pairs, **settings)
+    settings = {"config": config, "reference": reference, "beta": BETA / config.tau}
+    trainer = pair_training.dpo_trainer(pairs, **settings, folder=folder)
     trainer.add_callback(Kill())
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
-    pair_training.train_on_pairs(pairs, **settings, ledger=Ledger())
+    pair_training.train_on_pairs(pairs, **settings, run=workspace(folder))
     assert same_weights(whole.points[weights.label], str(folder / "model"))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from align.errors import UserError
-from align.methods import METHODS, genarm, mod, personalised_soups
+from align.methods import mod
 from align.policies.base import ModelPolicy
 from align.policies.load import load_family
 from align.policies.mixed import MixedFamily, MixedPolicy
@@ -220,10 +220,11 @@ def test_adapters_may_be_given(reference: str, tmp_path: Path) -> None:
     assert torch.allclose(ours, (0.3 * one + 0.7 * two).softmax(-1), atol=1e-5)
 
 
-def test_only_methods_that_train_a_model_per_preference_make_specialists() -> None:
-    """`specialists` reads the annotation of `fit`: a method that returns another family must say so there."""
-    for module in (mod, genarm, personalised_soups):
-        assert module.fit.__annotations__["return"] != "PointFamily"
-    assert {name for name, m in METHODS.items() if m.fit.__annotations__["return"] == "PointFamily"} >= {
-        "dpo", "modpo", "morlhf",
-    }  # fmt: skip
+@pytest.mark.parametrize("method", ["genarm", "mod", "lagrangian"])
+def test_only_methods_that_train_a_model_per_weights_make_specialists(
+    method: str, reference: str, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        UserError, match=f"no method '{method}' to train specialists with; choose one of .*modpo, rebel"
+    ):
+        mixture(reference, tmp_path, method=method)

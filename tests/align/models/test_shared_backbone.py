@@ -24,7 +24,15 @@ from align.preferences import Weights
 from align.runs import Ledger
 from align.training.reward_model import RewardModelConfig, train_reward_model
 from factories.made_models import make_adapter
-from factories.tiny_bandit import PROMPT_ROWS, PROMPTS, RESPONSES, TableReward, make_reference, pair_rows
+from factories.tiny_bandit import (
+    PROMPTS,
+    RESPONSES,
+    TableReward,
+    make_reference,
+    pair_rows,
+    problem_of,
+    workspace,
+)
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -285,9 +293,11 @@ class Killed(TrainerCallback):
 def trainer_of(base: str, objectives: Any, folder: Path, **changes: Any) -> Any:
     config = morlhf.Config(**{**RL, "max_completion_length": 3, "lora_r": 2, **changes})
     return morlhf.build_trainer(
-        config, reference=base, objectives=objectives, weights=Weights((1 / len(objectives),) * len(objectives)),
-        prompts=PROMPT_ROWS, folder=folder, ledger=Ledger(),
-    )  # fmt: skip
+        config,
+        problem_of(base, objectives=objectives),
+        workspace(folder),
+        weights=Weights((1 / len(objectives),) * len(objectives)),
+    )
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
@@ -351,7 +361,9 @@ def test_what_is_saved_is_the_policy_alone_and_it_resumes(base: str, runs: dict[
 def test_ppo_shares_its_backbone_too(base: str, runs: dict[str, str]) -> None:
     objectives = shared({name: runs[name] for name in ("one", "two")})
     config = ppo.Config(**{**RL, "steps": 1}, lora_r=2, max_completion_length=2)
-    trainer = ppo.Trainer(config, reference=base, objectives=objectives, weights=Weights((0.5, 0.5)), ledger=Ledger())
+    trainer = ppo.Trainer(
+        config, problem_of(base, objectives=objectives), workspace(Path("unused")), weights=Weights((0.5, 0.5))
+    )
     assert all(objective.backbone.peft is trainer.actor.policy for objective in objectives.values())
 
 

@@ -21,7 +21,8 @@ from align.policies.soups import SoupFamily, check_mergeable, merge, merge_state
 from align.preferences import Direction, Weights
 from align.runs import Ledger
 from factories.made_models import make_adapter
-from factories.tiny_bandit import OBJECTIVES, PROMPTS, make_reference, pair_rows
+from factories.tiny_bandit import OBJECTIVES, PROMPTS, make_reference, pair_rows, problem_of, workspace
+from factories.tiny_bandit import fit as bandit_fit
 
 PROMPT_ROWS = [{"id": str(i), "prompt": prompt} for i, prompt in enumerate(PROMPTS)]
 
@@ -160,9 +161,7 @@ def test_averaged_factors_miss_the_dense_sum_by_the_cross_term(base: str, alike:
 def test_merging_into_the_base_first_is_the_exact_soup(
     weights: tuple[float, ...], base: str, alike: list[str], tmp_path: Path
 ) -> None:
-    exact, full = (
-        merge(alike, weights=weights, out=tmp_path / how, adapter_merge=how) for how in ("exact", "full")
-    )
+    exact, full = (merge(alike, weights=weights, out=tmp_path / how, adapter_merge=how) for how in ("exact", "full"))
     assert (Path(exact) / "adapter_config.json").is_file() and not (Path(full) / "adapter_config.json").exists()
     ours, theirs = load_model(full).state_dict(), load_model(exact).state_dict()
     assert all(torch.allclose(tensor, theirs[name], atol=1e-5) for name, tensor in ours.items())
@@ -272,10 +271,7 @@ def test_specialists_that_do_not_fit_together_are_refused(
 
 def fit(config: rewarded_soups.Config, base: str, out: Path, **data: Any) -> SoupFamily:
     points = [Weights((1.0, 0.0)), Weights((0.5, 0.5)), Weights((0.0, 1.0))]
-    ledger = data.pop("ledger", None) or Ledger()
-    return rewarded_soups.fit(
-        config, reference=base, objectives=OBJECTIVES, preferences=points, out=out, ledger=ledger, **data
-    )
+    return bandit_fit(rewarded_soups, config, reference=base, weights=points, out=out, **data)
 
 
 def test_fit_refuses_unknown_merges_and_bad_settings(base: str, full: list[str], tmp_path: Path) -> None:
@@ -344,14 +340,9 @@ def test_specialists_may_be_averaged_by_their_factors(base: str, alike: list[str
 def test_personalised_soups_use_the_set_of_objectives_not_the_weights(full: list[str], tmp_path: Path) -> None:
     objectives = {**OBJECTIVES, "three": OBJECTIVES["one"]}
     points = [Weights((0.9, 0.1, 0.0)), Weights((0.2, 0.3, 0.5)), Weights((0.0, 1.0, 0.0))]
-    family = personalised_soups.fit(
-        personalised_soups.Config(specialists=tuple(full)),
-        reference=full[0],
-        objectives=objectives,
-        preferences=points,
-        out=tmp_path,
-        ledger=Ledger(),
-    )
+    config = personalised_soups.Config(specialists=tuple(full))
+    problem = problem_of(full[0], objectives=objectives, preferences=points)
+    family = personalised_soups.fit(config, problem, workspace(tmp_path))
     assert "evenly over one, two;" in family.optimises["0.9,0.1,0"]
     assert "evenly over one, two, three;" in family.optimises["0.2,0.3,0.5"]
     family.save(tmp_path)
