@@ -139,22 +139,11 @@ RULES: tuple[Callable[[], Iterator[str]], ...] = (
     readme_too_long,
 )  # fmt: skip
 KNOWN: dict[str, set[str]] = {
-    "circles_among_modules": {
-        "align.engines.specialists, align.methods, align.methods.mod, align.methods.personalised_soups, "
-        "align.methods.rewarded_soups",
-    },
-    "circles_within_a_folder": {"align: engines, methods"},
-    "imports_upward_in_align": {"engines -> methods"},
     "folders_with_too_many_entries": {"evals"},
     "files_too_long": {"benchmarks/coverage/run.py"},
     "functions_with_too_many_parameters": {
-        "align/engines/conditioned.py fit",
         "align/engines/gradient_conflict.py gradient_conflict",
-        "align/engines/on_policy/trainer.py build_trainer",
-        "align/engines/tagged.py sample",
         "align/functional/losses.py modpo_loss",
-        "align/methods/dpa.py one_round",
-        "align/methods/ric.py online_round",
         "align/testbed/theory/fixed_points.py fixed_point",
         "align/testbed/theory/fixed_points.py _finite",
         "align/training/common.py base_arguments",
