@@ -139,7 +139,6 @@ RULES: tuple[Callable[[], Iterator[str]], ...] = (
     readme_too_long,
 )  # fmt: skip
 KNOWN: dict[str, set[str]] = {
-    "folders_with_too_many_entries": {"evals"},
     "files_too_long": {"benchmarks/coverage/run.py"},
     "functions_with_too_many_parameters": {
         "align/engines/gradient_conflict.py gradient_conflict",
