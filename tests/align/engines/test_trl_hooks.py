@@ -62,7 +62,7 @@ def rl_trainer(
     config = morlhf.Config(**{**RL, "max_completion_length": 1, **changes})
     return morlhf.build_trainer(
         config,
-        problem_of(reference, objectives=objectives),
+        problem_of(reference, objectives=objectives, prompts=PROMPT_ROWS),
         workspace(folder),
         weights=Weights(weights),
     )
