@@ -1,14 +1,15 @@
-"""Models derived from others (soups, merged adapters): made once, known by a record, never in a stranger's place."""
+"""Models and summaries derived from runs: known by their own content, and never written over a stranger's file."""
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from align.errors import UserError
-from align.runs.folders import Identity, publish, write_mark
+from align.runs.folders import Identity, beside, publish, write_mark
 from align.runs.values import fingerprint, jsonable, write_json
 
 
@@ -35,6 +36,21 @@ def check_derived(out: Path, *, file: str) -> None:
     """UserError when a folder for a derived model holds anything without the `file` that such a model has."""
     if os.path.lexists(out) and not (out / file).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is in the way: it has no {file}, so no call like this made it; move it away")
+
+
+def keep_strangers(file: Path, *pages: Path, key: str = "provenance") -> None:
+    """Set aside a JSON file, and the pages of its name, that no call like this wrote (it is no object with `key`).
+
+    Each is kept as `NAME.replaced`, and a line on stderr reports it.
+    """
+    content = read_record(file)
+    if isinstance(content, dict) and key in content:
+        return
+    for one in (file, *pages):
+        if os.path.lexists(one):
+            aside = beside(one, "replaced")
+            os.rename(one, aside)
+            print(f"align: {one} was written by something else; it is kept as {aside}", file=sys.stderr)
 
 
 def read_record(file: Path) -> object:

@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"{where}: give two folders, not {len(config.runs)}")
     checks.shares(config, "max_missing", place=f"{where}: ")
     from align.runs import write_json
+    from align.runs.derived import keep_strangers
     from evals.report import write_report
     from evals.tables.outcomes import compare_outcomes
     from evals.tables.suite_outcomes import read_outcomes
@@ -73,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "title": config.title, "kind": "comparison", "first": sides[0], "second": sides[1], "suites": compared,
         "shifts": shifts, "command": command_line("align compare", argv), "provenance": provenance(config, seed=0),
     }  # fmt: skip
+    keep_strangers(target, target.with_suffix(".html"))
     write_json(target, summary)
     page = write_report(target, target.with_suffix(".html"))
     print("\n".join(lines_of(compared)))

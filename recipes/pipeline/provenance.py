@@ -50,8 +50,10 @@ def command_line(program: str, argv: Sequence[str] | None) -> str:
 def publish(summary: Mapping[str, Any], *, out: Path, words: str) -> None:
     """Write `summary.json` and `report.html` of a finished recipe, and say so on the terminal after `words`."""
     from align.runs import write_json
+    from align.runs.derived import keep_strangers
     from evals.report import write_report
 
+    keep_strangers(out / "summary.json", out / "report.html")
     write_json(out / "summary.json", summary)
     write_report(out / "summary.json", out / "report.html")
     print(f"{words}\nreport: {out / 'report.html'}\nnumbers: {out / 'summary.json'}")

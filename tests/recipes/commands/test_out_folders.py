@@ -165,3 +165,22 @@ def test_two_runs_or_prompt_files_of_one_name_are_refused(
     error = refused(capsys, *command, tiny_rows["comparisons"], "--out", tmp_path / "x")
     assert "--data names two sources of prompts in distribution" in error
     assert json.loads((twin / "family.json").read_text())["kind"] == "points"
+
+
+def test_a_summary_that_no_recipe_wrote_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from align.runs.derived import keep_strangers
+
+    summary, page = tmp_path / "summary.json", tmp_path / "report.html"
+    page.write_text("precious")
+    keep_strangers(summary, page)
+    assert tree(tmp_path) == {"report.html.replaced": b"precious"}
+    assert f"it is kept as {page}.replaced" in capsys.readouterr().err
+    for content in ("[1]", "no JSON", '{"title": "mine"}'):
+        summary.write_text(content)
+        keep_strangers(summary, page)
+        assert not summary.exists()
+    kept = {f"summary.json.replaced{n}": c for n, c in (("", b"[1]"), ("-2", b"no JSON"), ("-3", b'{"title": "mine"}'))}
+    assert tree(tmp_path) == {"report.html.replaced": b"precious", **kept}
+    summary.write_text('{"provenance": {}}')
+    keep_strangers(summary, page)
+    assert summary.exists()
