@@ -30,6 +30,7 @@ from align.testbed.theory.fixed_points import (
     sequence_mod,
     token_mod,
 )
+from align.testbed.theory.group_advantages import Groups
 from align.testbed.theory.random_worlds import LowRankWorld, SequenceWorld, draw_trees, latent_rewards
 from benchmarks.fixed_points.page import page
 from evals.items import Json
@@ -75,8 +76,9 @@ def sequence_rows(world: SequenceWorld, tree: Tree, weights: Sequence[float]) ->
         rules += [(f"{scale}_finite", scale, "loss", world.group) for scale in ("group", "gdpo")]
     rows = {}
     for name, scale, kl, group in rules:
+        groups = None if group is None else Groups(group)
         point = fixed_point(
-            tree, weights=weights, beta=world.beta, scale=scale, kl=kl, group=group, tolerance=TOLERANCE
+            tree, weights=weights, beta=world.beta, scale=scale, kl=kl, groups=groups, tolerance=TOLERANCE
         )  # fmt: skip
         tilt = point.tilt if kl == "loss" and group is None else None
         rows[name] = Row(point.leaf_logp, tilt, point.residual)

@@ -143,8 +143,6 @@ KNOWN: dict[str, set[str]] = {
     "functions_with_too_many_parameters": {
         "align/engines/gradient_conflict.py gradient_conflict",
         "align/functional/losses.py modpo_loss",
-        "align/testbed/theory/fixed_points.py fixed_point",
-        "align/testbed/theory/fixed_points.py _finite",
         "align/training/common.py base_arguments",
         "benchmarks/shift/stages.py sample",
         "benchmarks/testbed/stages.py fit",

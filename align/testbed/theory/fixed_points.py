@@ -26,7 +26,7 @@ from functools import cached_property
 
 import numpy as np
 
-from align.testbed.theory.group_advantages import EPS, GroupAdvantages
+from align.testbed.theory.group_advantages import EPS, GroupAdvantages, Groups
 
 Levels = tuple[np.ndarray, ...]  # one array per depth
 Rule = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -220,18 +220,15 @@ def fixed_point(
     beta: float,
     scale: str = "none",
     kl: str = "reward",
-    group: int | None = None,
-    eps: float = EPS,
-    draws: int | None = None,
-    seed: int = 0,
+    groups: Groups | None = None,
     tolerance: float = 1e-10,
     max_iterations: int = 20_000,
 ) -> FixedPoint:
     """The fixed point that an infinitely slow training run reaches from the reference.
 
     `advantage <- advantage + (A(p) - advantage) / 4` with p solved for the advantage: the exact expected
-    natural-gradient step. `group` replaces the limit of large groups by groups of that size (see `GroupAdvantages`;
-    the batch stays large). ValueError on an unknown rule, and for gdpo with the KL in the reward, which TRL would
+    natural-gradient step. `groups` replaces the limit of large groups by groups of a size (see `GroupAdvantages`; the
+    batch stays large). ValueError on an unknown rule, and for gdpo with the KL in the reward, which TRL would
     z-score as one more objective. Where `max_iterations` do not suffice, the residual says so.
     """
     w = np.asarray(weights, float)
@@ -242,13 +239,13 @@ def fixed_point(
             raise ValueError("gdpo with the KL as a reward would z-score the KL; its KL stands in the loss")
         conditionals = optimum(tree, weights=weights, beta=beta)
         return FixedPoint(conditionals, leaf_logprobs(tree, conditionals), _constant(tree, w), 0.0, 0)
-    if group is not None:
-        return _finite(tree, w, beta, scale, kl, group, eps, draws, seed, tolerance, max_iterations)
+    if groups is not None:
+        return _finite(tree, w, beta, scale, kl, groups, tolerance, max_iterations)
     tilt, residual, step = np.zeros((*tree.logref[0].shape[:-2], len(w))), np.inf, 0
     while True:
         conditionals = solve(tree, payoff_of(tree, tilt), beta=beta, kl=kl)
         leaf_logp = leaf_logprobs(tree, conditionals)
-        target = advantage_tilt(tree, leaf_logp, weights=w, scale=scale, eps=eps)
+        target = advantage_tilt(tree, leaf_logp, weights=w, scale=scale)
         residual = float((np.abs(target - tilt) / (1 + np.abs(target))).max())
         if residual <= tolerance or step == max_iterations:
             break
@@ -262,8 +259,7 @@ def _constant(tree: Tree, weights: np.ndarray) -> np.ndarray:
 
 
 def _finite(
-    tree: Tree, w: np.ndarray, beta: float, scale: str, kl: str, group: int, eps: float, draws: int | None, seed: int,
-    tolerance: float, max_iterations: int,
+    tree: Tree, w: np.ndarray, beta: float, scale: str, kl: str, groups: Groups, tolerance: float, max_iterations: int
 ) -> FixedPoint:  # fmt: skip
     """`fixed_point` in groups of finite size: the advantage is a table over reward classes, not a tilt."""
     lead = tree.logref[0].shape[:-2]
@@ -271,7 +267,7 @@ def _finite(
     classes, index = [], []
     for r in flat_rewards:
         rows, inverse = np.unique(np.round(r, 12), axis=0, return_inverse=True)
-        classes.append(GroupAdvantages(rows, weights=w, scale=scale, group=group, eps=eps, draws=draws, seed=seed))
+        classes.append(GroupAdvantages(rows, weights=w, scale=scale, groups=groups))
         index.append(inverse.ravel())
     advantage, residual, step = np.zeros(tree.leaf_rewards.shape[:-1]), np.inf, 0
     while True:
@@ -285,10 +281,10 @@ def _finite(
             squares.append(square)
         target = np.stack(found).reshape(advantage.shape)
         if scale == "gdpo":
-            target = target / (np.sqrt(np.reshape(squares, lead).mean(-1))[..., None, None] + eps)
+            target = target / (np.sqrt(np.reshape(squares, lead).mean(-1))[..., None, None] + EPS)
         elif scale == "batch":
             mean, variance = moments(np.exp(leaf_logp), tree.leaf_rewards @ w)
-            target = target / (np.sqrt(variance.mean(-1) + mean.var(-1))[..., None, None] + eps)
+            target = target / (np.sqrt(variance.mean(-1) + mean.var(-1))[..., None, None] + EPS)
         centred = target - advantage
         centred = centred - centred.mean(-1, keepdims=True)
         residual = float(np.abs(centred).max() / (1 + np.abs(target).max()))

@@ -5,6 +5,7 @@ Legend: C reward classes of one prompt, K objectives, n multisets or draws of th
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import combinations
 from math import comb
 
@@ -13,21 +14,30 @@ import numpy as np
 EPS = 1e-4  # TRL adds it to every standard deviation
 
 
+@dataclass(frozen=True)
+class Groups:
+    """Groups of finite `size`; where they cannot be enumerated, `draws` of the others from the generator `seed`."""
+
+    size: int
+    draws: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.size < 2:
+            raise ValueError(f"a group has at least two members, not {self.size}")
+
+
 class GroupAdvantages:
     """E[A | y] for each reward class y of one prompt, in groups of G: y and G - 1 others drawn from the policy.
 
     Group mean and standard deviation (Bessel's correction) include y itself, as in TRL. Exact by enumerating the
-    multisets of others where there are at most 200,000; else over `draws` seeded draws (the same uniforms at every
-    policy), ValueError without `draws`.
+    multisets of others where there are at most 200,000; else over the groups' seeded draws (the same uniforms at every
+    policy), ValueError where they have none.
     """
 
-    def __init__(
-        self, rewards_CK: np.ndarray, *, weights: np.ndarray, scale: str, group: int, eps: float = EPS,
-        draws: int | None = None, seed: int = 0,
-    ) -> None:  # fmt: skip
-        if group < 2:
-            raise ValueError(f"a group has at least two members, not {group}")
-        self.rewards, self.weights, self.scale, self.group, self.eps = rewards_CK, weights, scale, group, eps
+    def __init__(self, rewards_CK: np.ndarray, *, weights: np.ndarray, scale: str, groups: Groups) -> None:
+        group = groups.size
+        self.rewards, self.weights, self.scale, self.group = rewards_CK, weights, scale, group
         classes, self.counts = len(rewards_CK), None
         if comb(classes + group - 2, group - 1) <= 200_000:
             self.counts = _multisets(classes, group - 1)
@@ -35,10 +45,10 @@ class GroupAdvantages:
             total_C = rewards_CK @ weights
             self.table = self._table(self.counts @ rewards_CK, self.counts @ rewards_CK**2, self.counts @ total_C**2)
             self.squares = self.table**2
-        elif draws is None:
+        elif groups.draws is None:
             raise ValueError(f"{classes} reward classes in groups of {group} are too many to enumerate; give draws")
         else:
-            self.uniform = np.random.default_rng(seed).random((draws, group - 1))
+            self.uniform = np.random.default_rng(groups.seed).random((groups.draws, group - 1))
 
     def _table(self, sum_nK: np.ndarray, square_nK: np.ndarray, total_square_n: np.ndarray) -> np.ndarray:
         """(n, C) advantage of class y beside others with these sums."""
@@ -55,7 +65,7 @@ class GroupAdvantages:
         if not scaled:
             return own_C - mean
         variance = (square_n[:, None] + own_C**2 - self.group * mean**2) / (self.group - 1)
-        return (own_C - mean) / (np.sqrt(np.maximum(variance, 0)) + self.eps)
+        return (own_C - mean) / (np.sqrt(np.maximum(variance, 0)) + EPS)
 
     def __call__(self, mass_C: np.ndarray) -> tuple[np.ndarray, float]:
         """(C,) E[A | y], and E[A^2] over the policy's groups, before the batch's scale."""

@@ -18,6 +18,7 @@ from align.errors import UserError
 from align.preferences import Weights
 from align.testbed.responses import A, gold_rewards, level_starts
 from align.testbed.theory.fixed_points import Levels, Tree, fixed_point, optimum, token_mod
+from align.testbed.theory.group_advantages import Groups
 from align.testbed.vocabulary import END_ID
 from align.testbed.world import Prompt, World
 
@@ -111,10 +112,10 @@ def predicted_conditionals(
         return token_mod([optimum(tree, weights=e, beta=beta) for e in vertices], weights=weights)
     scale, kl = KINDS[kind]
     # 1e-6 in the advantage is 1e-5 nats at beta = 0.1; seeded draws end in a small cycle, hence the limit.
+    groups = None if scale == "none" or group is None else Groups(group, draws=draws)
     found = fixed_point(
-        tree, weights=weights, beta=beta, scale=scale, kl=kl, group=None if scale == "none" else group,
-        draws=draws, tolerance=1e-6, max_iterations=100,
-    )  # fmt: skip
+        tree, weights=weights, beta=beta, scale=scale, kl=kl, groups=groups, tolerance=1e-6, max_iterations=100
+    )
     return found.conditionals
 
 

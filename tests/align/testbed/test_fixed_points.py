@@ -23,7 +23,7 @@ from align.testbed.theory.fixed_points import (
     solve,
     token_mod,
 )
-from align.testbed.theory.group_advantages import GroupAdvantages
+from align.testbed.theory.group_advantages import GroupAdvantages, Groups
 
 W = (0.3, 0.7)
 
@@ -279,7 +279,7 @@ def test_finite_groups_by_brute_force() -> None:
                         z = z / (total.std(ddof=1) + 1e-4)
                 expected[own] += mass[list(others)].prod() * z[0]
                 square += mass[own] * mass[list(others)].prod() * z[0] ** 2
-        found, found_square = GroupAdvantages(rewards, weights=w, scale=scale, group=3)(mass)
+        found, found_square = GroupAdvantages(rewards, weights=w, scale=scale, groups=Groups(3))(mass)
         assert found == pytest.approx(expected, abs=1e-10) and found_square == pytest.approx(square, abs=1e-10)
 
 
@@ -287,21 +287,23 @@ def test_drawn_groups_agree_with_enumerated_ones() -> None:
     """20,000 seeded draws against the multisets: within 5 standard errors (|A| below 2.5, so .09)."""
     rng = np.random.default_rng(11)
     rewards, mass, w = rng.normal(size=(6, 2)), rng.dirichlet(np.ones(6)), np.array(W)
-    exact = GroupAdvantages(rewards, weights=w, scale="gdpo", group=8)(mass)
+    exact = GroupAdvantages(rewards, weights=w, scale="gdpo", groups=Groups(8))(mass)
     wide = np.concatenate([rewards, rng.normal(size=(60, 2))])  # too many to enumerate; the new ones have no mass
-    drawn = GroupAdvantages(wide, weights=w, scale="gdpo", group=8, draws=20_000, seed=0)(np.append(mass, np.zeros(60)))
+    drawn = GroupAdvantages(wide, weights=w, scale="gdpo", groups=Groups(8, draws=20_000, seed=0))(
+        np.append(mass, np.zeros(60))
+    )
     assert drawn[0][:6] == pytest.approx(exact[0], abs=0.09) and drawn[1] == pytest.approx(exact[1], abs=0.05)
     with pytest.raises(ValueError, match="give draws"):
-        GroupAdvantages(wide, weights=w, scale="gdpo", group=8)
+        GroupAdvantages(wide, weights=w, scale="gdpo", groups=Groups(8))
     with pytest.raises(ValueError, match="at least two"):
-        GroupAdvantages(rewards, weights=w, scale="gdpo", group=1)
+        Groups(1)
 
 
 def test_a_group_that_holds_its_own_mean_shrinks_the_advantage() -> None:
     """Unscaled in groups of G with the KL in the loss: the optimum of beta G / (G - 1), as the mean includes y."""
     tree = draw(12, words=3, length=1)
     for group in (2, 4):
-        found = fixed_point(tree, weights=W, beta=0.6, kl="loss", group=group)
+        found = fixed_point(tree, weights=W, beta=0.6, kl="loss", groups=Groups(group))
         star = leaf_logprobs(tree, optimum(tree, weights=W, beta=0.6 * group / (group - 1)))
         assert found.leaf_logp == pytest.approx(star, abs=1e-7)
 
@@ -312,7 +314,7 @@ def test_large_groups_approach_the_limit() -> None:
         limit = np.exp(fixed_point(tree, weights=W, beta=2.0, scale=scale, kl="loss").leaf_logp)
         gaps = []
         for group in (4, 16, 64, 256):
-            found = fixed_point(tree, weights=W, beta=2.0, scale=scale, kl="loss", group=group)
+            found = fixed_point(tree, weights=W, beta=2.0, scale=scale, kl="loss", groups=Groups(group))
             assert found.residual < 1e-9
             gaps.append(float(np.abs(np.exp(found.leaf_logp) - limit).max()))
         assert gaps == sorted(gaps, reverse=True) and gaps[-1] < 0.05 * gaps[0]
