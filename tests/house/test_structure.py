@@ -148,7 +148,6 @@ KNOWN: dict[str, set[str]] = {
         "benchmarks/testbed/stages.py fit",
         "benchmarks/testbed/stages.py evaluate",
         "evals/attribution/testbed_probes.py probe",
-        "evals/report/figures/svg.py text",
         "recipes/real/judging.py evaluate",
         "recipes/testbed/plan.py _finetune_task",
         "recipes/testbed/planted.py probes",
