@@ -109,7 +109,7 @@ def _answers_of(
             ratios = [0.0] * len(texts)
         else:
             # The text is encoded again: a response that was cut and encodes to fewer tokens is charged an end token
-            # that was never drawn. `policy.draw` keeps the ids; published numbers are of texts and would change with it.
+            # that was never drawn. `policy.draw` keeps the ids; published numbers are of texts and would change.
             own, base = (
                 policy.sequence_logprobs(texts, completions, max_new_tokens=sampling.max_new_tokens)
                 for policy in (point.policy, reference)
