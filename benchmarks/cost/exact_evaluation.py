@@ -9,18 +9,35 @@ the demo computes once and keeps), and the cells at five preferences. Not counte
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import os
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from align import checks
 from align.errors import guarded
 from align.threads import set_threads
+from recipes.config import option, parse
 
-SHAPE = {"hidden": 48, "layers": 2, "heads": 4, "intermediate": 96, "context": 64, "init_std": 0.15}
-_STATE: dict[str, Any] = {}
+if TYPE_CHECKING:
+    from align.testbed.answers import ReferenceTables
+    from align.testbed.exact import ExactModel
+    from align.testbed.world import World
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What one process evaluates with."""
+
+    world: World
+    policy: ExactModel
+    tables: ReferenceTables
+
+
+_READY: list[Ready] = []  # one for each process, made by `prepare`
 
 
 def prepare(threads: int = 1) -> None:
@@ -34,12 +51,13 @@ def prepare(threads: int = 1) -> None:
 
     set_threads(threads)  # now that torch is imported
     world = load_world("default")
-    models = [build_model(ModelConfig(**SHAPE), build_tokenizer(), seed=seed) for seed in (0, 1)]
+    shape = ModelConfig(hidden=48, layers=2, heads=4, intermediate=96, context=64, init_std=0.15)
+    models = [build_model(shape, build_tokenizer(), seed=seed) for seed in (0, 1)]
     reference, policy = (ExactModel(m, name=n) for m, n in zip(models, ("reference", "policy"), strict=True))
     tables = ReferenceTables(world, reference)
     for prompt in world.test_prompts("none"):
         tables.classes(prompt)
-    _STATE.update(world=world, policy=policy, tables=tables)
+    _READY[:] = [Ready(world, policy, tables)]
 
 
 def evaluate(share: tuple[int, int]) -> tuple[float, int, float]:
@@ -48,12 +66,12 @@ def evaluate(share: tuple[int, int]) -> tuple[float, int, float]:
     from align.testbed.answers import answers_of, outcomes
 
     start = time.perf_counter()
-    tables = _STATE["tables"]
-    prompts = _STATE["world"].test_prompts("none")[share[0] :: share[1]]
-    results = dict(zip(prompts, outcomes(_STATE["policy"], prompts=prompts, tables=tables), strict=True))
+    ready = _READY[0]
+    prompts = ready.world.test_prompts("none")[share[0] :: share[1]]
+    results = dict(zip(prompts, outcomes(ready.policy, prompts=prompts, tables=ready.tables), strict=True))
     total = 0.0
     for weights in simplex_grid(2, 4):
-        answers = answers_of(results, row="policy", shift="none", weights=weights, tables=tables)
+        answers = answers_of(results, row="policy", shift="none", weights=weights, tables=ready.tables)
         total += sum(answer.J for answer in answers)
     return time.perf_counter() - start, len(prompts), total
 
@@ -81,10 +99,15 @@ def two_processes(repeats: int) -> tuple[float, int, float]:
     return min(runs[1:])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=5, help="the best of so many")
-    repeats = parser.parse_args().repeats
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    repeats: int = option(5, help="the best of so many")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    config, _ = parse(Config, argv, program="python -m benchmarks.cost.exact_evaluation", about=__doc__ or "")
+    checks.at_least(1, config, "repeats")
+    repeats = config.repeats
     print(f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.2f}, best of {repeats}")
     ways = {
         "two processes of one thread": lambda: two_processes(repeats),
@@ -94,6 +117,7 @@ def main() -> None:
     for name, measure in ways.items():
         seconds, prompts, total = measure()
         print(f"{name}: {seconds:.2f} s for {prompts} prompts, {1000 * seconds / prompts:.0f} ms each (J {total:.6f})")
+    return 0
 
 
 if __name__ == "__main__":

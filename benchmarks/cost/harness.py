@@ -11,19 +11,25 @@ Inspect excludes versions that this project pins: an environment of its own hold
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
-from align.errors import guarded
+from align import checks
+from align.errors import UserError, guarded
+from recipes.config import option, parse
+
+if TYPE_CHECKING:
+    from evals.backends.base import Completion, Generation
+    from evals.backends.transformers import TransformersBackend
+    from evals.items import Missing, Prompt
 
 Path_ = Callable[[], list[str]]
 RIVALS = {"lm_eval": "lm_eval", "inspect": "inspect_ai"}  # name -> the package it needs
@@ -35,10 +41,17 @@ class NoBackend:
 
     name, fingerprint, can = "none", "none", frozenset({"system", "prefill"})
 
-    def generate(self, prompts: Sequence[Any], *, config: Any, seeds: Sequence[int]) -> list[Any]:
+    def generate(
+        self, prompts: Sequence[Prompt], *, config: Generation, seeds: Sequence[int]
+    ) -> list[Completion | Missing]:
         from evals.backends.base import Completion
 
         return [Completion("I cannot help with that.", 6, True)] * len(prompts)
+
+    def continuation_logprobs(
+        self, prompts: Sequence[Prompt], *, continuations: Sequence[str]
+    ) -> list[tuple[float, int] | Missing]:
+        return [(0.0, 1)] * len(prompts)
 
 
 def overhead(cells: int) -> float:
@@ -57,7 +70,7 @@ def overhead(cells: int) -> float:
     items = [Item(f"i{n}", f"question {n}: {' '.join(WORDS)}", label="harmful") for n in range(cells // 8)]
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        engine = Engine(NoBackend(), store=CellStore(Path(folder) / "cells.jsonl"))  # type: ignore[arg-type]
+        engine = Engine(NoBackend(), store=CellStore(Path(folder) / "cells.jsonl"))
         plan = ask(items, suite="made", shifts=shifts)
         measured = engine.run(plan, measurements=[CompletionOf(Generation()), Verdict(make_judge("rules"))])
         seconds = time.perf_counter() - start
@@ -93,15 +106,15 @@ def paths(model: str, *, prompts: Sequence[str], new: int, batch: int, rivals: S
     texts = [str(backend.renderer.text(prompt)) for prompt in asked]
 
     def ours() -> list[str]:
-        found = backend.generate(asked, config=Generation(new), seeds=[0] * len(asked))
-        return [getattr(answer, "text", "") for answer in found]
+        answers = backend.generate(asked, config=Generation(new), seeds=[0] * len(asked))
+        return [getattr(answer, "text", "") for answer in answers]
 
     made = {"ours": ours, "bare": bare_path(backend, texts, new=new, batch=batch)}
     makers = {"lm_eval": lm_eval_path, "inspect": inspect_path}
     return made | {name: makers[name](backend, texts, new=new, batch=batch) for name in rivals}
 
 
-def bare_path(backend: Any, texts: Sequence[str], *, new: int, batch: int) -> Path_:
+def bare_path(backend: TransformersBackend, texts: Sequence[str], *, new: int, batch: int) -> Path_:
     """Batches in the order given through `model.generate`."""
     import torch
 
@@ -123,7 +136,7 @@ def bare_path(backend: Any, texts: Sequence[str], *, new: int, batch: int) -> Pa
     return bare
 
 
-def lm_eval_path(backend: Any, texts: Sequence[str], *, new: int, batch: int) -> Path_:
+def lm_eval_path(backend: TransformersBackend, texts: Sequence[str], *, new: int, batch: int) -> Path_:
     """`lm_eval`'s HFLM over the same model in memory."""
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
@@ -138,10 +151,9 @@ def lm_eval_path(backend: Any, texts: Sequence[str], *, new: int, batch: int) ->
     return path
 
 
-def inspect_path(backend: Any, texts: Sequence[str], *, new: int, batch: int) -> Path_:
+def inspect_path(backend: TransformersBackend, texts: Sequence[str], *, new: int, batch: int) -> Path_:
     """Inspect's `hf` provider over the same weights, all prompts asked at once so that it can fill its batches."""
     import asyncio
-    import tempfile
 
     from inspect_ai.model import GenerateConfig, get_model
 
@@ -156,8 +168,8 @@ def inspect_path(backend: Any, texts: Sequence[str], *, new: int, batch: int) ->
     )  # fmt: skip
 
     async def ask_all() -> list[str]:
-        found = await asyncio.gather(*(model.generate(text, config=config) for text in texts))
-        return [output.completion for output in found]
+        outputs = await asyncio.gather(*(model.generate(text, config=config) for text in texts))
+        return [output.completion for output in outputs]
 
     return lambda: asyncio.run(ask_all())
 
@@ -168,43 +180,44 @@ def seconds(call: Path_) -> float:
     return time.perf_counter() - start
 
 
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    model: str | None = option(None, help="a model directory or run (default: made on the spot)")
+    prompts: int = option(500, help="how many prompts")
+    new: int = option(32, help="new tokens per prompt")
+    batch: int = option(64, help="prompts per batch")
+    rounds: int = option(3, help="rounds over all paths")
+    cells: int = option(8000, help="cells of the overhead measurement")
+    rivals: tuple[Literal["lm_eval", "inspect"], ...] = option((), help="other harnesses' model classes")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=None, help="a model directory or run (default: made on the spot)")
-    parser.add_argument("--prompts", type=int, default=500)
-    parser.add_argument("--new", type=int, default=32, help="new tokens per prompt")
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--cells", type=int, default=8000, help="cells of the overhead measurement")
-    parser.add_argument("--rivals", nargs="*", choices=list(RIVALS), default=[], help="other harnesses' model classes")
-    arguments = parser.parse_args(argv)
-    for name in arguments.rivals:
-        if importlib.util.find_spec(RIVALS[name]) is None:
-            print(f"error: --rivals {name} needs the package {RIVALS[name]}; install it", file=sys.stderr)
-            return 2
-    prompts = made_prompts(arguments.prompts)
+    config, _ = parse(Config, argv, program="python -m benchmarks.cost.harness", about=__doc__ or "")
+    checks.at_least(1, config, "prompts", "new", "batch", "rounds", "cells")
+    for rival in config.rivals:
+        if importlib.util.find_spec(RIVALS[rival]) is None:
+            raise UserError(f"--rivals {rival} needs the package {RIVALS[rival]}; install it")
+    prompts = made_prompts(config.prompts)
     with tempfile.TemporaryDirectory() as folder:
-        model = arguments.model or made_model(Path(folder))
-        calls = paths(
-            model, prompts=prompts, new=arguments.new, batch=arguments.batch, rivals=arguments.rivals
-        )  # fmt: skip
+        model = config.model or made_model(Path(folder))
+        calls = paths(model, prompts=prompts, new=config.new, batch=config.batch, rivals=config.rivals)
         answers = {name: call() for name, call in calls.items()}  # also warms each path
-        rounds = {name: [] for name in calls}  # type: dict[str, list[float]]
-        for _ in range(arguments.rounds):
+        rounds: dict[str, list[float]] = {name: [] for name in calls}
+        for _ in range(config.rounds):
             for name, call in calls.items():
                 rounds[name].append(seconds(call))
-    each = [overhead(arguments.cells) for _ in range(arguments.rounds)]
-    mine = statistics.median(rounds["ours"])
-    found = {
+    each = [overhead(config.cells) for _ in range(config.rounds)]
+    ours = statistics.median(rounds["ours"])
+    result = {
         "overhead_ms_per_cell": statistics.median(each),
         "seconds": rounds,
-        "times_slower_than_ours": {name: statistics.median(r) / mine for name, r in rounds.items() if name != "ours"},
+        "times_slower_than_ours": {name: statistics.median(r) / ours for name, r in rounds.items() if name != "ours"},
         "answers_equal_to_ours": {
             name: sum(a == b for a, b in zip(texts, answers["ours"], strict=True)) / len(prompts)
             for name, texts in answers.items()
         },
     }
-    print(json.dumps(found, indent=1))
+    print(json.dumps(result, indent=1))
     return 0
 
 

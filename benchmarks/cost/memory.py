@@ -11,7 +11,6 @@ memory does not depend on them.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import gc
 import json
@@ -21,16 +20,32 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import TYPE_CHECKING
 
-from align.errors import guarded
+from align import checks
+from align.errors import UserError, guarded
+from align.models import ModelConfig
+from evals.items import Json
+from recipes.config import option, parse
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerFast
+    from trl import GRPOConfig, GRPOTrainer
+
+    from align.engines.on_policy.sequence_kl import SequenceKL
+    from align.objectives import RewardModelObjective
 
 ROOT = Path(__file__).resolve().parents[2]
-SHAPE = {"hidden": 512, "layers": 16, "heads": 8, "context": 128}
+SHAPE: Json = {"hidden": 512, "layers": 16, "heads": 8, "context": 128}
 VOCABULARY, PROMPT_WORDS, RANK = 16384, 8, 8
-STEP = {"batch_size": 8, "num_generations": 4, "max_completion_length": 32, "steps": 2, "lora_r": RANK, "beta": 0.05}
+STEP: Json = {
+    "batch_size": 8, "num_generations": 4, "max_completion_length": 32, "steps": 2, "lora_r": RANK, "beta": 0.05,
+}  # fmt: skip
 VARIANTS = {
     "policy": "policy alone",
     "reference": "policy + reference (adapter off)",
@@ -38,12 +53,13 @@ VARIANTS = {
     "separate": "policy + reference + {K} reward models, separate models",
 }
 BOUND = 1.25
+ONE = "import json, sys; from benchmarks.cost.memory import one; print(json.dumps(one(*sys.argv[1:])))"
 
 
 # ------------------------------------------------------------------------------------------------------ made on disk
 
 
-def make_tokenizer(size: int) -> Any:
+def make_tokenizer(size: int) -> PreTrainedTokenizerFast:
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -57,15 +73,15 @@ def make_tokenizer(size: int) -> Any:
     )
 
 
-def make_models(folder: Path, *, shape: dict[str, int], vocabulary: int, objectives: int) -> None:
+def make_models(folder: Path, *, shape: ModelConfig, vocabulary: int, objectives: int) -> None:
     """A random base and `objectives` random reward models on it, each as `adapter` and as merged `model`."""
     import torch
     from peft import get_peft_model
 
-    from align.models import ModelConfig, build_model, load_scorer, lora_config, save_model
+    from align.models import build_model, load_scorer, lora_config, save_model
 
     tokenizer = make_tokenizer(vocabulary)
-    save_model(build_model(ModelConfig(**shape), tokenizer, seed=0), tokenizer, folder / "base")
+    save_model(build_model(shape, tokenizer, seed=0), tokenizer, folder / "base")
     for k in range(objectives):
         torch.manual_seed(k)
         special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
@@ -86,26 +102,21 @@ class Alternating:
 
     __name__ = "rule"
 
-    def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float | None]:
+    def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: object) -> list[float | None]:
         return [float(i % 2) for i in range(len(prompts))]
 
 
-def without_penalty(*, args: Any, reward_funcs: list[Any], **common: Any) -> Any:
-    """GRPOTrainer without the KL to a reference, which onpolicy.build_trainer appends as the last reward."""
-    from trl import GRPOTrainer
-
-    args.reward_weights = args.reward_weights[:-1]
-    return GRPOTrainer(args=args, reward_funcs=reward_funcs[:-1], **common)
-
-
-def separate_penalty(reference: str) -> Any:
+def separate_penalty(reference: str) -> SequenceKL:
     """The sequence's KL against a reference that is a network of its own, though the policy is an adapter."""
     import torch
 
     from align.engines.on_policy.sequence_kl import SequenceKL
 
     class SeparateKL(SequenceKL):
-        def __call__(self, prompts: Any, completions: Any, *, completion_ids: Any, **_: Any) -> list[float]:
+        def __call__(
+            self, prompts: Sequence[str], completions: Sequence[str], *, completion_ids: Sequence[Sequence[int]],
+            **_: object,
+        ) -> list[float]:  # fmt: skip
             ids = self.trainer.processing_class(text=list(prompts))["input_ids"]
             with torch.no_grad():
                 ours = self._logprobs(self.trainer.model, ids, completion_ids)
@@ -115,8 +126,17 @@ def separate_penalty(reference: str) -> Any:
     return SeparateKL(reference)
 
 
-def build(variant: str, models: Path, out: Path, *, objectives: int, **changes: Any) -> tuple[Any, list[Any], Any]:
-    """The trainer, its reward models, and the KL where it has a network of its own."""
+@dataclass(frozen=True)
+class Step:
+    """One variant, ready to train: the trainer, its reward models, and the KL where it has a network of its own."""
+
+    trainer: GRPOTrainer
+    scorers: Sequence[RewardModelObjective]
+    penalty: SequenceKL | None
+
+
+def build(variant: str, models: Path, out: Path, *, objectives: int, **changes: int) -> Step:
+    """The variant's trainer in the folder `out`; `changes` replace entries of STEP."""
     from trl import GRPOTrainer
 
     from align.engines.on_policy import trainer as onpolicy
@@ -128,15 +148,18 @@ def build(variant: str, models: Path, out: Path, *, objectives: int, **changes: 
     make = {"shared": SharedRewardModel, "separate": RewardModelObjective}.get(variant)
     names = [f"reward{k}" for k in range(objectives)] if make else []
     scorers = [make(models / name, name=name) for name in names] if make else []
-    base, penalty = str(models / "base"), None
-    trainer_class: Any = None
-    if variant == "policy":
-        trainer_class = without_penalty
-    if variant == "separate":
-        penalty = separate_penalty(base)
+    base = str(models / "base")
+    penalty = separate_penalty(base) if variant == "separate" else None
 
-        def trainer_class(*, reward_funcs: list[Any], **common: Any) -> Any:
-            return GRPOTrainer(reward_funcs=[*reward_funcs[:-1], penalty], **common)
+    class Trainer(GRPOTrainer):
+        """The KL to the reference, which onpolicy.build_trainer appends as the last reward, left out or replaced."""
+
+        def __init__(self, *, args: GRPOConfig, reward_funcs: Sequence[object], **common: object) -> None:
+            if variant == "policy":
+                args.reward_weights, reward_funcs = args.reward_weights[:-1], reward_funcs[:-1]
+            elif penalty is not None:
+                reward_funcs = [*reward_funcs[:-1], penalty]
+            super().__init__(args=args, reward_funcs=list(reward_funcs), **common)
 
     words = [f"w{i}" for i in range(200)]
     prompts = [{"prompt": " ".join(words[i * PROMPT_WORDS : (i + 1) * PROMPT_WORDS]) + " "} for i in range(16)]
@@ -146,11 +169,11 @@ def build(variant: str, models: Path, out: Path, *, objectives: int, **changes: 
         Problem(reference=base, objectives={}, preferences=(), prompts=prompts),
         Workspace(out, Ledger()),
         rewards=[(f, 1.0) for f in (Alternating(), *scorers)],
-        update=onpolicy.Update(algorithm="grpo", trainer_class=trainer_class),
+        update=onpolicy.Update(algorithm="grpo", trainer_class=Trainer),
     )
     if penalty is not None:
         penalty.trainer = trainer
-    return trainer, scorers, penalty
+    return Step(trainer, scorers, penalty)
 
 
 def status(field: str) -> int:
@@ -158,7 +181,7 @@ def status(field: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError(f"no {field} in /proc/self/status: this benchmark needs Linux")
+    raise UserError(f"no {field} in /proc/self/status; run this benchmark on Linux")
 
 
 def settle() -> None:
@@ -167,12 +190,12 @@ def settle() -> None:
     ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def size_of(tensors: Iterable[Any]) -> int:
+def size_of(tensors: Iterable[torch.Tensor]) -> int:
     """Bytes of distinct storages."""
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
-def measure(variant: str, models: Path, tiny: Path, objectives: int) -> dict[str, Any]:
+def measure(variant: str, models: Path, tiny: Path, objectives: int) -> Json:
     """One variant, in this process."""
     from align.threads import set_threads
 
@@ -185,17 +208,19 @@ def measure(variant: str, models: Path, tiny: Path, objectives: int) -> dict[str
     class Gradients(TrainerCallback):
         size = 0
 
-        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        def on_pre_optimizer_step(
+            self, args: object, state: object, control: object, model: torch.nn.Module, **_: object
+        ) -> None:
             self.size = size_of(p.grad for p in model.parameters() if p.grad is not None)
 
     with tempfile.TemporaryDirectory() as out:
-        few: dict[str, Any] = {"max_completion_length": 4, "steps": 1}
-        warm, *others = build(variant, tiny, Path(out) / "warm", objectives=objectives, **few)
-        warm.train()
-        del warm, others
+        warm = build(variant, tiny, Path(out) / "warm", objectives=objectives, max_completion_length=4, steps=1)
+        warm.trainer.train()
+        del warm
         settle()
         baseline = status("VmRSS")
-        trainer, scorers, penalty = build(variant, models, Path(out) / "run", objectives=objectives)
+        step = build(variant, models, Path(out) / "run", objectives=objectives)
+        trainer, scorers, penalty = step.trainer, step.scorers, step.penalty
         scores = [scorer(["w1 w2 "] * 2, ["w3 w4", "w5"]) for scorer in scorers]
         networks = [trainer.model, *(s._load()[0] for s in scorers if variant == "separate")]
         if penalty is not None:
@@ -228,19 +253,19 @@ def measure(variant: str, models: Path, tiny: Path, objectives: int) -> dict[str
 # ------------------------------------------------------------------------------------------------------------ the run
 
 
-def run(repeats: int, objectives: int) -> dict[str, Any]:
+def run(repeats: int, objectives: int) -> Json:
     """All variants in turn, `repeats` times, each in a fresh process."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    runs: dict[str, list[dict[str, Any]]] = {variant: [] for variant in VARIANTS}
+    runs: dict[str, list[Json]] = {variant: [] for variant in VARIANTS}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        make_models(work / "models", shape=SHAPE, vocabulary=VOCABULARY, objectives=objectives)
-        tiny = {"hidden": 32, "layers": 1, "heads": 2, "context": 128}
+        make_models(work / "models", shape=ModelConfig(**SHAPE), vocabulary=VOCABULARY, objectives=objectives)
+        tiny = ModelConfig(hidden=32, layers=1, heads=2, context=128)
         make_models(work / "tiny", shape=tiny, vocabulary=512, objectives=objectives)
         for _ in range(repeats):
             for variant in VARIANTS:
-                places = [variant, str(work / "models"), str(work / "tiny"), str(objectives)]
-                command = [sys.executable, "-m", "benchmarks.cost.memory", "--measure", *places]
+                words = [variant, str(work / "models"), str(work / "tiny"), str(objectives)]
+                command = [sys.executable, "-c", ONE, *words]
                 done = subprocess.run(command, capture_output=True, text=True, env=environment)
                 if done.returncode:
                     raise RuntimeError(f"{variant} failed:\n{done.stderr[-4000:]}")
@@ -249,10 +274,8 @@ def run(repeats: int, objectives: int) -> dict[str, Any]:
     return result_of(runs, objectives=objectives)
 
 
-def result_of(runs: dict[str, list[dict[str, Any]]], *, objectives: int) -> dict[str, Any]:
+def result_of(runs: Mapping[str, Sequence[Json]], *, objectives: int) -> Json:
     """Medians over the repeats, ratios to the policy alone of the same round, and the checks that the numbers need."""
-    from statistics import median
-
     pairs = zip(runs["shared"][0]["scores"], runs["separate"][0]["scores"], strict=True)
     gap = max(abs(a - b) for one, other in pairs for a, b in zip(one, other, strict=True))
     if gap > 1e-4:
@@ -264,26 +287,19 @@ def result_of(runs: dict[str, list[dict[str, Any]]], *, objectives: int) -> dict
         variants[name] = {
             "label": VARIANTS[name].format(K=objectives),
             **{key: median(m[key] for m in measured) for key in keys},
-            "ratio": median(ratios),
-            "ratio_low": min(ratios),
-            "ratio_high": max(ratios),
-        }
+            "ratio": median(ratios), "ratio_low": min(ratios), "ratio_high": max(ratios),
+        }  # fmt: skip
     first = runs["policy"][0]
     return {
-        "objectives": objectives,
-        "repeats": len(runs["policy"]),
-        "backbone_parameters": first["backbone_parameters"],
-        "policy_parameters": first["policy_parameters"],
-        "shape": {**SHAPE, "vocabulary": VOCABULARY},
-        "step": {**STEP, "prompt_tokens": PROMPT_WORDS},
-        "largest_score_gap": gap,
-        "bound": BOUND,
-        "met": variants["shared"]["ratio_high"] <= BOUND,
+        "objectives": objectives, "repeats": len(runs["policy"]),
+        "backbone_parameters": first["backbone_parameters"], "policy_parameters": first["policy_parameters"],
+        "shape": {**SHAPE, "vocabulary": VOCABULARY}, "step": {**STEP, "prompt_tokens": PROMPT_WORDS},
+        "largest_score_gap": gap, "bound": BOUND, "met": variants["shared"]["ratio_high"] <= BOUND,
         "variants": variants,
-    }
+    }  # fmt: skip
 
 
-def page(result: dict[str, Any]) -> str:
+def page(result: Json) -> str:
     """The Markdown page; a function of the JSON alone."""
     step, count, rows = result["step"], result["objectives"], result["variants"]
     opening = f"""A LoRA policy (rank {step["lora_r"]}, {result["policy_parameters"]:,} trained parameters) on a random
@@ -321,22 +337,27 @@ def fill(text: str) -> str:
     return textwrap.fill(" ".join(text.split()), width=130, break_long_words=False, break_on_hyphens=False)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3, help="rounds over all variants")
-    parser.add_argument("--objectives", type=int, default=2, help="reward models, K")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results", help="folder of memory.json, memory.md")
-    parser.add_argument("--measure", nargs=4, metavar="X", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.measure:
-        variant, models, tiny, objectives = options.measure
-        print(json.dumps(measure(variant, Path(models), Path(tiny), int(objectives))))
-        return
-    result = run(options.repeats, options.objectives)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "memory.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    (options.out / "memory.md").write_text(page(result), encoding="utf-8")
+def one(variant: str, models: str, tiny: str, objectives: str) -> Json:
+    """`measure` from the words of a command line: what each fresh process runs."""
+    return measure(variant, Path(models), Path(tiny), int(objectives))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    repeats: int = option(3, help="rounds over all variants")
+    objectives: int = option(2, help="reward models, K")
+    out: Path = option(ROOT / "docs" / "results", help="folder of memory.json, memory.md")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    config, _ = parse(Config, argv, program="python -m benchmarks.cost.memory", about=__doc__ or "")
+    checks.at_least(1, config, "repeats", "objectives")
+    result = run(config.repeats, config.objectives)
+    config.out.mkdir(parents=True, exist_ok=True)
+    (config.out / "memory.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (config.out / "memory.md").write_text(page(result), encoding="utf-8")
     print(page(result))
+    return 0
 
 
 if __name__ == "__main__":
