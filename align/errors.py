@@ -18,7 +18,7 @@ _LONGEST = 800  # characters of a message: a value that a user gave may have mil
 
 
 def disk_is_full(error: BaseException | None) -> bool:
-    """Whether the error, or one that it came from, says that the disk or quota is full."""
+    """Whether the error, or one that it came from, means that the disk or quota is full."""
     while error is not None:
         text = str(error)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -43,8 +43,8 @@ def guarded(work: Callable[[], int | None]) -> int:
         message = " ".join(str(error).split())
     except OSError as error:
         if disk_is_full(error):
-            place = f" while writing {error.filename}" if error.filename else ""
-            message = f"no space left on the disk{place}; free some space and run the same command again"
+            where = f" while writing {error.filename}" if error.filename else ""
+            message = f"no space left on the disk{where}; free some space and run the same command again"
         elif error.filename and error.errno in PATH_ERRORS:
             message = f"{error.filename} cannot be used ({error.strerror}); check the path and its permissions"
         else:

@@ -1,4 +1,4 @@
-"""Folders that a stage made, told from those of a user by a mark: only what carries it is ever replaced or removed.
+"""Folders that a stage made, kept apart from a user's by a mark: only what carries it is ever replaced or removed.
 
 The mark is a small file, `.align-run.json`: what the folder is for and, once it is finished, every file that the stage
 left in it. A folder without the mark, or a file that the mark does not list, is a user's.
