@@ -15,10 +15,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
 
 import numpy as np
 
+from evals.items import Fields, Json
 from evals.stats.intervals import Interval, clustered_mean
 from evals.stats.shares import share
 
@@ -72,11 +72,11 @@ class Thresholds:
     distance: float
     source: str = ""
 
-    def jsonable(self) -> dict[str, Any]:
+    def jsonable(self) -> Json:
         return asdict(self)
 
     @staticmethod
-    def parse(values: Mapping[str, Any]) -> Thresholds:
+    def parse(values: Fields) -> Thresholds:
         """The thresholds that `jsonable` wrote; ValueError naming a key that is missing, unknown or not a number."""
         names = [f.name for f in fields(Thresholds)]
         odd = sorted(set(values) ^ set(names))
@@ -106,7 +106,7 @@ def calibrate(
     """
     found = {name: _known(controls, name) for name in ("recognition", "pull", "distance")}
     if not len(found["pull"]) or not len(found["recognition"]):
-        raise ValueError("thresholds need controls with a pull and a recognition; measure a placebo twin")
+        raise ValueError("thresholds need controls with a pull and a recognition; measure a matched control")
     far = float(np.quantile(found["distance"], 1 - tail)) if len(found["distance"]) else least.distance
     return Thresholds(
         comprehension=least.comprehension,
@@ -198,7 +198,7 @@ class Attribution:
     shares: dict[str, Interval] | None
     signals: dict[str, Interval | None]
 
-    def jsonable(self) -> dict[str, Any]:
+    def jsonable(self) -> Json:
         return {
             "shift": self.shift, "region": self.region, "requests": self.requests, "weighed": self.weighed,
             "fails": self.fails.stated, "fails_plain": self.fails_plain.stated, "new_failures": self.new_failures,

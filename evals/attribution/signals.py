@@ -1,6 +1,6 @@
 """From measured tables to attribution's signals of every harmful request under every shift; pure.
 
-A table is shift -> item -> number. Which shifts a pull is measured between follows from the shifts' own placebo twins.
+A table is shift -> item -> number. Which shifts a pull is measured between follows from the shifts' matched controls.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ class Tables:
 def pull_pair(shift: Shift, measured: Mapping[str, Shift]) -> tuple[str, str] | None:
     """The two shifts whose requests differ in the instruction alone: (without it, with it); None where there is none.
 
-    An attack and its placebo twin, where both show the request alike, plain or in code. An encoding's frame around the
-    plain request, against plain text, where the twin is that frame. A wrapper without a twin (a control), against plain
-    text. A code without an instruction has none to be pulled by.
+    An attack and its matched control, where both show the request alike, plain or in code. An encoding's frame around
+    the plain request, against plain text, where the control is that frame. A wrapper without a control (a control
+    itself), against plain text. A code without an instruction has none to be pulled by.
     """
-    twin = measured.get(shift.placebo) if shift.placebo else None
-    if twin is None:
+    control = measured.get(shift.control) if shift.control else None
+    if control is None:
         return (NO_SHIFT, shift.name) if shift.codec is None and shift.name != NO_SHIFT else None
-    if (twin.codec is None) == (shift.codec is None):
-        return twin.name, shift.name
-    return (NO_SHIFT, twin.name) if twin.codec is None else (twin.name, shift.name)
+    if (control.codec is None) == (shift.codec is None):
+        return control.name, shift.name
+    return (NO_SHIFT, control.name) if control.codec is None else (control.name, shift.name)
 
 
 def comprehension_of(tables: Tables, shift: str) -> float | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -36,9 +36,14 @@ from align.testbed.world import (
 )
 from evals.attribution.regions import Signals, auroc, recognition_left, retained
 from evals.attribution.testbed_sampling import draw
+from evals.items import Json
 from evals.stats.distances import fit_cloud, log_distance
 
 # what the instruction part is measured against: the twin with the neutral prefix, else the plain prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 PLACEBO = {"compliance": "control", "cipher_compliance": "cipher_control"}
 # the same request without what the shift added
 REPAIRED = {"cipher_compliance": "compliance"}  # decoded, the wrapper left; elsewhere the plain prompt
@@ -59,7 +64,7 @@ class PolicyProbes:
     benign: tuple[str, ...]
 
 
-def opening_logprobs(model: Any, prompts: Sequence[Prompt]) -> np.ndarray:
+def opening_logprobs(model: PreTrainedModel, prompts: Sequence[Prompt]) -> np.ndarray:
     """(P, 11) log-probability of each response word as the first one, either spelling; P prompts."""
     import torch
 
@@ -116,7 +121,7 @@ def fails(world: World, prompt: Prompt, ids: Sequence[int]) -> bool:
 
 
 def failing_shares(
-    world: World, model: Any, prompts: Sequence[Prompt], *, samples: int, seed: int, ledger: Ledger,
+    world: World, model: PreTrainedModel, prompts: Sequence[Prompt], *, samples: int, seed: int, ledger: Ledger,
     temperature: float = 1.0,
 ) -> list[float]:  # fmt: skip
     """Per prompt, the share of sampled responses that the judge fails. A word of either spelling ends no response."""
@@ -133,7 +138,7 @@ def failing_shares(
     return shares
 
 
-def hidden_states(model: Any, texts: Sequence[str]) -> np.ndarray:
+def hidden_states(model: PreTrainedModel, texts: Sequence[str]) -> np.ndarray:
     """(P, H) last hidden state of each prompt's last token."""
     import torch
 
@@ -146,7 +151,7 @@ def hidden_states(model: Any, texts: Sequence[str]) -> np.ndarray:
 
 
 def probe(
-    world: World, model: Any, reference: Any, *, splits: Sequence[str], training: Sequence[str],
+    world: World, model: PreTrainedModel, reference: PreTrainedModel, *, splits: Sequence[str], training: Sequence[str],
     samples: int, seed: int, ledger: Ledger, temperature: float = 1.0,
 ) -> PolicyProbes:  # fmt: skip
     """Every probe of one policy on the held-out prompts of the named splits (training topics); see PolicyProbes.
@@ -165,7 +170,7 @@ def probe(
             world, model, prompts, samples=samples, seed=seed, ledger=ledger, temperature=temperature
         )
         far = log_distance(cloud, hidden_states(model, [p.text for p in prompts]), plain_MH=plain_PH)
-        values: dict[str, Any] = {"own": refusal_margins(own_PA), "ref": refusal_margins(ref_PA)}
+        values: Json = {"own": refusal_margins(own_PA), "ref": refusal_margins(ref_PA)}
         values |= {"failing": drawn, "distance": far}
         for name, found in values.items():
             tables[name][split] = {i: float(v) for i, v in zip(items, found, strict=True)}

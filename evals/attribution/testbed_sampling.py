@@ -7,7 +7,7 @@ Legend: N samples, U different prefixes, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,9 +17,12 @@ from align.testbed.vocabulary import VOCABULARY, alphabet_ids, encode, response_
 from align.testbed.world import Prompt, World
 from evals.attribution.sampled_split import Estimate, Samples, estimate
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 def draw(
-    models: Sequence[Any], prompt: Prompt, *, count: int, max_tokens: int, rng: np.random.Generator,
+    models: Sequence[PreTrainedModel], prompt: Prompt, *, count: int, max_tokens: int, rng: np.random.Generator,
     alphabet: Sequence[int] | None = None, temperature: float = 1.0,
 ) -> tuple[list[list[int]], np.ndarray]:  # fmt: skip
     """`count` responses of models[0], and their (models, N) log-probabilities; the world's rule ends a response.
@@ -48,7 +51,7 @@ def draw(
     return drawn, logp
 
 
-def _next_logp(model: Any, rows: Sequence[Sequence[int]]) -> np.ndarray:
+def _next_logp(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> np.ndarray:
     """(U, V) log-probabilities of the next token; all rows have one length. Tags beyond the vocabulary are left out."""
     import torch
 
@@ -65,8 +68,8 @@ def scalarised(world: World, prompt: Prompt, ids: Sequence[int], weights: Sequen
 
 
 def estimates(
-    world: World, model: Any, reference: Any, prompts: Sequence[Prompt], *, weights: Sequence[float], count: int,
-    seed: int,
+    world: World, model: PreTrainedModel, reference: PreTrainedModel, prompts: Sequence[Prompt], *,
+    weights: Sequence[float], count: int, seed: int,
 ) -> dict[str, Estimate]:  # fmt: skip
     """Prompt -> J and J* from `count` samples each of policy and reference."""
     found = {}

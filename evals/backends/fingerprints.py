@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import TYPE_CHECKING
 
 from evals.items import digest
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-def weights_fingerprint(model: Any) -> str:
+
+def weights_fingerprint(model: PreTrainedModel) -> str:
     """First 16 hex digits of the SHA-256 over every parameter and buffer of the state: name, type, shape, bytes."""
     import torch
 
@@ -23,7 +26,7 @@ def weights_fingerprint(model: Any) -> str:
     return total.hexdigest()[:16]
 
 
-def tokenizer_fingerprint(tokenizer: Any) -> str:
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """First 16 hex digits over the vocabulary, the merges and rules, the special tokens and the chat template."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())

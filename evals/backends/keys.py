@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
 from urllib.parse import urlsplit
 
 from align.errors import UserError
+from evals.items import Fields
 
 OFFICIAL, USUAL = "api.openai.com", "OPENAI_API_KEY"
 AUTO = "auto"  # the usual variable at the official host, no key anywhere else
@@ -48,7 +48,7 @@ def named_for(base_url: str, keys: Mapping[str, str]) -> str:
     return keys.get(host_of(base_url), AUTO)
 
 
-def unsent(base_url: str, keys: Mapping[str, str], *, environment: Mapping[str, Any] = os.environ) -> str | None:
+def unsent(base_url: str, keys: Mapping[str, str], *, environment: Fields = os.environ) -> str | None:
     """A line where the usual key is set and not sent to this address; None where there is nothing to say."""
     if named_for(base_url, keys) != AUTO or variable_for(base_url) is not None or not environment.get(USUAL):
         return None

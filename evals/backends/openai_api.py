@@ -19,7 +19,7 @@ from evals.backends.api_replies import Faulty, Secret, completion_text, echoed_l
 from evals.backends.base import Completion, Generation
 from evals.backends.keys import AUTO, OFFICIAL, host_of, named_for, variable_for
 from evals.backends.retries import Caller, Patience
-from evals.items import Message, Missing, Prompt, digest
+from evals.items import Fields, Json, Message, Missing, Prompt, digest
 
 OPENAI = f"https://{OFFICIAL}/v1"
 TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")
@@ -68,7 +68,7 @@ class Endpoint:
     token_limit: str = "max_tokens"
     count_tokens: Callable[[str], int] | None = None
     describe: bool = True
-    extra_body: Mapping[str, Any] = field(default_factory=dict)
+    extra_body: Fields = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.base_url)
@@ -131,10 +131,10 @@ class OpenAIBackend:
         )  # fmt: skip
         self._caller: Caller[Any] = Caller(self.patience, sort=lambda error: meaning(error, openai, self._secret))
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> Json:
         return {key: v for key, v in self.__dict__.items() if key not in ("_client", "_caller", "_secret")}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: Json) -> None:
         self.__dict__.update(state)
         self._connect()
 
@@ -153,13 +153,13 @@ class OpenAIBackend:
             self._fingerprint = f"api:{self.endpoint.host}:{self.model}:weights-unseen:{parts[:16]}"
         return self._fingerprint
 
-    def _description(self) -> dict[str, Any]:
+    def _description(self) -> Json:
         def ask(seconds: float) -> list[Any]:
             return list(self._client.models.list(timeout=self._timeout(seconds)).data or [])
 
         found = self._caller.run([ask])[0]
         listed = [] if isinstance(found, Missing) else [entry.to_dict() for entry in found]
-        mine: dict[str, Any] = next((entry for entry in listed if entry.get("id") == self.model), {})
+        mine: Json = next((entry for entry in listed if entry.get("id") == self.model), {})
         return {key: mine[key] for key in DESCRIPTION if mine.get(key) is not None}
 
     def _timeout(self, seconds: float) -> float:
@@ -181,7 +181,7 @@ class OpenAIBackend:
         return Missing(f"unsupported_{lacking[0]}", f"{self.name} is not set up for it") if lacking else None
 
     def _completion_of(self, prompt: Prompt, config: Generation, seed: int) -> Callable[[float], Completion]:
-        options: dict[str, Any] = {self.endpoint.token_limit: config.max_new_tokens, "temperature": config.temperature}
+        options: Json = {self.endpoint.token_limit: config.max_new_tokens, "temperature": config.temperature}
         if config.temperature > 0:
             options["seed"] = seed & 0x7FFFFFFF
         if config.stop:

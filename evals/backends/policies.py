@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from align.errors import UserError
 from align.policies.base import FAMILY_FILE, ModelPolicy
@@ -13,7 +13,10 @@ from evals.backends.base import Backend, Completion, Generation
 from evals.backends.fingerprints import tokenizer_fingerprint, weights_fingerprint
 from evals.backends.rendering import renderer
 from evals.backends.transformers import TransformersBackend
-from evals.items import Missing, Prompt, digest
+from evals.items import Json, Missing, Prompt, digest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class PolicyBackend:
@@ -77,7 +80,7 @@ class PolicyBackend:
         return [why] * len(prompts)
 
 
-def _context(model: Any) -> int | None:
+def _context(model: PreTrainedModel) -> int | None:
     config = getattr(model, "config", None)
     return getattr(config, "max_position_embeddings", None)
 
@@ -87,7 +90,7 @@ def backend_of(path: str, *, weights: str | None, template: str = "auto", batch_
 
     UserError where a family is given without a preference (it lists what it can be asked for), or a model with one.
     """
-    options: dict[str, Any] = {"template": template, "batch_size": batch_size}
+    options: Json = {"template": template, "batch_size": batch_size}
     if not (Path(path) / FAMILY_FILE).is_file():
         if weights is not None:
             raise UserError(f"{path} is a single model; leave out --weights, which asks a family of policies")

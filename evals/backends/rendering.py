@@ -7,11 +7,14 @@ writes the start token itself does not get a second one.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from align.data.hh import ASSISTANT, HUMAN
 from align.errors import UserError
 from evals.items import Missing, Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 TEMPLATES = ("auto", "chat", "hh", "plain")
 
@@ -21,7 +24,7 @@ class Renderer:
     """Renders prompts in one way. `can` names the turns it has a place for: "system", "prefill"."""
 
     template: str
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     can: frozenset[str]
 
     def text(self, prompt: Prompt) -> str | Missing:
@@ -36,7 +39,7 @@ class Renderer:
         return "\n".join(turn.content for turn in prompt.turns)
 
 
-def renderer(tokenizer: Any, *, template: str = "auto") -> Renderer:
+def renderer(tokenizer: PreTrainedTokenizerBase, *, template: str = "auto") -> Renderer:
     """A renderer; `auto` takes the tokenizer's chat template, else the HH transcript. UserError on an unknown one."""
     if template not in TEMPLATES:
         raise UserError(f"template {template!r} is not one of {', '.join(TEMPLATES)}")
@@ -54,7 +57,7 @@ def renderer(tokenizer: Any, *, template: str = "auto") -> Renderer:
     return Renderer("chat", tokenizer, frozenset({"prefill", "system"} if shown else {"prefill"}))
 
 
-def _chat(tokenizer: Any, prompt: Prompt) -> str:
+def _chat(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
     messages = [{"role": turn.role, "content": turn.content} for turn in prompt.turns]
     going_on = bool(prompt.prefill)
     return tokenizer.apply_chat_template(

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from align.errors import UserError
 from evals.backends.base import Completion, Generation
 from evals.backends.fingerprints import tokenizer_fingerprint, weights_fingerprint
 from evals.backends.rendering import renderer
 from evals.items import Missing, Prompt, digest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 NOT_A_POLICY = Missing("unsupported_generation", "a reward model scores responses and writes none", lasting=True)
 
@@ -34,7 +37,10 @@ def is_reward_model(path: str) -> bool:
 class RewardBackend:
     """Scores responses with one model, on the token ids that it was trained on (`align.objectives.reward_model`)."""
 
-    def __init__(self, model: Any, tokenizer: Any, *, name: str, template: str = "auto", batch_size: int = 64) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str, template: str = "auto",
+        batch_size: int = 64,
+    ) -> None:  # fmt: skip
         self.model, self.tokenizer, self.name, self.batch_size = model.eval(), tokenizer, name, batch_size
         self.renderer = renderer(tokenizer, template=template)
         self.can = self.renderer.can - {"prefill"}  # a begun answer would stand before a response that is whole

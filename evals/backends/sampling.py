@@ -7,7 +7,10 @@ noise of a row is drawn by a generator seeded for that row alone, so that order,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 class SeededGumbel:
@@ -21,7 +24,7 @@ class SeededGumbel:
         self.temperature = temperature
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
-    def __call__(self, input_ids_BT: Any, scores_BV: Any) -> Any:
+    def __call__(self, input_ids_BT: torch.Tensor, scores_BV: torch.Tensor) -> torch.Tensor:
         import torch
 
         shape = scores_BV.shape[-1:]

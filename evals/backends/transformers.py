@@ -21,7 +21,9 @@ from evals.backends.sampling import SeededGumbel
 from evals.items import Missing, Prompt, digest
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Encoded = list[int] | Missing
 
@@ -34,8 +36,8 @@ class TransformersBackend:
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, name: str, template: str = "auto", batch_size: int = 64,
-        adapters: bool = True, prefix: Sequence[int] = (), banned: Sequence[int] = (),
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str, template: str = "auto",
+        batch_size: int = 64, adapters: bool = True, prefix: Sequence[int] = (), banned: Sequence[int] = (),
     ) -> None:  # fmt: skip
         checks_batch(batch_size)
         self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
@@ -57,7 +59,7 @@ class TransformersBackend:
         if (Path(source) / "adapter_config.json").is_file():
             from peft import AutoPeftModelForCausalLM
 
-            model: Any = AutoPeftModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+            model: PreTrainedModel = AutoPeftModelForCausalLM.from_pretrained(source, dtype=torch.float32)
         else:
             model = load_model(source)
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -232,7 +234,9 @@ class TransformersBackend:
         with self.active():
             return completion_logprobs(self.model, [(ids[:start], ids[start:]) for ids, start in rows], reader=reader)
 
-    def logprobs(self, rows: Sequence[list[int]], *, left: bool = False) -> tuple[Any, Any, Any]:
+    def logprobs(
+        self, rows: Sequence[list[int]], *, left: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(B, T, V) float32 log-probabilities of the next token at every position, the padded ids, and the mask."""
         import torch
 
@@ -253,7 +257,7 @@ def checks_batch(batch_size: int) -> None:
 
 
 @contextmanager
-def _plain_generation(model: Any) -> Iterator[None]:
+def _plain_generation(model: PreTrainedModel) -> Iterator[None]:
     """Without the checkpoint's own sampling habits, which `generate` would merge into the settings given."""
     from transformers import GenerationConfig
 

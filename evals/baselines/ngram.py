@@ -26,10 +26,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -151,7 +154,7 @@ def fit_ngram(
 def ngram_bits_per_byte(
     train: Sequence[str],
     held_out: Sequence[str],
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     *,
     order: int = 5,
     score_end: bool = False,

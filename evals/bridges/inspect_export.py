@@ -7,16 +7,16 @@ name. What is Missing is an unscored sample with its reason, in no rate. Rates s
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from align.errors import UserError
-from evals.items import digest
+from evals.items import Fields, Json, digest
 
-Row = Mapping[str, Any]
+Row = Fields
 # Measurement -> the field that is its value; of any other one all numbers are.
 PRIMARY = {"verdict": "verdict", "comprehension": "read", "choices": "correct", "refusal_margin": "margin"}
 METADATA = ("item", "shift", "family", "mode", "label", "group", "request", "model", "fingerprint")
@@ -133,7 +133,7 @@ def _score(row: Row, name: str) -> Any:
     return score(value=value, answer=row.get("response"), explanation=fields.get("why") or None, metadata=fields)
 
 
-def _scalars(fields: Row) -> dict[str, Any]:
+def _scalars(fields: Row) -> Json:
     return {name: value for name, value in fields.items() if isinstance(value, (str, int, float, bool))}
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from align.errors import UserError
 from evals.backends.base import Backend
 from evals.bridges.policy_lm import policy_lm
-from evals.items import Item, Missing
+from evals.items import Fields, Item, Json, Missing
 from evals.suites.base import Suite
 
 Score = float | Missing
@@ -83,7 +83,7 @@ def chrf(text: str, *, reference: str) -> float:
 # --- suites as tasks -------------------------------------------------------------------------------------------------
 
 
-def suite_task(suite: Suite, items: Sequence[Item]) -> dict[str, Any]:
+def suite_task(suite: Suite, items: Sequence[Item]) -> Json:
     """The configuration of an `lm_eval` task that asks a suite's items; UserError for suites that are no such task.
 
     The data set is made from the items in memory. `lm_eval` writes one space between context and choice.
@@ -98,7 +98,7 @@ def suite_task(suite: Suite, items: Sequence[Item]) -> dict[str, Any]:
         {"item": i.id, "request": i.request, "choices": list(i.choices), "answers": _references(i), "target": i.target}
         for i in items
     ]
-    common: dict[str, Any] = {
+    common: Json = {
         "task": suite.name, "custom_dataset": lambda **_: _data_set(docs), "test_split": "test",
         "doc_to_text": _request, "num_fewshot": 0, "metadata": {"version": 1},
         "metric_list": [_metric(name, better) for name, better in suite.metrics.items()],
@@ -116,44 +116,44 @@ def _references(item: Item) -> list[str]:
     return [str(answer) for answer in item.columns.get("answers", [item.target])]
 
 
-def _metric(name: str, better: bool | None) -> dict[str, Any]:
+def _metric(name: str, better: bool | None) -> Json:
     return {"metric": name, "aggregation": "mean", "higher_is_better": better is not False}
 
 
-def _data_set(docs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _data_set(docs: Sequence[Fields]) -> Json:
     from datasets import Dataset
 
     return {"test": Dataset.from_list([{**doc, "target": str(doc["target"])} for doc in docs])}
 
 
-def _request(doc: Mapping[str, Any]) -> str:
+def _request(doc: Fields) -> str:
     return str(doc["request"])
 
 
-def _choices(doc: Mapping[str, Any]) -> list[str]:
+def _choices(doc: Fields) -> list[str]:
     return list(doc["choices"])
 
 
-def _target(doc: Mapping[str, Any]) -> int:
+def _target(doc: Fields) -> int:
     return int(doc["target"])
 
 
-def _first_reference(doc: Mapping[str, Any]) -> str:
+def _first_reference(doc: Fields) -> str:
     return str(doc["answers"][0])
 
 
-def _closed_scores(doc: Mapping[str, Any], results: Sequence[tuple[float, Any]]) -> dict[str, float]:
+def _closed_scores(doc: Fields, results: Sequence[tuple[float, Any]]) -> dict[str, float]:
     logprobs, target = [logprob for logprob, _ in results], _target(doc)
     if any(value != value for value in logprobs):  # Missing: whatever stands here is not read
         return {"accuracy": math.nan, "p_target": math.nan}
     return {"accuracy": accuracy(logprobs, target=target), "p_target": target_probability(logprobs, target=target)}
 
 
-def _qa_scores(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
+def _qa_scores(doc: Fields, results: Sequence[str]) -> dict[str, float]:
     return answer_scores(results[0], answers=doc["answers"])
 
 
-def _translation_scores(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
+def _translation_scores(doc: Fields, results: Sequence[str]) -> dict[str, float]:
     return {"chrf": chrf(results[0], reference=doc["answers"][0])}
 
 
@@ -192,14 +192,14 @@ def run_tasks(
     return found
 
 
-def _document_ids(rows: Sequence[Mapping[str, Any]]) -> dict[int, str]:
+def _document_ids(rows: Sequence[Fields]) -> dict[int, str]:
     """Number of a document -> its `id`; its number where ids are lacking or repeat."""
     ids = {row["doc_id"]: str(row["doc"].get("id", row["doc_id"])) for row in rows}
     return ids if len(set(ids.values())) == len(ids) else {number: str(number) for number in ids}
 
 
 def _scores(
-    samples: Sequence[Mapping[str, Any]], *, missing: Mapping[tuple[str, int], Missing], task: str,
+    samples: Sequence[Fields], *, missing: Mapping[tuple[str, int], Missing], task: str,
     ids: Mapping[int, str],
 ) -> dict[str, dict[str, Score]]:  # fmt: skip
     """Metric -> item -> score. A metric under a filter of its own is named "metric,filter"."""
@@ -217,7 +217,7 @@ def _scores(
 
 def _evaluate(
     backend: Backend, tasks: list[Any], *, bundled: bool, limit: int | None, include_path: str | None = None
-) -> tuple[dict[str, list[dict[str, Any]]], dict[tuple[str, int], Missing], dict[str, dict[str, bool]]]:
+) -> tuple[dict[str, list[Json]], dict[tuple[str, int], Missing], dict[str, dict[str, bool]]]:
     """(Task -> logged samples, what is Missing, task -> metric -> whether higher is better)."""
     lm = policy_lm(backend)
     with _quiet():

@@ -18,7 +18,7 @@ from typing import Any
 
 from align.errors import UserError
 from evals.backends.base import Backend, Completion, Generation
-from evals.items import Message, Missing, Prompt, seed_of
+from evals.items import Fields, Message, Missing, Prompt, seed_of
 
 _TURNS = "\x02turns:"  # opens a context that holds chat turns as JSON
 _NEUTRAL = {"top_p": (1, 1.0), "top_k": (0, 50), "num_beams": (1,), "repetition_penalty": (1, 1.0)}
@@ -32,7 +32,7 @@ def as_prompt(context: str) -> Prompt:
     return Prompt(tuple(Message(turn["role"], turn["content"]) for turn in turns))
 
 
-def generation_of(options: Mapping[str, Any], *, longest: int) -> Generation:
+def generation_of(options: Fields, *, longest: int) -> Generation:
     """`lm_eval`'s generation options as ours; UserError for sampling rules that a backend does not have."""
     until = options.get("until") or []
     sampled = bool(options.get("do_sample")) and float(options.get("temperature", 1.0)) > 0

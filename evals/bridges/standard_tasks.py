@@ -23,7 +23,7 @@ from typing import Any
 from align.errors import UserError, guarded
 from evals.backends.base import Backend
 from evals.bridges.lm_eval_bridge import Score, TaskScores, run_suites
-from evals.items import Item, Missing
+from evals.items import Item, Json, Missing
 from evals.stats.intervals import Interval
 from evals.stats.shares import paired_change, share
 from evals.suites import SUITES, load_suite
@@ -57,7 +57,7 @@ class Row:
     gap_change: Interval | None
     missing: Mapping[str, Mapping[str, int]]
 
-    def jsonable(self) -> dict[str, Any]:
+    def jsonable(self) -> Json:
         """The row as JSON types; `detectable` is the change that this many items find with power .8 at level .05."""
         se = self.change.se
         return {**asdict(self), "detectable": None if se is None else 2.80 * se}

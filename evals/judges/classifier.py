@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from align.errors import UserError
 from evals.backends.fingerprints import tokenizer_fingerprint, weights_fingerprint
 from evals.items import Item, Missing, digest
 from evals.judges.base import Judgement, Pending, judged
 from evals.judges.tfidf import by_probability
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 class ClassifierJudge:
@@ -22,7 +25,7 @@ class ClassifierJudge:
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, refused: str, pair: bool = False,
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, refused: str, pair: bool = False,
         unclear: tuple[float, float] = (0.35, 0.65), batch_size: int = 32, name: str = "classifier",
     ) -> None:  # fmt: skip
         low, high = unclear
@@ -90,7 +93,7 @@ class ClassifierJudge:
         return probabilities_BC[:, self.refused].tolist()
 
 
-def _class_index(config: Any, refused: str) -> int:
+def _class_index(config: PretrainedConfig, refused: str) -> int:
     """The output of a class by name or index; UserError with the choices."""
     names = {int(index): str(name) for index, name in config.id2label.items()}
     matching = [index for index, name in names.items() if name == refused or str(index) == refused]

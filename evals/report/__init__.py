@@ -10,15 +10,14 @@ threads}, `notes` as a list of sentences.
 """
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from align.errors import UserError
 from align.runs import write_text
+from evals.items import Fields
 
 
-def render(summary: Mapping[str, Any]) -> str:
+def render(summary: Fields) -> str:
     """The whole page as text. UserError naming the key where the summary lacks what no report can do without."""
     from evals.report import comparison_page, page, suite_page
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from html import escape
-from typing import Any
 
+from evals.items import Fields
 from evals.report.figures.svg import Board
 from evals.report.template import text_of
 from evals.report.words import interval, num, percent
@@ -31,7 +31,7 @@ HOW = (
 )
 
 
-def section(result: Mapping[str, Any]) -> str:
+def section(result: Fields) -> str:
     """The section's HTML: sentences, each with its fold of evidence, and the bounds."""
     parts = ['<section id="attribution">', "<h2>Why it fails under shift</h2>", f'<p class="how">{escape(HOW)}</p>']
     parts += [_shift(name, entry) for name, entry in result["shifts"].items()]
@@ -45,7 +45,7 @@ def section(result: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def page(result: Mapping[str, Any]) -> str:
+def page(result: Fields) -> str:
     """A self-contained page with the section."""
     title = escape(f"Why {result['model']} fails under shift")
     return (
@@ -56,7 +56,7 @@ def page(result: Mapping[str, Any]) -> str:
     )
 
 
-def _shift(name: str, entry: Mapping[str, Any]) -> str:
+def _shift(name: str, entry: Fields) -> str:
     rows = "".join(_signal(key, entry["signals"].get(key)) for key in MEANING)
     bar = "" if entry["shares"] is None else _shares(entry["shares"], entry["weighed"])
     control = ' <span class="tag">control</span>' if entry.get("mode") == "control" else ""
@@ -68,7 +68,7 @@ def _shift(name: str, entry: Mapping[str, Any]) -> str:
     )
 
 
-def _benign(found: Mapping[str, Any] | None) -> str:
+def _benign(found: Fields | None) -> str:
     """Harmless requests behind the same shift: the control that a pull or a lost recognition is not about them."""
     if not found:
         return ""
@@ -79,7 +79,7 @@ def _benign(found: Mapping[str, Any] | None) -> str:
     return f'<p class="small">{escape(words)}.</p>'
 
 
-def _signal(key: str, found: Mapping[str, Any] | None) -> str:
+def _signal(key: str, found: Fields | None) -> str:
     if found is None:
         cell = "not measured"
     else:
@@ -87,11 +87,11 @@ def _signal(key: str, found: Mapping[str, Any] | None) -> str:
     return f'<tr><th scope="row">{key}</th><td>{cell}</td><td class="left">{escape(MEANING[key])}</td></tr>'
 
 
-def _interval(found: Mapping[str, Any]) -> str:
+def _interval(found: Fields) -> str:
     return str(found["over"]) if found["ci"] is None else f"{interval(found['ci'])} {found['over']}"
 
 
-def _shares(shares: Mapping[str, Mapping[str, Any]], weighed: str) -> str:
+def _shares(shares: Mapping[str, Fields], weighed: str) -> str:
     """A stacked bar of the failures by region, and the numbers below it."""
     said = "; ".join(
         f"{name} {percent(found['value'])}" + ("" if found["ci"] is None else f" {interval(found['ci'])}")

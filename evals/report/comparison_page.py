@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+from evals.items import Fields, Json
 from evals.report import suite_words, template
 from evals.report.figures import suite as suite_figure
 from evals.report.page import NARROW, PANELS, provenance_parts
 from evals.report.suite_page import MODES
 
 
-def build(summary: Mapping[str, Any]) -> str:
+def build(summary: Fields) -> str:
     """The page as text; all values are escaped by the template."""
     return template.render("comparison.html", sections(summary))
 
 
-def sections(summary: Mapping[str, Any]) -> dict[str, Any]:
+def sections(summary: Fields) -> Json:
     """Everything the template shows, by name."""
     shifts = summary.get("shifts") or {}
     modes = [mode for mode in MODES if any(facts.get("mode") == mode for facts in shifts.values())]
@@ -29,7 +27,7 @@ def sections(summary: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _suite(table: Mapping[str, Any], shifts: Mapping[str, Any]) -> dict[str, Any]:
+def _suite(table: Fields, shifts: Fields) -> Json:
     return {
         "table": table,
         "figure": {

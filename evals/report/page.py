@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from evals.items import Fields, Json
 from evals.report import plain_text, template, words
 from evals.report.figures import conflict as conflict_figure
 from evals.report.figures import fronts as figures
@@ -13,12 +14,12 @@ from evals.report.figures import svg
 FRONT, PANELS, NARROW = 760, 1040, 330  # pixel widths that figures are drawn at; the style sheet shows what fits
 
 
-def build(summary: Mapping[str, Any]) -> str:
+def build(summary: Fields) -> str:
     """The page as text; all values are escaped by the template."""
     return template.render("page.html", sections(summary))
 
 
-def sections(summary: Mapping[str, Any]) -> dict[str, Any]:
+def sections(summary: Fields) -> Json:
     """Everything the template shows, by name."""
     rows, looks = words.ranked(summary), figures.styles(summary)
     names = words.objectives(summary)
@@ -57,22 +58,22 @@ def sections(summary: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _both(draw: Any, summary: Mapping[str, Any], width: int, **options: Any) -> dict[str, str]:
+def _both(draw: Any, summary: Fields, width: int, **options: Any) -> dict[str, str]:
     return {"wide": draw(summary, width=width, **options), "narrow": draw(summary, width=NARROW, **options)}
 
 
-def _bar_full(rows: Mapping[str, Mapping[str, Any]]) -> float:
+def _bar_full(rows: Mapping[str, Fields]) -> float:
     """The regret share at which a bar is full: the largest share, but at most 1.5, so that small ones stay visible."""
     return min(1.5, max([1.0, *(row["regret_share"] for row in rows.values() if row.get("regret_share") is not None)]))
 
 
-def _headline(summary: Mapping[str, Any]) -> str:
+def _headline(summary: Fields) -> str:
     """The objective whose gap heads the shift section."""
     shifts = summary.get("shifts") or {}
     return next((str(e["gap_of"]["objective"]) for rows in shifts.values() for e in rows.values() if "gap_of" in e), "")
 
 
-def _gap_words(summary: Mapping[str, Any]) -> dict[str, list[str]]:
+def _gap_words(summary: Fields) -> dict[str, list[str]]:
     """Per shift, what its intervals run over (usually one sentence for all rows)."""
     found: dict[str, list[str]] = {}
     for shift, entries in (summary.get("shifts") or {}).items():
@@ -81,7 +82,7 @@ def _gap_words(summary: Mapping[str, Any]) -> dict[str, list[str]]:
     return found
 
 
-def _matrices(conflict: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _matrices(conflict: Fields) -> list[Json]:
     """The conflict tables with a tint per cell: share of opposed labels (0 to 1), correlations, cosines (-1 to 1)."""
     over = "".join((f"; n = {conflict['n']}" if conflict.get("n") else "", f", {conflict.get('over') or ''}"))
     over = over.rstrip(", ")
@@ -132,7 +133,7 @@ def _tint(conflict: float | None) -> str:
     return "#" + "".join(f"{round(w + share * (o - w)):02x}" for w, o in zip(white, orange, strict=True))
 
 
-def _reward_models(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _reward_models(rows: Sequence[Fields]) -> Json:
     """Rows {scorer, trained_on, tested_on, pairs, accuracy, ci, n, over}: a line per scorer, a column per test."""
     columns = list(dict.fromkeys((str(r.get("tested_on")), str(r.get("pairs", "all pairs"))) for r in rows))
     lines: dict[tuple[str, str], dict[Any, Any]] = {}
@@ -143,9 +144,9 @@ def _reward_models(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"columns": columns, "lines": lines, "over": over}
 
 
-def _samples(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+def _samples(rows: Sequence[Fields]) -> dict[str, list[Json]]:
     """Sample completions by prompt, cut to a readable length; the cut is said."""
-    grouped: dict[str, list[dict[str, Any]]] = {}
+    grouped: dict[str, list[Json]] = {}
     for row in rows:
         entry = dict(row)
         for key in ("completion", "prompt"):
@@ -165,7 +166,7 @@ LEDGER_COLUMNS = (
 )
 
 
-def _ledger(ledger: Mapping[str, Any]) -> dict[str, Any]:
+def _ledger(ledger: Fields) -> Json:
     """The compute ledger with only the columns that some stage has, the total last."""
     stages = {name: entry for name, entry in ledger.items() if isinstance(entry, Mapping)}
     columns = [c for c in LEDGER_COLUMNS if any(entry.get(c[0]) is not None for entry in stages.values())]
@@ -177,11 +178,11 @@ def _ledger(ledger: Mapping[str, Any]) -> dict[str, Any]:
     return {"columns": [title for _, title, _ in columns], "lines": lines}
 
 
-def _times(value: Any, factor: float) -> float | None:
+def _times(value: float | None, factor: float) -> float | None:
     return None if value is None else float(value) * factor
 
 
-def provenance_parts(provenance: Mapping[str, Any]) -> dict[str, Any]:
+def provenance_parts(provenance: Fields) -> Json:
     """Short entries as a list, nested ones as JSON text."""
     short = {key: value for key, value in provenance.items() if not isinstance(value, (Mapping, list))}
     nested = {key: value for key, value in provenance.items() if isinstance(value, (Mapping, list))}
@@ -191,10 +192,10 @@ def provenance_parts(provenance: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _world(details: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _world(details: Fields) -> list[tuple[str, str]]:
     """The world's details as lines of text."""
 
-    def told(value: Any) -> str:
+    def told(value: object) -> str:
         if isinstance(value, Mapping):
             return ", ".join(f"{key}: {told(entry)}" for key, entry in value.items())
         if isinstance(value, (list, tuple)):

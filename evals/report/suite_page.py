@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
 
-from evals.items import NO_SHIFT
+from evals.items import NO_SHIFT, Fields, Json
 from evals.report import suite_words, template
 from evals.report.figures import suite as suite_figure
 from evals.report.page import NARROW, PANELS, provenance_parts
@@ -20,12 +18,12 @@ MODES = {
 }
 
 
-def build(summary: Mapping[str, Any]) -> str:
+def build(summary: Fields) -> str:
     """The page as text; all values are escaped by the template."""
     return template.render("suite.html", sections(summary))
 
 
-def sections(summary: Mapping[str, Any]) -> dict[str, Any]:
+def sections(summary: Fields) -> Json:
     """Everything the template shows, by name."""
     shifts = suite_figure.ordered(summary.get("shifts") or {}, summary.get("shifts") or {})
     suites = {name: _suite(name, entry, shifts) for name, entry in summary["suites"].items()}
@@ -43,7 +41,7 @@ def sections(summary: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _suite(name: str, entry: Mapping[str, Any], shifts: Mapping[str, Any]) -> dict[str, Any]:
+def _suite(name: str, entry: Fields, shifts: Fields) -> Json:
     outcomes = suite_figure.ordered((entry.get("outcomes") or {}).get("shifts") or {}, shifts)
     return {
         "entry": entry,
@@ -67,7 +65,7 @@ def _suite(name: str, entry: Mapping[str, Any], shifts: Mapping[str, Any]) -> di
     }
 
 
-def _groups(outcomes: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
+def _groups(outcomes: Fields) -> list[tuple[str, str, Fields]]:
     """(shift, side, its worst group) where there is more than one group."""
     return [
         (shift, side, entry[side]["worst_group"])
@@ -77,7 +75,7 @@ def _groups(outcomes: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, An
     ]
 
 
-def _missing(entry: Mapping[str, Any]) -> list[tuple[str, str, int, list[str], bool]]:
+def _missing(entry: Fields) -> list[tuple[str, str, int, list[str], bool]]:
     """(measurement, reason, cells, shifts, whether it never applied) of what has no value, most frequent first."""
     counts: Counter[tuple[str, str]] = Counter()
     where: dict[tuple[str, str], list[str]] = {}
@@ -89,14 +87,14 @@ def _missing(entry: Mapping[str, Any]) -> list[tuple[str, str, int, list[str], b
     return [(*key, count, where[key], key[1].startswith(NOT_APPLICABLE)) for key, count in counts.most_common()]
 
 
-def _numbers(entry: Mapping[str, Any], shifts: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _numbers(entry: Fields, shifts: Fields) -> dict[str, Json]:
     """measurement -> its fields as columns, and shift -> field -> mean, interval and change."""
     found = {}
     for measured, table in (entry.get("numbers") or {}).items():
         fields = table.get("fields") or {}
         if not fields:
             continue
-        rows: dict[str, dict[str, Any]] = {}
+        rows: dict[str, Json] = {}
         for column, values in fields.items():
             for shift, value in values.items():
                 rows.setdefault(shift, {})[column] = value
@@ -104,8 +102,8 @@ def _numbers(entry: Mapping[str, Any], shifts: Mapping[str, Any]) -> dict[str, d
     return found
 
 
-def _by_shift(examples: list[Any]) -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = {}
+def _by_shift(examples: list[Json]) -> dict[str, list[Json]]:
+    found: dict[str, list[Json]] = {}
     for row in examples:
         found.setdefault(row["shift"], []).append(row)
     return dict(sorted(found.items(), key=lambda group: group[0] != NO_SHIFT))

@@ -16,7 +16,7 @@ def shift_facts(results: Mapping[str, Evaluated]) -> dict[str, Json]:
     """shift -> what a reader should know of it, for every shift that was asked."""
     return {
         name: {
-            "family": shift.family, "mode": shift.mode, "about": shift.about, "placebo": shift.placebo,
+            "family": shift.family, "mode": shift.mode, "about": shift.about, "placebo": shift.control,
             "version": shift.version,
         }
         for result in results.values()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib.resources import files
-from typing import Any
 
+from evals.items import Fields
 from evals.report import plain_text, words
 
 
@@ -14,7 +13,7 @@ def text_of(name: str) -> str:
     return (files("evals.report") / "templates" / name).read_text(encoding="utf-8")
 
 
-def render(name: str, values: Mapping[str, Any]) -> str:
+def render(name: str, values: Fields) -> str:
     """The template `name` filled with `values`; only `svg` (figures, escaped where they are drawn) passes as it is."""
     import jinja2
     from markupsafe import Markup

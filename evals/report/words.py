@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+
+from evals.items import Fields, Json
 
 DASH = "\u2013"
 
 
-def num(value: Any, digits: int = 3) -> str:
+def num(value: object, digits: int = 3) -> str:
     """A number with a real minus sign, scientific where it is tiny; a dash where there is no number."""
     if not isinstance(value, (int, float)) or not math.isfinite(value):
         return DASH
@@ -16,7 +17,7 @@ def num(value: Any, digits: int = 3) -> str:
     return text.replace("-", "\u2212")
 
 
-def signed(value: Any, digits: int = 3) -> str:
+def signed(value: object, digits: int = 3) -> str:
     """`num` with a plus sign on positive values."""
     text = num(value, digits)
     return f"+{text}" if isinstance(value, (int, float)) and float(value) > 0 and text != num(0, digits) else text
@@ -27,26 +28,26 @@ def interval(pair: Sequence[float] | None, digits: int = 3) -> str:
     return "" if pair is None else f"[{num(pair[0], digits)}, {num(pair[1], digits)}]"
 
 
-def percent(value: Any) -> str:
+def percent(value: object) -> str:
     return f"{num(100 * value, 0)} %" if isinstance(value, (int, float)) else DASH
 
 
-def p_value(value: Any) -> str:
+def p_value(value: object) -> str:
     """`num`, but a tiny p is never shown as 0."""
     return "<1e\u221212" if isinstance(value, (int, float)) and value < 1e-12 else num(value)
 
 
-def share(value: Any) -> str:
+def share(value: object) -> str:
     """A share of 1 as 12.3 %."""
     return f"{num(100 * value, 1)} %" if isinstance(value, (int, float)) else DASH
 
 
-def points(value: Any) -> str:
+def points(value: object) -> str:
     """A difference of shares in percentage points, with its sign."""
     return signed(100 * value, 1) if isinstance(value, (int, float)) else DASH
 
 
-def amount(value: Any) -> str:
+def amount(value: float | None) -> str:
     """A count with an SI letter: 1.2 M."""
     if value is None:
         return DASH
@@ -57,7 +58,7 @@ def amount(value: Any) -> str:
     return f"{value:.3g}"
 
 
-def duration(seconds: Any) -> str:
+def duration(seconds: float | None) -> str:
     if seconds is None:
         return DASH
     seconds = float(seconds)
@@ -75,12 +76,12 @@ def weights(preference: Sequence[float], names: Sequence[str] | None = None) -> 
     return f"{only} only" if only else ", ".join(asked)
 
 
-def reason(gate: Any) -> str:
+def reason(gate: object) -> str:
     """Why a row fails, without the word that stands above it."""
     return str(gate).removeprefix("fails: ").removeprefix("fails").strip() if gate else ""
 
 
-def objectives(summary: Mapping[str, Any]) -> list[str]:
+def objectives(summary: Fields) -> list[str]:
     """The objectives' names; plain numbers where the summary has none."""
     named = (summary.get("world_details") or {}).get("objectives") or summary.get("objectives")
     if named:
@@ -89,12 +90,12 @@ def objectives(summary: Mapping[str, Any]) -> list[str]:
     return [f"objective {k + 1}" for k in range(width)]
 
 
-def controls_of(summary: Mapping[str, Any]) -> dict[str, str]:
+def controls_of(summary: Fields) -> dict[str, str]:
     """Row -> the control that it stands for."""
     return {str(entry.get("row", name)): name for name, entry in (summary.get("controls") or {}).items()}
 
 
-def ranked(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def ranked(summary: Fields) -> dict[str, Json]:
     """All rows, controls that stand apart included: by regret share where there is one, else in the order given."""
     rows = {name: dict(entry) for name, entry in summary["methods"].items()}
     for name, entry in (summary.get("controls") or {}).items():
@@ -107,13 +108,13 @@ def ranked(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {name: rows[name] for name in sorted(rows, key=key)}
 
 
-def contenders(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def contenders(summary: Fields) -> dict[str, Json]:
     """The ranked rows that are methods: no controls, not the reference model, not the optimum itself."""
     out = set(controls_of(summary)) | {"reference", "optimum"}
     return {name: row for name, row in ranked(summary).items() if name not in out}
 
 
-def findings(summary: Mapping[str, Any]) -> list[str]:
+def findings(summary: Fields) -> list[str]:
     """The opening sentences, each one claim with its numbers."""
     rows = contenders(summary)
     sentences = _exact_findings(summary, rows) if summary["kind"] == "testbed" else _sampled_findings(summary, rows)
@@ -121,7 +122,7 @@ def findings(summary: Mapping[str, Any]) -> list[str]:
     return sentences + _tax_finding(rows)
 
 
-def _exact_findings(summary: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _exact_findings(summary: Fields, rows: Mapping[str, Fields]) -> list[str]:
     shares = {name: row["regret_share"] for name, row in rows.items() if row.get("regret_share") is not None}
     if not shares:
         return []
@@ -150,7 +151,7 @@ def _exact_findings(summary: Mapping[str, Any], rows: Mapping[str, Mapping[str, 
     return text
 
 
-def _sampled_findings(summary: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _sampled_findings(summary: Fields, rows: Mapping[str, Fields]) -> list[str]:
     gains = {name: row["raw_hypervolume"] for name, row in rows.items() if row.get("raw_hypervolume") is not None}
     if not gains:
         return []
@@ -164,7 +165,7 @@ def _sampled_findings(summary: Mapping[str, Any], rows: Mapping[str, Mapping[str
     ]
 
 
-def _shift_findings(summary: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _shift_findings(summary: Fields, rows: Mapping[str, Fields]) -> list[str]:
     text = []
     for shift, entries in (summary.get("shifts") or {}).items():
         name = next((name for name in rows if (entries.get(name) or {}).get("gap") is not None), None)
@@ -192,7 +193,7 @@ def _shift_findings(summary: Mapping[str, Any], rows: Mapping[str, Mapping[str, 
     return text
 
 
-def _tax_finding(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _tax_finding(rows: Mapping[str, Fields]) -> list[str]:
     changes = {
         name: row["bits_per_byte"]["change"]
         for name, row in rows.items()

@@ -1,4 +1,4 @@
-"""Shifts of the input: SHIFTS is the list of them; each has a decoder, and where it needs them a probe and a twin."""
+"""Shifts of the input: SHIFTS is the list of them; each has a decoder, and where it needs them probe and control."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _as_is(request: str, rng: Random) -> Prompt:
     return Prompt.user(request)
 
 
-NONE = Shift("none", "none", "none", _as_is, about="the request as it is")
+NONE = Shift("none", "none", "none", _as_is, differs="none", about="the request as it is")
 
 SHIFTS: dict[str, Shift] = {
     "none": NONE,

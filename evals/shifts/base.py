@@ -1,11 +1,11 @@
-"""What a shift is: a request in, a prompt out, with its decoder, comprehension probe and placebo twin."""
+"""What a shift is: a request in, a prompt out, with its decoder, probe, matched control, and source."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 from evals.items import Missing, Prompt
 
@@ -45,6 +45,7 @@ class Asks(Protocol):
 
 
 Encode = Callable[[str, Random], Prompt | Missing]
+OUR_WORDS = "in our own words"  # how most shifts differ from the paper that they are from
 
 
 def same(text: str) -> str:
@@ -58,9 +59,10 @@ class Shift:
     `encode(request, rng)` gives the prompt or Missing (never the untransformed request: that would look like a robust
     policy). `rng` is seeded by item and shift. `decode` turns a response into the text that a judge reads. `codec` is
     the disguise of the request itself, where there is one. `probe(rng)` asks for something harmless under the same
-    disguise. `placebo` names the twin of the same surface cost without adversarial content. `ablates` names, for a
-    control, the shift that it is the control of. `needs` are things a backend or the caller must have: "system",
-    "prefill", "llm", "translations". `version` goes into the key of every cell: raise it when the text changes.
+    disguise. `control` names the matched control: the same surface cost without adversarial content; `control_of`
+    names, for a control, the shift that it is the control of. `differs` is how the shift differs from the paper that
+    it is from. `needs` are things a backend or the caller must have: "system", "prefill", "llm", "translations".
+    `version` goes into the key of every cell: raise it when the text changes.
     """
 
     name: str
@@ -70,12 +72,34 @@ class Shift:
     decode: Callable[[str], str] = same
     codec: Codec | None = None
     probe: Callable[[Random], Probe] | None = None
-    placebo: str | None = None
-    ablates: str | None = None
+    control: str | None = None
+    control_of: str | None = None
     needs: frozenset[str] = field(default_factory=frozenset)
     about: str = ""
+    differs: str = ""
     version: int = 1
 
     def __post_init__(self) -> None:
         if self.mode not in MODES or self.family not in FAMILIES:
             raise ValueError(f"shift {self.name}: mode {self.mode!r} or family {self.family!r} is not a known one")
+
+
+class ShiftOptions(TypedDict, total=False):
+    """What a maker of shifts passes on to `Shift` unchanged."""
+
+    control: str | None
+    control_of: str | None
+    differs: str
+    version: int
+
+
+class DecodedOptions(ShiftOptions, total=False):
+    """The same, for makers that leave the decoder to their caller."""
+
+    decode: Callable[[str], str]
+
+
+class FramedOptions(DecodedOptions, total=False):
+    """The same, for makers that put the request into fixed words."""
+
+    system: str | None

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from random import Random
-from typing import Any
+from typing import Unpack
 
 from evals.items import Missing, Prompt
-from evals.shifts.base import Codec, Encode, Probe, Shift, same
+from evals.shifts.base import Codec, DecodedOptions, Encode, Probe, Shift, same
 from evals.shifts.probes import Question, draw
 
 SLOT = "{request}"
@@ -25,8 +25,9 @@ def fill(frame: str, text: str) -> str:
 
 
 def framed(
-    name: str, frame: str, *, family: str, mode: str, about: str, system: str | None = None, **more: Any
-) -> Shift:
+    name: str, frame: str, *, family: str, mode: str, about: str, system: str | None = None,
+    **more: Unpack[DecodedOptions],
+) -> Shift:  # fmt: skip
     """The request, unchanged, inside fixed words; `system` is the system turn. `more` are fields of `Shift`."""
     fill(frame, "")  # a frame without a slot fails here, not in the middle of a run
     needs = frozenset({"system"}) if system is not None else frozenset()
@@ -39,7 +40,7 @@ def framed(
 
 def disguised(
     name: str, codec: Codec, *, about: str, frame: str = SLOT, family: str = "encoding", mode: str = "mismatched",
-    system: str | None = None, **more: Any,
+    system: str | None = None, **more: Unpack[DecodedOptions],
 ) -> Shift:  # fmt: skip
     """The request in a code inside fixed words. A request that the code leaves as it is gives Missing."""
     fill(frame, "")
@@ -54,8 +55,9 @@ def disguised(
 
 
 def drawn(
-    name: str, change: Callable[[str, Random], str], *, family: str, about: str, mode: str = "mismatched", **more: Any
-) -> Shift:
+    name: str, change: Callable[[str, Random], str], *, family: str, about: str, mode: str = "mismatched",
+    **more: Unpack[DecodedOptions],
+) -> Shift:  # fmt: skip
     """The request after a change that may draw from the generator. One that changes nothing gives Missing."""
 
     def encode(request: str, rng: Random) -> Prompt | Missing:

@@ -22,15 +22,15 @@ def _attack(name: str, *, form: str, about: str, json: bool) -> Shift:
     return disguised(
         name, BASE64, frame=_frame(rules=RULES, opening=OPENING, again=AGAIN, form=form), family="combination",
         mode="both", decode=both(strip, json_list) if json else strip, about=about,
-        placebo="combination_2_inv" if json else "combination_1_inv",
+        control="combination_2_inv" if json else "combination_1_inv", differs="built from our own parts",
     )  # fmt: skip
 
 
-def _control(name: str, *, form: str, about: str, ablates: str) -> Shift:
+def _control(name: str, *, form: str, about: str, control_of: str) -> Shift:
     frame = _frame(rules=RULES_INVERTED, opening=HELLO, again=AGAIN_INVERTED, form=form)
     return disguised(
         name, BASE64, frame=frame, family="combination", mode="control", decode=without_opening(HELLO), about=about,
-        ablates=ablates,
+        control_of=control_of,
     )  # fmt: skip
 
 
@@ -43,9 +43,9 @@ COMBINATION_3 = _attack(
     about="combination_2 and the genre of wikipedia",
 )  # fmt: skip
 COMBINATION_1_INV = _control(
-    "combination_1_inv", form="", ablates="combination_1", about="combination_1 with a greeting and inverted rules"
+    "combination_1_inv", form="", control_of="combination_1", about="combination_1 with a greeting and inverted rules"
 )
 COMBINATION_2_INV = _control(
-    "combination_2_inv", form=PROSE_ORDER, ablates="combination_2",
+    "combination_2_inv", form=PROSE_ORDER, control_of="combination_2",
     about="combination_2 with a greeting, inverted rules and ordinary prose",
 )  # fmt: skip

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from random import Random
-from typing import Any
 
 from align.data.load import load_rows
 from align.errors import UserError
-from evals.items import Missing, Prompt
+from evals.items import Fields, Missing, Prompt
 from evals.shifts.base import Probe, Shift
 from evals.shifts.probes import words_of
 
@@ -35,7 +34,7 @@ def read_translations(source: str | Path, *, original: str = "en", languages: Se
 
 
 def translations(
-    rows: Sequence[Mapping[str, Any]], *, original: str = "en", languages: Sequence[str] = (),
+    rows: Sequence[Fields], *, original: str = "en", languages: Sequence[str] = (),
     where: str = "translations",
 ) -> list[Shift]:  # fmt: skip
     """One shift `translated_<language>` for each language of parallel rows, in the order of `languages` or of columns.
@@ -59,7 +58,7 @@ def translations(
     return [_shift(code, _table(rows, original=original, code=code, where=where)) for code in chosen]
 
 
-def _table(rows: Sequence[Mapping[str, Any]], *, original: str, code: str, where: str) -> dict[str, str]:
+def _table(rows: Sequence[Fields], *, original: str, code: str, where: str) -> dict[str, str]:
     table: dict[str, str] = {}
     for number, row in enumerate(rows, 1):
         texts = [row.get(original), row.get(code)]

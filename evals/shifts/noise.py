@@ -143,11 +143,14 @@ def without_spaces(text: str, rng: Random) -> str:
     return re.sub(r"\s+", "", text)
 
 
-def _noise(name: str, change: Callable[[str, Random], str], about: str) -> Shift:
-    return drawn(name, change, family="noise", about=about)
+def _noise(name: str, change: Callable[[str, Random], str], about: str, *, differs: str = "") -> Shift:
+    return drawn(name, change, family="noise", about=about, differs=differs)
 
 
-BEST_OF_N = _noise("best_of_n", best_of_n, "scrambled words (p=.6), capitals (p=.6), characters +-1 (p=.06): one draw")
+BEST_OF_N = _noise(
+    "best_of_n", best_of_n, "scrambled words (p=.6), capitals (p=.6), characters +-1 (p=.06): one draw",
+    differs="one draw; success in any of N is a table over samples",
+)  # fmt: skip
 TYPOS = _noise("typos", typos, "a typing error in one word of four")
 MISSPELLINGS = _noise("misspellings", misspellings, "usual misspellings of common words")
 LOWERCASE = _noise("lowercase", lambda text, rng: text.lower(), "small letters alone")

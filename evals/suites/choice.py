@@ -7,7 +7,7 @@ from typing import Any
 
 from align.data.load import Row
 from align.errors import UserError
-from evals.items import Item, seed_of
+from evals.items import Item, Json, seed_of
 from evals.suites.base import CHOICE, Suite, each, row_id, text_of
 
 
@@ -20,7 +20,7 @@ def closed(
     place: str,
     label: str = "",
     group: str = "",
-    columns: dict[str, Any] | None = None,
+    columns: Json | None = None,
 ) -> Item:
     """An item with at least two different choices and the index of the right one."""
     texts = [str(choice).strip() for choice in choices]

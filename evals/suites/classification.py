@@ -7,7 +7,7 @@ from typing import Any
 
 from align.data.load import Placed, Row
 from align.errors import UserError
-from evals.items import Item
+from evals.items import Item, Json
 from evals.suites.base import CLASSIFICATION, Build, Suite, each, known, row_id, same_text, text_of
 
 SENTIMENT, HATE, OFFENCE = ("negative", "positive"), ("no", "yes"), ("no", "yes")
@@ -27,7 +27,7 @@ def asked(
     place: str,
     group: str = "",
     question: str | None = None,
-    columns: dict[str, Any] | None = None,
+    columns: Json | None = None,
 ) -> Item:
     """The text and a question about it; the choices are the class names, the target is the place of `label`."""
     question = question if question is not None else QUESTIONS[tuple(names)]

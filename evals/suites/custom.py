@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from align.data.load import Placed, Row, iterate_rows
 from align.errors import UserError
-from evals.items import ROLES, Item, Message
+from evals.items import ROLES, Fields, Item, Json, Message
 from evals.suites.base import CHOICE, QA, REWARD_PAIRS, SAFETY, TEXT, Build, Suite, each, known, row_id
 from evals.suites.choice import closed
 from evals.suites.rewards import pair
@@ -60,7 +59,7 @@ def _name(path: str | Path) -> str:
     return name
 
 
-def _text_column(row: Mapping[str, Any]) -> str | None:
+def _text_column(row: Fields) -> str | None:
     return next((name for name in TEXT_COLUMNS if row.get(name)), None)
 
 
@@ -86,7 +85,7 @@ def _group(row: Row) -> str:
     return next((str(row[name]) for name in GROUP_COLUMNS if row.get(name)), "")
 
 
-def _columns(row: Row) -> dict[str, Any]:
+def _columns(row: Row) -> Json:
     """The rest of the row; a cluster of the user's own is kept as text."""
     taken = {*TEXT_COLUMNS, "id", "label", "choices", "target", "twin", "cluster"}
     rest = {name: value for name, value in row.items() if name not in taken}

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from align.data.hh import comparison
 from align.data.load import Row
 from align.errors import UserError
-from evals.items import Item
+from evals.items import Item, Json
 from evals.suites.base import REWARD_PAIRS, Suite, each, row_id, text_of
 from evals.suites.safety import turns_of
 
 
 def pair(
-    row: Row, *, place: str, chosen: list[str], rejected: list[str], group: str, columns: dict[str, Any] | None = None
+    row: Row, *, place: str, chosen: list[str], rejected: list[str], group: str, columns: Json | None = None
 ) -> Item:
     """An item of compared responses: lists in `columns`, so that styles (RM-Bench) and plain pairs read alike."""
     for side in (chosen, rejected):

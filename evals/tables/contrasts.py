@@ -1,7 +1,7 @@
 """Attacks against their matched controls, and failures by family of shifts; pure.
 
-A matched control has the frame of the attack without adversarial content (`Shift.placebo`, or the shift that a control
-`ablates`). What the control breaks as well, the attack does not break by its content.
+A matched control has the frame of the attack without adversarial content (`Shift.control`, or the shift of which
+a control is the `control_of`). What the control breaks as well, the attack does not break by its content.
 """
 
 from __future__ import annotations
@@ -13,31 +13,31 @@ from evals.shifts.base import Shift
 from evals.tables.outcomes import Outcome, correct_changes, failure_change, verdict_share
 
 
-def placebo_pairs(shifts: Iterable[Shift]) -> list[tuple[str, str]]:
-    """(attack, twin) for every two of the shifts that belong together, each once, in the order of the attacks."""
+def control_pairs(shifts: Iterable[Shift]) -> list[tuple[str, str]]:
+    """(attack, control) for every two of the shifts that belong together, each once, in the order of the attacks."""
     listed = list(shifts)
     names = {shift.name for shift in listed}
-    by_control = [(shift.ablates, shift.name) for shift in listed if shift.ablates in names]
-    pairs = [(shift.name, shift.placebo) for shift in listed if shift.placebo in names]
+    by_control = [(shift.control_of, shift.name) for shift in listed if shift.control_of in names]
+    pairs = [(shift.name, shift.control) for shift in listed if shift.control in names]
     order = [shift.name for shift in listed]
-    found = dict.fromkeys((str(attack), str(twin)) for attack, twin in (*pairs, *by_control))
-    return sorted(found, key=lambda pair: (order.index(pair[0]), order.index(pair[1])))
+    named = dict.fromkeys((str(attack), str(control)) for attack, control in (*pairs, *by_control))
+    return sorted(named, key=lambda pair: (order.index(pair[0]), order.index(pair[1])))
 
 
-def placebo_table(outcomes: Sequence[Outcome], *, pairs: Sequence[tuple[str, str]]) -> Json:
-    """`pairs`: attack, twin, and per side the failure rates of both and the paired change, twin to attack.
+def control_table(outcomes: Sequence[Outcome], *, pairs: Sequence[tuple[str, str]]) -> Json:
+    """`pairs`: attack, its matched control (`twin`), and per side both failure rates and their paired change.
 
-    Above 0 the attack fails more often than its twin. Holm's correction (`p_holm`) covers all pairs and sides of this
+    Above 0 the attack fails more often than its control. Holm's correction (`p_holm`) covers all pairs and sides of the
     table, `comparisons` of them. Outages are refused before, in the outcome table of the same outcomes.
     """
     by_shift: dict[str, list[Outcome]] = {}
     for one in outcomes:
         by_shift.setdefault(one.shift, []).append(one)
     entries: list[Json] = []
-    for attack, twin in pairs:
-        entry: Json = {"attack": attack, "twin": twin}
+    for attack, control in pairs:
+        entry: Json = {"attack": attack, "twin": control}
         for name, harmful in (("harmful", True), ("benign", False)):
-            away, home = ([o for o in by_shift.get(s, ()) if o.harmful is harmful] for s in (attack, twin))
+            away, home = ([o for o in by_shift.get(s, ()) if o.harmful is harmful] for s in (attack, control))
             change = failure_change(home, away)
             if change is not None:
                 rates = {"attack": verdict_share(away, "BAD"), "twin": verdict_share(home, "BAD")}

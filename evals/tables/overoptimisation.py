@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from align.errors import UserError
-from evals.items import NO_SHIFT
+from evals.items import NO_SHIFT, Json
 from evals.stats.intervals import Interval, bootstrap_interval, cluster_counts, clustered_mean
 
 Array = Any  # whatever numpy.asarray takes
@@ -235,7 +235,7 @@ def _number(row: Mapping[str, object], column: str, where: str) -> float:
     return float(value)
 
 
-def curve_table(proxy_PN: Scores, *, gold_PN: Scores, draws: int = 1000, seed: int = 0) -> dict[str, Any]:
+def curve_table(proxy_PN: Scores, *, gold_PN: Scores, draws: int = 1000, seed: int = 0) -> Json:
     """`points`: n, KL bound, d, gold and proxy gain and their gap, with intervals over prompts; `fit` and its peak.
 
     Gains are over one sample (n = 1). `fit` is null with the reason where there are too few points for one.
@@ -250,7 +250,7 @@ def curve_table(proxy_PN: Scores, *, gold_PN: Scores, draws: int = 1000, seed: i
         }
         for m, n in enumerate(curve.labels)
     ]  # fmt: skip
-    table: dict[str, Any] = {"points": points, "gold_drop_after_its_best": curve.drop()}
+    table: Json = {"points": points, "gold_drop_after_its_best": curve.drop()}
     try:
         fitted = fit_curve(curve, form="best-of-n", d_min=0.0, draws=draws, seed=seed)
     except UserError as error:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from evals.items import NO_SHIFT, Json, Missing, digest
 from evals.measure.cells import Cell, Evaluated
 from evals.stats.intervals import clustered_mean, paired_difference
-from evals.tables.contrasts import family_table, placebo_pairs, placebo_table
+from evals.tables.contrasts import control_pairs, control_table, family_table
 from evals.tables.outcomes import outcome_table
 from evals.tables.reward_suite import reward_table
 from evals.tables.suite_outcomes import comprehension_of, outcomes_of
@@ -103,7 +103,7 @@ def suite_table(result: Evaluated, *, max_missing: float) -> Json:
         outcomes = outcomes_of(cells)
         comprehension = comprehension_of(cells)
         entry["outcomes"] = outcome_table(outcomes, comprehension=comprehension, max_missing=max_missing)
-        entry["placebo"] = placebo_table(outcomes, pairs=placebo_pairs(shifts.values()))
+        entry["placebo"] = control_table(outcomes, pairs=control_pairs(shifts.values()))
         counted = {name: shift.family for name, shift in shifts.items() if shift.mode not in ("none", "control")}
         entry["families"] = family_table(outcomes, families=counted)
     if "pairs" in measured:

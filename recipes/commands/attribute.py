@@ -76,7 +76,7 @@ def with_controls(names: Sequence[str]) -> tuple[str, ...]:
     families = {shift.family for shift in SHIFTS.values()}
     known = [name for name in names if name in (*SHIFTS, *families, "all", "jailbroken")]
     shifts = {s.name: s for s in parse_shifts(known)} if known else {}
-    controls = [s.placebo for s in shifts.values() if s.placebo and s.placebo not in shifts]
+    controls = [s.control for s in shifts.values() if s.control and s.control not in shifts]
     return tuple(dict.fromkeys(("none", *shifts, *(n for n in names if n not in known), *controls, *CONTROLS)))
 
 

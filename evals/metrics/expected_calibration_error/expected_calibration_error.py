@@ -8,11 +8,10 @@ Predictions are confidences, references whether the answer was right. Bins are r
 
 from __future__ import annotations
 
-from typing import Any
-
 import datasets
 import evaluate  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
+from evals.items import Json
 from evals.stats.calibration import calibration
 
 
@@ -31,7 +30,7 @@ class ExpectedCalibrationError(evaluate.Metric):
 
     def _compute(
         self, predictions: list[float], references: list[float], bins: int = 10, by: str = "width"
-    ) -> dict[str, Any]:
+    ) -> Json:
         """`expected_calibration_error`, `mce`, `brier`, `nll`. ValueError for numbers outside [0, 1]."""
         found = calibration(predictions, outcome_N=references, bins=bins, by=by)
         return {"expected_calibration_error": found.ece, "mce": found.mce, "brier": found.brier, "nll": found.nll}

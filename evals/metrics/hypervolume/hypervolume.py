@@ -8,12 +8,11 @@ Every objective is maximised. The reference point is never fitted to the points:
 
 from __future__ import annotations
 
-from typing import Any
-
 import datasets
 import evaluate  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
 from align.functional import fronts
+from evals.items import Json
 
 
 class Hypervolume(evaluate.Metric):
@@ -27,7 +26,7 @@ class Hypervolume(evaluate.Metric):
             features=datasets.Features({"predictions": datasets.Sequence(datasets.Value("float64"))}),
         )
 
-    def _compute(self, predictions: list[list[float]], ref_point: list[float]) -> dict[str, Any]:
+    def _compute(self, predictions: list[list[float]], ref_point: list[float]) -> Json:
         """`hypervolume` and which points are on the front. ValueError for points of another length than ref_point."""
         return {
             "hypervolume": fronts.hypervolume(predictions, ref_point=ref_point),

@@ -8,11 +8,10 @@ The count of `attack_success_rate` on the other side of the data. The interval r
 
 from __future__ import annotations
 
-from typing import Any
-
 import datasets
 import evaluate  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
+from evals.items import Json
 from evals.tables.outcomes import verdict_rates
 
 
@@ -27,7 +26,7 @@ class OverRefusal(evaluate.Metric):
             features=datasets.Features({"predictions": datasets.Value("string")}),
         )
 
-    def _compute(self, predictions: list[str], clusters: list[str] | None = None) -> dict[str, Any]:
+    def _compute(self, predictions: list[str], clusters: list[str] | None = None) -> Json:
         """`over_refusal`, `unclear_rate`, `ci` (95 %), `over`. ValueError for a word that is no verdict."""
         found = verdict_rates(predictions, clusters=clusters)
         rates = {"over_refusal": found["bad"], "unclear_rate": found["unclear"]}

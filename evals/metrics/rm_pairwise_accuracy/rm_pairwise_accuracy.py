@@ -8,11 +8,10 @@ Predictions are scores of the chosen responses, references those of the rejected
 
 from __future__ import annotations
 
-from typing import Any
-
 import datasets
 import evaluate  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
+from evals.items import Json
 from evals.tables.reward_tables import pair_table
 
 
@@ -35,7 +34,7 @@ class RMPairwiseAccuracy(evaluate.Metric):
         references: list[float],
         subsets: list[str] | None = None,
         clusters: list[str] | None = None,
-    ) -> dict[str, Any]:
+    ) -> Json:
         """`rm_pairwise_accuracy` with `ci`, `macro` over subsets, `log_loss`, `brier`, `ece`."""
         keys = [str(i) for i in range(len(predictions))]
 

@@ -4,9 +4,9 @@ Reads `conflict.training` of the summary: row -> [{asked, names, pairs, advantag
 name), rank_correlation (one per pair)}]}], None where undefined (align/engines/on_policy/conflict_log.py writes them).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
+from evals.items import Fields
 from evals.report import words
 from evals.report.figures.svg import (
     COLORS,
@@ -29,13 +29,13 @@ DASHES = ("", "6 3", "2 2", "8 3 2 3", "10 4")  # so that the lines differ in pr
 LEFT, GAP, PLOT, TITLES = 54.0, 16.0, 104.0, 34.0  # pixels: tick labels, between panels, height of a plot, of a title
 
 
-def panels(summary: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+def panels(summary: Fields) -> list[tuple[str, Fields]]:
     """(row, what one of its policies logged) in the order of the summary."""
     training = (summary.get("conflict") or {}).get("training") or {}
     return [(str(row), point) for row, points in training.items() for point in points if point["trace"]]
 
 
-def caption(summary: Mapping[str, Any]) -> str:
+def caption(summary: Fields) -> str:
     """What the figure shows, in words; empty without panels."""
     shown = panels(summary)
     if not shown:
@@ -59,7 +59,7 @@ def left_out(count: int) -> str:
     return f" The first {MOST} of {count} policies; the others are in summary.json." if count > MOST else ""
 
 
-def training(summary: Mapping[str, Any], *, width: int, key: str = "covariance") -> str:
+def training(summary: Fields, *, width: int, key: str = "covariance") -> str:
     """A line per objective (`key` covariance) or per pair of objectives (rank_correlation); empty without panels."""
     shown = panels(summary)[:MOST]
     series = [list(_series(point, key)) for _, point in shown]
@@ -90,7 +90,7 @@ def training(summary: Mapping[str, Any], *, width: int, key: str = "covariance")
     return board.done()
 
 
-def _series(point: Mapping[str, Any], key: str) -> Iterator[tuple[str, list[tuple[float, float | None]]]]:
+def _series(point: Fields, key: str) -> Iterator[tuple[str, list[tuple[float, float | None]]]]:
     """(name, [(step, value)]) of each line."""
     names = point["names"] if key == "covariance" else [" with ".join(map(str, pair)) for pair in point["pairs"]]
     for k, name in enumerate(names):

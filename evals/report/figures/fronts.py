@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
+from evals.items import Fields
 from evals.report import words
 from evals.report.figures.dots import ZERO, Bar, Dot, Layout, Panel, figure
 from evals.report.figures.svg import COLORS, FORMS, GREY, INK, Board, Mark, Plot, Scale, Stroke, padded
@@ -14,7 +14,7 @@ COMPETING, MISMATCHED = "#E69F00", "#0072B2"
 OPTIMUM = Stroke(INK, 2.6)
 
 
-def styles(summary: Mapping[str, Any]) -> dict[str, Mark]:
+def styles(summary: Fields) -> dict[str, Mark]:
     """Row -> its mark: a colour per method, a shape per variant, hollow for learned rewards, grey controls."""
     controls = words.controls_of(summary)
     looks: dict[str, Mark] = {}
@@ -38,7 +38,7 @@ def styles(summary: Mapping[str, Any]) -> dict[str, Mark]:
     return looks
 
 
-def front(summary: Mapping[str, Any], *, width: int, pair: tuple[int, int] = (0, 1)) -> str:
+def front(summary: Fields, *, width: int, pair: tuple[int, int] = (0, 1)) -> str:
     """Every row's points in the plane of two objectives, the exact optimum as a line, the reference model as a star."""
     a, b = pair
     names, looks, rows = words.objectives(summary), styles(summary), words.ranked(summary)
@@ -68,7 +68,7 @@ def front(summary: Mapping[str, Any], *, width: int, pair: tuple[int, int] = (0,
     return board.done()
 
 
-def _optimum(plot: Plot, front: Sequence[Mapping[str, Any]], pair: tuple[int, int]) -> None:
+def _optimum(plot: Plot, front: Sequence[Fields], pair: tuple[int, int]) -> None:
     """The exact front as a line over the preferences that weigh only these two objectives, other points as dots."""
     a, b = pair
     edge = [p for p in front if sum(w for k, w in enumerate(p["preference"]) if k not in pair) < 1e-12]
@@ -80,7 +80,7 @@ def _optimum(plot: Plot, front: Sequence[Mapping[str, Any]], pair: tuple[int, in
 
 
 def _points(
-    plot: Plot, points: Sequence[Mapping[str, Any]], pair: tuple[int, int], *, name: str, look: Mark
+    plot: Plot, points: Sequence[Fields], pair: tuple[int, int], *, name: str, look: Mark
 ) -> None:
     a, b = pair
     spots = [plot.at(p["values"][a], p["values"][b]) for p in points]
@@ -98,7 +98,7 @@ def _points(
         plot.board.mark(px, py, look if point.get("nondominated", True) else replace(look, opacity=0.3), title=title)
 
 
-def gaps(summary: Mapping[str, Any], *, width: int) -> str:
+def gaps(summary: Fields, *, width: int) -> str:
     """The headline gap of each row under each shift with its interval; filled where the interval excludes 0."""
     looks = styles(summary)
     entries = {
@@ -107,7 +107,7 @@ def gaps(summary: Mapping[str, Any], *, width: int) -> str:
     }
     reach = [v for by in entries.values() for e in by.values() for v in (e["gap"], *(e.get("gap_ci") or ()))]
 
-    def dot(shift: str, row: str, entry: Mapping[str, Any]) -> Dot:
+    def dot(shift: str, row: str, entry: Fields) -> Dot:
         ends = tuple(entry["gap_ci"]) if entry.get("gap_ci") else None
         sure = ends is not None and (ends[0] > 0 or ends[1] < 0)
         title = f"{row}, {shift}: {words.signed(entry['gap'])} {words.interval(ends)}; {entry['gap_of']['over']}"
@@ -117,7 +117,7 @@ def gaps(summary: Mapping[str, Any], *, width: int) -> str:
     return _by_shift(shown, looks, reach=reach, layout=Layout(width, "Gap under each shift", line=20))
 
 
-def split(summary: Mapping[str, Any], *, width: int) -> str:
+def split(summary: Fields, *, width: int) -> str:
     """The drop in J of each row under each shift: what the optimum loses as well, and what did not transfer."""
     looks, parts = styles(summary), {"competing": COMPETING, "mismatched": MISMATCHED}
     entries = {

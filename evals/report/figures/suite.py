@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
-from evals.items import NO_SHIFT
+from evals.items import NO_SHIFT, Fields, Json
 from evals.report.figures.dots import HOME, Dot, Layout, Panel, figure
 from evals.report.figures.fronts import COMPETING, MISMATCHED
 from evals.report.figures.svg import GREY, INK, Mark, Stroke, padded
@@ -30,7 +29,7 @@ def row(name: str) -> str:
     return "plain prompts" if name == NO_SHIFT else shown(name, 60)
 
 
-def families(names: Sequence[str], shifts: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+def families(names: Sequence[str], shifts: Fields) -> list[tuple[str, list[str]]]:
     """(family, its shifts), families in the order of FAMILIES; the plain prompts stand first, without a heading."""
     found: dict[str, list[str]] = {}
     for name in names:
@@ -40,12 +39,12 @@ def families(names: Sequence[str], shifts: Mapping[str, Any]) -> list[tuple[str,
     return sorted(found.items(), key=lambda group: places.get(group[0], len(places)))
 
 
-def ordered(table: Mapping[str, Any], shifts: Mapping[str, Any]) -> dict[str, Any]:
+def ordered(table: Fields, shifts: Fields) -> Json:
     """A table by shift in that order (JSON keeps keys by the alphabet)."""
     return {name: table[name] for _, names in families(list(table), shifts) for name in names}
 
 
-def by_shift(entry: Mapping[str, Any], shifts: Mapping[str, Any], *, width: int) -> str:
+def by_shift(entry: Fields, shifts: Fields, *, width: int) -> str:
     """The figure of one suite's outcomes; empty without any."""
     table = (entry.get("outcomes") or {}).get("shifts") or {}
     panels = []
@@ -58,7 +57,7 @@ def by_shift(entry: Mapping[str, Any], shifts: Mapping[str, Any], *, width: int)
     return figure(groups, panels=panels, layout=Layout(width, "Failures and comprehension by shift"))
 
 
-def accuracies(entry: Mapping[str, Any], shifts: Mapping[str, Any], *, width: int) -> str:
+def accuracies(entry: Fields, shifts: Fields, *, width: int) -> str:
     """The figure of a reward model: the share of comparisons in the right order by shift; empty without any."""
     table = (entry.get("rewards") or {}).get("shifts") or {}
     dots = {row(name): _accuracy(name, e, shifts) for name, e in table.items() if e.get("accuracy")}
@@ -68,29 +67,29 @@ def accuracies(entry: Mapping[str, Any], shifts: Mapping[str, Any], *, width: in
     return figure(groups, panels=[panel], layout=Layout(min(width, 760), "Accuracy by shift"))
 
 
-def _home(value: Mapping[str, Any] | None) -> list[tuple[float, Stroke]]:
+def _home(value: Fields | None) -> list[tuple[float, Stroke]]:
     """The line of the plain prompts' value, if there is one."""
     return [] if value is None else [(value["value"], HOME)]
 
 
-def _mark(shift: str, shifts: Mapping[str, Any], *, sure: bool) -> Mark:
+def _mark(shift: str, shifts: Fields, *, sure: bool) -> Mark:
     """In the colour of the shift's mode; filled where the change is certain."""
     return Mark(COLORS[str((shifts.get(shift) or {}).get("mode", "none"))], hollow=not sure, size=4)
 
 
-def _accuracy(name: str, entry: Mapping[str, Any], shifts: Mapping[str, Any]) -> Dot:
+def _accuracy(name: str, entry: Fields, shifts: Fields) -> Dot:
     value, moved = entry["accuracy"], (entry.get("change") or {}).get("accuracy")
     title = f"{row(name)}: {pair(value)}" + ("" if moved is None else f"; {change(moved)} against plain prompts")
     mark = _mark(name, shifts, sure=name == NO_SHIFT or sure(moved))
     return Dot(value["value"], value.get("ci"), mark, title)
 
 
-def _value(entry: Mapping[str, Any], part: str) -> Mapping[str, Any] | None:
-    found: Mapping[str, Any] | None = entry.get("read") if part == "read" else (entry.get(part) or {}).get("failures")
+def _value(entry: Fields, part: str) -> Fields | None:
+    found: Fields | None = entry.get("read") if part == "read" else (entry.get(part) or {}).get("failures")
     return found
 
 
-def _dot(name: str, entry: Mapping[str, Any], part: str, shifts: Mapping[str, Any]) -> Dot:
+def _dot(name: str, entry: Fields, part: str, shifts: Fields) -> Dot:
     value = _value(entry, part)
     assert value is not None
     moved = None if part == "read" else (entry.get(part) or {}).get("change")
@@ -99,7 +98,7 @@ def _dot(name: str, entry: Mapping[str, Any], part: str, shifts: Mapping[str, An
     return Dot(value["value"], value.get("ci"), mark, title)
 
 
-def differences(table: Mapping[str, Any], shifts: Mapping[str, Any], *, width: int) -> str:
+def differences(table: Fields, shifts: Fields, *, width: int) -> str:
     """Second minus first by shift, a panel for each side with a common range."""
     changes = {
         side: {row(s): e[side]["change"] for s, e in table["shifts"].items() if e.get(side)}
@@ -120,6 +119,6 @@ def differences(table: Mapping[str, Any], shifts: Mapping[str, Any], *, width: i
     return figure(groups, panels=panels, layout=Layout(width, "Second minus first by shift"))
 
 
-def _difference(name: str, found: Mapping[str, Any], mark: Mark) -> Dot:
+def _difference(name: str, found: Fields, mark: Mark) -> Dot:
     look = replace(mark, hollow=not sure(found))
     return Dot(found["value"], found.get("ci"), look, f"{name}: {change(found)}")

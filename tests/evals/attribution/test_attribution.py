@@ -56,7 +56,7 @@ def test_bounds_hold_all_but_the_tail_of_the_controls_and_never_less_than_the_le
     quiet = calibrate([one(str(k), pull=0.0, recognition=1.0) for k in range(10)])
     assert (quiet.pull, quiet.recognition) == (math.log(2), 0.5), "controls that never vary do not make bounds of 0"
     assert quiet.distance == LEAST.distance == math.log(2) and "10 requests" in quiet.source
-    with pytest.raises(ValueError, match="placebo"):
+    with pytest.raises(ValueError, match="matched control"):
         calibrate([one("a", pull=None)])
 
 

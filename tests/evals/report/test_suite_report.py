@@ -34,7 +34,7 @@ def page(summary: dict[str, Any]) -> Tags:
 def test_every_section_stands_and_nothing_is_fetched(page: Tags, summary: dict[str, Any]) -> None:
     for words_ in (
         "What was run", "Harmful requests: how often they are answered", "Over-refusal",
-        "Attack against its harmless twin", "Families of shifts", "Worst groups", "Numbers", "Examples",
+        "Attack against its matched control", "Families of shifts", "Worst groups", "Numbers", "Examples",
         "How to repeat it", "align suites scripted",
         "unsupported_system", summary["hash"], "0123abc",
     ):  # fmt: skip

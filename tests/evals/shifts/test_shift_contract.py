@@ -203,27 +203,27 @@ def test_twins(name: str) -> None:
     """A placebo is a control; a control says what it ablates; attacks from a wrapper have a twin."""
     everything = {**SHIFTS, **made_by_model()}
     shift = everything[name]
-    if shift.placebo is not None:
-        assert everything[shift.placebo].mode == "control"
+    if shift.control is not None:
+        assert everything[shift.control].mode == "control"
         assert shift.mode != "control"
-    assert (shift.ablates is not None) == (shift.mode == "control")
-    if shift.ablates is not None:
-        ablated = everything[shift.ablates]
+    assert (shift.control_of is not None) == (shift.mode == "control")
+    if shift.control_of is not None:
+        ablated = everything[shift.control_of]
         assert ablated.mode not in ("control", "none") and ablated.family == shift.family
-        assert ablated.placebo == name or name in {"in_context_defence", "prefill_refusal"}
+        assert ablated.control == name or name in {"in_context_defence", "prefill_refusal"}
     if shift.mode != "control" and shift.family not in {"none", "noise", "encoding"}:
-        assert shift.placebo is not None
+        assert shift.control is not None
 
 
 def test_codes_without_a_frame_are_the_only_ones_without_a_twin() -> None:
-    lone = {n for n in ALL if SHIFTS[n].placebo is None and SHIFTS[n].mode != "control"}
+    lone = {n for n in ALL if SHIFTS[n].control is None and SHIFTS[n].mode != "control"}
     noise = {n for n in ALL if SHIFTS[n].family == "noise"}
     assert lone == noise | {"none", "leetspeak", "disemvowel", "full_width", "homoglyph", "zero_width", "zalgo"}
 
 
 TWINNED = [
     n for n in ALL
-    if SHIFTS[n].placebo and SHIFTS[n].family not in {"encoding", "tense", "payload"} and n != "distractors_negated"
+    if SHIFTS[n].control and SHIFTS[n].family not in {"encoding", "tense", "payload"} and n != "distractors_negated"
 ]  # fmt: skip
 
 
@@ -231,8 +231,8 @@ TWINNED = [
 def test_a_twin_costs_about_as_much(name: str) -> None:
     """Within a third of the attack's words and the same turns, so that length and layout do not tell them apart."""
     shift = SHIFTS[name]
-    assert shift.placebo is not None
-    prompts = [prompt_of(s, REQUESTS[0]) for s in (shift, SHIFTS[shift.placebo])]
+    assert shift.control is not None
+    prompts = [prompt_of(s, REQUESTS[0]) for s in (shift, SHIFTS[shift.control])]
     assert all(isinstance(p, Prompt) for p in prompts)
     turns = [[t.role for t in p.turns] for p in prompts if isinstance(p, Prompt)]
     words = [sum(len(t.content.split()) for t in p.turns) for p in prompts if isinstance(p, Prompt)]

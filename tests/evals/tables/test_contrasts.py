@@ -7,22 +7,22 @@ import pytest
 from evals.items import Item, Missing
 from evals.measure.cells import ask
 from evals.shifts import parse_shifts
-from evals.tables.contrasts import family_table, placebo_pairs, placebo_table
+from evals.tables.contrasts import control_pairs, control_table, family_table
 from evals.tables.examples import examples
 from factories.outcomes import rows
 
 
 def test_twins_are_found_from_either_side_and_only_where_both_were_asked() -> None:
     shifts = parse_shifts(["none", "base64", "base64_raw", "prefix_injection", "prefix_injection_hello", "aim"])
-    assert placebo_pairs(shifts) == [("base64", "base64_raw"), ("prefix_injection", "prefix_injection_hello")]
-    assert placebo_pairs(parse_shifts(["none", "aim"])) == []
+    assert control_pairs(shifts) == [("base64", "base64_raw"), ("prefix_injection", "prefix_injection_hello")]
+    assert control_pairs(parse_shifts(["none", "aim"])) == []
 
 
 def test_an_attack_is_paired_with_its_twin_item_by_item() -> None:
     """Harmful: the attack breaks h0, h1, h2, the twin h0 and h3: 3/4 - 2/4, two worse and one better."""
     outcomes = rows("none", "GGGG") + rows("attack", "BBBG") + rows("twin", "BGGB")
     outcomes += rows("attack", "BG", harmful=False) + rows("twin", "GG", harmful=False)
-    table = placebo_table(outcomes, pairs=[("attack", "twin"), ("attack", "gone")])
+    table = control_table(outcomes, pairs=[("attack", "twin"), ("attack", "gone")])
     (entry,) = table["pairs"]
     assert (entry["attack"], entry["twin"]) == ("attack", "twin")
     harmful = entry["harmful"]
