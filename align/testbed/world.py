@@ -277,6 +277,11 @@ class World:
             }
         )
 
+    @property
+    def fingerprint(self) -> str:
+        """The hash, by which a stage that is given the world is known."""
+        return self.hash
+
     @cached_property
     def corpus_key(self) -> str:
         """Fingerprint of all that pretraining text and demonstrations depend on.

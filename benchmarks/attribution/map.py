@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+from benchmarks.pages import Entry
 from evals.attribution.regions import CLASSES
 from evals.report.attribution import COLORS
 from evals.report.figures.dots import HOME
@@ -14,7 +12,7 @@ WIDTH, HEIGHT = 760, 460
 SHAPES = {"competing": "circle", "mismatched": "square", "both": "diamond", "capability": "triangle"}
 
 
-def draw(table: Mapping[str, Any]) -> str:
+def draw(table: Entry) -> str:
     """The figure as SVG."""
     known = [r for r in table["cases"] if r["signals"]["pull"] and r["signals"]["recognition"]]
     spots = [(r, r["signals"]["pull"]["value"], r["signals"]["recognition"]["value"]) for r in known]

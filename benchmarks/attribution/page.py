@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from benchmarks.attribution.map import draw
 from benchmarks.attribution.stages import read_split
+from benchmarks.command import write_table
+from benchmarks.pages import Entry, stack, stated, table, write
 from evals.attribution.regions import CLASSES, REGIONS
 from evals.attribution.validation import RIVALS, Case, agreement, balanced_accuracy, confusion
-from evals.report.words import interval, num
+from evals.report.words import num
+
+if TYPE_CHECKING:
+    from evals.attribution.regions import Signals, Thresholds
+    from recipes.testbed.planted import Config, Plant
 
 BARS = {"balanced accuracy": 0.95, "rank correlation": 0.9}
 PARTS = ("competing", "mismatched")
@@ -33,56 +41,69 @@ policy and of reference per prompt (`evals/attribution/sampled_split.py`): {poin
 """
 
 
+@dataclass(frozen=True)
+class Planting:
+    """One plant of a seed, and where its probes lie."""
+
+    plant: Plant
+    seed: int
+    probes: Path
+
+    @property
+    def model(self) -> str:
+        return f"{self.plant.name} {self.seed}"
+
+
 def collect(
-    config: Any, *, plants: Sequence[Any], folders: Mapping[int, tuple[Path, Path]], count: int
-) -> dict[str, Any]:
+    config: Config, *, plants: Sequence[Planting], folders: Mapping[int, tuple[Path, Path]], count: int
+) -> dict[str, object]:
     """Everything on the page from what is finished; seeds that lack a plant are left out and named."""
     from align.runs import environment
     from align.testbed.world import load_world
     from evals.attribution.regions import calibrate
-    from recipes.testbed.planted import CONTROLS, read_signals
+    from recipes.testbed.planted_stages import CONTROLS, read_signals
 
     seeds = list(dict.fromkeys(p.seed for p in plants))
     whole = [s for s in seeds if all((p.probes / "signals.json").is_file() for p in plants if p.seed == s)]
-    signals = {(p.seed, p.name): read_signals(p.probes) for p in plants if p.seed in whole}
+    signals = {(p.seed, p.plant.name): read_signals(p.probes) for p in plants if p.seed in whole}
     development = [s for s in whole if s in config.development]
     fresh = [s for s in whole if s in config.fresh]
     quiet = [one for (s, _), by in signals.items() if s in development for c in CONTROLS for one in by[c]]
     bounds = calibrate(quiet, what=f"{', '.join(CONTROLS)} on seeds {', '.join(map(str, development))}")
-    rows = [row for p in plants if p.seed in whole for row in _rows(p, signals[p.seed, p.name], bounds)]
+    rows = [row for p in plants if p.seed in whole for row in _rows(p, signals[p.seed, p.plant.name], bounds)]
     sides = {"development": development, "fresh": fresh}
     return {
         "world": load_world(config.world).hash, "environment": environment(), "seeds": sides, "count": count,
         "missing_seeds": [s for s in seeds if s not in whole], "thresholds": bounds.jsonable(), "cases": rows,
         "results": {side: _result(rows, development, mine) for side, mine in sides.items() if mine},
-        "splits": _splits(plants, folders, signals), "samples": config.samples,
+        "splits": _splits(folders, signals), "samples": config.samples,
     }  # fmt: skip
 
 
-def _rows(plant: Any, signals: Mapping[str, Sequence[Any]], bounds: Any) -> list[dict[str, Any]]:
+def _rows(one: Planting, signals: Mapping[str, Sequence[Signals]], bounds: Thresholds) -> list[dict[str, object]]:
     """One row per shift with a planted mechanism."""
     from evals.attribution.regions import attribute
 
     rows = []
-    for shift, truth in plant.truth.items():
+    for shift, truth in one.plant.truth.items():
         (found,) = attribute(signals[shift], thresholds=bounds)
-        row = {"model": f"{plant.name} {plant.seed}", "plant": plant.name, "seed": plant.seed, "truth": truth}
-        rows.append({**row, "weights": plant.weights, **found.jsonable()})
+        row = {"model": one.model, "plant": one.plant.name, "seed": one.seed, "truth": truth}
+        rows.append({**row, "weights": one.plant.weights, **found.jsonable()})
     return rows
 
 
-def _cases(rows: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> list[Case]:
+def _cases(rows: Sequence[Entry], seeds: Sequence[int]) -> list[Case]:
     return [
         Case(r["model"], r["shift"], r["truth"], r["region"], r["fails"]["value"]) for r in rows if r["seed"] in seeds
     ]
 
 
 def _result(
-    rows: Sequence[Mapping[str, Any]], development: Sequence[int], seeds: Sequence[int]
-) -> dict[str, Any]:
+    rows: Sequence[Entry], development: Sequence[int], seeds: Sequence[int]
+) -> dict[str, object]:
     """Confusion and balanced accuracy of the attribution on these seeds, and of its rivals taught by development."""
     taught, asked = _cases(rows, development), _cases(rows, seeds)
-    result: dict[str, Any] = {"confusion": confusion(asked), "balanced_accuracy": balanced_accuracy(asked).stated}
+    result: dict[str, object] = {"confusion": confusion(asked), "balanced_accuracy": balanced_accuracy(asked).stated}
     result["rivals"] = {}
     for name, rival in RIVALS.items():
         said = rival(taught, asked)
@@ -94,10 +115,10 @@ def _result(
 
 
 def _splits(
-    plants: Sequence[Any], folders: Mapping[int, tuple[Path, Path]], signals: Mapping[Any, Any]
-) -> dict[str, Any] | None:
+    folders: Mapping[int, tuple[Path, Path]], signals: Mapping[tuple[int, str], Mapping[str, Sequence[Signals]]]
+) -> dict[str, object] | None:
     """The points of both splits and their agreement, over the seeds where both are finished."""
-    points: list[dict[str, Any]] = []
+    points: list[dict[str, object]] = []
     for seed, (exact, sampled) in folders.items():
         if not all((folder / "split.json").is_file() for folder in (exact, sampled)):
             continue
@@ -111,7 +132,7 @@ def _splits(
                     points[-1]["signals"] = _means(read)
     if len({p["model"] for p in points}) < 2:
         return None
-    found: dict[str, Any] = {"points": points, "agreement": {}}
+    found: dict[str, object] = {"points": points, "agreement": {}}
     for part in PARTS:
         pairs = [(p["sampled"][part], p["exact"][part]) for p in points]
         both = agreement([a for a, _ in pairs], [b for _, b in pairs], models=[p["model"] for p in points])
@@ -119,16 +140,16 @@ def _splits(
         stated = {"spearman": both.spearman.stated, "kendall": both.kendall.stated}
         found["agreement"][part] = {**stated, "points": both.points, "largest_difference": worst}
         known = [p for p in points if "signals" in p]
-        if len({p["model"] for p in known}) < 2:
-            return found
-        one = agreement(
-            [p["signals"][part] for p in known], [p["exact"][part] for p in known], models=[p["model"] for p in known]
-        )
-        found["agreement"][part]["signal"] = {"spearman": one.spearman.stated, "points": one.points}
+        if len({p["model"] for p in known}) > 1:
+            one = agreement(
+                [p["signals"][part] for p in known], [p["exact"][part] for p in known],
+                models=[p["model"] for p in known],
+            )  # fmt: skip
+            found["agreement"][part]["signal"] = {"spearman": one.spearman.stated, "points": one.points}
     return found
 
 
-def _means(signals: Sequence[Any]) -> dict[str, float]:
+def _means(signals: Sequence[Signals]) -> dict[str, float]:
     """The signals that stand for the two parts: mean pull in nats, and mean share of recognition that is lost."""
     pulls, left = [s.pull for s in signals], [s.recognition for s in signals]
     return {"competing": sum(pulls) / len(pulls), "mismatched": 1 - sum(left) / len(left)}
@@ -137,27 +158,27 @@ def _means(signals: Sequence[Any]) -> dict[str, float]:
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
-def write_page(table: Mapping[str, Any], *, folder: Path, command: str) -> None:
+def write_page(table: Entry, *, folder: Path, command: str) -> None:
     """Write attribution.json, attribution_thresholds.json, attribution.md and attribution-map.svg."""
-    from benchmarks.attribution.map import draw
-
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "attribution.json").write_text(json.dumps(table, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    bounds = json.dumps(table["thresholds"], indent=1) + "\n"
-    (folder / "attribution_thresholds.json").write_text(bounds, encoding="utf-8")
-    (folder / "attribution-map.svg").write_text(draw(table), encoding="utf-8")
+    write_table(folder / "attribution.json", table)
     parts = [_opening(table, command), _verdicts(table), _map_words(), _split_words(table), _all_cases(table)]
-    (folder / "attribution.md").write_text("\n".join(part for part in parts if part), encoding="utf-8")
+    files = {
+        "attribution_thresholds.json": json.dumps(table["thresholds"], indent=1) + "\n",
+        "attribution-map.svg": draw(table),
+        "attribution.md": "\n".join(part for part in parts if part),
+    }
+    write(folder, files)
 
 
-def _opening(table: Mapping[str, Any], command: str) -> str:
+def _opening(table: Entry, command: str) -> str:
     e, bounds = table["environment"], table["thresholds"]
-    stack = ", ".join(f"{name} {e['versions'][name]}" for name in ("torch", "transformers", "trl"))
+    made_with = stack(e, packages=("torch", "transformers", "trl"))
+    cores = f"{e['platform']}, {e['cores']} cores"
     missing = table["missing_seeds"]
     left = f" Not finished, and left out: seeds {', '.join(map(str, missing))}." if missing else ""
     return f"""# Attribution of failures, validated on planted models
 
-Generated by `{command}` (world `{table["world"]}`, commit {e["commit"]}, {stack}, {e["platform"]}, {e["cores"]} cores).
+Generated by `{command}` (world `{table["world"]}`, commit {e["commit"]}, {made_with}, {cores}).
 What the signals and regions are: [attribution.md](../attribution.md).
 
 Tiny models are trained with a mechanism of failure planted in each (`recipes/configs/planted.yaml`): weights in
@@ -179,37 +200,28 @@ def _list(seeds: Sequence[int]) -> str:
     return ", ".join(map(str, seeds)) or "none"
 
 
-def _stated(found: Mapping[str, Any]) -> str:
-    return f"{num(found['value'])} {interval(found['ci'])}"
-
-
-def _verdicts(table: Mapping[str, Any]) -> str:
+def _verdicts(found: Entry) -> str:
     """The headline table, rivals, and the confusion matrix of each side."""
-    lines = ["## Balanced accuracy over the four mechanisms", ""]
-    lines += ["| | " + " | ".join(f"{side} seeds" for side in table["results"]) + " |"]
-    lines += ["| --- |" + " ---: |" * len(table["results"])]
-    sides = table["results"].values()
-    lines += ["| attribution | " + " | ".join(_stated(r["balanced_accuracy"]) for r in sides) + " |"]
-    for rival in RIVALS:
-        lines += [f"| {rival} | " + " | ".join(_stated(r["rivals"][rival]) for r in sides) + " |"]
-    inside = " | ".join(num(r["failures_in_their_region"]) for r in sides)
-    lines += [f"| mean share of single failures in the planted region | {inside} |", ""]
-    for side, result in table["results"].items():
+    sides = found["results"]
+    rows = [["attribution", *(stated(r["balanced_accuracy"]) for r in sides.values())]]
+    rows += [[rival, *(stated(r["rivals"][rival]) for r in sides.values())] for rival in RIVALS]
+    inside = [num(r["failures_in_their_region"]) for r in sides.values()]
+    rows.append(["mean share of single failures in the planted region", *inside])
+    head = table(["", *(f"{side} seeds" for side in sides)], rows, numbers=1)
+    lines = ["## Balanced accuracy over the four mechanisms", "", head[0].replace("|  |", "| |"), *head[1:]]
+    for side, result in sides.items():
         lines += [f"{side.capitalize()}: {result['balanced_accuracy']['over']}.", ""]
-    if "fresh" in table["results"]:
-        found = table["results"]["fresh"]["balanced_accuracy"]
-        lines += [f"Bar on fresh seeds, {verdict([found], bar=BARS['balanced accuracy'])}.", ""]
-    lines += [RIVAL_WORDS.format(rates="; ".join(_range(table["cases"], truth) for truth in CLASSES))]
-    for side, result in table["results"].items():
-        lines += [f"### Confusion, {side} seeds", "", "| planted | " + " | ".join(REGIONS) + " |"]
-        lines += ["| --- |" + " ---: |" * len(REGIONS)]
-        lines += [
-            f"| {t} | " + " | ".join(str(result["confusion"][t][f]) for f in REGIONS) + " |" for t in CLASSES
-        ] + [""]  # fmt: skip
+    if "fresh" in sides:
+        words = verdict([sides["fresh"]["balanced_accuracy"]], bar=BARS["balanced accuracy"])
+        lines += [f"Bar on fresh seeds, {words}.", ""]
+    lines += [RIVAL_WORDS.format(rates="; ".join(_range(found["cases"], truth) for truth in CLASSES))]
+    for side, result in sides.items():
+        counts = [[t, *(str(result["confusion"][t][f]) for f in REGIONS)] for t in CLASSES]
+        lines += [f"### Confusion, {side} seeds", "", *table(["planted", *REGIONS], counts, numbers=1)]
     return "\n".join(lines)
 
 
-def verdict(found: Sequence[Mapping[str, Any]], *, bar: float) -> str:
+def verdict(found: Sequence[Entry], *, bar: float) -> str:
     """Whether all values reach a bar, and whether their intervals do: an estimate alone does not carry the claim."""
     words = f"at least {bar}: "
     if any(one["value"] < bar for one in found):
@@ -221,7 +233,7 @@ def verdict(found: Sequence[Mapping[str, Any]], *, bar: float) -> str:
     return words + f"**met** by the estimate alone; {end}"
 
 
-def _range(rows: Sequence[Mapping[str, Any]], truth: str) -> str:
+def _range(rows: Sequence[Entry], truth: str) -> str:
     rates = [r["fails"]["value"] for r in rows if r["truth"] == truth]
     return f"{truth} {num(min(rates), 2)} to {num(max(rates), 2)}"
 
@@ -237,38 +249,37 @@ which of the cases below the line count as lost.
 """
 
 
-def _split_words(table: Mapping[str, Any]) -> str:
-    found = table["splits"]
+def _split_words(whole: Entry) -> str:
+    found = whole["splits"]
     if found is None:
         return "## Against the exact split\n\nNot finished.\n"
-    lines = [SPLIT_WORDS.format(count=table["count"], points=len(found["points"]))]
-    lines += ["| part | Spearman | Kendall | largest difference |", "| --- | ---: | ---: | ---: |"]
-    for part, entry in found["agreement"].items():
-        cells = (_stated(entry["spearman"]), _stated(entry["kendall"]), num(entry["largest_difference"]))
-        lines += [f"| {part} | " + " | ".join(cells) + " |"]
+    lines = [SPLIT_WORDS.format(count=whole["count"], points=len(found["points"]))]
+    rows = [
+        [part, stated(entry["spearman"]), stated(entry["kendall"]), num(entry["largest_difference"])]
+        for part, entry in found["agreement"].items()
+    ]
+    lines += table(["part", "Spearman", "Kendall", "largest difference"], rows, numbers=1)
     both = [entry["spearman"] for entry in found["agreement"].values()]
-    lines += ["", f"Intervals: bootstrap, {both[0]['over']}."]
+    lines += [f"Intervals: bootstrap, {both[0]['over']}."]
     lines += [f"Bar of Spearman's, {verdict(both, bar=BARS['rank correlation'])}.", ""]
     lines += [_within(found["points"], "sampled"), ""]
     plain = {part: entry["signal"] for part, entry in found["agreement"].items() if "signal" in entry}
     lines += [] if len(plain) < len(PARTS) else [
         "The signals themselves know neither the preference nor what a loss costs: they tell shifts apart, not the",
         "size of a loss inside one. Pooled Spearman",
-        f"{_stated(plain['competing']['spearman'])} of the pull with the competing part,",
-        f"{_stated(plain['mismatched']['spearman'])} of the lost recognition with the mismatched part",
+        f"{stated(plain['competing']['spearman'])} of the pull with the competing part,",
+        f"{stated(plain['mismatched']['spearman'])} of the lost recognition with the mismatched part",
         f"({plain['competing']['points']} points; held-out topics have no paired requests).",
         _within([p for p in found["points"] if "signals" in p], "signals"), "",
     ]  # fmt: skip
     names = list(dict.fromkeys(p["plant"] for p in found["points"]))
     lines += ["Means over seeds, exact / from samples:", ""]
-    lines += ["| shift | part | " + " | ".join(names) + " |", "| --- | --- |" + " ---: |" * len(names)]
-    for shift in dict.fromkeys(p["shift"] for p in found["points"]):
-        for part in PARTS:
-            lines += [f"| {shift} | {part} | " + " | ".join(_mean(found, n, shift, part) for n in names) + " |"]
-    return "\n".join(lines) + "\n"
+    shifts = dict.fromkeys(p["shift"] for p in found["points"])
+    rows = [[s, part, *(_mean(found, name, s, part) for name in names)] for s in shifts for part in PARTS]
+    return "\n".join([*lines, *table(["shift", "part", *names], rows, numbers=2)])
 
 
-def _within(points: Sequence[Mapping[str, Any]], side: str) -> str:
+def _within(points: Sequence[Entry], side: str) -> str:
     """Spearman of a side's part with the exact one inside each shift: what is left without differences of shifts."""
     from evals.attribution.sampled_split import rank_correlation
 
@@ -284,23 +295,21 @@ def _within(points: Sequence[Mapping[str, Any]], side: str) -> str:
     return f"Those figures pool the shifts; Spearman inside each shift, {'; '.join(said)}."
 
 
-def _mean(found: Mapping[str, Any], name: str, shift: str, part: str) -> str:
+def _mean(found: Entry, name: str, shift: str, part: str) -> str:
     mine = [p for p in found["points"] if p["plant"] == name and p["shift"] == shift]
     exact, sampled = (sum(p[side][part] for p in mine) / len(mine) for side in ("exact", "sampled"))
     return f"{num(exact)} / {num(sampled)}"
 
 
-def _all_cases(table: Mapping[str, Any]) -> str:
+def _all_cases(found: Entry) -> str:
     """Every case with its failure rate and mean signals."""
-    names = ("comprehension", "recognition", "pull", "distance")
-    lines = ["## Every case", "", "| model (seed) | weights | shift | planted | found | fails | plain | in region | "]
-    lines[-1] += " | ".join(names) + " |"
-    lines += ["| --- | --- | --- | --- | --- |" + " ---: |" * (3 + len(names))]
-    for r in sorted(table["cases"], key=lambda r: (CLASSES.index(r["truth"]), r["fails"]["value"])):
+    signals = ("comprehension", "recognition", "pull", "distance")
+    rows = []
+    for r in sorted(found["cases"], key=lambda r: (CLASSES.index(r["truth"]), r["fails"]["value"])):
         wrong = "" if r["truth"] == r["region"] else " (wrong)"
         cells = [r["fails"]["value"], r["fails_plain"]["value"]]
         cells += [r["shares"][r["truth"]]["value"] if r["shares"] else None]
-        cells += [r["signals"][n]["value"] if r["signals"][n] else None for n in names]
-        lines += [f"| {r['model']} | {r['weights']} | {r['shift']} | {r['truth']} | {r['region']}{wrong} | "]
-        lines[-1] += " | ".join(num(c) for c in cells) + " |"
-    return "\n".join(lines) + "\n"
+        cells += [r["signals"][n]["value"] if r["signals"][n] else None for n in signals]
+        rows.append([r["model"], r["weights"], r["shift"], r["truth"], r["region"] + wrong, *map(num, cells)])
+    head = ["model (seed)", "weights", "shift", "planted", "found", "fails", "plain", "in region", *signals]
+    return "\n".join(["## Every case", "", *table(head, rows, numbers=5)])

@@ -12,35 +12,34 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+
+from align.preferences import Weights
+from align.runs import Call
+from benchmarks import command
+from benchmarks.attribution import stages
+from benchmarks.attribution.page import Planting, collect, write_page
+from recipes.config import build, read_yaml
+from recipes.pipeline.plan import Plan
+from recipes.testbed.planted import Config, Plant, Planted, calls_of, planted_plans
 
 HERE = Path(__file__).resolve().parent
+MODULE = "benchmarks.attribution.run"
 SMOKE = {"pretrain": 6000, "sft": 3000, "comparisons": 200, "steps": 4, "samples": 8, "count": 32}
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="benchmarks/attribution/run.py"
-    )
-    parser.add_argument("--check", action="store_true", help="one seed at a smoke budget")
-    parser.add_argument("--config", type=Path, default=HERE.parents[1] / "recipes" / "configs" / "planted.yaml")
-    parser.add_argument("--seeds", nargs="+", type=int, default=None, help="default: all of the config")
-    parser.add_argument("--count", type=int, default=256, help="samples per prompt and side of the sampled split")
-    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each; 0: all in this one")
-    parser.add_argument("--minutes", type=float, default=None, help="start no new stage after so many minutes")
-    parser.add_argument("--out", type=Path, default=None, help="default: runs/planted, or runs/planted-check")
-    parser.add_argument("--publish", type=Path, default=None, help="folder for the page and its numbers")
-    return parser.parse_args(argv)
+def options() -> argparse.ArgumentParser:
+    found = command.parser(__doc__ or "", module=MODULE)
+    found.add_argument("--check", action="store_true", help="one seed at a smoke budget")
+    found.add_argument("--config", type=Path, default=HERE.parents[1] / "recipes" / "configs" / "planted.yaml")
+    found.add_argument("--seeds", nargs="+", type=int, default=None, help="default: all of the config")
+    found.add_argument("--count", type=int, default=256, help="samples per prompt and side of the sampled split")
+    return command.sitting(found, out="runs/planted, or runs/planted-check")
 
 
-def configuration(arguments: argparse.Namespace) -> Any:
+def configuration(arguments: argparse.Namespace) -> Config:
     """The planted models' configuration, cut to a smoke budget for --check."""
-    from recipes.config import build, read_yaml
-    from recipes.testbed.planted_plan import Config, check
-
     values = read_yaml(arguments.config)
     values["out"] = str(arguments.out or ("runs/planted-check" if arguments.check else "runs/planted"))
     if arguments.seeds:
@@ -54,61 +53,55 @@ def configuration(arguments: argparse.Namespace) -> Any:
         for spec in values["plants"].values():
             small = {"steps": SMOKE["steps"]} if "steps" in spec["settings"] else {"epochs": 1.0}
             spec["settings"] = {**spec["settings"], **small}
-    config = build(Config, values, where=arguments.config.name)
-    check(config, where=arguments.config.name)
-    return config
+    return build(Config, values, where=arguments.config.name)
 
 
-def split_tasks(config: Any, plants: Sequence[Any], *, count: int) -> tuple[list[Any], dict[int, tuple[Path, Path]]]:
-    """Exact and sampled split of the plants that ask for it, and seed -> their folders."""
-    from align.runs import jsonable
-    from align.testbed.world import load_world
-    from benchmarks.attribution import stages
-    from recipes.pipeline.tasks import Task
+def plantings(plans: Mapping[int, Sequence[Plan]]) -> list[Planting]:
+    """Every plant of every seed."""
+    return [
+        Planting(row, seed, plan.cells[row.name][0].out)
+        for seed, every in plans.items()
+        for plan in every
+        for row in plan.rows
+        if isinstance(row, Plant)
+    ]
 
-    base = {"world": jsonable(load_world(config.world).config)}
-    tasks, folders = [], {}
-    for seed in dict.fromkeys(plant.seed for plant in plants):
-        mine = [plant for plant in plants if plant.seed == seed and plant.split]
-        place = Path(config.out) / f"seed-{seed}"
-        policies = {plant.name: [str(plant.policy), plant.weights] for plant in mine}
-        reference = str(mine[0].reference)
-        needs = tuple(f"{plant.name} [{seed}]" for plant in mine)
-        folders[seed] = place / "exact-split", place / "sampled-split"
-        common = {**base, "reference": reference, "policies": policies}
-        tasks += [
-            Task(f"sampled split [{seed}]", stages.sampled,
-                 {**common, "out": str(folders[seed][1]), "count": count, "seed": seed}, needs),
-            Task(f"exact split [{seed}]", stages.exact, {**common, "out": str(folders[seed][0])}, needs),
-        ]  # fmt: skip
-    return tasks, folders
+
+def split_calls(plans: Mapping[int, Sequence[Plan]], *, count: int) -> dict[int, tuple[Call, Call]]:
+    """Seed -> the exact and the sampled split of the plants that ask for it, which share one reference."""
+    calls = {}
+    for seed, every in plans.items():
+        plan = next(one for one in every if any(isinstance(row, Plant) and row.split for row in one.rows))
+        rows = [row for row in plan.rows if isinstance(row, Plant) and row.split]
+        setting = plan.setting
+        assert isinstance(setting, Planted)
+        weights = {row.name: Weights.parse(row.weights) for row in rows}
+        policies = {row.name: plan.fits[row.name][weights[row.name].label].run for row in rows}
+        common = {"world": setting.world, "reference": setting.made("sft"), "policies": policies, "weights": weights}
+        place = setting.out
+        exact = stages.exact.call(place / "exact-split", **common)
+        sampled = stages.sampled.call(place / "sampled-split", **common, count=count, seed=seed)
+        calls[seed] = exact.named(f"exact split [{seed}]"), sampled.named(f"sampled split [{seed}]")
+    return calls
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from benchmarks.attribution.page import collect, write_page
-    from recipes.pipeline.tasks import run_tasks
-    from recipes.testbed.planted_plan import make_plan
-
     config = configuration(arguments)
-    tasks, plants = make_plan(config)
+    plans = planted_plans(config, where=arguments.config.name)
     count = SMOKE["count"] if arguments.check else arguments.count
-    more, folders = split_tasks(config, plants, count=count)
-    start = time.monotonic()
-    deadline = None if arguments.minutes is None else start + 60 * arguments.minutes
-    left = run_tasks([*tasks, *more], workers=arguments.workers, label="attribution", deadline=deadline)
-    if left:
-        print(f"{left} of {len(tasks) + len(more)} stages left; the same command goes on", file=sys.stderr)
-    table = collect(config, plants=plants, folders=folders, count=count)
+    splits = split_calls(plans, count=count)
+    more = [call for pair in splits.values() for call in reversed(pair)]
+    command.run_plan([*calls_of(plans), *more], arguments, label="attribution")
+    folders = {seed: (exact.out, sampled.out) for seed, (exact, sampled) in splits.items()}
+    table = collect(config, plants=plantings(plans), folders=folders, count=count)
     folder = arguments.publish or Path(config.out)
-    write_page(table, folder=folder, command=" ".join(["python -m benchmarks.attribution.run", *sys.argv[1:]]))
-    print(f"{len(table['cases'])} cases, {time.monotonic() - start:.0f} s: {folder / 'attribution.md'}")
+    write_page(table, folder=folder, command=command.command_line(MODULE))
+    print(f"{len(table['cases'])} cases: {folder / 'attribution.md'}")
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    from align.errors import guarded
-
-    return guarded(lambda: run(parse(argv)))
+    return command.main(run, options(), argv)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Stages of the attribution benchmark: the exact split of every planted policy of a seed, and the split from samples.
 
-Both judge a policy at the weights that it was trained for. Every function is safe to call again.
+Both judge a policy at the weights that it was trained for, which its one point names.
 """
 
 from __future__ import annotations
@@ -8,58 +8,58 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from align.runs import Ledger, open_run, run_stage, write_json
-from recipes.testbed.stages import Settings, world_of
+from align.runs import Metrics, Run, Workspace, stage, write_json
+
+if TYPE_CHECKING:
+    from align.policies.base import Policy
+    from align.preferences import Weights
+    from align.testbed.answers import ReferenceTables
+    from align.testbed.exact import ExactPolicy
+    from align.testbed.world import Prompt, World
 
 SHIFTED = ("heldout_topics", "cipher", "compliance", "cipher_compliance", "control")
 HOME = "none"
+Parts = dict[str, dict[str, dict[str, float]]]  # policy -> shift -> part -> value
 
 
-def _policies(policies: Mapping[str, Sequence[str]]) -> dict[str, tuple[Any, tuple[float, ...]]]:
-    """name -> (policy, weights) of (run, label)."""
+def _asked(policies: Mapping[str, Run], weights: Mapping[str, Weights]) -> dict[str, tuple[Policy, Weights]]:
+    """name -> (policy, weights)."""
     from align.policies.load import load_family
-    from align.preferences import Weights, parse_preference
 
-    return {
-        name: (load_family(run).policy(parse_preference(label)), Weights.parse(label).values)
-        for name, (run, label) in policies.items()
-    }
+    return {name: (load_family(run.path).policy(weights[name]), weights[name]) for name, run in policies.items()}
 
 
-def exact(*, out: str, world: Settings, reference: str, policies: Mapping[str, Sequence[str]]) -> None:
+@stage(name="exact split")
+def exact(
+    work: Workspace, *, world: World, reference: Run, policies: Mapping[str, Run], weights: Mapping[str, Weights],
+    shifts: tuple[str, ...] = SHIFTED,
+) -> Metrics:  # fmt: skip
     """`split.json`: policy -> shift -> drop, competing and mismatched part, by enumeration; prompts outermost."""
+    from align.models import load_model
+    from align.testbed.answers import ReferenceTables
+    from align.testbed.exact import ExactModel, ExactPolicy
 
-    def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
-        from align.models import load_model
-        from align.preferences import Weights
-        from align.testbed.answers import ReferenceTables
-        from align.testbed.exact import ExactModel, ExactPolicy
-
-        place, found = world_of(world), _policies(policies)
-        model = load_model(f"{reference}/model")
-        sums: dict[str, dict[str, list[tuple[float, float]]]] = {name: {} for name in found}
-        for shift in (HOME, *SHIFTED):
-            for prompt in place.test_prompts(shift):
-                tables = ReferenceTables(place, ExactModel(model, name="reference"))  # one prompt's table at a time
-                for name, (policy, w) in found.items():
-                    answer = _answer(ExactPolicy(policy), prompt, Weights(w), tables)
-                    sums[name].setdefault(shift, []).append((answer.J_star, answer.regret))
-        write_json(folder / "split.json", {name: _split(shifts) for name, shifts in sums.items()})
-        return {"policies": len(found), "shifts": len(SHIFTED)}
-
-    inputs = {"reference": open_run(reference).fingerprint, "world": world_of(world).hash}
-    inputs |= {name: open_run(run).fingerprint for name, (run, _) in policies.items()}
-    config = {"shifts": list(SHIFTED), "weights": {name: label for name, (_, label) in policies.items()}}
-    run_stage(out, stage="exact split", config=config, body=body, inputs=inputs)
+    asked, model = _asked(policies, weights), load_model(f"{reference.path}/model")
+    sums: dict[str, dict[str, list[tuple[float, float]]]] = {name: {} for name in asked}
+    for shift in (HOME, *shifts):
+        for prompt in world.test_prompts(shift):
+            tables = ReferenceTables(world, ExactModel(model, name="reference"))  # one prompt's table at a time
+            for name, (policy, w) in asked.items():
+                sums[name].setdefault(shift, []).append(_optimum_and_regret(ExactPolicy(policy), prompt, w, tables))
+    write_json(work.folder / "split.json", {name: _split(found) for name, found in sums.items()})
+    return {"policies": len(asked), "shifts": len(shifts)}
 
 
-def _answer(policy: Any, prompt: Any, weights: Any, tables: Any) -> Any:
+def _optimum_and_regret(
+    policy: ExactPolicy, prompt: Prompt, weights: Weights, tables: ReferenceTables
+) -> tuple[float, float]:
     from align.testbed.answers import answers_of, outcomes
 
     (result,) = outcomes(policy, prompts=[prompt], tables=tables)
-    return next(iter(answers_of({prompt: result}, row="", shift=prompt.split, weights=weights, tables=tables)))
+    answer = next(iter(answers_of({prompt: result}, row="", shift=prompt.split, weights=weights, tables=tables)))
+    return answer.J_star, answer.regret
 
 
 def _split(shifts: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, dict[str, float]]:
@@ -71,37 +71,31 @@ def _split(shifts: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, dic
     return {s: {"competing": c, "mismatched": m, "drop": c + m} for s, (c, m) in parts.items()}
 
 
+@stage(name="sampled split")
 def sampled(
-    *, out: str, world: Settings, reference: str, policies: Mapping[str, Sequence[str]], count: int, seed: int
-) -> None:
+    work: Workspace, *, world: World, reference: Run, policies: Mapping[str, Run], weights: Mapping[str, Weights],
+    count: int, seed: int, shifts: tuple[str, ...] = SHIFTED,
+) -> Metrics:  # fmt: skip
     """`split.json` in the same form, from `count` judged samples per prompt of policy and of reference."""
+    from align.models import load_model
+    from evals.attribution.sampled_split import split
+    from evals.attribution.testbed_sampling import estimates
 
-    def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
-        from align.models import load_model
-        from evals.attribution.sampled_split import split
-        from evals.attribution.testbed_sampling import estimates
-
-        place = world_of(world)
-        model = load_model(f"{reference}/model").eval()
-        result = {}
-        for name, (policy, w) in _policies(policies).items():
-            own = policy.model.eval()
-            found = {
-                s: estimates(place, own, model, place.test_prompts(s), weights=w, count=count, seed=seed)
-                for s in (HOME, *SHIFTED)
-            }
-            result[name] = {s: split(found[HOME], found[s]) for s in SHIFTED}
-            ledger.add(samples_drawn=2 * count * sum(map(len, found.values())))
-        write_json(folder / "split.json", result)
-        return {"policies": len(result), "shifts": len(SHIFTED)}
-
-    inputs = {"reference": open_run(reference).fingerprint, "world": world_of(world).hash}
-    inputs |= {name: open_run(run).fingerprint for name, (run, _) in policies.items()}
-    config = {"shifts": list(SHIFTED), "count": count, "seed": seed}
-    config |= {"weights": {name: label for name, (_, label) in policies.items()}}
-    run_stage(out, stage="sampled split", config=config, body=body, inputs=inputs)
+    model = load_model(f"{reference.path}/model").eval()
+    result = {}
+    for name, (policy, w) in _asked(policies, weights).items():
+        own = policy.model.eval()
+        found = {
+            s: estimates(world, own, model, world.test_prompts(s), weights=w.values, count=count, seed=seed)
+            for s in (HOME, *shifts)
+        }
+        result[name] = {s: split(found[HOME], found[s]) for s in shifts}
+        work.ledger.add(samples_drawn=2 * count * sum(map(len, found.values())))
+    write_json(work.folder / "split.json", result)
+    return {"policies": len(result), "shifts": len(shifts)}
 
 
-def read_split(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
+def read_split(folder: Path) -> Parts:
     """What `exact` or `sampled` wrote."""
-    return json.loads((folder / "split.json").read_text(encoding="utf-8"))
+    found: Parts = json.loads((folder / "split.json").read_text(encoding="utf-8"))
+    return found

@@ -9,12 +9,12 @@ Writes `hh_methods.json` and `hh_methods.md`; reads nothing but the run's summar
 from __future__ import annotations
 
 import argparse
-import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from align.errors import UserError, guarded
+from benchmarks import command
+from benchmarks.pages import Entry, at, named, table, write
 
 KEPT = (
     "front", "kl", "raw_hypervolume", "raw_hypervolume_ci", "samples_per_response", "bits_per_byte", "ledger",
@@ -28,12 +28,12 @@ def number(value: float, interval: Sequence[float] | None) -> str:
     return f"{value:.2f}" + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
 
 
-def ordered(methods: Mapping[str, Any], *, controls: Sequence[str]) -> list[str]:
+def ordered(methods: Mapping[str, Entry], *, controls: Sequence[str]) -> list[str]:
     """Rows by hypervolume gained, the controls after the methods."""
     return sorted(methods, key=lambda row: (row in controls, -(methods[row]["raw_hypervolume"] or 0)))
 
 
-def point_cell(point: Mapping[str, Any] | None) -> str:
+def point_cell(point: Entry | None) -> str:
     """The objectives' scores and the KL of one point, or an empty cell."""
     if point is None:
         return ""
@@ -41,7 +41,7 @@ def point_cell(point: Mapping[str, Any] | None) -> str:
     return "; ".join(scores) + f"; KL {point['kl']:.1f}"
 
 
-def lines(summary: Mapping[str, Any]) -> list[str]:
+def lines(summary: Entry) -> list[str]:
     """The page."""
     methods, controls = summary["methods"], list(summary.get("controls") or ())
     preferences = sorted({tuple(p["preference"]) for row in methods.values() for p in row["front"]}, reverse=True)
@@ -61,49 +61,39 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
         "- Core-seconds are all that the row's policies are made of: reward models, comparisons, specialists, itself.",
         "- Controls are in italics: they must not be read as methods (samples per response, KL, length).",
         "",
-        "| row | hypervolume gained | mean KL | samples per response | training core-s |",
-        "| --- | --- | ---: | ---: | ---: |",
     ]
+    sums, points = [], []
     for row in rows:
-        entry, shown = methods[row], f"*{row}*" if row in controls else row
+        entry, shown = methods[row], named(row, controls)
         gained = number(entry["raw_hypervolume"], entry["raw_hypervolume_ci"])
         cost = (entry.get("ledger") or {}).get("cpu_seconds")
-        page.append(
-            f"| {shown} | {gained} | {entry['kl']:.1f} | {entry['samples_per_response']} | "
-            f"{'' if cost is None else f'{cost:.0f}'} |"
-        )
-    page += ["", "Helpful; harmless; KL at each preference (helpful, harmless):", ""]
-    heads = [", ".join(f"{w:g}" for w in p) for p in preferences]
-    page += ["| row | " + " | ".join(heads) + " |", "| --- |" + " --- |" * len(heads)]
-    for row in rows:
-        found = {tuple(p["preference"]): p for p in methods[row]["front"]}
-        shown = f"*{row}*" if row in controls else row
-        page.append(f"| {shown} | " + " | ".join(point_cell(found.get(p)) for p in preferences) + " |")
-    return page
+        paid = "" if cost is None else f"{cost:.0f}"
+        sums.append([shown, gained, f"{entry['kl']:.1f}", str(entry["samples_per_response"]), paid])
+        found = {tuple(p["preference"]): p for p in entry["front"]}
+        points.append([shown, *(point_cell(found.get(p)) for p in preferences)])
+    head = ["row", "hypervolume gained", "mean KL", "samples per response", "training core-s"]
+    page += table(head, sums, numbers=2)
+    page += ["Helpful; harmless; KL at each preference (helpful, harmless):", ""]
+    return [*page, *table(["row", *map(at, preferences)], points)[:-1]]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="the run's folder")
-    parser.add_argument("--publish", type=Path, required=True, help="folder for the page and its numbers")
-    arguments = parser.parse_args(argv)
-    file = arguments.run / "summary.json"
-    if not file.is_file():
-        raise UserError(f"{file} is missing; run `{COMMAND}` first")
-    summary = json.loads(file.read_text(encoding="utf-8"))
-    kept = {
-        row: {name: entry[name] for name in KEPT if name in entry} for row, entry in summary["methods"].items()
-    }  # fmt: skip
+def run(arguments: argparse.Namespace) -> None:
+    summary = command.read_table(arguments.run / "summary.json", hint=f"run `{COMMAND}` first")
+    kept = {row: {name: entry[name] for name in KEPT if name in entry} for row, entry in summary["methods"].items()}
     numbers = {"command": COMMAND, "methods": kept, "controls": list(summary.get("controls") or ())}
     numbers |= {name: summary[name] for name in ("reward_models", "second_judge") if name in summary}
     numbers["provenance"] = {k: v for k, v in summary["provenance"].items() if k != "config"}  # its paths are local
-    (arguments.publish / "hh_methods.json").write_text(
-        json.dumps(numbers, indent=1, sort_keys=True) + "\n", encoding="utf-8"
-    )
-    (arguments.publish / "hh_methods.md").write_text("\n".join(lines(summary)) + "\n", encoding="utf-8")
+    command.write_table(arguments.publish / "hh_methods.json", numbers)
+    write(arguments.publish, {"hh_methods.md": "\n".join(lines(summary)) + "\n"})
     print(f"page: {arguments.publish / 'hh_methods.md'}")
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = command.parser(__doc__ or "", module="benchmarks.hh.methods")
+    options.add_argument("run", type=Path, help="the run's folder")
+    options.add_argument("--publish", type=Path, required=True, help="folder for the page and its numbers")
+    return command.main(run, options, argv)
 
 
 if __name__ == "__main__":
-    raise SystemExit(guarded(main))
+    sys.exit(main())

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from evals.report.figures.dots import ZERO, Dot, Layout, Panel, figure
 from evals.report.figures.svg import COLORS, GREY, INK, Board, Mark, Plot, Scale, Stroke, legend, padded
 
-Entry = Mapping[str, Any]
+Entry = Mapping[str, object]
 PANEL, GAP, TOP, LEFT, COLUMNS = 300, 60, 64, 60, 2
 
 

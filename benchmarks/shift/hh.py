@@ -9,18 +9,20 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from align.data.answers import SampledAnswer
 from align.errors import UserError
-from align.runs import RUN_FILE
-from benchmarks.shift import stages as shift_stages
+from align.preferences import Weights
+from align.runs import RUN_FILE, Call, planned
 from evals.items import NO_SHIFT
 from evals.stats import intervals as stats
 from evals.tables import shifted_fronts as shifted
-from recipes.pipeline.tasks import Task
+from recipes.pipeline.sampling import Sampling
+from recipes.real import judging
 
 DRAWS = 1000
 COMMAND = "align hh --config recipes/configs/hh_methods.yaml --data ../shared/data"
@@ -43,47 +45,35 @@ class Real:
     overspender_of: str
 
 
-@dataclass
-class Plan:
-    """Tasks, and where the cells of each row lie."""
-
-    tasks: list[Task] = field(default_factory=list)
-    cells: dict[str, list[Path]] = field(default_factory=dict)
-
-
-def hh_plan(spec: Real, *, run: Path, out: Path) -> Plan:
-    """One task per row and preference; UserError where the run lacks what a row is made of."""
-    from align.preferences import Weights
-
-    plan, place = Plan(), out / "shift" / "hh"
-    needed = ["sft", "rows", *(f"judge-{name}" for name in NAMES)]
-    if set(spec.controls) & {"best_of_n"}:
-        needed += ["pairs", *(f"reward-model-{name}" for name in NAMES)]
+def hh_plan(spec: Real, *, run: Path, out: Path) -> dict[str, list[Call]]:
+    """Row -> a call for each preference; UserError where the run lacks what a row is made of."""
+    needed = ["sft", "rows", "pairs", *(f"{kind}-{name}" for kind in ("judge", "reward-model") for name in NAMES)]
     for name in needed:
         if not (run / name / RUN_FILE).is_file():
             raise UserError(f"--hh: {run / name} is not finished; run `{COMMAND}`")
-    common: dict[str, Any] = {
-        "data": str(run / "rows"), "reference": str(run / "sft"), "pairs": str(run / "pairs"),
-        "reward_models": {name: str(run / f"reward-model-{name}") for name in NAMES},
-        "judges": {name: str(run / f"judge-{name}") for name in NAMES}, "shifts": spec.shifts,
-        "prompts": spec.prompts, "samples": spec.samples, "max_new_tokens": spec.max_new_tokens,
-        "options": {"n": spec.n, "overspend": spec.overspend},
-    }  # fmt: skip
+    of = {kind: {name: planned(run / f"{kind}-{name}") for name in NAMES} for kind in ("judge", "reward-model")}
+    sampling = Sampling(samples=spec.samples, max_new_tokens=spec.max_new_tokens, batch_size=64)
+    calls: dict[str, list[Call]] = {}
     for row in ("reference", *spec.rows, *spec.controls):
-        asked = spec.weights if row not in ("reference", "length_only") else spec.weights[:1]
-        for w in asked:
-            label = Weights(tuple(w)).label
-            policy = _policy(run, row if row in spec.rows else spec.overspender_of, label)
-            if row in ("reference", "length_only", "best_of_n"):
+        unasked = row in ("reference", "length_only")
+        for w in (Weights(tuple(values)) for values in (spec.weights[:1] if unasked else spec.weights)):
+            policy = _policy(run, row if row in spec.rows else spec.overspender_of, w.label)
+            if unasked or row == "best_of_n":
                 policy = run / "sft"
             elif not (policy / RUN_FILE).is_file():
-                print(f"hh: {policy} is not finished: {row} is left out at {label}", file=sys.stderr)
+                print(f"hh: {policy} is not finished: {row} is left out at {w.label}", file=sys.stderr)
                 continue
-            folder = place / row / label
-            plan.cells.setdefault(row, []).append(folder)
-            arguments = {**common, "out": str(folder), "row": row, "policy": str(policy), "weights": w}
-            plan.tasks.append(Task(f"hh {row} {label}", shift_stages.sample, arguments))
-    return plan
+            judged = judging.Judged(
+                row=row, weights=w, prompts=spec.prompts, sampling=sampling, n=spec.n, overspend=spec.overspend,
+                shifts=tuple(spec.shifts),
+            )  # fmt: skip
+            call = judging.evaluate.call(
+                out / "shift" / "hh" / row / w.label, data=planned(run / "rows"), reference=planned(run / "sft"),
+                policy=planned(policy), judges=of["judge"], judged=judged, pairs=planned(run / "pairs"),
+                reward_models=of["reward-model"],
+            )  # fmt: skip
+            calls.setdefault(row, []).append(call.named(f"hh {row} {w.label}"))
+    return calls
 
 
 def _policy(run: Path, row: str, label: str) -> Path:
@@ -92,22 +82,8 @@ def _policy(run: Path, row: str, label: str) -> Path:
     return family if family.is_dir() else run / "methods" / row / label
 
 
-def hh_answers(plan: Plan) -> list[SampledAnswer]:
-    """The answers of all rows that are finished; a row without a preference of its own stands for every preference."""
-    from evals.measure.answers import read_sampled
-
-    answers: list[SampledAnswer] = []
-    for folders in plan.cells.values():
-        if all((folder / RUN_FILE).is_file() for folder in folders):
-            for folder in folders:
-                answers += read_sampled(folder / "cells.jsonl")
-    return answers
-
-
-def hh_table(answers: Sequence[SampledAnswer], *, spec: Real) -> dict[str, Any]:
+def hh_table(answers: Sequence[SampledAnswer], *, spec: Real) -> dict[str, object]:
     """Displacement, gain retained, rank changes and the judges' own shift; every interval over prompts (base items)."""
-    import numpy as np
-
     plain = [c for c in answers if c.row == "reference" and c.shift == NO_SHIFT]
     values_NK = np.array([c.values for c in plain])
     mean_K, spread_K = values_NK.mean(0), values_NK.std(0)
@@ -122,7 +98,7 @@ def hh_table(answers: Sequence[SampledAnswer], *, spec: Real) -> dict[str, Any]:
         z_K = (np.array(answer.values) - mean_K) / spread_K
         return float(np.dot(answer.preference, z_K))
 
-    table: dict[str, Any] = {}
+    table: dict[str, object] = {}
     for shift in spec.shifts:
         entries = {}
         for row in rows:
@@ -167,25 +143,25 @@ def _repeated(
 
 def _mean(
     answers: Sequence[SampledAnswer], row: str, shift: str, score: Callable[[SampledAnswer], float]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     means = shifted.item_means(shifted.select(answers, row=row, shift=shift), score)
     found = stats.clustered_mean(list(means.values()), clusters_N=list(means), over="prompts")
     return {"value": found.estimate, "ci": found.pair, "over": found.says}
 
 
-def _points(answers: Sequence[SampledAnswer], row: str, shift: str) -> list[dict[str, Any]]:
+def _points(answers: Sequence[SampledAnswer], row: str, shift: str) -> list[dict[str, object]]:
     from evals.tables.surfaces import sampled_points
 
     return [point.jsonable() for point in sampled_points(shifted.select(answers, row=row, shift=shift))]
 
 
-def _judge(answers: Sequence[SampledAnswer], shift: str) -> dict[str, Any]:
+def _judge(answers: Sequence[SampledAnswer], shift: str) -> dict[str, object]:
     """How the judges' scores of the same responses change when they read the shifted prompt in place of the plain."""
     kept = [c for c in answers if c.shift == shift]
     return {name: _mean_change(kept, k) for k, name in enumerate(NAMES)}
 
 
-def _mean_change(answers: Sequence[SampledAnswer], k: int) -> dict[str, Any]:
+def _mean_change(answers: Sequence[SampledAnswer], k: int) -> dict[str, object]:
     means = shifted.item_means(answers, lambda answer: (answer.values_shifted or answer.values)[k] - answer.values[k])
     found = stats.clustered_mean(list(means.values()), clusters_N=list(means), over="prompts")
     return {"value": found.estimate, "ci": found.pair, "over": found.says}

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from benchmarks.shift.words import both, changed_pairs, displacement_table, excludes_zero, named, rank_sentence, table
+from benchmarks.pages import Entry, at, both, excludes_zero, named, table
+from benchmarks.shift.words import changed_pairs, displacement_table, rank_sentence
 from evals.report.words import interval, num, signed
 
-Entry = Mapping[str, Any]
 EXPLAINS = "graft_embeddings"  # an arm that explains the others and is no mitigation
 
 
@@ -53,7 +50,7 @@ def seen_table(found: Entry) -> list[str]:
 def cost_table(found: Entry) -> list[str]:
     """What each kind of training costs on plain prompts, against plain alone."""
     some = next(iter(found["groups"].values()))["cost"]
-    asked = [", ".join(f"{w:g}" for w in e["preference"]) for e in some["helpful"]]
+    asked = [at(e["preference"]) for e in some["helpful"]]
     head = ["training", "J", *(f"helpful at {w}" for w in asked), *(f"harmless at {w}" for w in asked), "KL", "core-s"]
     shown = []
     for name, group in found["groups"].items():

@@ -4,67 +4,74 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any
 
-from align.data.answers import ExactAnswer
-from align.runs import RUN_FILE, open_run
-from benchmarks.shift.plan import Front, Mitigation, Plan
+from align.data.answers import ExactAnswer, SampledAnswer
+from align.runs import commit, environment, open_run
+from align.testbed.world import World, load_world, spelling_split
+from benchmarks.shift.hh import hh_table
+from benchmarks.shift.plan import Arm, Front, Mitigation, Rows
 from benchmarks.testbed.plan import CONTROLS
+from benchmarks.testbed.table import finished
 from evals.items import NO_SHIFT
 from evals.tables import heldout_families as families
 from evals.tables import shifted_fronts as shifted
+from recipes.pipeline.plan import Plan
+from recipes.pipeline.summary import answers_of
+from recipes.testbed.demo_summary import exact_of
 
 DRAWS = 1000
 Runs = dict[int, list[ExactAnswer]]
+Entry = dict[str, object]
 
 
-def collect(found: Any, plans: Mapping[str, Any]) -> dict[str, Any]:
-    """`front`, `mitigation` and `hh`, each from what is finished (absent where nothing is), and the provenance."""
-    from align.runs import commit, environment
-    from align.testbed.world import load_world
-    from benchmarks.shift.hh import hh_answers, hh_table
+def collect(found: Rows, arms: Mapping[str, Arm], made: Mapping[str, Mapping[object, object]]) -> Entry:
+    """`front`, `mitigation` and `hh`, each from what is finished (absent where nothing is), and the provenance.
 
-    table: dict[str, Any] = {"environment": environment(), "commit": commit()}
-    for part, spec, make in (("front", found.front, front_table), ("mitigation", found.mitigation, mitigation_table)):
-        runs = finished(plans[part]) if part in plans else {}
-        if runs:
-            more = {"plan": plans[part]} if part == "mitigation" else {}
-            table[part] = make(runs, spec=spec, world=load_world(spec.world), **more)
-    answers = hh_answers(plans["hh"]) if "hh" in plans else []
-    if answers:
-        table["hh"] = hh_table(answers, spec=found.hh)
+    `made`: part -> its plans by seed, or for hh its calls by row.
+    """
+    table: Entry = {"environment": environment(), "commit": commit()}
+    runs = whole(made.get("front", {}))
+    if runs:
+        table["front"] = front_table(runs, spec=found.front, world=load_world(found.front.world))
+    runs = whole(made.get("mitigation", {}))
+    if runs:
+        costs = ledgers(made["mitigation"], runs)
+        world = load_world(found.mitigation.world)
+        table["mitigation"] = mitigation_table(runs, spec=found.mitigation, arms=arms, world=world, ledger=costs)
+    drawn = [a for calls in made.get("hh", {}).values() if finished(calls) for a in answers_of(calls)]
+    if drawn:
+        table["hh"] = hh_table([a for a in drawn if isinstance(a, SampledAnswer)], spec=found.hh)
     return table
 
 
-def finished(plan: Plan) -> Runs:
-    """Cells of every seed whose reference is finished, with the rows that all those seeds have."""
-    from evals.measure.answers import read_exact
-
-    seeds = sorted({seed for seed, row in plan.cells if row == "reference" and _done(plan.cells[seed, row])})
-    rows = dict.fromkeys(row for _, row in plan.cells)
-    whole = [row for row in rows if all(_done(plan.cells[seed, row]) for seed in seeds)]
-    return {
-        seed: [a for row in whole for folder in plan.cells[seed, row] for a in read_exact(folder / "cells.jsonl")]
-        for seed in seeds
-    }
+def whole(plans: Mapping[int, Plan]) -> Runs:
+    """Answers of every seed whose reference is finished, with the rows that all those seeds have."""
+    seeds = [seed for seed, plan in plans.items() if finished(plan.cells["reference"])]
+    rows = [row for row in next(iter(plans.values())).cells if all(finished(plans[s].cells[row]) for s in seeds)] \
+        if seeds else []  # fmt: skip
+    return {seed: [a for row in rows for a in exact_of(plans[seed].cells[row])] for seed in seeds}
 
 
-def _done(folders: Sequence[Path]) -> bool:
-    return all((folder / RUN_FILE).is_file() for folder in folders)
+def ledgers(plans: Mapping[int, Plan], runs: Runs) -> dict[str, dict[str, float]]:
+    """Mean core-seconds, samples and FLOPs of each arm's own training over the seeds."""
+    names, means = ("cpu_seconds", "samples_drawn", "flops"), {}
+    for arm in {answer.row for answers in runs.values() for answer in answers} - {"reference"}:
+        spent = [open_run(plans[seed].runs_of(arm)[0].out).ledger for seed in runs]
+        means[arm] = {name: sum(ledger[name] for ledger in spent) / len(spent) for name in names}
+    return means
 
 
-def front_table(runs: Runs, *, spec: Front, world: Any) -> dict[str, Any]:
+def front_table(runs: Runs, *, spec: Front, world: World) -> Entry:
     """`shifts.<shift>`: parts of the drop, gain retained and displacement of every row; rank changes of methods."""
     (some, *_) = runs.values()
     rows = list(dict.fromkeys(answer.row for answer in some))
     methods = [row for row in rows if row not in CONTROLS]
     point = [world.config.reference_point] * len(world.objectives)
-    table: dict[str, Any] = {}
+    table: Entry = {}
     for shift in spec.shifts:
         entries = {}
         for row in rows:
-            entry: dict[str, Any] = dict(shifted.exact_parts(runs, row=row, shift=shift))
+            entry: Entry = dict(shifted.exact_parts(runs, row=row, shift=shift))
             entry["gain_retained"] = shifted.gain_over_seeds(
                 runs, row=row, shift=shift, reference_row="reference", reference_point=point, draws=DRAWS, seed=0
             )
@@ -82,7 +89,7 @@ def front_table(runs: Runs, *, spec: Front, world: Any) -> dict[str, Any]:
     }
 
 
-def ranks(runs: Runs, *, rows: Sequence[str], shift: str) -> dict[str, Any]:
+def ranks(runs: Runs, *, rows: Sequence[str], shift: str) -> Entry:
     """Rank changes by mean J over preferences, seeds averaged within each base item; each pair over seeds, too."""
     pooled = [answer for answers in runs.values() for answer in answers]
     sides = [
@@ -102,13 +109,13 @@ def _objective_value(answer: ExactAnswer) -> float:
     return answer.J
 
 
-def _regret(runs: Runs, row: str, shift: str) -> dict[str, Any]:
+def _regret(runs: Runs, row: str, shift: str) -> Entry:
     return families.over_seeds_and_items(
         {seed: families.regret(cells, row=row, shift=shift) for seed, cells in runs.items()}
     )
 
 
-def _points(runs: Runs, row: str, shift: str) -> list[dict[str, Any]]:
+def _points(runs: Runs, row: str, shift: str) -> list[Entry]:
     """Mean values and KL per preference, over seeds and prompts: what the figure draws."""
     from evals.tables.surfaces import exact_points
 
@@ -118,44 +125,44 @@ def _points(runs: Runs, row: str, shift: str) -> list[dict[str, Any]]:
     return [{name: point[name] for name in kept} for point in points]
 
 
-def mitigation_table(runs: Runs, *, spec: Mitigation, plan: Plan, world: Any) -> dict[str, Any]:
+def mitigation_table(
+    runs: Runs, *, spec: Mitigation, arms: Mapping[str, Arm], world: World, ledger: Mapping[str, Mapping[str, float]]
+) -> Entry:
     """Arms x families, reductions on held-out families against training on plain alone, and what they cost."""
-    from align.testbed.world import spelling_split
-
     (some, *_) = runs.values()
     done = list(dict.fromkeys(answer.row for answer in some))
     splits = {s: spelling_split(s) for s in range(1, world.config.spellings + 1)}
-    arms = {arm: _trained_on(spec, arm) for arm in spec.arms if arm in done}
+    trained = {name: _trained_on(arms, name) for name in arms if name in done}
     matrix = {
         row: {
             split: {
                 "mismatched": families.level(runs, pairs=[(row, split)]),
                 "regret": families.level(runs, pairs=[(row, split)], of=families.regret),
-                "held_out": s not in arms.get(row, ()),
+                "held_out": s not in trained.get(row, ()),
             }
             for s, split in splits.items()
         }
         for row in done
     }
-    groups = _groups(arms)
+    groups = _groups(trained)
     return {
         "world": {"name": world.config.name, "hash": world.hash},
         "seeds": list(runs),
-        "arms": {arm: list(on) for arm, on in arms.items()},
+        "arms": {arm: list(on) for arm, on in trained.items()},
         "matrix": matrix,
         "plain": {row: families.level(runs, pairs=[(row, NO_SHIFT)], of=families.regret) for row in done},
         "groups": {
-            name: _group(runs, spec=spec, group=group, arms=arms, splits=splits) for name, group in groups.items()
+            name: _group(runs, spec=spec, group=group, arms=trained, splits=splits) for name, group in groups.items()
         },
         "reference": {split: shifted.exact_parts(runs, row="reference", shift=split) for split in splits.values()},
-        "ledger": {arm: _ledger(plan, runs, arm) for arm in arms},
+        "ledger": {arm: ledger[arm] for arm in trained},
     }
 
 
-def _trained_on(spec: Mitigation, arm: str) -> tuple[int, ...]:
+def _trained_on(arms: Mapping[str, Arm], name: str) -> tuple[int, ...]:
     """The spellings that an arm, or any part of an average, was trained on."""
-    how = spec.arms[arm]
-    return tuple(sorted({*how.spellings, *(s for part in how.made_of for s in spec.arms[part].spellings)}))
+    arm = arms[name]
+    return tuple(sorted({*arm.spellings, *(s for part in arm.made_of for s in arms[part].spellings)}))
 
 
 def _groups(arms: Mapping[str, Sequence[int]]) -> dict[str, list[str]]:
@@ -169,11 +176,11 @@ def _groups(arms: Mapping[str, Sequence[int]]) -> dict[str, list[str]]:
 
 def _group(
     runs: Runs, *, spec: Mitigation, group: Sequence[str], arms: Mapping[str, Sequence[int]], splits: Mapping[int, str]
-) -> dict[str, Any]:
+) -> Entry:
     """Held-out levels and reductions of one line, and its cost on plain prompts, all against the arm `plain`."""
     pairs = [(arm, split) for arm in group for s, split in splits.items() if s not in arms[arm]]
     seen = [(arm, split) for arm in group for s, split in splits.items() if s in arms[arm]]
-    entry: dict[str, Any] = {"arms": list(group), "held_out": None, "seen": None}
+    entry: Entry = {"arms": list(group), "held_out": None, "seen": None}
     measures = {"mismatched": families.mismatched, "regret": families.regret}
     for name, chosen in (("held_out", pairs), ("seen", seen)):
         if chosen:
@@ -196,10 +203,3 @@ def _group(
             for w in spec.weights
         ]
     return entry
-
-
-def _ledger(plan: Plan, runs: Runs, arm: str) -> dict[str, float]:
-    """Mean core-seconds, samples and FLOPs of an arm's own training over the seeds."""
-    ledgers = [open_run(plan.fits[seed, arm]).ledger for seed in runs]
-    names = ("cpu_seconds", "samples_drawn", "flops")
-    return {name: sum(ledger[name] for ledger in ledgers) / len(ledgers) for name in names}

@@ -2,37 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from benchmarks.pages import Entry, at, both, excludes_zero, named, table
 from evals.report.words import interval, num, signed
-
-Entry = Mapping[str, Any]
-
-
-def both(entry: Entry, *, digits: int = 3, sign: bool = False) -> str:
-    """A value, its interval over seeds, and that over base items; a dash where there is no value."""
-    if entry["value"] is None:
-        return "null"
-    shown = (signed if sign else num)(entry["value"], digits)
-    pairs = [interval(entry[name], digits) or "(none)" for name in ("ci_seeds", "ci_items")]
-    return f"{shown} {pairs[0]} {pairs[1]}"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table."""
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
-
-
-def excludes_zero(entry: Entry) -> bool:
-    """Whether both intervals are there and leave 0 out."""
-    pairs = [entry["ci_seeds"], entry["ci_items"]]
-    return all(pair is not None and (pair[0] > 0 or pair[1] < 0) for pair in pairs)
-
-
-def named(row: str, controls: Sequence[str]) -> str:
-    return f"*{row}*" if row in controls else row
 
 
 def front_sentences(front: Entry) -> list[str]:
@@ -144,7 +117,7 @@ def displacement_table(
 ) -> list[str]:
     """How far each preference's point moves, objective by objective."""
     preferences = [entry["preference"] for entry in found["rows"][rows[0]]["displacement"]]
-    head = ["row", *(", ".join(f"{w:g}" for w in p) for p in preferences)]
+    head = ["row", *map(at, preferences)]
     shown = []
     for row in rows:
         moved = found["rows"][row]["displacement"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from evals.report.figures.dots import Dot, Layout, Panel, figure
 from evals.report.figures.svg import GREY, MUTED, Board, Mark, Plot, Scale, decades, legend
@@ -15,7 +14,7 @@ AXIS = "regret share (0 optimum, 1 reference)"
 KINDS = {"points": Mark("#0969da"), "family": Mark("#1a7f37"), "control": Mark(GREY, hollow=True)}
 NAMES = {"points": "one run per preference", "family": "one run for all", "control": "control"}
 
-Entry = Mapping[str, Any]
+Entry = Mapping[str, object]
 
 
 def kind_of(entry: Entry) -> str:

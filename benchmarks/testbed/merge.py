@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from benchmarks.testbed.table import over_seeds
 
-Table = dict[str, Any]
+Table = dict[str, object]
 
 
-def merge(new: Mapping[str, Any], *, published: Mapping[str, Any]) -> tuple[Table, list[str]]:
+def merge(new: Mapping[str, object], *, published: Mapping[str, object]) -> tuple[Table, list[str]]:
     """The new table with every (row, world, seed) that only the published one has, and what could not be kept.
 
     A seed is kept where row key and world hash are the new table's or the new table has neither; where both have it,
@@ -39,12 +38,12 @@ def merge(new: Mapping[str, Any], *, published: Mapping[str, Any]) -> tuple[Tabl
     return table, lost
 
 
-def commits_of(table: Mapping[str, Any]) -> list[str]:
+def commits_of(table: Mapping[str, object]) -> list[str]:
     """The commits whose sittings a table holds."""
     return list(table.get("commits", [table["commit"]]))
 
 
-def _joined(new: Mapping[str, Any] | None, *, old: Mapping[str, Any]) -> dict[str, Any]:
+def _joined(new: Mapping[str, object] | None, *, old: Mapping[str, object]) -> dict[str, object]:
     """One row on one world over the seeds of both; the split of regret is that of the lowest seed."""
     seeds = {int(seed): entry for seed, entry in old["seeds"].items()}
     if new is None:

@@ -1,90 +1,81 @@
-"""The testbed benchmark's plan: rows x worlds x seeds x preferences as tasks, and where each of their runs lies."""
+"""The testbed benchmark: its file of rows, and the setting of one world and seed."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from align.errors import UserError
 from align.preferences import Weights, simplex_grid
-from align.runs import fingerprint, jsonable
-from benchmarks.testbed import stages as bench
-from recipes.config import read_yaml
+from align.runs import Call, fingerprint
+from align.testbed.controls import Controls
+from align.testbed.world import SHIFTS, World, load_world
+from benchmarks.testbed import stages as own_stages
+from recipes.config import build, option, read_yaml
 from recipes.pipeline.inputs import section
-from recipes.pipeline.tasks import Task
-from recipes.testbed import stages as stages
+from recipes.pipeline.plan import Plan, plan
+from recipes.pipeline.rows import Row, read_rows
+from recipes.testbed import stages
+from recipes.testbed.setting import Sizes, Testbed, budget_of
+from recipes.testbed.stages import Judged
 
-ROW_KEYS = {
-    "method", "runs", "asks", "settings", "rewards", "specialists_of", "fixed_point", "smoke", "worlds", "note",
-    "contender",
-}  # fmt: skip
-CONTROLS = ("reference", "kl_overspender", "length_only", "best_of_256")
-SMOKE = {"documents": 12000, "demonstrations": 6000, "comparisons": 400, "epochs": 1.0}
+CONTROLS = {"reference": "reference", "kl_overspender": "kl_overspender", "length_only": "length_only",
+            "best_of_256": "best_of_n"}  # fmt: skip
+SMOKE = {"pretrain": 12000, "sft": 6000, "comparisons": 400}
+Cell = tuple[str, int]  # world, seed
 
 
-@dataclass(frozen=True)
-class Rows:
+@dataclass(frozen=True, kw_only=True)
+class RowsFile(Sizes):
     """The YAML file: sizes of the shared stages, and the rows."""
 
-    model: dict[str, Any]
-    pretrain: dict[str, Any]
-    sft: dict[str, Any]
-    comparisons: int
-    reward_model: dict[str, Any]
-    controls: dict[str, Any]
-    rows: dict[str, dict[str, Any]]
-    split: str = "none"  # the held-out prompts that are judged: "none" (known topics) or a shift of the world
+    controls: dict[str, object] = option({}, help="temperature, overspend and n of the closed-form rows")
+    rows: dict[str, object] = option({}, help="row -> its keys, see recipes/pipeline/rows.py")
+    split: str = option("none", help="the held-out prompts that are judged: none (known topics) or a shift")
 
 
-@dataclass
-class Plan:
-    """Tasks in order, and the evaluation run of each cell."""
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """A file of rows, checked."""
 
-    tasks: list[Task] = field(default_factory=list)
-    cells: dict[tuple[str, int, str, str], Path] = field(default_factory=dict)  # world, seed, row, preference
-    fits: dict[tuple[str, int, str], list[Path]] = field(default_factory=dict)  # world, seed, row
-    shared: dict[tuple[str, int, str], list[Path]] = field(default_factory=dict)  # what a row's rewards were made of
-    predictions: dict[tuple[str, str, str], Path] = field(default_factory=dict)  # world, row, preference
-    made_of: dict[tuple[str, int, str], list[Path]] = field(default_factory=dict)  # the specialists of another row
-    references: dict[tuple[str, int], Path] = field(default_factory=dict)
+    file: RowsFile
+    rows: tuple[Row, ...]
+    closed: Controls
+
+    def named(self, names: Sequence[str] | None) -> tuple[Row, ...]:
+        """These rows (None: all) and those that they are made of, in the file's order; UserError on an unknown one."""
+        known = {row.name: row for row in self.rows}
+        for name in names or ():
+            if name not in known:
+                raise UserError(f"--rows: no row {name!r}; there are {', '.join(known)}")
+        wanted = set(known if names is None else names)
+        wanted |= {str(known[name].specialists_of) for name in wanted if known[name].specialists_of}
+        return tuple(row for row in self.rows if row.name in wanted)
+
+    def key(self, name: str) -> str:
+        """What the published cells of a row depend on besides world, seed and preference."""
+        known = {row.name: row.given() for row in self.rows}
+        shared = {one.name: getattr(self.file, one.name) for one in dataclasses.fields(RowsFile) if one.name != "rows"}
+        if self.file.split == "none":  # keys from before there was a choice stay what they were
+            del shared["split"]
+        spec = known.get(name, {})
+        source = spec.get("specialists_of")
+        return fingerprint({"shared": shared, "spec": spec, "source": known[str(source)] if source else None})
 
 
-def read_rows(file: Path) -> Rows:
+def read_file(file: Path) -> Rows:
     """The rows file, checked: UserError on an unknown key, method, row or setting, before anything runs."""
-    from align.methods import METHODS
-    from align.testbed.world import SHIFTS
-
-    values = read_yaml(file)
-    try:
-        found = Rows(**values)
-    except TypeError as error:
-        names = ", ".join(f.name for f in dataclasses.fields(Rows))
-        raise UserError(f"{file.name}: {error}; it has {names}") from error
+    found = build(RowsFile, read_yaml(file), where=file.name)
     if found.split not in ("none", *SHIFTS):
         raise UserError(f"{file.name}: split {found.split!r} is not none or one of {', '.join(SHIFTS)}")
-    for row, spec in found.rows.items():
-        place = f"{file.name}: rows: {row}"
-        unknown = sorted(set(spec) - ROW_KEYS)
-        if unknown:
-            raise UserError(f"{place}: unknown key {unknown[0]!r}; a row has {', '.join(sorted(ROW_KEYS))}")
-        if spec.get("method") not in METHODS:
-            raise UserError(f"{place}: method {spec.get('method')!r} is not one of {', '.join(METHODS)}")
-        if spec.get("runs", "points") not in ("points", "family") or spec.get("asks", "weights") not in bench.ASKS:
-            raise UserError(f"{place}: runs must be points or family, and asks one of {', '.join(bench.ASKS)}")
-        if spec.get("fixed_point") == "learned" and spec.get("rewards") != "learned":
-            raise UserError(f"{place}: fixed_point learned needs rewards: learned")
-        source = spec.get("specialists_of")
-        if source is not None and source not in list(found.rows)[: list(found.rows).index(row)]:
-            raise UserError(f"{place}: specialists_of names {source!r}, which is no row above it")
-        for name in ("settings", "smoke"):
-            section(METHODS[spec["method"]].Config, spec.get(name, {}), where=file.name, name=f"rows: {row}: {name}")
-    return found
+    budget_of(found, seed=0, where=file.name)
+    rows = read_rows(found.rows, where=file.name, kind=Row)
+    return Rows(file=found, rows=rows, closed=section(Controls, found.controls, where=file.name, name="controls"))
 
 
-def preferences_of(world: Any) -> list[Weights]:
+def preferences_of(world: World) -> list[Weights]:
     """Five points for two objectives; for more the vertices, the middles of three edges, and that of the simplex."""
     count = len(world.objectives)
     if count == 2:
@@ -94,163 +85,82 @@ def preferences_of(world: Any) -> list[Weights]:
     return [*(Weights.vertex(k, count) for k in range(count)), *edges, middle]
 
 
-def make_plan(
-    found: Rows, *, out: Path, worlds: Sequence[str], seeds: Sequence[int], rows: Sequence[str], smoke: bool
-) -> Plan:
-    """Every task of the grid, seeds outermost, so that an interrupted sitting leaves whole seeds behind."""
-    from align.testbed.world import load_world
+@dataclass(frozen=True, kw_only=True)
+class Benchmark(Testbed):
+    """One world and seed of the grid. `base`: the runs of its reference, which worlds of one corpus share.
 
-    plan = Plan()
+    `predicted`: the fixed points, each with its number of draws, whose cells are made.
+    """
+
+    base: Path
+    predicted: tuple[tuple[str, int], ...] = ()
+
+    def folder(self, kind: str) -> Path:
+        return (self.base if kind in ("pretrain", "sft") else self.out) / kind
+
+    def more(self) -> Sequence[Call]:
+        facts = stages.facts.call(
+            self.folder("facts"), world=self.world, reference=self.made("sft"), weights=self.preferences, home=self.home
+        )
+        return [facts.named(f"facts{self.tag}"), *(c for target in self.predicted for c in self.predictions(*target))]
+
+    def predictions(self, kind: str, n: int) -> list[Call]:
+        """The cells of a fixed point at every preference."""
+        place = self.out / "predictions" / (f"{kind}-{n}" if n else kind)
+        learned = {name: call.run for name, call in self.reward_models().items()} if kind == "learned" else {}
+        return [
+            own_stages.prediction.call(
+                place / w.label, world=self.world, kind=kind, reference=self.made("sft"), n=n,
+                judged=Judged(weights=(w,), home=self.home), reward_models=learned,
+            ).named(f"prediction {place.name} {w.label}{self.tag}")
+            for w in self.preferences
+        ]  # fmt: skip
+
+    def controls(self) -> Mapping[str, Sequence[Call]]:
+        return {
+            name: [
+                self.closed_form(
+                    name, kind, Judged(weights=(w,), home=self.home), out=self.out / "cells" / name / w.label,
+                    call=f"{name} {w.label}",
+                )
+                for w in self.preferences
+            ]
+            for name, kind in CONTROLS.items()
+        }  # fmt: skip
+
+
+def setting_of(found: Rows, *, world: World, seed: int, out: Path, smoke: bool = False) -> Benchmark:
+    """The benchmark on one world and seed; `smoke` cuts the shared stages, too."""
+    file = found.file
+    if smoke:
+        small = {name: {**getattr(file, name), "documents": SMOKE[name]} for name in ("pretrain", "sft")}
+        brief = {**file.reward_model, "epochs": 1.0}
+        file = dataclasses.replace(file, **small, reward_model=brief, comparisons=SMOKE["comparisons"])
+    return Benchmark(
+        world=world, seed=seed, out=out / world.config.name / f"seed-{seed}", home=file.split, closed=found.closed,
+        base=out / f"reference-{world.corpus_key}" / f"seed-{seed}", budget=budget_of(file, seed=seed, where="rows"),
+        preferences=tuple(preferences_of(world)), tag=f" [{world.config.name} {seed}]",
+    )  # fmt: skip
+
+
+def grid(
+    found: Rows, *, out: Path, worlds: Sequence[str], seeds: Sequence[int], rows: Sequence[Row], smoke: bool = False
+) -> dict[Cell, Plan]:
+    """A plan for each world and seed, seeds outermost, so that an interrupted sitting leaves whole seeds behind.
+
+    Fixed points are predicted for the first seed alone: they belong to its reference.
+    """
+    plans = {}
     for seed in seeds:
         for name in worlds:
-            world = load_world(name)
-            _Grid(plan, found, world=world, seed=seed, first=seeds[0], out=out, smoke=smoke).add(rows)
-    return plan
+            here = [row for row in rows if not row.worlds or name in row.worlds]
+            targets = {target_of(row): None for row in here if seed == seeds[0] and target_of(row) is not None}
+            setting = setting_of(found, world=load_world(name), seed=seed, out=out, smoke=smoke)
+            predicted = tuple(target for target in targets if target is not None)
+            plans[name, seed] = plan(dataclasses.replace(setting, predicted=predicted), here, smoke=smoke)
+    return plans
 
 
-class _Grid:
-    """Adds the tasks of one world and seed to a plan."""
-
-    def __init__(
-        self, plan: Plan, found: Rows, *, world: Any, seed: int, first: int, out: Path, smoke: bool
-    ) -> None:
-        self.plan, self.found, self.world, self.seed, self.smoke = plan, found, world, seed, smoke
-        self.first_seed = first
-        self.name, self.place = world.config.name, out / world.config.name / f"seed-{seed}"
-        self.base = out / f"reference-{world.corpus_key}" / f"seed-{seed}"
-        self.common = {"world": jsonable(world.config)}
-        self.preferences = preferences_of(world)
-        self.reference, self.pairs = str(self.base / "sft"), str(self.place / "comparisons")
-        self.models = [str(self.place / f"reward-model-{objective}") for objective in world.objectives]
-
-    def add(self, rows: Sequence[str]) -> None:
-        self._shared(learned=any(self.found.rows[row].get("rewards") == "learned" for row in rows))
-        for kind in CONTROLS:
-            self._closed_form(kind)
-        for row in rows:
-            spec = self.found.rows[row]
-            if self.name in spec.get("worlds", [self.name]):
-                self._row(row, spec)
-                self._prediction(row, spec)
-
-    def _task(self, name: str, call: Any, arguments: Mapping[str, Any], needs: Sequence[str] = ()) -> str:
-        full = f"{name} [{self.name} {self.seed}]"
-        if not any(task.name == full or task.arguments.get("out") == arguments["out"] for task in self.plan.tasks):
-            self.plan.tasks.append(Task(full, call, arguments, tuple(needs)))
-        return next(t.name for t in self.plan.tasks if t.name == full or t.arguments.get("out") == arguments["out"])
-
-    def _shared(self, *, learned: bool) -> None:
-        """Reference (one per corpus and seed), comparisons, reward models, and facts about the optimum."""
-        found, common = self.found, self.common
-        pretrain, sft = dict(found.pretrain), dict(found.sft)
-        documents, demonstrations = pretrain.pop("documents"), sft.pop("documents")
-        count, training = found.comparisons, dict(found.reward_model)
-        if self.smoke:
-            documents, demonstrations, count = (SMOKE[k] for k in ("documents", "demonstrations", "comparisons"))
-            training["epochs"] = SMOKE["epochs"]
-        arguments = {**common, "out": str(self.base / "pretrain"), "seed": self.seed, "documents": documents}
-        first = self._task("pretrain", stages.pretrain, {**arguments, "training": pretrain, "model": found.model})
-        arguments = {**common, "out": self.reference, "seed": self.seed, "source": str(self.base / "pretrain")}
-        second = self._task(
-            "sft", stages.sft, {**arguments, "documents": demonstrations, "training": sft}, [first]
-        )
-        arguments = {**common, "out": self.pairs, "seed": self.seed, "reference": self.reference, "count": count}
-        self.ready = self._task("comparisons", stages.comparisons, arguments, [second])
-        arguments = {**common, "out": str(self.place / "facts"), "reference": self.reference}
-        arguments |= {"weights": [list(w.values) for w in self.preferences], "split": found.split}
-        self.facts = self._task("facts", bench.facts, arguments, [second])
-        self.plan.references[self.name, self.seed] = Path(self.reference)
-        for k, path in enumerate(self.models if learned else ()):
-            arguments = {**common, "out": path, "seed": self.seed, "reference": self.reference, "pairs": self.pairs}
-            self._task(
-                Path(path).name, stages.reward_model, {**arguments, "objective": k, "training": training}, [self.ready]
-            )
-
-    def _closed_form(self, kind: str) -> None:
-        for w in self.preferences:
-            out = self.place / "cells" / kind / w.label
-            self.plan.cells[self.name, self.seed, kind, w.label] = out
-            arguments = {**self.common, "out": str(out), "row": kind, "kind": kind, "reference": self.reference}
-            arguments |= {"weights": [list(w.values)], "options": self.found.controls, "split": self.found.split}
-            self._task(f"{kind} {w.label}", bench.closed_form, arguments, [self.facts])
-
-    def _row(self, row: str, spec: Mapping[str, Any]) -> None:
-        family = spec.get("runs", "points") == "family"
-        groups = [self.preferences] if family else [[w] for w in self.preferences]
-        folder = self.place / "methods" / row.replace("/", "_")
-        learned = spec.get("rewards") == "learned"
-        self.plan.fits[self.name, self.seed, row] = []
-        used = [Path(m) for m in self.models] if learned else []
-        self.plan.shared[self.name, self.seed, row] = [Path(self.pairs), *used]
-        for group in groups:
-            out = folder / (group[0].label if len(group) == 1 else "all")
-            self.plan.fits[self.name, self.seed, row].append(out)
-            needs = [self.ready, self.facts]
-            arguments: dict[str, Any] = {
-                **self.common, "out": str(out), "method": spec["method"], "reference": self.reference,
-                "pairs": self.pairs, "settings": self._settings(spec), "facts": str(self.place / "facts"),
-                "weights": [list(w.values) for w in group], "asks": spec.get("asks", "weights"),
-            }  # fmt: skip
-            source = spec.get("specialists_of")
-            if source:
-                count, below = len(self.world.objectives), self.place / "methods" / source.replace("/", "_")
-                vertices = [Weights.vertex(k, count).label for k in range(count)]
-                arguments["specialists"] = [str(below / label) for label in vertices]
-                self.plan.made_of[self.name, self.seed, row] = [below / label for label in vertices]
-                needs += [f"{source} {v} [{self.name} {self.seed}]" for v in vertices]
-            if learned:
-                arguments["reward_models"] = self.models
-                needs += [f"{Path(m).name} [{self.name} {self.seed}]" for m in self.models]
-            fitted = self._task(f"{row} {out.name}", bench.fit, arguments, needs)
-            for w in group:
-                self._evaluation(row, spec, policy=str(out), weights=w, fitted=fitted)
-
-    def _settings(self, spec: Mapping[str, Any]) -> dict[str, Any]:
-        """The row's settings over what the world and the seed fix; with --check its smoke settings on top."""
-        from align.methods import METHODS
-
-        world = self.world.config
-        offered: dict[str, Any] = {
-            "seed": self.seed, "beta": world.beta, "tau": world.tau, "max_completion_length": world.max_tokens + 1,
-            "ideal": (1.0,) * world.objectives,
-        }  # fmt: skip
-        if spec.get("specialists_of"):
-            offered["betas"] = (world.beta,) * world.objectives  # every specialist's own coefficient
-        known = {f.name for f in dataclasses.fields(METHODS[spec["method"]].Config)}
-        settings = {name: value for name, value in offered.items() if name in known}
-        return {**settings, **spec.get("settings", {}), **(spec.get("smoke", {}) if self.smoke else {})}
-
-    def _evaluation(self, row: str, spec: Mapping[str, Any], *, policy: str, weights: Weights, fitted: str) -> None:
-        out = self.place / "cells" / row.replace("/", "_") / weights.label
-        self.plan.cells[self.name, self.seed, row, weights.label] = out
-        arguments = {**self.common, "out": str(out), "row": row, "reference": self.reference, "policy": policy}
-        arguments |= {"weights": list(weights.values), "asks": spec.get("asks", "weights")}
-        arguments |= {"facts": str(self.place / "facts"), "split": self.found.split}
-        self._task(f"evaluate {row} {weights.label}", bench.evaluate, arguments, [fitted])
-
-    def _prediction(self, row: str, spec: Mapping[str, Any]) -> None:
-        """The row's predicted fixed point, on the first seed only; rows of one kind share it."""
-        kind, settings = spec.get("fixed_point", "none"), spec.get("settings", {})
-        n = settings.get("n", settings.get("num_generations", 0))
-        if kind in ("none", "scalarised") or self.seed != self.first_seed:
-            return
-        for w in self.preferences:
-            out = self.place / "predictions" / (f"{kind}-{n}" if n else kind) / w.label
-            self.plan.predictions[self.name, row, w.label] = out
-            arguments = {**self.common, "out": str(out), "kind": kind, "reference": self.reference}
-            arguments |= {"weights": list(w.values), "n": n, "split": self.found.split}
-            needs = [self.facts]
-            if kind == "learned":
-                arguments["reward_models"] = self.models
-                needs += [f"{Path(m).name} [{self.name} {self.seed}]" for m in self.models]
-            self._task(f"prediction {out.parent.name} {w.label}", bench.prediction, arguments, needs)
-
-
-def row_key(found: Rows, row: str) -> str:
-    """What the published cells of a row depend on besides world, seed and preference."""
-    shared = {f.name: getattr(found, f.name) for f in dataclasses.fields(Rows) if f.name != "rows"}
-    if found.split == "none":  # keys from before there was a choice stay what they were
-        del shared["split"]
-    spec = dict(found.rows.get(row, {}))
-    source = spec.get("specialists_of")
-    return fingerprint({"shared": shared, "spec": spec, "source": found.rows[source] if source else None})
+def target_of(row: Row) -> tuple[str, int] | None:
+    """The fixed point that needs cells of its own; None where it is unknown, or pi*_w itself."""
+    return None if row.target in ("none", "scalarised") else (row.target, row.draws)

@@ -2,189 +2,172 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
-from align.runs import RUN_FILE, commit, environment, open_run
-from benchmarks.testbed import stages as bench
-from benchmarks.testbed.plan import CONTROLS, Plan, Rows, preferences_of, row_key
+from align.data.answers import ExactAnswer
+from align.runs import RUN_FILE, Call, commit, environment, open_run
+from align.testbed.world import load_world
+from benchmarks.testbed.plan import CONTROLS, Benchmark, Cell, Rows, target_of
+from evals.items import NO_SHIFT
 from evals.stats import intervals as stats
-from evals.tables.surfaces import ExactPoint
+from recipes.pipeline.plan import Plan
 from recipes.pipeline.provenance import ledger_table
+from recipes.pipeline.summary import shared
+from recipes.testbed.demo_summary import exact_of, front_at_kl
 
 KEYS = (
     "regret_mean", "regret_share", "regret_share_ci", "matched_kl_hypervolume", "kl", "worst_weight_regret",
     "kendall_tau", "training_runs", "samples_drawn", "flops", "seconds",
 )  # fmt: skip
+DESCRIBED = (
+    "method", "runs", "asks", "rewards", "specialists_of", "fixed_point", "note", "settings", "contender",
+)  # fmt: skip
+Entry = Mapping[str, object]
 
 
-def collect(
-    plan: Plan, *, found: Rows, worlds: Sequence[str], seeds: Sequence[int], rows: Sequence[str]
-) -> dict[str, Any]:
-    """`methods.<row>.worlds.<world>` over the seeds whose cells are all there, and the optimum's own numbers."""
-    from align.testbed.world import load_world
-
-    methods: dict[str, Any] = {}
+def collect(plans: Mapping[Cell, Plan], found: Rows) -> dict[str, object]:
+    """`methods.<row>.worlds.<world>` over the seeds whose cells are all there, and the provenance."""
+    worlds, seeds = (list(dict.fromkeys(cell[k] for cell in plans)) for k in (0, 1))
+    methods: dict[str, dict[str, object]] = {}
     for name in worlds:
-        world = load_world(name)
-        entries: dict[str, dict[int, dict[str, Any]]] = {}
+        entries: dict[str, dict[int, Entry]] = {}
         for seed in seeds:
-            for row, entry in seed_table(plan, found=found, world=world, seed=seed, rows=rows).items():
+            for row, entry in seed_table(plans[name, seed]).items():
                 entries.setdefault(row, {})[seed] = entry
         for row, by_seed in entries.items():
             about = methods.setdefault(row, {**describe(found, row), "worlds": {}})
-            parts = split(plan, found=found, world=world, row=row, by_seed=by_seed)
+            parts = split(plans[name, min(by_seed)], row=row, regret=by_seed[min(by_seed)]["regret_mean"])
             about["worlds"][name] = over_seeds(by_seed) | parts
     return {
         "methods": methods,
         "worlds": {name: {"hash": load_world(name).hash} for name in worlds},
-        "seeds": list(seeds),
-        "split": found.split,
+        "seeds": seeds,
+        "split": found.file.split,
         "controls": list(CONTROLS),
         "environment": environment(),
         "commit": commit(),
     }
 
 
-def split(
-    plan: Plan, *, found: Rows, world: Any, row: str, by_seed: Mapping[int, Mapping[str, Any]]
-) -> dict[str, Any]:
+def finished(calls: Sequence[Call]) -> bool:
+    """Whether all the runs are there."""
+    return bool(calls) and all((call.out / RUN_FILE).is_file() for call in calls)
+
+
+def at_home(calls: Sequence[Call], home: str) -> list[ExactAnswer]:
+    """The answers to the judged prompts, which are the table's own: no shift."""
+    return [dataclasses.replace(answer, shift=NO_SHIFT) for answer in exact_of(calls) if answer.shift == home]
+
+
+def split(plan: Plan, *, row: str, regret: float) -> dict[str, float | None]:
     """Regret of the predicted fixed point (`wrong_objective`) and the rest (`unfinished`); None where it is unknown.
 
     Predictions belong to the first seed's reference: the split is that seed's.
     """
-    kind, nothing = found.rows.get(row, {}).get("fixed_point", "none"), {"wrong_objective": None, "unfinished": None}
-    seed = min(by_seed)
-    if kind == "none":
+    nothing = {"wrong_objective": None, "unfinished": None}
+    about, setting = plan.row(row), plan.setting
+    if about is None or about.target == "none" or not isinstance(setting, Benchmark):
         return nothing
-    regret = by_seed[seed]["regret_mean"]
-    if kind == "scalarised":
+    target = target_of(about)
+    if target is None:
         return {"wrong_objective": 0.0, "unfinished": regret}
-    folders = [plan.predictions.get((world.config.name, row, w.label)) for w in preferences_of(world)]
-    if not all(folder is not None and (folder / RUN_FILE).is_file() for folder in folders):
+    calls = setting.predictions(*target)
+    if target not in setting.predicted or not finished(calls):
         return nothing
-    predicted = float(np.mean([bench.read_point(folder).regret for folder in folders if folder]))
+    from evals.tables.surfaces import exact_points
+
+    predicted = float(np.mean([point.regret for point in exact_points(at_home(calls, setting.home))]))
     return {"wrong_objective": predicted, "unfinished": regret - predicted}
 
 
-def describe(found: Rows, row: str) -> dict[str, Any]:
+def describe(found: Rows, row: str) -> dict[str, object]:
     """What a row is, for readers of the table."""
-    spec = found.rows.get(row, {})
-    keys = ("method", "runs", "asks", "rewards", "specialists_of", "fixed_point", "note", "settings", "contender")
-    return {"key": row_key(found, row), "control": row in CONTROLS, **{k: spec[k] for k in keys if k in spec}}
+    spec = next((one.given() for one in found.rows if one.name == row), {})
+    return {"key": found.key(row), "control": row in CONTROLS, **{k: spec[k] for k in DESCRIBED if k in spec}}
 
 
-def seed_table(plan: Plan, *, found: Rows, world: Any, seed: int, rows: Sequence[str]) -> dict[str, dict[str, Any]]:
+def seed_table(plan: Plan) -> dict[str, Entry]:
     """One entry per row whose cells of this world and seed are all finished."""
-    from evals.tables.tradeoffs import Yardstick, points_table
+    from evals.tables.tradeoffs import exact_table
 
-    name, labels = world.config.name, [w.label for w in preferences_of(world)]
-    points: dict[str, list[ExactPoint]] = {}
-    for row in (*CONTROLS, *rows):
-        folders = [plan.cells.get((name, seed, row, label)) for label in labels]
-        if all(folder is not None and (folder / RUN_FILE).is_file() for folder in folders):
-            points[row] = [bench.read_point(folder) for folder in folders if folder]
-    if "reference" not in points:
+    setting = plan.setting
+    assert isinstance(setting, Benchmark)
+    done = {row: calls for row, calls in plan.cells.items() if finished(calls)}
+    if "reference" not in done:
         return {}
-    drawn = {row: _samples_per_response(plan, name, seed, row, labels) for row in points}
-    yardstick = Yardstick(
-        objectives=world.objectives,
-        reference_point=[world.config.reference_point] * len(world.objectives),
-        front_at_kl=_front_at_kl(plan, world=world, seed=seed),
+    facts = json.loads((setting.folder("facts") / "facts.json").read_text(encoding="utf-8"))
+    drawn = {row: max(open_run(c.out).metrics["samples_per_response"] for c in calls) for row, calls in done.items()}
+    table = exact_table(
+        [answer for calls in done.values() for answer in at_home(calls, setting.home)],
+        objectives=setting.objectives,
+        reference_point=[setting.world.config.reference_point] * len(setting.objectives),
+        front_at_kl=front_at_kl(facts["classes"], count=len(setting.objectives), dense=200, coarse=12),
+        info={row: {"samples_per_response": n} for row, n in drawn.items()},
     )
-    info = {row: {"samples_per_response": n} for row, n in drawn.items()}
-    table = points_table(points, yardstick=yardstick, info=info)
-    result = {}
-    for row, entry in table.items():
-        regrets = [point["regret"] for point in entry["front"]]
-        result[row] = {
+    kept = ("preference", "values", "kl", "J", "regret", "malformed")
+    return {
+        row: {
             "regret_mean": entry["regret"],
-            "regret_share": entry["regret_share"],
-            "matched_kl_hypervolume": entry["matched_kl_hypervolume"],
-            "raw_hypervolume": entry["raw_hypervolume"],
-            "kl": entry["kl"],
-            "worst_weight_regret": max(regrets),
-            "kendall_tau": entry["kendall_tau"],
+            **{k: entry[k] for k in ("regret_share", "matched_kl_hypervolume", "raw_hypervolume", "kl", "kendall_tau")},
+            "worst_weight_regret": max(point["regret"] for point in entry["front"]),
             "samples_per_response": drawn[row],
-            "points": [
-                {key: point[key] for key in ("preference", "values", "kl", "J", "regret", "malformed")}
-                for point in entry["front"]
-            ],
-            "optimises": _claims(plan, name, seed, row),
-            **_cost(plan, name, seed, row),
+            "points": [{key: point[key] for key in kept} for point in entry["front"]],
+            "optimises": {k: v for c in plan.runs_of(row) for k, v in open_run(c.out).metrics["optimises"].items()},
+            **_cost(plan, row),
         }
-    return result
+        for row, entry in table.items()
+    }
 
 
-def _samples_per_response(plan: Plan, world: str, seed: int, row: str, labels: Sequence[str]) -> int:
-    return max(open_run(plan.cells[world, seed, row, label]).metrics["samples_per_response"] for label in labels)
-
-
-def _front_at_kl(plan: Plan, *, world: Any, seed: int) -> Any:
-    """KL -> the dense exact front (201 weights for two objectives) whose every point spends it."""
-    from align.preferences import simplex_grid
-    from align.testbed.optimum import RewardClasses, front_at_kl
-
-    place = next(p for (w, s, _, _), p in plan.cells.items() if (w, s) == (world.config.name, seed)).parents[2]
-    given = bench.read_facts(place / "facts")["classes"]
-    classes = [RewardClasses(np.array(c["rewards"]), np.array(c["log_mass"])) for c in given]
-    grid = simplex_grid(len(world.objectives), 200 if len(world.objectives) == 2 else 12)
-    return lambda kl: front_at_kl(classes, grid, kl=kl)
-
-
-def _claims(plan: Plan, world: str, seed: int, row: str) -> dict[str, str]:
-    claims: dict[str, str] = {}
-    for folder in plan.fits.get((world, seed, row), []):
-        claims |= open_run(folder).metrics["optimises"]
-    return claims
-
-
-def _cost(plan: Plan, world: str, seed: int, row: str) -> dict[str, Any]:
+def _cost(plan: Plan, row: str) -> dict[str, float]:
     """Training runs, samples, FLOPs and core-seconds of a row: its fits and specialists, and what its rewards cost."""
-    fits = [*plan.fits.get((world, seed, row), []), *plan.made_of.get((world, seed, row), [])]
-    ledgers = {str(folder): open_run(folder).ledger for folder in fits}
-    shared = {str(f): open_run(f).ledger for f in plan.shared.get((world, seed, row), []) if fits}
-    total = ledger_table({**ledgers, **shared})["total"] if ledgers else {}
-    evaluations = [p for (w, s, r, _), p in plan.cells.items() if (w, s, r) == (world, seed, row)]
+    about = plan.row(row)
+    fits = [*plan.runs_of(row), *plan.specialists.get(row, {}).values()]
+    ledgers = {str(call.out): open_run(call.out).ledger for call in fits}
+    pairs = list(plan.setting.comparisons()) if about is not None else []
+    read = {str(c.out): open_run(c.out).ledger for c in [*pairs, *(shared(plan, about) if about else [])]}
+    total = ledger_table({**ledgers, **read})["total"] if ledgers else {}
     return {
         "training_runs": sum(ledger["flops"] > 0 for ledger in ledgers.values()),  # best-of-n trains nothing
         "samples_drawn": total.get("samples_drawn", 0),
         "scores_read": total.get("scores_read", 0),
         "flops": total.get("flops", 0.0),
         "seconds": sum(ledger["cpu_seconds"] for ledger in ledgers.values()),
-        "evaluation_seconds": sum(open_run(folder).ledger["cpu_seconds"] for folder in evaluations),
+        "evaluation_seconds": sum(open_run(call.out).ledger["cpu_seconds"] for call in plan.cells[row]),
     }
 
 
-def over_seeds(by_seed: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+def over_seeds(by_seed: Mapping[int, Entry]) -> dict[str, object]:
     """Means over seeds, the share's t interval, and every seed's own entry."""
     entries = list(by_seed.values())
 
-    def mean(key: str) -> float | None:
-        values = [entry[key] for entry in entries]
+    def mean(values: Sequence[float | None]) -> float | None:
         return None if any(v is None for v in values) else float(np.mean(values))
 
     interval = stats.seed_interval([entry["regret_share"] for entry in entries])
-    names = ("regret_mean", "regret_share", "matched_kl_hypervolume", "raw_hypervolume", "kl")
-    costs = ("training_runs", "samples_drawn", "scores_read", "flops", "seconds", "evaluation_seconds")
+    names = (
+        "regret_mean", "regret_share", "matched_kl_hypervolume", "raw_hypervolume", "kl", "worst_weight_regret",
+        "training_runs", "samples_drawn", "scores_read", "flops", "seconds", "evaluation_seconds",
+    )  # fmt: skip
     taus = [entry["kendall_tau"] for entry in entries]
     return {
-        **{name: mean(name) for name in (*names, "worst_weight_regret", *costs)},
+        **{name: mean([entry[name] for entry in entries]) for name in names},
         "regret_share_ci": interval.pair,
         "regret_share_ci_over": interval.says,
-        "kendall_tau": {k: float(np.mean([t[k] for t in taus])) if all(t[k] is not None for t in taus) else None
-                        for k in taus[0]},
+        "kendall_tau": {name: mean([tau[name] for tau in taus]) for name in taus[0]},
         "samples_per_response": max(entry["samples_per_response"] for entry in entries),
         "optimises": entries[0]["optimises"],
         "seeds": {str(seed): entry for seed, entry in by_seed.items()},
-    }  # fmt: skip
+    }
 
 
-def verdict(table: Mapping[str, Any], *, rows: Sequence[str]) -> int:
+def verdict(table: Mapping[str, object], *, rows: Sequence[str]) -> int:
     """0 when at least 24 rows that are no controls have every key and a finite regret on every world, else 1."""
     bad = []
     for row in rows:
@@ -194,7 +177,7 @@ def verdict(table: Mapping[str, Any], *, rows: Sequence[str]) -> int:
             missing = [key for key in KEYS if key not in entry]
             if missing or not math.isfinite(entry["regret_mean"]) or entry["regret_mean"] < -1e-9:
                 bad.append(f"{row} on {world}: {'no ' + ', '.join(missing) if missing else entry['regret_mean']}")
-    for line in bad:
-        print(line, file=sys.stderr)
+    for one in bad:
+        print(one, file=sys.stderr)
     print(f"check: {len(rows)} rows, {len(bad)} without a finite regret or a key")
     return 0 if not bad and len(rows) >= 24 else 1

@@ -102,7 +102,7 @@ def augment(
     config: Config, comparisons: Any, prompts: Any, objectives: Mapping[str, Any], *, drops: Counter[str]
 ) -> tuple[Any, Any, dict[str, Any]]:
     """Comparisons, prompts and objectives with shifted copies of the rows, which are judged on their plain prompts."""
-    from recipes.real.augment import OnPlainPrompts, augmented
+    from evals.shifts.augment import OnPlainPrompts, augmented
 
     made = augmented(prompts, shifts=config.augment, seed=config.seed or 0, drops=drops)
     judged = {name: OnPlainPrompts(objective, made) for name, objective in objectives.items()}

@@ -9,30 +9,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from align.runs import model_dir
 from recipes.config import parse
+from recipes.pipeline.plan import plan
 from recipes.pipeline.provenance import publish
-from recipes.pipeline.tasks import run_tasks
-from recipes.real.plan import Config, make_plan
+from recipes.pipeline.tasks import run_calls
+from recipes.real.setting import Config, setting_of
 
 DEFAULTS = Path(__file__).parents[1] / "configs" / "hh.yaml"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     config, where = parse(Config, argv, program="align hh", about=__doc__ or "", defaults=DEFAULTS)
-    from align.runs import model_dir
-    from recipes.real.sections import check
-
-    check(config, where=where)
-
+    setting, rows = setting_of(config, where=where)
     if config.model is not None:
-        model_dir(config.model)  # a folder without config or tokenizer is told now
-    out = Path(config.out)
-    plan = make_plan(config, out)
-    run_tasks(plan.tasks, workers=config.workers, label="hh")
-    from recipes.real.summary import closing_words, summarise
+        model_dir(config.model)  # a folder without config or tokenizer is an error now, not after the rows are read
+    made = plan(setting, rows)
+    run_calls(made.calls, workers=config.workers, label="hh")
+    from recipes.real.summary import real_summary
 
-    summary = summarise(config, plan=plan, out=out)
-    publish(summary, out=out, words=closing_words(summary))
+    summary = real_summary(config, made, setting)
+    lines = ["hypervolume gained over the reference model (judges' units), mean KL:"]
+    for row, entry in summary.methods.items():
+        low, high = entry["raw_hypervolume_ci"] or (float("nan"), float("nan"))
+        lines.append(f"  {row:<16} {entry['raw_hypervolume']:+.3f} [{low:.3f}, {high:.3f}]  {entry['kl']:.2f}")
+    publish(summary.jsonable(), out=setting.out, words="\n".join(lines))
     return 0
 
 

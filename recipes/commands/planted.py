@@ -9,28 +9,29 @@ it was stopped; `benchmarks/attribution/run.py` makes the page from it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from align.runs import RUN_FILE
 from recipes.config import parse
-from recipes.pipeline.tasks import run_tasks
-from recipes.testbed.planted_plan import Config, check, make_plan
+from recipes.pipeline.tasks import run_calls
+from recipes.testbed.planted import Config, calls_of, planted_plans
 
 DEFAULTS = Path(__file__).parents[1] / "configs" / "planted.yaml"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    import time
-
     config, where = parse(Config, argv, program="align planted", about=__doc__ or "", defaults=DEFAULTS)
-    check(config, where=where)
-    tasks, plants = make_plan(config)
+    plans = planted_plans(config, where=where)
+    calls = calls_of(plans)
     deadline = None if config.minutes is None else time.monotonic() + 60 * config.minutes
-    left = run_tasks(tasks, workers=config.workers, label="planted", deadline=deadline)
+    left = run_calls(calls, workers=config.workers, label="planted", deadline=deadline)
     if left:
-        print(f"{left} of {len(tasks)} stages left; the same command goes on")
-    done = [plant for plant in plants if (plant.probes / "signals.json").is_file()]
-    print(f"{len(done)} of {len(plants)} planted models probed: {config.out}")
+        print(f"{left} of {len(calls)} stages left; the same command goes on")
+    probed = [cell for every in plans.values() for plan in every for made in plan.cells.values() for cell in made]
+    done = [call for call in probed if (call.out / RUN_FILE).is_file()]
+    print(f"{len(done)} of {len(probed)} planted models probed: {config.out}")
     return 0
 
 

@@ -58,6 +58,9 @@ def sample_answers(
 ) -> list[SampledAnswer]:
     """Answers of every point on every shift (`prompts[shift]`: rows with prompt and item), in order; resumes there.
 
+    Rows with the `plain` prompt that theirs is a shift of are judged on that; what the judges say on the prompt as
+    asked is then in `values_shifted`.
+
     All rows draw with the same seeds. An answer's KL is `log pi - log ref` of its completion: 0 for the reference, a
     bound for best-of-n, which is charged for all the samples and scores that a response takes.
     """
@@ -97,6 +100,7 @@ def _answers_of(
 ) -> list[SampledAnswer]:
     answers: list[SampledAnswer] = []
     texts = [row["prompt"] for row in rows]
+    plain = [row.get("plain", row["prompt"]) for row in rows]  # what judges read in place of a shifted prompt
     for sample in range(sampling.samples):
         completions = point.policy.generate(
             texts,
@@ -104,7 +108,11 @@ def _answers_of(
             seed=sampling.seed + sample,
             batch_size=sampling.batch_size,
         )
-        scores_K = [_scores(name, objective, texts, completions) for name, objective in objectives.items()]
+        read = completions if plain == texts else _decoded(shift, completions)
+        scores_K = [_scores(name, objective, plain, read) for name, objective in objectives.items()]
+        shifted_K = scores_K
+        if plain != texts:
+            shifted_K = [_scores(name, objective, texts, read) for name, objective in objectives.items()]
         if point.row == REFERENCE:
             ratios = [0.0] * len(texts)
         else:
@@ -127,9 +135,17 @@ def _answers_of(
                     kl=ratios[i],
                     sample=sample,
                     completion=completions[i],
+                    values_shifted=tuple(scores[i] for scores in shifted_K) if "plain" in row else None,
                 )
             )
     return answers
+
+
+def _decoded(shift: str, completions: Sequence[str]) -> list[str]:
+    """The responses in plain text, where a shift asks for another form."""
+    from evals.shifts import SHIFTS
+
+    return [SHIFTS[shift].decode(completion) for completion in completions]
 
 
 def _scores(name: str, objective: Any, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:

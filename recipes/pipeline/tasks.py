@@ -1,6 +1,6 @@
-"""Stages as tasks with dependencies, run over worker processes of one thread each; a finished stage is not run again.
+"""A plan's calls run over worker processes of one thread each, every call after the runs that it takes.
 
-A task is a module-level function and plain arguments; results are files on disk, so a task returns nothing.
+A call is a stage with its arguments (align/runs/stage.py); results are files on disk, and a finished one is only read.
 """
 
 from __future__ import annotations
@@ -10,25 +10,38 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from align.errors import UserError
+from align.runs import Call, Run
 from align.threads import one_thread
 
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
-@dataclass(frozen=True)
-class Task:
-    """One stage: `call(**arguments)` once every task named in `needs` is done. Earlier tasks of the list go first."""
 
-    name: str
-    call: Callable[..., Any]
-    arguments: Mapping[str, Any]
-    needs: tuple[str, ...] = field(default=())
+def needs_of(calls: Sequence[Call]) -> dict[str, tuple[str, ...]]:
+    """Call -> the calls of the plan whose runs it takes, by name; runs that no call makes are there already."""
+    makers = {call.out: call.name for call in calls}
+    return {call.name: tuple(makers[folder] for folder in call.needs if folder in makers) for call in calls}
+
+
+def check_calls(calls: Sequence[Call]) -> None:
+    """ValueError on a name or folder used twice, or a run that a later call makes (which rules out circles)."""
+    needs, names, folders = needs_of(calls), set[str](), set[Path]()
+    for call in calls:
+        if call.name in names or call.out in folders:
+            raise ValueError(f"two calls are named {call.name} or write {call.out}")
+        later = [need for need in needs[call.name] if need not in names]
+        if later:
+            raise ValueError(f"{call.name} takes the run of {later[0]}, which does not come before it")
+        names.add(call.name)
+        folders.add(call.out)
 
 
 def _exit_with_parent(parent: int) -> None:
@@ -43,44 +56,32 @@ def _start_worker(parent: int) -> None:
     threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
 
 
-def check_tasks(tasks: Sequence[Task]) -> None:
-    """ValueError on a name used twice, or a need that does not stand earlier in the list (which rules out circles)."""
-    seen: set[str] = set()
-    for task in tasks:
-        if task.name in seen:
-            raise ValueError(f"two tasks are called {task.name}")
-        missing = [need for need in task.needs if need not in seen]
-        if missing:
-            raise ValueError(f"task {task.name} needs {missing[0]}, which does not come before it")
-        seen.add(task.name)
+def run_calls(calls: Sequence[Call], *, workers: int, label: str, deadline: float | None = None) -> int:
+    """Run all calls over `workers` processes (0: in this one, in order), with a progress bar or lines on stderr.
 
-
-def run_tasks(tasks: Sequence[Task], *, workers: int, label: str, deadline: float | None = None) -> int:
-    """Run all tasks over `workers` processes (0: in this one, in order), with a progress bar or lines on stderr.
-
-    The first failure stops new tasks from starting, waits for those that run, and is raised. No task starts after
+    The first failure stops new calls from starting, waits for those that run, and is raised. No call starts after
     `deadline` (on the clock of time.monotonic); returns how many have not run.
     """
-    check_tasks(tasks)
+    check_calls(calls)
     if workers < 0:
         raise UserError(f"workers is {workers}; give a number of processes, or 0 to run everything in this one")
-    progress = _Progress(label, len(tasks))
+    progress = _Progress(label, len(calls))
     if workers == 0:
         try:
-            for number, task in enumerate(tasks):
+            for number, call in enumerate(calls):
                 if _late(deadline):
-                    return len(tasks) - number
-                progress.started(task.name)
-                with _named(task.name):
-                    task.call(**task.arguments)
-                progress.finished(task.name)
+                    return len(calls) - number
+                progress.started(call.name)
+                with _named(call.name):
+                    call()
+                progress.finished(call.name)
         finally:
             progress.close()
         return 0
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(os.getpid(),)) as pool:
         try:
-            return _drain(tasks, pool=pool, workers=workers, progress=progress, deadline=deadline)
+            return _drain(calls, pool=pool, workers=workers, progress=progress, deadline=deadline)
         finally:
             progress.close()
 
@@ -106,15 +107,16 @@ def _late(deadline: float | None) -> bool:
 
 
 def _drain(
-    tasks: Sequence[Task], *, pool: ProcessPoolExecutor, workers: int, progress: _Progress, deadline: float | None
+    calls: Sequence[Call], *, pool: ProcessPoolExecutor, workers: int, progress: _Progress, deadline: float | None
 ) -> int:
-    waiting, done = list(tasks), set()
-    running: dict[Future[Any], str] = {}
+    waiting, done, needs = list(calls), set[str](), needs_of(calls)
+    running: dict[Future[Run], str] = {}
     while running or (waiting and not _late(deadline)):
-        for task in [] if _late(deadline) else [t for t in waiting if set(t.needs) <= done][: workers - len(running)]:
-            waiting.remove(task)
-            running[pool.submit(task.call, **task.arguments)] = task.name
-            progress.started(task.name)
+        ready = [] if _late(deadline) else [c for c in waiting if set(needs[c.name]) <= done]
+        for call in ready[: workers - len(running)]:
+            waiting.remove(call)
+            running[pool.submit(call)] = call.name
+            progress.started(call.name)
         finished, _ = wait(running, return_when=FIRST_COMPLETED)
         for future in finished:
             name = running.pop(future)
@@ -126,12 +128,12 @@ def _drain(
 
 
 class _Progress:
-    """A bar on a terminal; elsewhere one line per finished task."""
+    """A bar on a terminal; elsewhere one line per finished call."""
 
     def __init__(self, label: str, total: int) -> None:
         self.label, self.total, self.count = label, total, 0
         self.running: dict[str, float] = {}
-        self.bar: Any = None
+        self.bar: tqdm[None] | None = None
         if sys.stderr.isatty():
             from tqdm import tqdm
 

@@ -1,156 +1,193 @@
-"""Measuring the hh recipe's policies: sampled cells under held-out judges, controls, the reward-model table."""
+"""Judging policies on real data: sampled cells under held-out judges, plain and shifted, and the reward-model table."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from align.runs import Ledger, model_dir, open_run, run_stage, write_json
-from recipes.pipeline.inputs import content_key
-from recipes.real import data as hh_data
+from align.objectives import Normalized
+from align.preferences import Weights
+from align.runs import Ledger, Metrics, Run, Workspace, stage, write_json
+from recipes.pipeline.sampling import Point, Sampling, sample_answers
+from recipes.real import data as source
+from recipes.real.stages import checkpoint, part_of
 
-Settings = Mapping[str, Any]
-BASELINES, BOTH = ("bag of words", "length only"), "both"
+if TYPE_CHECKING:
+    import numpy as np
+    from transformers import PreTrainedTokenizerBase
+
+    from align.policies.base import Policy
+
+CONTROLS = ("kl_overspender", "best_of_n", "length_only")
+LONGEST = 400  # tokens of a shifted prompt
 
 
-def _annotator(pairs: str, *, reward_models: Mapping[str, str]) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """One row at one preference, and what it is asked: held-out `prompts`, plain and under `shifts`.
+
+    n: of best-of-n and the longest of n. overspend: times a policy's distance from the reference. texts: held-out texts
+    for bits per byte (0: not measured).
+    """
+
+    row: str
+    weights: Weights
+    prompts: int
+    sampling: Sampling
+    n: int
+    overspend: float
+    texts: int = 0
+    shifts: tuple[str, ...] = ()
+
+
+def _annotator(pairs: Run, reward_models: Mapping[str, Run]) -> dict[str, Normalized]:
     """The z-scored reward models: what the annotator's utility weighs."""
-    from align.objectives import Normalized, RewardModelObjective, load_normalizer
+    from align.objectives import RewardModelObjective, load_normalizer
 
     return {
         name: Normalized(
-            RewardModelObjective(path, name=name), load_normalizer(Path(pairs) / f"normalizer-{name}.json")
+            RewardModelObjective(run.path, name=name), load_normalizer(pairs.path / f"normalizer-{name}.json")
         )
-        for name, path in reward_models.items()
+        for name, run in reward_models.items()
     }
 
 
-def policy_of_row(
-    row: str, weights: Any, *, policy: str, reference: str, pairs: str, reward_models: Mapping[str, str],
-    options: Settings, folder: Path,
-) -> Any:  # fmt: skip
+def policy_of(
+    judged: Judged, *, policy: Run, reference: Run, pairs: Run, reward_models: Mapping[str, Run], folder: Path
+) -> Policy:
     """The policy of a row: the reference, a control, or the one that a family answers with."""
     from align.objectives import Length
     from align.policies.base import ModelPolicy
     from align.policies.best_of_n import BestOfNFamily, BestOfNPolicy, WeightedScore
     from align.policies.load import load_family
     from align.policies.soups import merge
-    from align.preferences import Weights
 
-    base = ModelPolicy(reference, name="reference")
+    row, base = judged.row, ModelPolicy(checkpoint(reference), name="reference")
     if row == "reference":
         return base
     if row == "best_of_n":
-        judged = _annotator(pairs, reward_models=reward_models)
-        score = WeightedScore(judged, names=list(judged), weights=weights)
-        return BestOfNPolicy(base, score=score, n=options["n"], name=row)
+        scores = _annotator(pairs, reward_models)
+        score = WeightedScore(scores, names=list(scores), weights=judged.weights)
+        return BestOfNPolicy(base, score=score, n=judged.n, name=row)
     if row == "length_only":
         words = WeightedScore({"words": Length("word")}, names=["words"], weights=Weights((1.0,)))
-        return BestOfNPolicy(base, score=words, n=options["n"], name=row)
-    family = load_family(policy)
+        return BestOfNPolicy(base, score=words, n=judged.n, name=row)
+    family = load_family(policy.path)
     if isinstance(family, BestOfNFamily):  # it decodes with what it was made with, which its file cannot hold
-        family = family.with_objectives(_annotator(pairs, reward_models=reward_models))
-    trained = family.policy(weights)
+        family = family.with_objectives(_annotator(pairs, reward_models))
+    trained = family.policy(judged.weights)
     if row != "kl_overspender":
         return trained
-    scale = options["overspend"]
-    step = (scale, 1 - scale)
-    return ModelPolicy(
-        merge([trained.path, model_dir(reference)], weights=step, out=folder / "extrapolated", extrapolate=True),
-        name=row,
-    )
+    models, step = [trained.path, checkpoint(reference)], (judged.overspend, 1 - judged.overspend)
+    return ModelPolicy(merge(models, weights=step, out=folder / "extrapolated", extrapolate=True), name=row)
 
 
+@stage
 def evaluate(
-    *, out: str, data: str, row: str, policy: str, weights: Sequence[float], reference: str, pairs: str,
-    reward_models: Mapping[str, str], judges: Mapping[str, str], prompts: Mapping[str, Any], sampling: Settings,
-    options: Settings, texts: int,
-) -> None:  # fmt: skip
+    work: Workspace, *, data: Run, reference: Run, policy: Run, judges: Mapping[str, Run], judged: Judged, pairs: Run,
+    reward_models: Mapping[str, Run],
+) -> Metrics:  # fmt: skip
     """Sampled cells of one policy at one preference under the judges, and its bits per byte on held-out text.
 
-    `prompts["none"]` says how many of the test part's prompts are asked, the objectives' prompts taking turns.
+    Under shifts only prompts that every shift can change are asked, and judges score the decoded response against the
+    plain prompt: one that read the shifted prompt would be shifted itself.
     """
+    from align.objectives import RewardModelObjective
+    from align.policies.base import ModelPolicy
+    from align.training.bits import bits_per_byte
+    from evals.measure.answers import append_answers
 
-    def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
-        from align.objectives import RewardModelObjective
-        from align.policies.base import ModelPolicy
-        from align.preferences import Weights
-        from align.training.bits import bits_per_byte
-        from evals.measure.answers import append_answers
-        from recipes.pipeline.sampling import Point, Sampling, sample_answers
-
-        asked = Weights(tuple(weights))
-        made = policy_of_row(
-            row, asked, policy=policy, reference=reference, pairs=pairs, reward_models=reward_models, options=options,
-            folder=folder,
-        )  # fmt: skip
-        asked_of = hh_data.unique_prompts(hh_data.read_rows(Path(data) / "test.jsonl"))[: prompts["none"]]
-        cells = sample_answers(
-            [Point(row, asked, made)],
-            reference=ModelPolicy(reference, name="reference"),
-            prompts={"none": asked_of},
-            objectives={name: RewardModelObjective(path, name=name) for name, path in judges.items()},
-            sampling=Sampling(**sampling),
-            folder=folder / "parts",
-            ledger=ledger,
-        )
-        (folder / "cells.jsonl").unlink(missing_ok=True)
-        append_answers(folder / "cells.jsonl", cells)
-        facts: dict[str, Any] = {"cells": len(cells), "samples_per_response": made.samples_per_response}
-        if isinstance(made, ModelPolicy):
-            held_out = [r["text"] for r in hh_data.read_rows(Path(data) / "validation.jsonl")[:texts]]
-            facts["bits_per_byte"] = bits_per_byte(made.model, made.tokenizer, held_out)
-        return facts
-
-    paths = {"reference": reference, "policy": policy, "pairs": pairs}
-    paths |= {f"judge {name}": path for name, path in judges.items()}
-    inputs = {name: content_key(path) for name, path in paths.items()} | {"data": open_run(data).fingerprint}
-    config = {"row": row, "weights": list(weights), "prompts": prompts, "sampling": sampling, "texts": texts}
-    run_stage(out, stage="evaluate", config={**config, "options": options}, body=body, inputs=inputs)
+    base = ModelPolicy(checkpoint(reference), name="reference")
+    made = policy_of(
+        judged, policy=policy, reference=reference, pairs=pairs, reward_models=reward_models, folder=work.folder
+    )
+    prompts, passed = {"none": source.unique_prompts(part_of(data, "test"))[: judged.prompts]}, dict[str, int]()
+    if judged.shifts:
+        prompts, passed = shifted_prompts(data, shifts=judged.shifts, count=judged.prompts, tokenizer=base.tokenizer)
+    cells = sample_answers(
+        [Point(judged.row, judged.weights, made)], reference=base, prompts=prompts,
+        objectives={name: RewardModelObjective(run.path, name=name) for name, run in judges.items()},
+        sampling=judged.sampling, folder=work.folder / "parts", ledger=work.ledger,
+    )  # fmt: skip
+    (work.folder / "cells.jsonl").unlink(missing_ok=True)
+    append_answers(work.folder / "cells.jsonl", cells)
+    facts = {"cells": len(cells), "samples_per_response": made.samples_per_response, "passed_over": passed}
+    if judged.texts and isinstance(made, ModelPolicy):
+        held_out = [row["text"] for row in part_of(data, "validation")[: judged.texts]]
+        facts["bits_per_byte"] = bits_per_byte(made.model, made.tokenizer, held_out)
+    return facts
 
 
+def shifted_prompts(
+    data: Run, *, shifts: Sequence[str], count: int, tokenizer: PreTrainedTokenizerBase
+) -> tuple[dict[str, list[dict[str, str]]], dict[str, int]]:
+    """({"none" and each shift: rows of item, plain, prompt}, how many prompts were passed over, by reason).
+
+    The first `count` of the test part's prompts that every shift changes into a text of at most LONGEST tokens.
+    """
+    from evals.items import Missing
+    from evals.shifts import SHIFTS
+    from evals.shifts.augment import shifted_prompt
+
+    kept: dict[str, list[dict[str, str]]] = {name: [] for name in ("none", *shifts)}
+    passed: Counter[str] = Counter()
+    for row in source.unique_prompts(part_of(data, "test")):
+        texts = {name: shifted_prompt(row["prompt"], shift=SHIFTS[name]) for name in shifts}
+        reasons = [f"{name}: {text.reason}" for name, text in texts.items() if isinstance(text, Missing)]
+        reasons += [
+            f"{name}: too long"
+            for name, text in texts.items()
+            if isinstance(text, str) and len(tokenizer(text)["input_ids"]) > LONGEST
+        ]
+        if reasons:
+            passed.update(reasons[:1])
+            continue
+        for name, text in {"none": row["prompt"], **texts}.items():
+            kept[name].append({"item": row["item"], "plain": row["prompt"], "prompt": text})
+        if len(kept["none"]) == count:
+            break
+    return kept, dict(passed)
+
+
+@stage(name="reward table")
 def reward_table(
-    *, out: str, data: str, names: Sequence[str], models: Mapping[str, Mapping[str, str]], seed: int
-) -> None:
+    work: Workspace, *, data: Run, names: tuple[str, ...], ours: Mapping[str, Run], judges: Mapping[str, Run], seed: int
+) -> Metrics:
     """Accuracy of every scorer, trained on each objective and tested on each, on all and on length-matched test pairs.
 
-    `models`: scorer -> objective -> run. Bag of words and length only are fitted here on the training part, and bag of
-    words on the judges' part as well (its weights are kept: a second judge). `lead` is ours minus another scorer on the
-    same pairs, with an interval over prompts.
+    Bag of words and length only are fitted here on the training part, and bag of words on the judges' part as well (its
+    weights are kept: a second judge).
     """
+    from evals.baselines.preference_baselines import fit_bag_of_words, fit_length_only
+    from evals.baselines.reward_accuracy import accuracies
 
-    def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
-        from evals.baselines.preference_baselines import fit_bag_of_words, fit_length_only
+    parts = {part: part_of(data, part) for part in source.PARTS}
 
-        parts = {part: hh_data.read_rows(Path(data) / f"{part}.jsonl") for part in hh_data.PARTS}
+    def of(part: str, name: str) -> source.Rows:
+        return [row for row in parts[part] if row["objective"] == name]
 
-        def of(part: str, name: str) -> list[dict[str, Any]]:
-            return [row for row in parts[part] if row["objective"] == name]
-
-        scorers: dict[tuple[str, str], Any] = {}
-        for scorer, paths in models.items():
-            scorers |= {(scorer, name): _model_scorer(path, ledger) for name, path in paths.items()}
-        second_judge = {}
-        for name in names:
-            scorers["bag of words", name] = _text_scorer(fit_bag_of_words(of("train", name)))
-            scorers["length only", name] = _text_scorer(fit_length_only(of("train", name)))
-            second_judge[name] = dict(fit_bag_of_words(of("judge", name)).weights)
-        write_json(folder / "second_judge.json", second_judge)
-        tests = {name: of("test", name) for name in names}
-        table, leads = accuracies(scorers, tests=tests, seed=seed)
-        write_json(folder / "table.json", {"rows": table, "leads": leads})
-        return {"rows": len(table), "test_pairs": {name: len(rows) for name, rows in tests.items()}}
-
-    inputs = {"data": open_run(data).fingerprint}
-    inputs |= {f"{s} {n}": open_run(p).fingerprint for s, paths in models.items() for n, p in paths.items()}
-    run_stage(out, stage="reward table", config={"seed": seed, "names": list(names)}, body=body, inputs=inputs)
+    scorers: dict[tuple[str, str], Callable[..., Sequence[float]]] = {}
+    for scorer, models in (("ours", ours), ("judge", judges)):
+        scorers |= {(scorer, name): _model_scorer(run, work.ledger) for name, run in models.items()}
+    second_judge = {}
+    for name in names:
+        scorers["bag of words", name] = _text_scorer(fit_bag_of_words(of("train", name)).scores)
+        scorers["length only", name] = _text_scorer(fit_length_only(of("train", name)).scores)
+        second_judge[name] = dict(fit_bag_of_words(of("judge", name)).weights)
+    write_json(work.folder / "second_judge.json", second_judge)
+    tests = {name: of("test", name) for name in names}
+    table, leads = accuracies(scorers, tests=tests, seed=seed)
+    write_json(work.folder / "table.json", {"rows": table, "leads": leads})
+    return {"rows": len(table), "test_pairs": {name: len(rows) for name, rows in tests.items()}}
 
 
-def _model_scorer(path: str, ledger: Ledger) -> Callable[..., list[float]]:
+def _model_scorer(run: Run, ledger: Ledger) -> Callable[..., list[float]]:
     from align.objectives import RewardModelObjective
 
-    objective = RewardModelObjective(path)
+    objective = RewardModelObjective(run.path)
 
     def score(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
         ledger.add(scores_read=len(prompts))
@@ -159,59 +196,5 @@ def _model_scorer(path: str, ledger: Ledger) -> Callable[..., list[float]]:
     return score
 
 
-def _text_scorer(model: Any) -> Callable[..., list[float]]:
-    return lambda prompts, completions: model.scores(completions).tolist()
-
-
-def accuracies(
-    scorers: Mapping[tuple[str, str], Callable[..., Sequence[float]]],
-    *,
-    tests: Mapping[str, Sequence[Mapping[str, Any]]],
-    seed: int,
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(rows of the reward-model table, our lead over the baselines on the diagonal: each objective, then both)."""
-    from evals.baselines.preference_baselines import in_order, length_matched, pairwise_accuracy
-
-    table: list[dict[str, Any]] = []
-    compared: dict[
-        tuple[str, str, str], tuple[list[str], list[float]]
-    ] = {}  # other, pairs, objective -> prompts, leads
-    for tested, every in tests.items():
-        asked = [pair["prompt"] for pair in every]
-        scores = {
-            key: [score(asked, [pair[side] for pair in every]) for side in ("chosen", "rejected")]
-            for key, score in scorers.items()
-        }
-        matched = {id(pair) for pair in length_matched(every)}
-        for words in ("all pairs", "length-matched"):
-            kept = [i for i, pair in enumerate(every) if words == "all pairs" or id(pair) in matched]
-            if not kept:
-                continue
-            prompts, right = [asked[i] for i in kept], {}
-            for (scorer, trained), both in scores.items():
-                sides = [[side[i] for i in kept] for side in both]
-                found = pairwise_accuracy(*sides, prompts=prompts, seed=seed)
-                right[scorer, trained] = in_order(*sides)
-                table.append(
-                    {"scorer": scorer, "trained_on": trained, "tested_on": tested, "pairs": words}
-                    | {"accuracy": found.interval.estimate, "ci": found.interval.pair, "n": found.pairs}
-                    | {"over": found.interval.says}
-                )
-            for other in BASELINES:
-                if ("ours", tested) in right and (other, tested) in right:
-                    lead = (right["ours", tested] - right[other, tested]).tolist()
-                    compared[other, words, tested] = (prompts, lead)
-                    before = compared.get((other, words, BOTH), ([], []))
-                    compared[other, words, BOTH] = (before[0] + prompts, before[1] + lead)
-    return table, [_lead(key, *found) for key, found in compared.items()]
-
-
-def _lead(key: tuple[str, str, str], prompts: Sequence[str], leads: Sequence[float]) -> dict[str, Any]:
-    """Mean difference of being right on the same pairs, with an interval over prompts."""
-    from evals.stats.intervals import clustered_mean
-
-    other, words, objective = key
-    mean = clustered_mean(leads, clusters_N=prompts, over="prompts")
-    return {"over_scorer": other, "pairs": words, "objective": objective, "lead": mean.estimate} | {
-        "ci": mean.pair, "over": mean.says, "n": len(leads),
-    }  # fmt: skip
+def _text_scorer(scores: Callable[[Sequence[str]], np.ndarray]) -> Callable[..., list[float]]:
+    return lambda prompts, completions: scores(completions).tolist()

@@ -1,20 +1,18 @@
-"""The hh recipe's summary.json: cells, ledgers and tables on disk -> what the report reads."""
+"""The summary of a run on real data: the plan's own tables, and beside them the judges, the reward models, the text."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from align.data.answers import SampledAnswer
-from align.runs import Run, open_run
-from recipes.pipeline.conflict_summary import training_conflict
-from recipes.pipeline.inputs import joined_claims
-from recipes.pipeline.provenance import ledger_table, provenance
-
-if TYPE_CHECKING:
-    from recipes.real.plan import Config, Plan
+from align.runs import Call, open_run
+from recipes.pipeline.plan import Plan
+from recipes.pipeline.setting import REFERENCE
+from recipes.pipeline.summary import About, Summary, Table, answers_of, preferences, summary
+from recipes.real.setting import Config, RealData
 
 CONTROL_NOTES = {
     "kl_overspender": "control: the dpo policy extrapolated to {overspend:g} times its distance from the reference",
@@ -23,116 +21,65 @@ CONTROL_NOTES = {
 }
 
 
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+def read_json(path: Path) -> Mapping[str, Sequence[Table]]:
+    found: Mapping[str, Sequence[Table]] = json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
-def summarise(config: Config, *, plan: Plan, out: Path) -> dict[str, Any]:
-    """summary.json of a finished run."""
-    from evals.measure.answers import read_sampled
-    from evals.tables.tradeoffs import controls_table
-    from recipes.pipeline.sampling import sampled_summary
-    from recipes.real.plan import NAMES
-
-    cells = {row: [c for f in folders for c in read_sampled(f / "cells.jsonl")] for row, folders in plan.cells.items()}
-    summary = sampled_summary(
-        [cell for found in cells.values() for cell in found],
-        title=f"Helpful against harmless: HH-RLHF, seed {config.seed}",
-        names=list(NAMES),
-        headline="harmless",
-        info=_row_info(config, plan=plan),
-        seed=config.seed,
+def real_summary(config: Config, plan: Plan, setting: RealData) -> Summary:
+    """The summary of a finished run."""
+    tables = setting.out / "reward-table"
+    found = read_json(tables / "table.json")
+    about = About(
+        title=f"Helpful against harmless: HH-RLHF, seed {config.seed}", headline="harmless", info=_info(plan, setting)
     )
-    table = read_json(out / "reward-table" / "table.json")
-    second = _second_judge(cells, weights=read_json(out / "reward-table" / "second_judge.json"), names=NAMES)
-    summary["controls"] = controls_table(
-        summary["methods"], controls={"reference": "reference", **{name: name for name in CONTROL_NOTES}}
-    )
-    summary["conflict"]["training"] = training_conflict(plan.points)
-    language_model = _language_model(plan)
-    summary["world_details"] |= {
+    made = summary(plan, about=about, config=config, seed=config.seed)
+    second = _second_judge(plan, weights=json.loads((tables / "second_judge.json").read_text(encoding="utf-8")))
+    model = _language_model(setting)
+    rows = open_run(setting.out / "rows").metrics
+    details = {
+        "reference_point_is": "the reference model's mean score minus its standard deviation, per objective",
         "judges": "reward models trained on comparisons that nothing else was trained on; raw scores",
-        "preferences": [list(w.values) for w in plan.preferences],
-        "rows": open_run(plan.stages["rows"]).metrics["rows"],
-        "dropped": open_run(plan.stages["rows"]).metrics["dropped"],
-        "language_model": language_model,
+        "preferences": preferences(setting.preferences),
+        "rows": rows["rows"],
+        "dropped": rows["dropped"],
+        "language_model": model,
     }
-    summary["reward_models"] = table["rows"]
-    summary["reward_model_leads"] = table["leads"]
-    summary["second_judge"] = second
-    summary["notes"] = _notes(language_model, leads=table["leads"], second=second)
-    summary["provenance"] = provenance(config, seed=config.seed, runs=_runs(plan))
-    summary["ledger"] = ledger_table(_costs(plan))
-    return summary
+    return dataclasses.replace(
+        made, world_details={**made.world_details, **details}, reward_models=found["rows"],
+        reward_model_leads=found["leads"], second_judge=second, notes=_notes(model, found["leads"], second),
+    )  # fmt: skip
 
 
-def _language_model(plan: Plan) -> dict[str, Any]:
+def _info(plan: Plan, setting: RealData) -> dict[str, Table]:
+    """What the rows say beside their claims: where the rewards come from, and what the controls are."""
+    start = {"optimises": "likelihood of the demonstrations", "note": "what every KL is measured against"}
+    info: dict[str, Table] = {REFERENCE: start}
+    for row in plan.rows:
+        note = "trained on the learned reward models, in z units of the reference's samples"
+        if row.specialists_of is not None:
+            note = f"made of the two specialists of {row.specialists_of}: no training of its own"
+        info[row.name] = {"note": row.note or note}
+    for name, words in CONTROL_NOTES.items():
+        optimises = words.format(n=setting.closed.n, overspend=setting.closed.overspend)
+        info[name] = {"optimises": optimises, "rewards": "length" if name == "length_only" else "learned"}
+    return info
+
+
+def _language_model(setting: RealData) -> dict[str, object]:
     """Parameters and bits per byte of pretraining beside the n-grams on the same tokens; empty with `--model`."""
-    if "pretrain" not in plan.stages:
+    if setting.budget.start is not None:
         return {}
-    metrics = open_run(plan.stages["pretrain"]).metrics
-    grams = open_run(plan.stages["ngram"]).metrics
+    metrics, grams = (open_run(setting.out / name).metrics for name in ("pretrain", "ngram"))
+    kept = ("parameters", "steps", "tokens_per_epoch", "bits_per_byte", "validation_bytes")
     return {
-        "parameters": metrics["parameters"],
-        "steps": metrics["steps"],
-        "tokens_per_epoch": metrics["tokens_per_epoch"],
-        "bits_per_byte": metrics["bits_per_byte"],
-        "validation_bytes": metrics["validation_bytes"],
+        **{name: metrics[name] for name in kept},
         "ngram_order": next(iter(grams.values()))["order"],
         "ngram_bits_per_byte": {smoothing: score["bits_per_byte"] for smoothing, score in grams.items()},
     }
 
 
-def _row_info(config: Config, *, plan: Plan) -> dict[str, dict[str, Any]]:
-    """What each row says about itself: what it optimises, its rewards, cost and alignment tax."""
-    before = open_run(plan.cells["reference"][0]).metrics["bits_per_byte"]
-    info: dict[str, dict[str, Any]] = {}
-    for row, folders in plan.cells.items():
-        measured = [open_run(folder).metrics for folder in folders]
-        bits = [m["bits_per_byte"] for m in measured if "bits_per_byte" in m]
-        after = sum(bits) / len(bits) if bits else None
-        change = None if after is None else after - before
-        info[row] = {
-            "rewards": "learned",
-            "samples_per_response": measured[0]["samples_per_response"],
-            "bits_per_byte": {"before": before, "after": after, "change": change},
-        }
-    base = "likelihood of the demonstrations"
-    info["reference"] |= {"optimises": base, "note": "what every KL is measured against", "rewards": "none"}
-    for row, points in plan.points.items():
-        claims = {label: open_run(path).metrics["optimises"][label] for label, path in points.items()}
-        info[row] |= {"optimises": joined_claims(claims), "note": _method_note(config, row)}
-        info[row]["ledger"] = ledger_table(_row_costs(config, row, plan=plan))["total"]
-    for name, words in CONTROL_NOTES.items():
-        info[name] |= {"optimises": words.format(**config.controls), "note": "", "ledger": {}}
-    info["length_only"]["rewards"] = "length"
-    return info
-
-
-def _row_costs(config: Config, row: str, *, plan: Plan) -> dict[str, dict[str, float]]:
-    """Ledgers of what a row is made of: its points, a soup's specialists, the pairs and their reward models."""
-    costs = {str(path): open_run(path).ledger for path in plan.points[row].values()}  # one run may hold all points
-    source = config.methods[row].get("specialists_of")
-    if source:
-        vertices = [w.label for w in plan.preferences if w.is_vertex]
-        costs |= {f"specialist {label}": open_run(plan.points[source][label]).ledger for label in vertices}
-    shared = [name for name in plan.stages if name == "pairs" or name.startswith("reward model")]
-    return costs | {name: open_run(plan.stages[name]).ledger for name in shared}
-
-
-def _method_note(config: Config, row: str) -> str:
-    source = config.methods[row].get("specialists_of")
-    if source:
-        return f"made of the two specialists of {source}: no training of its own"
-    return "trained on the learned reward models, in z units of the reference's samples"
-
-
-def _second_judge(
-    cells: Mapping[str, Sequence[SampledAnswer]],
-    *,
-    weights: Mapping[str, Mapping[str, float]],
-    names: Sequence[str],
-) -> dict[str, Any]:
+def _second_judge(plan: Plan, *, weights: Mapping[str, Mapping[str, float]]) -> dict[str, object]:
     """Mean bag-of-words scores per row and preference, and how they rank the points in comparison with the judges."""
     import numpy as np
     from scipy.stats import spearmanr
@@ -140,44 +87,41 @@ def _second_judge(
     from evals.baselines.preference_baselines import BagOfWords
     from evals.tables.surfaces import by_preference
 
+    names = plan.setting.objectives
     judges = [BagOfWords(weights=weights[name]) for name in names]
-    rows: dict[str, list[dict[str, Any]]] = {}
+    rows: dict[str, list[dict[str, object]]] = {}
     first, second = [], []
-    for row, found in cells.items():
-        for preference, group in by_preference(found).items():
-            values = [float(judge.scores([cell.completion for cell in group]).mean()) for judge in judges]
+    for row, calls in plan.cells.items():
+        for preference, group in by_preference(sampled_of(calls)).items():
+            values = [float(judge.scores([answer.completion for answer in group]).mean()) for judge in judges]
             rows.setdefault(row, []).append({"preference": list(preference), "values": values, "n": len(group)})
-            first.append(np.mean([cell.values for cell in group], axis=0))
+            first.append(np.mean([answer.values for answer in group], axis=0))
             second.append(values)
     agreement = {}
     for k, name in enumerate(names):
         a, b = np.array(first)[:, k], np.array(second)[:, k]
         agreement[name] = float(spearmanr(a, b).statistic) if a.std() > 0 and b.std() > 0 else None
-    return {
-        "is": "bag of words, trained on the judges' part",
-        "rows": rows,
-        "rank_agreement": agreement,
-        "points": len(first),
-    }
+    about = "bag of words, trained on the judges' part"
+    return {"is": about, "rows": rows, "rank_agreement": agreement, "points": len(first)}
 
 
-def _notes(
-    language_model: Mapping[str, Any], *, leads: Sequence[Mapping[str, Any]], second: Mapping[str, Any]
-) -> list[str]:
+def sampled_of(calls: Sequence[Call]) -> list[SampledAnswer]:
+    """The sampled answers of some evaluation runs."""
+    return [answer for answer in answers_of(calls) if isinstance(answer, SampledAnswer)]
+
+
+def _notes(model: Table, leads: Sequence[Table], second: Table) -> list[str]:
     """Sentences that open the report."""
     notes = []
-    if language_model:
-        grams = ", ".join(f"{value:.3f} ({name})" for name, value in language_model["ngram_bits_per_byte"].items())
-        notes.append(
-            f"The language model has {language_model['parameters'] / 1e6:.2f} M parameters and "
-            f"{language_model['bits_per_byte']:.3f} bits per byte on {language_model['validation_bytes']:,} held-out "
-            f"bytes; "
-            f"{language_model['ngram_order']}-grams on the same tokens have {grams}."
-        )
-        notes.append(
+    if model:
+        grams = ", ".join(f"{value:.3f} ({name})" for name, value in model["ngram_bits_per_byte"].items())
+        notes += [
+            f"The language model has {model['parameters'] / 1e6:.2f} M parameters and {model['bits_per_byte']:.3f} "
+            f"bits per byte on {model['validation_bytes']:,} held-out bytes; {model['ngram_order']}-grams on the same "
+            f"tokens have {grams}.",
             "A model of this size, trained for minutes, writes text that looks like a dialogue and says little: "
-            "completions show the direction in which training moves it, not what an assistant would answer."
-        )
+            "completions show the direction in which training moves it, not what an assistant would answer.",
+        ]
     for lead in leads:
         if lead["ci"] is None or lead["objective"] != "both":
             continue
@@ -194,29 +138,3 @@ def _notes(
         f"{second['points']} policies with a rank correlation of {ranks or 'no defined value'}."
     )
     return notes
-
-
-def _runs(plan: Plan) -> list[Run]:
-    """Every finished run behind the summary."""
-    folders = [*plan.stages.values(), *(f for found in plan.cells.values() for f in found)]
-    folders += [path for points in plan.points.values() for path in points.values()]
-    return [open_run(folder) for folder in dict.fromkeys(folders)]
-
-
-def _costs(plan: Plan) -> dict[str, dict[str, float]]:
-    """Stage -> ledger; the points of a row and all evaluations are added up."""
-    costs = {name: open_run(path).ledger for name, path in plan.stages.items()}
-    for row, points in plan.points.items():
-        costs[row] = ledger_table({str(path): open_run(path).ledger for path in points.values()})["total"]
-    runs = {str(folder): open_run(folder).ledger for folders in plan.cells.values() for folder in folders}
-    costs["evaluate"] = ledger_table(runs)["total"]
-    return costs
-
-
-def closing_words(summary: Mapping[str, Any]) -> str:
-    """The hypervolume that each row gained, and its KL, for the terminal."""
-    lines = ["hypervolume gained over the reference model (judges' units), mean KL:"]
-    for row, entry in summary["methods"].items():
-        low, high = entry["raw_hypervolume_ci"] or (float("nan"), float("nan"))
-        lines.append(f"  {row:<16} {entry['raw_hypervolume']:+.3f} [{low:.3f}, {high:.3f}]  {entry['kl']:.2f}")
-    return "\n".join(lines)

@@ -1,257 +1,211 @@
-"""The demo's stages, one function each: corpus, reference, comparisons, reward models, methods, exact evaluation.
-
-Every function takes plain arguments, writes one run directory through `run_stage`, and is safe to call again.
-"""
+"""The testbed's stages: corpus, reference, comparisons, reward models, methods, exact evaluation, closed forms."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from align.data.answers import ExactAnswer
-from align.runs import Ledger, Workspace, open_run, run_stage
-from align.testbed.world import WorldConfig, load_world
-from recipes.pipeline.inputs import section
+from align.preferences import Preference, Thresholds, Weights
+from align.runs import Metrics, Run, Workspace, stage, write_json
+from align.testbed.world import World
+from recipes.pipeline.rows import Fit
 
-Settings = Mapping[str, Any]
+if TYPE_CHECKING:
+    from align.policies.base import Policy
+    from align.testbed.answers import ReferenceTables
+    from align.testbed.controls import Controls
+    from align.testbed.exact import TreePolicy
+    from align.testbed.optimum import RewardClasses
+    from align.testbed.world import Prompt
+    from align.training.pretrain import PretrainConfig
+    from align.training.reward_model import RewardModelConfig
+    from align.training.sft import SFTConfig_
+
 GOLD = ("scores_a", "scores_b")  # columns of the comparisons
 
 
-def world_of(world: Mapping[str, Any]) -> Any:
-    """The world of a stage's plain arguments."""
-    return load_world(WorldConfig(**world))
+@dataclass(frozen=True)
+class Corpus:
+    """A world as its text alone, which worlds that differ in rewards share; known by the text."""
+
+    world: World
+
+    @property
+    def fingerprint(self) -> str:
+        return self.world.corpus_key
 
 
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """The preferences and prompts that a policy is judged at; `away`: those of the shifts (None: all of `weights`).
+
+    home: the held-out prompts in distribution. bits: the seed of the text for bits per byte (None: not measured).
+    """
+
+    weights: tuple[Weights, ...]
+    home: str = "none"
+    shifts: tuple[str, ...] = ()
+    away: tuple[Weights, ...] | None = None
+    bits: int | None = None
+
+
+@stage
 def pretrain(
-    *, out: str, world: Settings, seed: int, documents: int, training: Settings, model: Settings, ciphered: bool = True
-) -> None:
+    work: Workspace, *, world: Corpus, documents: int, training: PretrainConfig, ciphered: bool = True
+) -> Metrics:
     """MLE pretraining on the world's corpus, every spelling, or the plain one alone where `ciphered` is False."""
+    from align.testbed.corpus import sample_documents
+    from align.testbed.vocabulary import build_tokenizer
+    from align.training.pretrain import pretrain as train
 
-    def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
-        from align.models import ModelConfig
-        from align.testbed.corpus import sample_documents
-        from align.testbed.vocabulary import build_tokenizer
-        from align.training.pretrain import PretrainConfig
-        from align.training.pretrain import pretrain as train
-
-        place = world_of(world)
-        rows = sample_documents(place, count=documents, seed=seed, ciphered=ciphered)
-        held_out = sample_documents(place, count=500, seed=seed, held_out=True, ciphered=ciphered)
-        shape = ModelConfig(**model)
-        config = section(PretrainConfig, {**training, "model": shape}, where="demo", name="pretrain", seed=seed)
-        words = build_tokenizer(place.config.spellings)
-        return train(config, rows=rows, validation=held_out, out=folder, ledger=ledger, tokenizer=words)
-
-    config = {"seed": seed, "documents": documents, "training": training, "model": model} | _one_spelling(ciphered)
-    run_stage(out, stage="pretrain", config=config, body=body, inputs={"corpus": world_of(world).corpus_key})
+    draw = partial(sample_documents, world.world, seed=training.seed, ciphered=ciphered)
+    rows, held_out = draw(count=documents), draw(count=500, held_out=True)
+    words = build_tokenizer(world.world.config.spellings)
+    return train(training, rows=rows, validation=held_out, out=work.folder, ledger=work.ledger, tokenizer=words)
 
 
-def _one_spelling(ciphered: bool) -> dict[str, Any]:
-    """What the configuration says of text in the plain spelling alone; nothing of the usual text in all."""
-    return {} if ciphered else {"ciphered": False}
-
-
+@stage
 def sft(
-    *, out: str, world: Settings, seed: int, source: str, documents: int, training: Settings, ciphered: bool = True
-) -> None:
+    work: Workspace, *, world: Corpus, source: Run, documents: int, training: SFTConfig_, ciphered: bool = True
+) -> Metrics:
     """SFT on demonstrations in every spelling: the result is the reference, which must read all alike.
 
     Its generation settings end a response at every token outside the alphabet.
     """
+    from transformers import GenerationConfig
 
-    def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
-        from transformers import GenerationConfig
+    from align.testbed.corpus import sample_documents
+    from align.testbed.vocabulary import PAD_ID, ending_ids
+    from align.training.sft import sft as train
 
-        from align.testbed.corpus import sample_documents
-        from align.testbed.vocabulary import PAD_ID, ending_ids
-        from align.training.sft import SFTConfig_
-        from align.training.sft import sft as train
-
-        place = world_of(world)
-        rows = sample_documents(place, count=documents, seed=seed + 1_000_003, ciphered=ciphered)
-        config = section(SFTConfig_, training, where="demo", name="sft", seed=seed)
-        metrics = train(config, model=source, rows=rows, out=folder, ledger=ledger)
-        ends = list(ending_ids(place.config.spellings))
-        GenerationConfig(eos_token_id=ends, pad_token_id=PAD_ID).save_pretrained(folder / "model")
-        return metrics
-
-    inputs = {"model": open_run(source).fingerprint, "corpus": world_of(world).corpus_key}
-    config = {"seed": seed, "documents": documents, "training": training} | _one_spelling(ciphered)
-    run_stage(out, stage="sft", config=config, body=body, inputs=inputs)
+    rows = sample_documents(world.world, count=documents, seed=training.seed + 1_000_003, ciphered=ciphered)
+    metrics = train(training, model=source.path, rows=rows, out=work.folder, ledger=work.ledger)
+    ends = list(ending_ids(world.world.config.spellings))
+    GenerationConfig(eos_token_id=ends, pad_token_id=PAD_ID).save_pretrained(work.folder / "model")
+    return metrics
 
 
-def comparisons(*, out: str, world: Settings, seed: int, reference: str, count: int) -> None:
+@stage
+def comparisons(work: Workspace, *, world: World, reference: Run, count: int, seed: int) -> Metrics:
     """Pairs of reference samples on the fine-tuning prompts, with gold scores and the annotator's draws."""
+    from align.models import load_model, load_tokenizer
+    from align.testbed.gold import draw_comparisons
 
-    def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
-        from align.models import load_model, load_tokenizer
-        from align.testbed.gold import draw_comparisons
-
-        place = world_of(world)
-        path = f"{reference}/model"
-        rows = draw_comparisons(
-            place, load_model(path), load_tokenizer(path), place.train_prompts, count=count, seed=seed, ledger=ledger
-        )
-        (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        return {"rows": len(rows)}
-
-    inputs = {"reference": open_run(reference).fingerprint, "world": world_of(world).hash}
-    run_stage(out, stage="comparisons", config={"seed": seed, "count": count}, body=body, inputs=inputs)
+    path = f"{reference.path}/model"
+    rows = draw_comparisons(
+        world, load_model(path), load_tokenizer(path), world.train_prompts, count=count, seed=seed, ledger=work.ledger
+    )
+    (work.folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return {"rows": len(rows)}
 
 
-def gradient_cosines(
-    *, out: str, world: Settings, seed: int, reference: str, pairs: str, samples: int = 16, count: int = 1024
-) -> None:
-    """How the gold objectives' gradients lie at the reference: on its own samples, and on the first comparisons."""
-
-    def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
-        from align.engines.gradient_conflict import gradient_conflict
-        from align.testbed.gold import gold_objectives
-
-        place = world_of(world)
-        found = gradient_conflict(
-            f"{reference}/model",
-            objectives=gold_objectives(place),
-            prompts=[{"id": p.text, "prompt": p.text} for p in place.train_prompts],
-            comparisons=_rows(pairs)[:count],
-            samples=samples,
-            max_completion_length=place.config.max_tokens + 1,
-            tau=place.config.tau,
-            batch_size=512,
-            seed=seed,
-            ledger=ledger,
-        )
-        return found.metrics()
-
-    inputs = {"reference": open_run(reference).fingerprint, "pairs": open_run(pairs).fingerprint}
-    inputs |= {"world": world_of(world).hash}
-    config = {"seed": seed, "samples": samples, "count": count}
-    run_stage(out, stage="gradient cosines", config=config, body=body, inputs=inputs)
-
-
-def _rows(folder: str) -> list[dict[str, Any]]:
-    with open(Path(folder) / "rows.jsonl", encoding="utf-8") as handle:
+def read_rows(run: Run) -> list[dict[str, object]]:
+    """The rows of `comparisons`."""
+    with open(run.path / "rows.jsonl", encoding="utf-8") as handle:
         return [json.loads(line) for line in handle]
 
 
+@stage(name="gradient cosines")
+def gradient_cosines(
+    work: Workspace, *, world: World, reference: Run, pairs: Run, seed: int, samples: int = 16, count: int = 1024
+) -> Metrics:
+    """How the gold objectives' gradients lie at the reference: on its own samples, and on the first comparisons."""
+    from align.engines.gradient_conflict import gradient_conflict
+    from align.testbed.gold import gold_objectives
+
+    found = gradient_conflict(
+        f"{reference.path}/model", objectives=gold_objectives(world), prompts=prompt_rows(world.train_prompts),
+        comparisons=read_rows(pairs)[:count], samples=samples, max_completion_length=world.config.max_tokens + 1,
+        tau=world.config.tau, batch_size=512, seed=seed, ledger=work.ledger,
+    )  # fmt: skip
+    return found.metrics()
+
+
+def prompt_rows(prompts: Sequence[Prompt]) -> list[dict[str, str]]:
+    """Prompts as the rows that methods take."""
+    return [{"id": p.text, "prompt": p.text} for p in prompts]
+
+
+@stage(name="reward model")
 def reward_model(
-    *, out: str, world: Settings, seed: int, reference: str, pairs: str, objective: int, training: Settings
-) -> None:
-    """A Bradley-Terry reward model of one objective on the annotator's labels.
+    work: Workspace, *, world: World, reference: Run, pairs: Run, objective: int, training: RewardModelConfig
+) -> Metrics:
+    """A Bradley-Terry reward model of one objective on the annotator's labels; a tenth of the rows validates it."""
+    from align.testbed.gold import label_comparisons
+    from align.training.reward_model import train_reward_model
 
-    A tenth of the rows is for validation.
-    """
-
-    def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
-        from align.testbed.gold import label_comparisons
-        from align.training.reward_model import RewardModelConfig, train_reward_model
-
-        place = world_of(world)
-        name = place.objectives[objective]
-        rows = label_comparisons(_rows(pairs), index=objective, objective=name, tau=place.config.tau)
-        cut = len(rows) // 10
-        config = section(RewardModelConfig, training, where="demo", name="reward_model", seed=seed)
-        ledger.add(scores_read=len(rows))
-        return train_reward_model(
-            config, model=reference, rows=rows[cut:], validation=rows[:cut], out=folder, ledger=ledger
-        )
-
-    inputs = {"reference": open_run(reference).fingerprint, "pairs": open_run(pairs).fingerprint}
-    config = {"seed": seed, "objective": objective, "training": training}
-    run_stage(out, stage="reward model", config=config, body=body, inputs=inputs)
+    name = world.objectives[objective]
+    rows = label_comparisons(read_rows(pairs), index=objective, objective=name, tau=world.config.tau)
+    cut = len(rows) // 10
+    work.ledger.add(scores_read=len(rows))
+    return train_reward_model(
+        training, model=reference.path, rows=rows[cut:], validation=rows[:cut], out=work.folder, ledger=work.ledger
+    )
 
 
+@stage
 def finetune(
-    *,
-    out: str,
-    world: Settings,
-    method: str,
-    settings: Settings,
-    reference: str,
-    pairs: str,
-    preferences: Sequence[str],
-    reward_models: Sequence[str] = (),
-    specialists: Sequence[str] = (),
-    cover_cipher: bool = False,
-) -> None:
-    """One method at the preferences of these labels. Learned reward models return to gold units (times tau).
+    work: Workspace, *, world: World, reference: Run, fit: Fit, pairs: Run | None = None,
+    reward_models: Mapping[str, Run] | None = None, specialists: Mapping[str, Run] | None = None,
+    facts: Run | None = None,
+) -> Metrics:  # fmt: skip
+    """One method at some preferences. Learned reward models return to gold units (times tau).
 
-    `cover_cipher` adds the fine-tuning prompts in the second spelling: then it is no shift any more.
+    With `facts` it is asked at thresholds, those of the exact optimum, and beta is divided by the main weight: the
+    constrained problem max r_main + ... - (beta / w_main) KL has pi*_w as its solution.
     """
+    from align.engines.problem import Problem
+    from align.objectives import RewardModelObjective
+    from align.testbed.gold import gold_objectives
+    from recipes.pipeline.fitting import fitted
 
-    def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
-        from align.engines.problem import Problem
-        from align.methods import METHODS
-        from align.objectives import RewardModelObjective
-        from align.preferences import parse_preference
-        from align.testbed.gold import gold_objectives
-        from recipes.pipeline.specialists import with_specialists
-
-        place = world_of(world)
-        objectives: dict[str, Any] = dict(gold_objectives(place))
-        if reward_models:
-            objectives = {
-                name: RewardModelObjective(path, name=name, scale=place.config.tau, batch_size=512)
-                for name, path in zip(place.objectives, reward_models, strict=True)
-            }
-        extra = {"specialists": tuple(_policy_dirs(specialists))} if specialists else {}
-        asked = [parse_preference(label) for label in preferences]
-        prompts = place.train_prompts + (place.train_prompts_in_cipher if cover_cipher else [])
-        problem = Problem(
-            reference=f"{reference}/model",
-            objectives=objectives,
-            preferences=asked,
-            # Who learns from reward models never sees a gold score.
-            comparisons=[{k: v for k, v in row.items() if not (reward_models and k in GOLD)} for row in _rows(pairs)],
-            prompts=[{"id": p.text, "prompt": p.text} for p in prompts],
-        )
-        training, run = METHODS[method].Config(**settings, **extra), Workspace(folder, ledger)
-        family = METHODS[method].fit(training, with_specialists(training, problem, run), run)
-        for preference in asked:
-            family.policy(preference)  # a soup is merged here, not at its first evaluation
-        family.save(folder)
-        return {"optimises": {label: family.optimises[label] for label in preferences}}
-
-    inputs = {"reference": open_run(reference).fingerprint, "pairs": open_run(pairs).fingerprint}
-    # Known by their place relative to this one, so that a moved run directory stays finished.
-    inputs |= {os.path.relpath(p, out): open_run(p).fingerprint for p in (*reward_models, *specialists)}
-    inputs |= {"world": world_of(world).hash}
-    config = {"method": method, "settings": settings, "preferences": list(preferences)}
-    config |= {"cover_cipher": True} if cover_cipher else {}
-    run_stage(out, stage=f"finetune {method}", config=config, body=body, inputs=inputs)
-
-
-def _policy_dirs(runs: Sequence[str]) -> list[str]:
-    from align.policies.load import load_family
-
-    return [next(iter(load_family(run).points.values())) for run in runs]
+    learned = {
+        name: RewardModelObjective(run.path, name=name, scale=world.config.tau, batch_size=512)
+        for name, run in (reward_models or {}).items()
+    }
+    rows = read_rows(pairs) if pairs is not None else None
+    if learned and rows is not None:  # who learns from reward models never sees a gold score
+        rows = [{k: v for k, v in row.items() if k not in GOLD} for row in rows]
+    prompts = [p if s == 0 else p.spelt(s, split="train") for s in fit.spellings or (0,) for p in world.train_prompts]
+    asked: list[Preference] = list(fit.preferences)
+    if facts is not None:
+        asked = [asked_at(w, facts=facts) for w in fit.preferences]
+        divided = world.config.beta / max(fit.preferences[0].values)
+        fit = replace(fit, settings={**fit.settings, "beta": divided})
+    problem = Problem(
+        reference=f"{reference.path}/model", objectives=learned or gold_objectives(world), preferences=asked,
+        comparisons=rows, prompts=prompt_rows(prompts),
+    )  # fmt: skip
+    return fitted(work, fit, problem, specialists=specialists or {})
 
 
 @lru_cache(maxsize=2)
-def reference_tables(world: WorldConfig, reference: str, key: str) -> Any:
-    """The reference's leaf tables, kept by a worker for all its evaluations; `key` is the reference's fingerprint."""
+def _tables(world: World, path: Path, key: str) -> ReferenceTables:
     from align.models import load_model
     from align.testbed.answers import ReferenceTables
     from align.testbed.exact import ExactModel
 
-    return ReferenceTables(load_world(world), ExactModel(load_model(f"{reference}/model"), name="reference"))
+    return ReferenceTables(world, ExactModel(load_model(f"{path}/model"), name="reference"))
 
 
-def classes_once(tables: Any, prompt: Any) -> Any:
-    """The reward classes of a prompt, its leaf table forgotten: there are many fine-tuning prompts."""
+def reference_tables(world: World, reference: Run) -> ReferenceTables:
+    """The reference's leaf tables, kept by a worker for all its evaluations."""
+    return _tables(world, reference.path, reference.fingerprint)
+
+
+def classes_of(tables: ReferenceTables, prompts: Sequence[Prompt]) -> list[RewardClasses]:
+    """The reward classes of prompts whose leaf tables are not kept: there are many fine-tuning prompts."""
     from align.testbed.optimum import reward_classes
 
-    return reward_classes(tables.world, prompt, tables.reference.leaf_logprobs(tables.world, prompt))
+    return [reward_classes(tables.world, p, tables.reference.leaf_logprobs(tables.world, p)) for p in prompts]
 
 
-def tree_policy(answer: Any, *, tables: Any, weights: Any, name: str) -> Any:
-    """What the exact evaluation asks of a policy: its next-token rule, or for best-of-n its leaf law in closed form."""
-    from functools import partial
-
+def tree_policy(answer: Policy, *, tables: ReferenceTables, weights: Weights, name: str) -> TreePolicy:
+    """What the exact evaluation asks of a policy: its next-token rule, or for best-of-n its leaves in closed form."""
     from align.testbed.exact import ExactPolicy
     from align.testbed.tabular import HardBestOfN, gold_table
 
@@ -260,103 +214,112 @@ def tree_policy(answer: Any, *, tables: Any, weights: Any, name: str) -> Any:
     return HardBestOfN(tables, partial(gold_table, weights=weights), answer.samples_per_response, name)
 
 
-def _bits(model: Any, tokenizer: Any, world: Any, seed: int) -> float:
+def write_cells(
+    folder: Path, policy: TreePolicy, *, row: str, tables: ReferenceTables, judged: Judged, more: bool = False
+) -> int:
+    """Append the policy's cells, or write them over what an interrupted call has left; returns how many there are."""
+    from align.testbed.answers import exact_answers
+    from evals.measure.answers import append_answers
+
+    if not more:
+        (folder / "cells.jsonl").unlink(missing_ok=True)
+    cells = exact_answers(policy, row=row, weights=judged.weights, shifts=(judged.home,), tables=tables)
+    away = judged.weights if judged.away is None else [w for w in judged.weights if w in judged.away]
+    if away and judged.shifts:
+        cells += exact_answers(policy, row=row, weights=away, shifts=judged.shifts, tables=tables)
+    append_answers(folder / "cells.jsonl", cells)
+    return len(cells)
+
+
+def _bits(answer: Policy, world: World, seed: int) -> float:
     """Bits per byte of the writer's held-out responses given their prompts, both spellings and all prefixes."""
     from align.testbed.corpus import sample_documents
     from align.training.bits import completion_bits
 
     rows = sample_documents(world, count=1000, seed=seed, held_out=True)
-    return completion_bits(model, tokenizer, rows).per_byte
+    return completion_bits(answer.model, answer.tokenizer, rows).per_byte
 
 
-def _fresh(path: Path, answers: Sequence[ExactAnswer]) -> None:
-    """Write all answers again: an interrupted call may have left some of them there."""
-    from evals.measure.answers import append_answers
-
-    path.unlink(missing_ok=True)
-    append_answers(path, answers)
-
-
+@stage
 def evaluate(
-    *, out: str, world: Settings, seed: int, row: str, reference: str, policy: str, weights: Sequence[Sequence[float]],
-    shifts: Sequence[str] = (), shift_weights: Sequence[Sequence[float]] = (), ask: str | None = None,
-    bits: bool = True,
-) -> None:  # fmt: skip
-    """Exact cells of one trained policy (or of the reference) and, with `bits`, its bits per byte on held-out text.
+    work: Workspace, *, world: World, row: str, reference: Run, policy: Run, judged: Judged, facts: Run | None = None
+) -> Metrics:
+    """Exact cells of one trained policy (or of the reference) and, where asked for, its bits per byte on held-out text.
 
-    `policy` is a run that holds a family, asked by the label `ask`, or by the weights that judge it. `shifts` are
-    evaluated at those of `weights` that are among `shift_weights`.
+    `policy` holds a family, asked at the weights that judge it, or at the thresholds of `facts` that stand for them.
     """
+    from align.policies.base import ModelPolicy
+    from align.policies.load import load_family
 
-    def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
-        from align.policies.base import ModelPolicy
-        from align.policies.load import load_family
-        from align.preferences import Weights, parse_preference
-        from align.testbed.answers import exact_answers
-
-        place = world_of(world)
-        tables = reference_tables(place.config, reference, open_run(reference).fingerprint)
-        asked = [Weights(tuple(w)) for w in weights]
-        if policy == reference:
-            answer, tree = ModelPolicy(f"{reference}/model"), tables
-        else:
-            answer = load_family(policy).policy(parse_preference(ask or asked[0].label))
-            tree = tree_policy(answer, tables=tables, weights=asked[0], name=row)
-        cells = exact_answers(tree, row=row, weights=asked, shifts=("none",), tables=tables)
-        away = [w for w in asked if list(w.values) in [list(s) for s in shift_weights]]
-        if away:
-            cells += exact_answers(tree, row=row, weights=away, shifts=shifts, tables=tables)
-        _fresh(folder / "cells.jsonl", cells)
-        found = _bits(answer.model, answer.tokenizer, place, seed) if bits else None
-        return {"bits_per_byte": found, "cells": len(cells), "samples_per_response": tree.samples_per_response}
-
-    inputs = {"reference": open_run(reference).fingerprint, "policy": open_run(policy).fingerprint}
-    inputs |= {"world": world_of(world).hash}
-    config = {"row": row, "weights": weights, "shifts": shifts, "shift_weights": shift_weights, "seed": seed}
-    config |= {"ask": ask, "bits": bits}
-    run_stage(out, stage="evaluate", config=config, body=body, inputs=inputs)
+    tables = reference_tables(world, reference)
+    if policy.path == reference.path:
+        answer, tree = ModelPolicy(f"{reference.path}/model"), tables
+    else:
+        only = judged.weights[0]
+        answer = load_family(policy.path).policy(only if facts is None else asked_at(only, facts=facts))
+        tree = tree_policy(answer, tables=tables, weights=only, name=row)
+    count = write_cells(work.folder, tree, row=row, tables=tables, judged=judged)
+    bits = None if judged.bits is None else _bits(answer, world, judged.bits)
+    return {"bits_per_byte": bits, "cells": count, "samples_per_response": tree.samples_per_response}
 
 
+@stage(name="closed form")
 def closed_form(
-    *, out: str, world: Settings, row: str, kind: str, reference: str, weights: Sequence[Sequence[float]],
-    options: Settings,
-) -> None:  # fmt: skip
-    """Exact cells of a policy given in closed form: the optimum, its perturbation, or a control."""
+    work: Workspace, *, world: World, row: str, kind: str, reference: Run, judged: Judged, options: Controls
+) -> Metrics:
+    """Exact cells of a policy given in closed form: the reference, the optimum, its perturbation, or a control."""
+    from align.testbed.controls import closed_form_policy
 
-    def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
-        from align.preferences import Weights
-        from align.testbed.answers import exact_answers
-        from recipes.testbed.controls import closed_form_policy
-
-        place = world_of(world)
-        tables = reference_tables(place.config, reference, open_run(reference).fingerprint)
-        cells: list[ExactAnswer] = []
-        for w in weights:
-            preference = Weights(tuple(w))
-            policy = closed_form_policy(kind, reference=tables, weights=preference, options=options)
-            cells += exact_answers(policy, row=row, weights=[preference], shifts=("none",), tables=tables)
-        _fresh(folder / "cells.jsonl", cells)
-        return {"samples_per_response": policy.samples_per_response}
-
-    inputs = {"reference": open_run(reference).fingerprint, "world": world_of(world).hash}
-    config = {"row": row, "kind": kind, "weights": weights, "options": options}
-    run_stage(out, stage="closed form", config=config, body=body, inputs=inputs)
+    tables = reference_tables(world, reference)
+    everywhere = kind in ("reference", "length_only")  # one policy for all preferences
+    groups = [judged.weights] if everywhere else [(w,) for w in judged.weights]
+    count = 0
+    for number, group in enumerate(groups):
+        policy = closed_form_policy(kind, reference=tables, weights=group[0], options=options)
+        part = replace(judged, weights=group)
+        count += write_cells(work.folder, policy, row=row, tables=tables, judged=part, more=number > 0)
+    return {"cells": count, "samples_per_response": policy.samples_per_response}
 
 
+@stage
 def optimum(
-    *, out: str, world: Settings, reference: str, weights: Sequence[Sequence[float]], dense: int, temperature: float
-) -> None:
+    work: Workspace, *, world: World, reference: Run, weights: tuple[Weights, ...], dense: int, temperature: float
+) -> Metrics:
     """The exact optimum: dense front, reward classes per prompt, the perturbed optimum's predicted regret, the dial."""
+    from align.testbed.controls import optimum_facts
 
-    def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
-        from recipes.testbed.controls import optimum_facts
+    tables = reference_tables(world, reference)
+    facts = optimum_facts(tables, weights=weights, dense=dense, temperature=temperature)
+    (work.folder / "optimum.json").write_text(json.dumps(facts), encoding="utf-8")
+    return {"prompts": len(world.test_prompts("none"))}
 
-        place = world_of(world)
-        tables = reference_tables(place.config, reference, open_run(reference).fingerprint)
-        facts = optimum_facts(tables, weights=weights, dense=dense, temperature=temperature)
-        (folder / "optimum.json").write_text(json.dumps(facts), encoding="utf-8")
-        return {"points": len(facts["front"])}
 
-    inputs = {"reference": open_run(reference).fingerprint, "world": world_of(world).hash}
-    config = {"weights": weights, "dense": dense, "temperature": temperature}
-    run_stage(out, stage="optimum", config=config, body=body, inputs=inputs)
+@stage
+def facts(
+    work: Workspace, *, world: World, reference: Run, weights: tuple[Weights, ...], home: str = "none"
+) -> Metrics:
+    """Reward classes of the judged prompts (for fronts at a matched KL), and thresholds at which families are asked.
+
+    A threshold is the optimum's mean reward over the fine-tuning prompts (see `finetune`).
+    """
+    from align.testbed.optimum import optimum as best_of
+
+    tables = reference_tables(world, reference)
+    held_out = [tables.classes(prompt) for prompt in world.test_prompts(home)]
+    training = classes_of(tables, world.train_prompts)
+    thresholds = {}
+    for w in weights:
+        best, main = best_of(training, w, beta=world.config.beta), max(range(len(w)), key=lambda k: w.values[k])
+        slack = world.config.malformed_reward  # an objective of weight 0 is bound by nothing
+        thresholds[w.label] = [
+            None if k == main else best.values[k] if w.values[k] > 0 else slack for k in range(len(w))
+        ]
+    classes = [{"rewards": c.rewards_CK.tolist(), "log_mass": c.log_mass_C.tolist()} for c in held_out]
+    write_json(work.folder / "facts.json", {"classes": classes, "thresholds": thresholds})
+    return {"prompts": len(held_out), "training_prompts": len(training)}
+
+
+def asked_at(weights: Weights, *, facts: Run) -> Thresholds:
+    """The thresholds at which a family is asked for the point that `weights` judge."""
+    found = json.loads((facts.path / "facts.json").read_text(encoding="utf-8"))
+    return Thresholds(tuple(found["thresholds"][weights.label]))

@@ -18,6 +18,8 @@ from benchmarks.shift import sections
 from benchmarks.shift import table as tables
 from benchmarks.testbed import plan as testbed_plan
 from factories import synthetic
+from recipes.pipeline.plan import ordered
+from recipes.pipeline.tasks import check_calls, needs_of
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "benchmarks"
@@ -26,53 +28,63 @@ GRID = ((1.0, 0.0), (0.5, 0.5), (0.0, 1.0))
 
 
 @pytest.fixture(scope="module")
-def found() -> planning.Rows:
-    return planning.read_rows(FOLDER / "shift" / "shift.yaml")
+def file() -> tuple[planning.Rows, dict[str, planning.Arm]]:
+    return planning.read_file(FOLDER / "shift" / "shift.yaml")
+
+
+@pytest.fixture(scope="module")
+def found(file: tuple[planning.Rows, dict[str, planning.Arm]]) -> planning.Rows:
+    return file[0]
+
+
+@pytest.fixture(scope="module")
+def arms(file: tuple[planning.Rows, dict[str, planning.Arm]]) -> dict[str, planning.Arm]:
+    return file[1]
 
 
 @pytest.fixture(scope="module")
 def trained() -> testbed_plan.Rows:
-    return testbed_plan.read_rows(FOLDER / "testbed" / "rows.yaml")
+    return testbed_plan.read_file(FOLDER / "testbed" / "rows.yaml")
 
 
-def test_the_bars_are_in_the_config(found: planning.Rows) -> None:
+def test_the_bars_are_in_the_config(found: planning.Rows, arms: dict[str, planning.Arm]) -> None:
     assert len(found.front.rows) >= 6 and len(found.front.shifts) >= 4 and found.front.steps in (2, 4)
     assert len(found.hh.rows) >= 4 and len(found.hh.shifts) >= 4 and found.hh.controls
-    held_out = [set(range(1, 5)) - set(arm.spellings) for arm in found.mitigation.arms.values() if arm.spellings]
+    held_out = [set(range(1, 5)) - set(arm.spellings) for arm in arms.values() if arm.spellings]
     assert all({s} in held_out for s in range(1, 5))  # every family is left out once, the others trained on
 
 
 def test_the_front_reuses_the_testbed_benchmark_and_adds_cells(
     found: planning.Rows, trained: testbed_plan.Rows, tmp_path: Path
 ) -> None:
-    from recipes.pipeline.tasks import check_tasks
-
-    plan = planning.front_plan(found, trained=trained, out=tmp_path, seeds=[0, 1])
-    check_tasks(plan.tasks)
-    base = testbed_plan.make_plan(
-        trained, out=tmp_path, worlds=["default"], seeds=[0, 1], rows=found.front.rows, smoke=False
-    )
-    fits = {str(folder) for folders in base.fits.values() for folder in folders}
-    places = [task.arguments["out"] for task in plan.tasks]
-    assert fits <= set(places) and len(places) == len(set(places))
-    assert not any("/cells/" in place for place in places)  # nothing of the plain evaluation is run again
-    rows = len(found.front.rows)
-    assert sum(map(len, plan.cells.values())) == 2 * (1 + (found.front.steps + 1) * (rows + 2) + 1)
+    plans = planning.front_plans(found.front, trained=trained, out=tmp_path, seeds=[0, 1])
+    calls = ordered(call for plan in plans.values() for call in plan.calls)
+    check_calls(calls)
+    rows = trained.named(found.front.rows)
+    base = testbed_plan.grid(trained, out=tmp_path, worlds=["default"], seeds=[0, 1], rows=rows)
+    fits = {c.out: c.arguments for p in base.values() for row in p.rows for c in p.runs_of(row.name)}
+    made = {call.out: call.arguments for call in calls}
+    assert fits and all(made[out] == arguments for out, arguments in fits.items())
+    assert not any("/cells/" in str(call.out) for call in calls)  # nothing of the plain evaluation is run again
+    count, steps = len(found.front.rows), found.front.steps
+    assert sum(len(c) for p in plans.values() for c in p.cells.values()) == 2 * (1 + (steps + 1) * (count + 2) + 1)
 
 
 def test_the_mitigation_trains_every_arm_on_its_spellings(
-    found: planning.Rows, trained: testbed_plan.Rows, tmp_path: Path
+    found: planning.Rows, arms: dict[str, planning.Arm], trained: testbed_plan.Rows, tmp_path: Path
 ) -> None:
-    from recipes.pipeline.tasks import check_tasks
-
-    plan = planning.mitigation_plan(found, trained=trained, out=tmp_path, seeds=[0])
-    check_tasks(plan.tasks)
-    named = {task.name: task for task in plan.tasks}
-    arm = named["without_2 [spellings 0]"].arguments
-    assert arm["spellings"] == [0, 1, 3, 4] and arm["settings"]["beta"] == 0.1
-    assert named["beta_0.4 [spellings 0]"].arguments["settings"]["beta"] == 0.4
-    assert named["average_1 [spellings 0]"].needs == ("plain [spellings 0]", "without_1 [spellings 0]")
-    assert named["cells plain 1,0 [spellings 0]"].arguments["shifts"] == ["cipher", "cipher_2", "cipher_3", "cipher_4"]
+    plans = planning.mitigation_plans(
+        found.mitigation, list(arms.values()), trained=trained, out=tmp_path, seeds=[0]
+    )
+    calls = plans[0].calls
+    check_calls(calls)
+    named, needs = {call.name: call for call in calls}, needs_of(calls)
+    fit = named["without_2 [spellings 0]"].arguments["fit"]
+    assert fit.spellings == (0, 1, 3, 4) and fit.settings["beta"] == 0.1
+    assert named["beta_0.4 [spellings 0]"].arguments["fit"].settings["beta"] == 0.4
+    assert needs["average_1 [spellings 0]"] == ("plain [spellings 0]", "without_1 [spellings 0]")
+    judged = named["cells plain 1,0 [spellings 0]"].arguments["judged"]
+    assert judged.shifts == ("cipher", "cipher_2", "cipher_3", "cipher_4")
 
 
 @pytest.mark.parametrize(
@@ -90,8 +102,8 @@ def test_bad_arms_are_refused(change: dict, words: str, tmp_path: Path) -> None:
     values["mitigation"]["arms"]["bad"] = change
     file = tmp_path / "rows.yaml"
     file.write_text(yaml.safe_dump(values), encoding="utf-8")
-    with pytest.raises(UserError, match=words):
-        planning.read_rows(file)
+    with pytest.raises(UserError, match=f"rows.yaml: arms: bad.*{words}"):
+        planning.read_file(file)
 
 
 def test_hh_without_a_finished_run_is_refused(found: planning.Rows, tmp_path: Path) -> None:
@@ -144,6 +156,7 @@ def test_a_graft_takes_one_half_of_the_weights(tmp_path: Path) -> None:
     from align.models import ModelConfig, build_model, load_model, save_model
     from align.policies.base import PointFamily
     from align.policies.load import load_family
+    from align.preferences import Weights
     from align.runs import run_stage
     from align.testbed.vocabulary import build_tokenizer
     from benchmarks.shift import stages as shift_stages
@@ -164,9 +177,8 @@ def test_a_graft_takes_one_half_of_the_weights(tmp_path: Path) -> None:
     run_stage(tmp_path / "part", stage="made", config={}, body=part, inputs={})
     for keep, words, rest in (("layers", models[0], models[1]), ("embeddings", models[1], models[0])):
         out = str(tmp_path / keep)
-        shift_stages.graft(
-            out=out, part=str(tmp_path / "part"), reference=str(tmp_path / "reference"), keep=keep, weights=[[1.0, 0.0]]
-        )
+        parts = {"part": str(tmp_path / "part"), "reference": str(tmp_path / "reference")}
+        shift_stages.graft(out, **parts, keep=keep, weights=(Weights((1.0, 0.0)),))
         made = load_model(load_family(out).points["1,0"])
         assert (made.get_input_embeddings().weight == words.get_input_embeddings().weight).all()
         assert made.get_output_embeddings().weight is made.get_input_embeddings().weight  # one table of words
@@ -187,8 +199,12 @@ def test_the_mitigation_table_says_what_was_planted(found: planning.Rows) -> Non
     world, prompts = load_world("spellings"), synthetic.topics(5)
     spec = planning.Mitigation(
         world="spellings", method="morlhf", settings={}, weights=[list(w) for w in GRID], documents=1, demonstrations=1,
-        arms={"plain": planning.Arm(spellings=[0]), "without_1": planning.Arm(spellings=[0, 2, 3, 4])},
+        arms={},
     )  # fmt: skip
+    arms = {
+        name: planning.Arm(name=name, method="morlhf", spellings=spellings)
+        for name, spellings in {"plain": (0,), "without_1": (0, 2, 3, 4)}.items()
+    }
     strengths = {"none": (0.8, 0.7), "cipher": (0.4, 0.6), **{f"cipher_{s}": (0.4, 0.7) for s in (2, 3, 4)}}
     runs = {
         seed: [
@@ -200,12 +216,8 @@ def test_the_mitigation_table_says_what_was_planted(found: planning.Rows) -> Non
         ]
         for seed in (0, 1, 2)
     }
-    plan = planning.Plan(fits={})
-    tables_ledger, tables._ledger = tables._ledger, lambda *_: {"cpu_seconds": 1.0}
-    try:
-        table = tables.mitigation_table(runs, spec=spec, plan=plan, world=world)
-    finally:
-        tables._ledger = tables_ledger
+    ledger = dict.fromkeys(arms, {"cpu_seconds": 1.0})
+    table = tables.mitigation_table(runs, spec=spec, arms=arms, world=world, ledger=ledger)
     held = table["groups"]["without (3 families)"]["held_out"]
     assert held["mismatched_reduction"]["value"] > 0 and held["regret_reduction"]["value"] > 0
     assert [entry["held_out"] for entry in table["matrix"]["without_1"].values()] == [True, False, False, False]

@@ -10,49 +10,74 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from align.errors import UserError
 from align.preferences import Weights
+from align.runs import Call
 from align.testbed.world import load_world
 from benchmarks.testbed import page
 from benchmarks.testbed import plan as planning
 from benchmarks.testbed import table as tables
+from recipes.pipeline.plan import Plan, ordered
+from recipes.pipeline.tasks import check_calls
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def rows() -> planning.Rows:
-    return planning.read_rows(FOLDER / "testbed" / "rows.yaml")
+def found() -> planning.Rows:
+    return planning.read_file(FOLDER / "testbed" / "rows.yaml")
 
 
-def test_the_rows_are_enough_and_name_real_methods(rows: planning.Rows) -> None:
+def calls_of(plans: dict[planning.Cell, Plan]) -> tuple[Call, ...]:
+    return ordered(call for plan in plans.values() for call in plan.calls)
+
+
+def test_the_rows_are_enough_and_name_real_methods(found: planning.Rows) -> None:
     """A method joins the benchmark by a row, which it need not have: it has to be measured first."""
     from align.methods import METHODS
 
-    assert len(rows.rows) >= 24
-    named = {spec["method"] for spec in rows.rows.values()}
-    assert named <= set(METHODS) and len(named) >= 24
+    named = {row.method for row in found.rows}
+    assert len(found.rows) >= 24 and named <= set(METHODS) and len(named) >= 24
 
 
-def test_a_plan_has_every_cell_once_and_needs_nothing_that_is_missing(rows: planning.Rows, tmp_path: Path) -> None:
-    from recipes.pipeline.tasks import check_tasks
-
-    names = list(rows.rows)
-    plan = planning.make_plan(rows, out=tmp_path, worlds=["default", "three"], seeds=[0, 1], rows=names, smoke=False)
-    check_tasks(plan.tasks)
-    everywhere = [name for name in names if "worlds" not in rows.rows[name]]
-    assert len(everywhere) >= 24
-    assert all(spec.get("worlds", ["default"]) == ["default"] for spec in rows.rows.values())
-    assert len(plan.cells) == 2 * (5 * len(names) + 7 * len(everywhere) + (5 + 7) * len(planning.CONTROLS))
-    places = [task.arguments["out"] for task in plan.tasks]
-    assert len(places) == len(set(places))
+def test_a_plan_has_every_cell_once_and_needs_nothing_that_is_missing(found: planning.Rows, tmp_path: Path) -> None:
+    plans = planning.grid(found, out=tmp_path, worlds=["default", "three"], seeds=[0, 1], rows=found.rows)
+    calls = calls_of(plans)
+    check_calls(calls)
+    everywhere = [row for row in found.rows if not row.worlds]
+    assert len(everywhere) >= 24 and all(row.worlds in ((), ("default",)) for row in found.rows)
+    counts = {cell: sum(map(len, plan.cells.values())) for cell, plan in plans.items()}
+    assert counts["default", 1] == 5 * (len(found.rows) + len(planning.CONTROLS))
+    assert counts["three", 1] == 7 * (len(everywhere) + len(planning.CONTROLS))
     # Worlds of one corpus share a reference: two seeds, two pretrainings.
-    assert sum(task.name.startswith("pretrain") for task in plan.tasks) == 2
+    assert sum(call.name.startswith("pretrain") for call in calls) == 2
     # A family is trained once for all preferences, a method of points once for each.
-    assert len(plan.fits["default", 0, "joint_soup"]) == 1 and len(plan.fits["default", 0, "dpo"]) == 5
-    assert len(plan.made_of["three", 0, "rewarded_soups"]) == 3
+    default = plans["default", 0]
+    assert len(default.runs_of("joint_soup")) == 1 and len(default.runs_of("dpo")) == 5
+    assert len(plans["three", 0].specialists["rewarded_soups"]) == 3
+
+
+def test_fixed_points_follow_from_the_settings(found: planning.Rows) -> None:
+    targets = {row.name: row.target for row in found.rows}
+    assert {name: targets[name] for name in ("morlhf", "morlhf/grpo", "morlhf/grpo-token", "morlhf/gdpo")} == {
+        "morlhf": "scalarised", "morlhf/grpo": "scalarised", "morlhf/grpo-token": "token_kl", "morlhf/gdpo": "gdpo",
+    }  # fmt: skip
+    assert targets["best_sft"] == "best_of_n" and targets["mod"] == "token_mod"
+    assert targets["dpo"] == targets["morlhf@learned"] == targets["joint_soup"] == "none"
+    assert {row.name: row.fixed_point for row in found.rows if row.fixed_point} == {}  # none has to be written down
+
+
+@pytest.mark.parametrize(("file", "published"), [("rows", "."), ("best", "best"), ("harder", "harder")])
+def test_published_rows_mean_what_the_files_say(file: str, published: str) -> None:
+    """A row whose key had changed would be dropped from the page at the next sitting."""
+    rows = planning.read_file(FOLDER / "testbed" / f"{file}.yaml")
+    table = json.loads((ROOT / "docs" / "results" / published / "testbed.json").read_text())
+    for name, about in table["methods"].items():
+        assert rows.key(name) == about["key"], name
+        assert tables.describe(rows, name) == {k: v for k, v in about.items() if k != "worlds"}, name
 
 
 def test_three_objectives_are_asked_at_vertices_edges_and_middle() -> None:
@@ -62,42 +87,41 @@ def test_three_objectives_are_asked_at_vertices_edges_and_middle() -> None:
 
 
 def test_the_harder_rows_learn_from_labels_and_are_judged_on_new_topics(tmp_path: Path) -> None:
-    rows = planning.read_rows(FOLDER / "testbed" / "harder.yaml")
-    assert rows.split == "heldout_topics"
+    found = planning.read_file(FOLDER / "testbed" / "harder.yaml")
+    assert found.file.split == "heldout_topics"
     gold = {"best_of_n", "morlhf", "ppo", "joint_soup", "panacea", "best_sft"}  # methods that ask objectives
-    for row, spec in rows.rows.items():
-        assert spec["method"] not in gold or spec.get("rewards") == "learned" or spec["contender"] is False, row
-    plan = planning.make_plan(
-        rows, out=tmp_path, worlds=["sparse"], seeds=[0, 1], rows=list(rows.rows), smoke=False
-    )  # fmt: skip
-    judged = [t for t in plan.tasks if "split" in t.arguments]
-    assert {t.arguments["split"] for t in judged} == {"heldout_topics"}
-    assert {t.name.split()[0] for t in judged} >= {"facts", "evaluate", "reference", "prediction"}
-    learned = [t for t in plan.tasks if t.arguments.get("kind") == "learned"]
-    assert len(learned) == 5 and all("seed-0" in t.arguments["out"] for t in learned)  # five weights, the first seed
-    assert all(len(t.arguments["reward_models"]) == 2 for t in learned)
+    for row in found.rows:
+        assert row.method not in gold or row.learned or not row.contender, row.name
+    calls = calls_of(planning.grid(found, out=tmp_path, worlds=["sparse"], seeds=[0, 1], rows=found.rows))
+    homes = {call.arguments["judged"].home for call in calls if "judged" in call.arguments}
+    homes |= {call.arguments["home"] for call in calls if "home" in call.arguments}
+    assert homes == {"heldout_topics"}
+    learned = [call for call in calls if call.arguments.get("kind") == "learned"]
+    assert len(learned) == 5 and all("seed-0" in str(call.out) for call in learned)  # five weights, the first seed
+    assert all(len(call.arguments["reward_models"]) == 2 for call in learned)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"method": "nonsense"}, "method 'nonsense' is not one of"),
-        ({"runs": "once"}, "runs must be points or family"),
+        ({"runs": "once"}, "runs is 'once'; choose from points, family"),
         ({"settings": {"learning": 1}}, "unknown key 'learning'"),
         ({"colour": 1}, "unknown key 'colour'"),
         ({"specialists_of": "below"}, "no row above it"),
         ({"fixed_point": "learned"}, "fixed_point learned needs rewards: learned"),
+        ({"shifts": ["cypher"]}, "shifts must be true, false or a list"),
     ],
 )
-def test_a_wrong_row_is_told_before_anything_runs(change: dict[str, Any], message: str, tmp_path: Path) -> None:
-    import yaml
-
+def test_a_wrong_row_is_an_error_that_names_it_before_anything_runs(
+    change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     content = yaml.safe_load((FOLDER / "testbed" / "rows.yaml").read_text())
     content["rows"] = {"mine": {"method": "dpo", **change}, "below": {"method": "dpo"}}
-    file = tmp_path / "rows.yaml"
+    file = tmp_path / "odd.yaml"
     file.write_text(yaml.safe_dump(content, sort_keys=False))
-    with pytest.raises(UserError, match=message):
-        planning.read_rows(file)
+    with pytest.raises(UserError, match=f"odd.yaml: rows: mine.*{message}"):
+        planning.read_file(file)
 
 
 def entry(share: float, **changes: Any) -> dict[str, Any]:

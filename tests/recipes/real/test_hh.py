@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from align.errors import UserError
+from evals.baselines.reward_accuracy import accuracies
 from recipes.real.data import capped, comparison_sources, load_pairs, passages, text_sources
-from recipes.real.judging import accuracies
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 NAMES = ("helpful", "harmless")

@@ -21,8 +21,11 @@ from align.runs import open_run
 from align.testbed.world import SHIFTS, load_world
 from evals.measure.answers import read_exact
 from recipes.commands.demo import DEFAULTS
-from recipes.testbed.plan import CONTROLS, Config, destination, make_plan
-from recipes.testbed.summary import _shared
+from recipes.pipeline.plan import Plan, plan
+from recipes.pipeline.rows import Row, read_rows
+from recipes.pipeline.summary import trains_on_pairs
+from recipes.pipeline.tasks import check_calls, needs_of
+from recipes.testbed.demo import CONTROLS, Config, destination, setting_of
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 METHODS = ("morlhf", "dpo", "rewarded_soups", "morlhf@learned")
@@ -53,6 +56,10 @@ shift_steps: 1
 dense: 20
 controls: {temperature: 1.5, overspend: 10, n: 256}
 """
+
+
+def plan_of(config: Config) -> Plan:
+    return plan(setting_of(config), read_rows(config.rows, where="demo.yaml", kind=Row))
 
 
 @pytest.fixture(scope="module")
@@ -205,8 +212,7 @@ def test_cells_left_by_an_interrupted_evaluation_are_not_counted_twice(
     lines = (partial / "cells.jsonl").read_text().splitlines(keepends=True)
     (partial / "cells.jsonl").write_text("".join(lines[:-1])[:-40])
     settings, _ = parse(Config, ["--config", str(config), "--out", str(copy)], program="align demo", about="")
-    task = next(t for t in make_plan(settings, copy).tasks if t.arguments["out"] == str(copy / stage))
-    task.call(**task.arguments)
+    next(call for call in plan_of(settings).calls if call.out == copy / stage)()
     assert read_exact(copy / stage / "cells.jsonl") == whole
     assert open_run(copy / stage).fingerprint == fingerprint
 
@@ -217,23 +223,49 @@ def test_every_seed_and_world_has_its_own_directory() -> None:
     assert destination(Config(out="there", seed=4)) == Path("there")
 
 
-def test_the_default_plan_compares_every_method_at_five_preferences(tmp_path: Path) -> None:
-    from recipes.config import parse
+def default_config(**changes: Any) -> Config:
+    from recipes.config import build, read_yaml
 
-    settings, _ = parse(Config, [], program="align demo", about="", defaults=DEFAULTS)
-    plan = make_plan(settings, tmp_path)
-    assert [w.label for w in plan.preferences] == ["0,1", "0.25,0.75", "0.5,0.5", "0.75,0.25", "1,0"]
-    assert {"morlhf", "morlhf@learned", "dpo", "dpo/mle", "modpo", "rewarded_soups"} <= set(plan.policies)
-    assert all(len(points) == 5 for points in plan.policies.values())
-    assert settings.workers == 2 and settings.dense >= 200
-    seen: set[str] = set()
-    for task in plan.tasks:
-        assert set(task.needs) <= seen, f"{task.name} stands before what it needs"
-        seen.add(task.name)
-    learned = next(t for t in plan.tasks if t.name == "morlhf@learned 0.5,0.5")
-    assert {"reward-model-helpful", "reward-model-harmless"} <= set(learned.needs)
-    soup = next(t for t in plan.tasks if t.name == "rewarded_soups 0.5,0.5")
-    assert {"morlhf 0,1", "morlhf 1,0"} <= set(soup.needs)
+    return build(Config, {**read_yaml(DEFAULTS), **changes}, where="demo.yaml")
+
+
+def test_the_default_plan_compares_every_method_at_five_preferences() -> None:
+    config = default_config()
+    made = plan_of(config)
+    labels = [w.label for w in made.setting.asked(made.rows[0])]
+    assert labels == ["0,1", "0.25,0.75", "0.5,0.5", "0.75,0.25", "1,0"]
+    assert {"morlhf", "morlhf@learned", "dpo", "dpo/mle", "modpo", "rewarded_soups"} <= set(made.fits)
+    assert all(list(points) == labels for points in made.fits.values())
+    assert config.workers == 2 and config.dense >= 200
+    check_calls(made.calls)
+    needs = needs_of(made.calls)
+    assert {"reward-model-helpful", "reward-model-harmless"} <= set(needs["morlhf@learned 0.5,0.5"])
+    assert {"morlhf 0,1", "morlhf 1,0"} <= set(needs["rewarded_soups 0.5,0.5"])
+
+
+def test_one_more_row_is_one_entry_of_the_file() -> None:
+    """A new row changes nothing else: five trainings and five evaluations more."""
+    rows = default_config().rows
+    kto = {"method": "kto", "rewards": "learned", "settings": {"labels": "scalarised"}, "shifts": False}
+    before, after = plan_of(default_config()), plan_of(default_config(rows={**rows, "kto@learned": kto}))
+    old = {call.name: (call.out, dict(call.arguments)) for call in before.calls}
+    new = {call.name: (call.out, dict(call.arguments)) for call in after.calls}
+    assert {name: new[name] for name in old} == old
+    labels = [w.label for w in after.setting.asked(after.rows[0])]
+    more = {f"kto@learned {label}" for label in labels} | {f"evaluate kto@learned {label}" for label in labels}
+    assert set(new) - set(old) == more
+
+
+def test_specialists_that_no_row_trains_are_planned_before_what_is_made_of_them() -> None:
+    soup = {"method": "rewarded_soups", "settings": {"method": "dpo", "method_config": {"epochs": 1.0}}}
+    made = plan_of(default_config(rows={"soup": soup}))
+    names = [call.name for call in made.calls]
+    trained = ["soup/specialists 1,0", "soup/specialists 0,1"]
+    assert [name for name in names if "specialists" in name] == trained
+    assert set(trained) <= set(needs_of(made.calls)["soup 0.5,0.5"])
+    assert list(made.fits) == ["soup"] and "soup/specialists" not in made.cells
+    first = next(call for call in made.calls if call.name == trained[0]).arguments["fit"]
+    assert first.method == "dpo" and first.settings["epochs"] == 1.0 and first.settings["beta"] == 0.1
 
 
 @pytest.mark.parametrize(
@@ -249,10 +281,7 @@ def test_the_default_plan_compares_every_method_at_five_preferences(tmp_path: Pa
     ],
 )
 def test_rows_on_pairs_are_charged_for_them(spec: dict[str, Any], charged: bool) -> None:
-    comparisons, model = {"seconds": 1.0}, {"seconds": 2.0}
-    learned = {"comparisons": comparisons, "reward model": model}
-    assert _shared({"rewards": "gold", **spec}, learned) == ({"comparisons": comparisons} if charged else {})
-    assert _shared({"rewards": "learned", **spec}, learned) == learned
+    assert trains_on_pairs(Row(name="row", **spec)) == charged
 
 
 def test_an_unknown_world_is_one_line(run_command: Command, tmp_path: Path) -> None:
@@ -260,4 +289,4 @@ def test_an_unknown_world_is_one_line(run_command: Command, tmp_path: Path) -> N
     assert done.returncode == 2 and done.stderr.strip().count("\n") == 0 and "no world 'nowhere'" in done.stderr
     assert not (tmp_path / "x").exists()
     with pytest.raises(UserError):
-        make_plan(Config(world="nowhere"), tmp_path)
+        setting_of(Config(world="nowhere"))

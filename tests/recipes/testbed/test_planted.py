@@ -23,7 +23,7 @@ from evals.attribution.testbed_sampling import draw, estimates, scalarised
 from factories.tiny_world import TINY, make_model, next_logprobs
 from recipes.commands.planted import DEFAULTS
 from recipes.config import build, read_yaml
-from recipes.testbed.planted_plan import Config, check, make_plan
+from recipes.testbed.planted import Config, Plant, calls_of, planted_plans
 
 WORLD = World(TINY)
 
@@ -163,22 +163,24 @@ def test_a_response_that_never_ends_is_malformed_for_the_judge() -> None:
 
 def test_the_recipe_plans_every_plant_and_refuses_what_it_cannot_train(tmp_path: Path) -> None:
     config = build(Config, {**read_yaml(DEFAULTS), "out": str(tmp_path), "seeds": [7]}, where="planted.yaml")
-    check(config, where="planted.yaml")
-    tasks, plants = make_plan(config)
-    truths = {truth for plant in plants for truth in plant.truth.values()}
+    plans = planted_plans(config, where="planted.yaml")
+    plants = {row.name: (row, plan) for plan in plans[7] for row in plan.rows if isinstance(row, Plant)}
+    assert set(plants) == set(config.plants)
+    truths = {truth for plant, _ in plants.values() for truth in plant.truth.values()}
     assert truths == {"competing", "mismatched", "both", "capability"}
-    assert {plant.name for plant in plants if not plant.reads_cipher} == {"blind-rl", "blind-dpo"}
-    blind = next(t for t in tasks if t.name == "pretrain plain [7]")
-    assert blind.arguments["ciphered"] is False and blind.arguments["documents"] == 16000
-    covered = next(p for p in plants if p.cover_cipher)
-    assert covered.reference.name == "both-sft-two-spellings"
+    assert {name for name, (_, plan) in plants.items() if not plan.setting.about.ciphered} == {"blind-rl", "blind-dpo"}
+    named = {call.name: call for call in calls_of(plans)}
+    blind = named["pretrain plain [7]"].arguments
+    assert blind["ciphered"] is False and blind["documents"] == 16000
+    covered = named["covered [7]"].arguments
+    assert covered["reference"].path.name == "both-sft-two-spellings" and covered["fit"].spellings == (0, 1)
     for change, words in (
         ({"method": "magic"}, "method 'magic'"), ({"reference": "none"}, "no reference"), ({"wieght": "1"}, "wieght"),
         ({"truth": {"cipher": "bad luck"}}, "bad luck"), ({"settings": {"stpes": 3}}, "stpes"),
     ):  # fmt: skip
         broken = dataclasses.replace(config, plants={"rl": {**config.plants["rl"], **change}})
         with pytest.raises(UserError, match=words):
-            check(broken, where="planted.yaml")
+            planted_plans(broken, where="planted.yaml")
 
 
 def test_probes_read_one_forward_pass(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from align.errors import UserError
-from recipes.real.augment import OnPlainPrompts, augmented, shifted_prompt, split_request
+from evals.shifts.augment import OnPlainPrompts, augmented, shifted_prompt, split_request
 
 PROMPT = "\n\nHuman: Please Bake bread.\n\nAssistant:"
 TWO_TURNS = "\n\nHuman: Hello.\n\nAssistant: Hi.\n\nHuman: How do I bake?\n\nAssistant:"

@@ -1,11 +1,10 @@
-"""Closed-form rows of the demo: the optimum, the controls that every gate must fail, facts about the optimum."""
+"""Policies in closed form on a world: the optimum, the controls that every gate must fail, facts about the optimum."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 from align.errors import UserError
 from align.preferences import Weights, simplex_grid
@@ -15,34 +14,45 @@ from align.testbed.optimum import front, optimum_on, reward_classes
 from align.testbed.tabular import SoftBestOfN, Tilted, gold_table, length_table
 from align.testbed.world import World
 
+KINDS = ("reference", "optimum", "perturbed", "kl_overspender", "length_only", "best_of_n")
 
-def closed_form_policy(
-    kind: str, *, reference: ReferenceTables, weights: Weights, options: Mapping[str, Any]
-) -> TreePolicy:
+
+@dataclass(frozen=True, kw_only=True)
+class Controls:
+    """Of the closed forms: pi* at another `temperature`, beta / `overspend`, best of `n`."""
+
+    temperature: float
+    overspend: float
+    n: int
+
+
+def closed_form_policy(kind: str, *, reference: ReferenceTables, weights: Weights, options: Controls) -> TreePolicy:
     """The tree policy of a closed-form row; UserError on an unknown kind.
 
-    optimum: pi*_w. perturbed: pi*_w at another temperature. kl_overspender: the optimum of beta / `overspend`.
-    length_only: the best policy for a length-only reward model. best_of_n: soft best-of-n of the gold sum, n draws
-    for each response.
+    reference: the reference itself. optimum: pi*_w. perturbed: pi*_w at another temperature. kl_overspender: the
+    optimum of beta / `overspend`. length_only: the best policy for a length-only reward model. best_of_n: soft
+    best-of-n of the gold sum, n draws for each response.
     """
     beta = reference.world.config.beta
     gold = partial(gold_table, weights=weights)
+    if kind == "reference":
+        return reference
     if kind == "optimum":
         return Tilted(reference, gold, beta, kind)
     if kind == "perturbed":
-        return Tilted(reference, gold, beta, kind, temperature=options["temperature"])
+        return Tilted(reference, gold, beta, kind, temperature=options.temperature)
     if kind == "kl_overspender":
-        return Tilted(reference, gold, beta / options["overspend"], kind)
+        return Tilted(reference, gold, beta / options.overspend, kind)
     if kind == "length_only":
         return Tilted(reference, length_table, beta, kind)
     if kind == "best_of_n":
-        return SoftBestOfN(reference, gold, beta, options["n"], kind)
-    raise UserError(f"no closed-form row {kind!r}")
+        return SoftBestOfN(reference, gold, beta, options.n, kind)
+    raise UserError(f"no closed form {kind!r}; there are {', '.join(KINDS)}")
 
 
 def optimum_facts(
-    tables: ReferenceTables, *, weights: Sequence[Sequence[float]], dense: int, temperature: float
-) -> dict[str, Any]:
+    tables: ReferenceTables, *, weights: Sequence[Weights], dense: int, temperature: float
+) -> dict[str, object]:
     """JSON-ready: the dense exact front, reward classes per prompt, the regret that beta KL predicts, the dial."""
     world = tables.world
     prompts = world.test_prompts("none")
@@ -60,7 +70,7 @@ def optimum_facts(
         ],
         "perturbed": {
             "temperature": temperature,
-            "predicted": [_predicted_regret(tables, Weights(tuple(w)), temperature=temperature) for w in weights],
+            "predicted": [_predicted_regret(tables, w, temperature=temperature) for w in weights],
         },
         "dial": {str(dial): _front_span(tables, dial) for dial in (0.0, 0.25, 0.5, 0.75, 1.0)},
     }
@@ -69,8 +79,8 @@ def optimum_facts(
 def _predicted_regret(tables: ReferenceTables, weights: Weights, *, temperature: float) -> float:
     """beta KL(perturbed || pi*_w), leaf by leaf, averaged over in-distribution prompts."""
     world, beta = tables.world, tables.world.config.beta
-    star = closed_form_policy("optimum", reference=tables, weights=weights, options={})
-    other = closed_form_policy("perturbed", reference=tables, weights=weights, options={"temperature": temperature})
+    gold = partial(gold_table, weights=weights)
+    star, other = (Tilted(tables, gold, beta, "optimum", temperature=t) for t in (1.0, temperature))
     total = 0.0
     prompts = world.test_prompts("none")
     for prompt in prompts:

@@ -1,0 +1,79 @@
+"""Every published page regenerates from its committed numbers: no number in its tables changes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
+
+
+def numbers(text: str) -> Counter[str]:
+    """The numbers in a page's tables, whose lines may stand in another order: keys are sorted in the file."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return Counter(re.findall(r"\d+(?:\.\d+)?", "\n".join(lines)))
+
+
+def read(name: str) -> dict:
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+
+
+def world_page(folder: str, out: Path) -> None:
+    from benchmarks.testbed.page import write_page
+
+    write_page(read(f"{folder}/testbed.json"), folder=out, command="")
+
+
+def pairs(out: Path) -> None:
+    from benchmarks.testbed.pairs import lines
+
+    (out / "testbed_pairs.md").write_text("\n".join(lines(read("testbed.json")["methods"], command="")))
+
+
+def shift(out: Path) -> None:
+    from benchmarks.shift.page import write_page
+
+    write_page(read("shift.json"), folder=out, command="")
+
+
+def attribution(out: Path) -> None:
+    from benchmarks.attribution.page import write_page
+
+    write_page(read("attribution.json"), folder=out, command="")
+
+
+def hh_methods(out: Path) -> None:
+    from benchmarks.hh.methods import lines
+
+    (out / "hh_methods.md").write_text("\n".join(lines(read("hh_methods.json"))))
+
+
+PAGES: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "testbed": (".", lambda out: world_page(".", out)),
+    "best": ("best", lambda out: world_page("best", out)),
+    "harder": ("harder", lambda out: world_page("harder", out)),
+    "pairs": (".", pairs),
+    "shift": (".", shift),
+    "attribution": (".", attribution),
+    "hh": (".", hh_methods),
+}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_published_page_regenerates_without_a_changed_number(name: str, tmp_path: Path) -> None:
+    folder, write = PAGES[name]
+    write(tmp_path)
+    made = sorted(path.name for path in tmp_path.iterdir())
+    assert any(file.endswith(".md") for file in made)
+    for file in made:
+        published = (RESULTS / folder / file).read_text(encoding="utf-8")
+        again = (tmp_path / file).read_text(encoding="utf-8")
+        if file.endswith(".json"):
+            assert json.loads(again) == json.loads(published), file
+        elif file.endswith(".md"):
+            assert numbers(again) == numbers(published), file
