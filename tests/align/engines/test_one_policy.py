@@ -15,8 +15,7 @@ from align.engines.on_policy import trainer as onpolicy
 from align.engines.pairs import dpo_trainer
 from align.methods import dpo, morlhf
 from align.models import load_model
-from align.runs import Ledger
-from factories.tiny_bandit import make_reference
+from factories.tiny_bandit import make_reference, problem_of, workspace
 
 HABITS = {"min_p": 0.6, "typical_p": 0.5, "no_repeat_ngram_size": 1, "suppress_tokens": [5, 6]}
 
@@ -43,16 +42,16 @@ def edited(folder: Path, name: str, **values: Any) -> str:
     return path
 
 
-def trained(reference: str, folder: Path, **settings: Any) -> tuple[Any, Spy]:
+def trained(reference: str, folder: Path, *, algorithm: str = "rloo") -> tuple[Any, Spy]:
     config = morlhf.Config(
         steps=1, batch_size=64, num_generations=16, max_completion_length=4, learning_rate=1e-12, logging_steps=1
     )
-    spy, ledger = Spy(), Ledger()
+    spy, run = Spy(), workspace(folder)
+    problem = problem_of(reference, objectives={}, prompts=[{"prompt": "x :"}, {"prompt": "y y :"}])
     trainer = onpolicy.build_trainer(
-        config, reference=reference, reward_funcs=[spy], reward_weights=[1.0],
-        prompts=[{"prompt": "x :"}, {"prompt": "y y :"}], folder=folder, ledger=ledger, **settings,
-    )  # fmt: skip
-    onpolicy.run_trainer(trainer, label="test", folder=folder, ledger=ledger)
+        config, problem, run, rewards=[(spy, 1.0)], update=onpolicy.Update(algorithm=algorithm)
+    )
+    onpolicy.run_trainer(trainer, label="test", folder=folder, ledger=run.ledger)
     return trainer, spy
 
 
