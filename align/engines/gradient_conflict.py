@@ -26,7 +26,8 @@ from align.engines.on_policy.rollouts import Rollouts, check_lengths, draw, read
 from align.errors import UserError
 from align.functional.conflict import gradient_cosines
 from align.models.sampling import plain_sampling
-from align.objectives.metered import Metered, Objective, objective_scores
+from align.objectives.base import Objective
+from align.objectives.metered import Metered, objective_scores
 from align.runs import Ledger
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from align.data.comparisons import Row
-from align.objectives.metered import Objective
+from align.objectives.base import Objective
 from align.preferences import Preference
 
 P_co = TypeVar("P_co", bound=Preference, covariant=True)

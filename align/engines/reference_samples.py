@@ -12,7 +12,8 @@ from align.data.comparisons import Row
 from align.engines.points import charged_stage, inputs_of
 from align.engines.problem import Problem
 from align.errors import UserError
-from align.objectives.metered import Metered, Objective
+from align.objectives.base import Objective
+from align.objectives.metered import Metered
 from align.policies.best_of_n import ranking, weighted_sums
 from align.preferences import Weights
 from align.runs import Ledger, Workspace

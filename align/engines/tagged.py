@@ -18,7 +18,8 @@ from align import checks
 from align.data.comparisons import Row, responses_of, row_scores
 from align.engines.problem import Problem
 from align.errors import UserError
-from align.objectives.metered import Metered, Objective, objective_scores
+from align.objectives.base import Objective
+from align.objectives.metered import Metered, objective_scores
 from align.policies.tagged import Numbers, TaggedFamily, Tags, choose_tags, tagged_checkpoint
 from align.preferences import Preference
 from align.runs import Ledger, Run

@@ -43,6 +43,7 @@ from align.engines.problem import Problem
 from align.errors import UserError
 from align.methods.genarm import without_reference
 from align.models.backbones import ModelPool
+from align.models.reading import token_logprobs
 from align.policies.conditioned import AdapterConfig, ConditionedFamily, attach, save_adapter
 from align.policies.guided import GuidedFamily
 from align.preferences import Weights
@@ -200,8 +201,7 @@ def build_trainer(
         weights_BK, wins_BK = inputs["weights"], inputs["wins"]
         asked.set(torch.cat([weights_BK, weights_BK]))  # TRL's batch: all first responses, then all second ones
         outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
-        logp_RTV = outputs.logits[:, :-1].float().log_softmax(-1)
-        logp_RT = logp_RTV.gather(-1, inputs["input_ids"][:, 1:, None])[..., 0]
+        logp_RT = token_logprobs(outputs.logits[:, :-1], inputs["input_ids"][:, 1:])
         first_B, second_B = (logp_RT * inputs["completion_mask"][:, 1:]).sum(1).chunk(2)
         loss = arm_loss(first_B - second_B, wins_BK=wins_BK, weights_BK=weights_BK, beta=beta).mean()
         return (loss, outputs) if return_outputs else loss

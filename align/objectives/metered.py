@@ -10,8 +10,6 @@ from align.errors import UserError
 from align.objectives.base import Objective
 from align.runs import Ledger
 
-__all__ = ["Metered", "Objective", "objective_scores"]
-
 
 class Metered:
     """An objective under its name in the run, which charges every score it reads to the ledger.

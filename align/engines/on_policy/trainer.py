@@ -23,7 +23,8 @@ from align.engines.settings import TrainingConfig, adapter_config, check_trainin
 from align.errors import UserError
 from align.models.sampling import plain_config, sampled_model
 from align.models.shared_backbone import bind
-from align.objectives.metered import Metered, Objective
+from align.objectives.base import Objective
+from align.objectives.metered import Metered
 from align.preferences import Preference
 from align.runs import Ledger, Workspace
 
