@@ -68,6 +68,9 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> PointFamil
     check_config(config)
     rows = required_rows(problem, method="kto")
     scores = known_scores(config, problem, run.ledger)
+    if scores is None:
+        for weights in problem.preferences:  # a mixture is refused before the first point is trained
+            given_examples(rows, weights=weights, names=names)
 
     def body(weights: Weights, point: Workspace) -> Mapping[str, object]:
         if scores is None:

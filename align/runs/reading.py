@@ -61,6 +61,8 @@ def model_dir(path: str | Path) -> str:
             raise UserError(f"model directory {path} does not exist; give a run, a Hugging Face directory or a hub id")
         return str(path)
     if (folder / "model").is_dir():
+        if not (folder / RUN_FILE).is_file() and any(folder.glob(f"*/{RUN_FILE}")):
+            raise UserError(f"{folder} is a folder of runs; name one of them")
         folder = folder / "model"
     if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
         raise UserError(f"{folder} has no config.json; give a run directory, a Hugging Face directory or a hub id")

@@ -83,10 +83,10 @@ def augmented(
 class OnPlainPrompts:
     """An objective that scores a response to a shifted prompt as one to the plain prompt that it was made of."""
 
-    def __init__(self, objective: Callable[..., Sequence[float | None]], rows: Sequence[Row]) -> None:
+    def __init__(self, objective: Callable[..., list[float | None]], rows: Sequence[Row]) -> None:
         self.objective = objective
         self.__name__ = getattr(objective, "__name__", type(objective).__name__)
         self.plain = {row["prompt"]: row["plain_prompt"] for row in rows if "plain_prompt" in row}
 
-    def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> Sequence[float | None]:
+    def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float | None]:
         return self.objective([self.plain.get(prompt, prompt) for prompt in prompts], completions, **columns)

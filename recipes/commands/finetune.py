@@ -2,8 +2,7 @@
 
     align finetune dpo --model runs/sft --data helpful=a.jsonl harmless=b.jsonl --weights 1,0 0,1 \\
         --objectives helpful=runs/rm-helpful harmless=runs/rm-harmless --out runs/dpo
-    python -m recipes.commands.finetune --config recipes/configs/finetune_morlhf.yaml --weights 0.5,0.5 --out
-        runs/morlhf
+    align finetune --config recipes/configs/finetune_morlhf.yaml --weights 0.5,0.5 --out runs/morlhf
     align finetune dpo ... --augment leetspeak typos            # and on copies of the rows under these shifts
 """
 
@@ -15,11 +14,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from align.errors import UserError
 from align.preferences import Preference, parse_preference, simplex_grid
-from align.runs import Ledger, Workspace, run_stage
+from align.runs import Ledger, Metrics, Workspace, model_dir, run_stage
 from recipes.config import option, parse
 from recipes.pipeline.inputs import (
     closing_line,
@@ -31,6 +30,12 @@ from recipes.pipeline.inputs import (
     section,
 )
 
+if TYPE_CHECKING:
+    from align.engines.problem import Problem
+    from align.methods import Method
+
+READS_MODELS = ("specialists", "margin_models", "start")  # fields of methods' Configs that name model directories
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -39,7 +44,7 @@ class Config:
     data: tuple[str, ...] = option(
         help="comparisons (or, for on-policy methods, prompts): SOURCE, or OBJECTIVE=SOURCE for each objective"
     )
-    objectives: tuple[str | dict[str, Any], ...] = option(
+    objectives: tuple[str | Mapping[str, object], ...] = option(
         help="NAME=RUN of a reward model or NAME=KIND of a rule, one per objective, in the order of the weights"
     )
     weights: tuple[str, ...] = option(
@@ -52,40 +57,47 @@ class Config:
     augment: tuple[str, ...] = option(
         (), help="also train on copies of the rows under these shifts of evals/shifts (names or families)"
     )
-    training: dict[str, Any] = option({}, help="keys of the method's Config (align/methods/METHOD.py)")
+    training: Mapping[str, object] = option({}, help="keys of the method's Config (align/methods/METHOD.py)")
 
 
-def resolve(config: Config, *, where: str) -> dict[str, Any]:
-    """The method's Config and the preferences, checked."""
+def preferences_of(config: Config, *, where: str) -> list[Preference]:
+    """The preferences to train at; UserError where one does not fit the objectives or is given twice."""
     preferences: list[Preference] = [parse_preference(text) for text in config.weights]
     preferences = preferences or list(simplex_grid(len(config.objectives), 4))
-    for asked in preferences:
-        count, kind = len(asked.values), type(asked).__name__.lower()
+    for one in preferences:
+        count, kind = len(one.values), type(one).__name__.lower()
         if count != len(config.objectives):
             names = f"{len(config.objectives)} objectives"
-            raise UserError(f"{where}: {kind} {asked.label} are {count} numbers for {names}; give one for each")
-        if preferences.count(asked) > 1:
-            raise UserError(f"{where}: {kind} {asked.label} are given twice; give each once")
+            raise UserError(f"{where}: {kind} {one.label} are {count} numbers for {names}; give one for each")
+        if preferences.count(one) > 1:
+            raise UserError(f"{where}: {kind} {one.label} are given twice; give each once")
+    return preferences
+
+
+def method_of(config: Config, *, where: str) -> Method:
+    """The method's module; UserError with the nearest name for an unknown one."""
     from align.methods import METHODS
 
     if config.method not in METHODS:
         near = difflib.get_close_matches(config.method, METHODS, n=1)
-        mend = f"did you mean {near[0]}?" if near else "choose one of these"
-        raise UserError(f"{where}: method {config.method!r} is not one of {', '.join(METHODS)}; {mend}")
-    return {"method": config.method, "training": method_config(config, where=where), "preferences": preferences}
+        hint = f"did you mean {near[0]}?" if near else "choose one of these"
+        raise UserError(f"{where}: method {config.method!r} is not one of {', '.join(METHODS)}; {hint}")
+    return METHODS[config.method]
 
 
-def method_config(config: Config, *, where: str) -> Any:
+def settings_of(config: Config, *, where: str) -> object:
     """The method's Config with the flags in it; where it trains another method's specialists, the flags go to those."""
     from align.methods import METHODS
 
-    cls, values, name = METHODS[config.method].Config, dict(config.training), "training"
+    cls, values, name = method_of(config, where=where).Config, dict(config.training), "training"
     fields = {f.name: f for f in dataclasses.fields(cls)}
     if "method_config" not in fields:
         return section(cls, values, where=where, name=name, **step_flags(config, cls))
     inner = METHODS.get(str(values.get("method", fields["method"].default)))
     if inner is not None:
         given = values.get("method_config") or {}
+        if not isinstance(given, Mapping):
+            raise UserError(f"{where}: training.method_config is {given!r}; give a section of keys")
         name = "training.method_config"
         settings = section(inner.Config, given, where=where, name=name, **step_flags(config, inner.Config))
         values["method_config"] = dataclasses.asdict(settings)
@@ -98,65 +110,67 @@ def step_flags(config: Config, cls: type) -> dict[str, int | None]:
     return {"seed": config.seed, next(iter(counted), "max_steps"): config.max_steps}
 
 
-def augment(
-    config: Config, comparisons: Any, prompts: Any, objectives: Mapping[str, Any], *, drops: Counter[str]
-) -> tuple[Any, Any, dict[str, Any]]:
-    """Comparisons, prompts and objectives with shifted copies of the rows, which are judged on their plain prompts."""
+def models_read(settings: object, *, where: str) -> dict[str, str]:
+    """What else a run depends on: the policies that the settings name, by field. UserError for a reward model."""
+    from evals.backends.reward_model import is_reward_model
+
+    sources = {}
+    for name in READS_MODELS:
+        given = getattr(settings, name, ())
+        for i, source in enumerate((given,) if isinstance(given, str) else given):
+            if name != "margin_models" and source and is_reward_model(source):
+                raise UserError(f"{where}: {name}: {source} is a reward model; give a policy that one was trained with")
+            sources[f"{name} {i}"] = source
+    return sources
+
+
+def augmented_problem(problem: Problem[Preference], config: Config, *, drops: Counter[str]) -> Problem[Preference]:
+    """The problem with shifted copies of its rows, which are judged on their plain prompts."""
     from evals.shifts.augment import OnPlainPrompts, augmented
 
-    made = augmented(prompts, shifts=config.augment, seed=config.seed or 0, drops=drops)
-    judged = {name: OnPlainPrompts(objective, made) for name, objective in objectives.items()}
-    if comparisons is not None:
-        comparisons = augmented(comparisons, shifts=config.augment, seed=config.seed or 0)
-    return comparisons, [{name: row[name] for name in ("id", "prompt")} for row in made], judged
+    seed, rows, pairs = config.seed or 0, problem.prompts or (), problem.comparisons
+    prompts = augmented(rows, shifts=config.augment, seed=seed, drops=drops)
+    return dataclasses.replace(
+        problem,
+        objectives={name: OnPlainPrompts(objective, prompts) for name, objective in problem.objectives.items()},
+        comparisons=None if pairs is None else augmented(pairs, shifts=config.augment, seed=seed),
+        prompts=[{name: row[name] for name in ("id", "prompt")} for row in prompts],
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     config, where = parse(Config, argv, program="align finetune", about=__doc__ or "", positional=("method",))
-    settings = resolve(config, where=where)
-    from align.runs import model_dir
+    preferences, training = preferences_of(config, where=where), settings_of(config, where=where)
+    policies = models_read(training, where=where)
+    from align.engines.problem import Problem
 
-    model, drops, sources = model_dir(config.model), Counter[str](), named(config.data, what="data")
-    objectives = load_objectives(config.objectives)
+    drops, sources = Counter[str](), named(config.data, what="data")
+    reference, objectives = model_dir(config.model), load_objectives(config.objectives)
     comparisons, prompts = load_training_rows(sources, limit=config.limit, drops=drops)
+    problem: Problem[Preference] = Problem(
+        reference=reference, objectives=objectives, preferences=preferences, comparisons=comparisons, prompts=prompts
+    )
     if config.augment:
-        comparisons, prompts, objectives = augment(config, comparisons, prompts, objectives, drops=drops)
+        problem = augmented_problem(problem, config, drops=drops)
 
-    def body(folder: Path, ledger: Ledger) -> Mapping[str, Any]:
-        from align.engines.problem import Problem
-        from align.methods import METHODS
+    def body(folder: Path, ledger: Ledger) -> Metrics:
         from recipes.pipeline.specialists import with_specialists
 
-        problem = Problem(
-            reference=model,
-            objectives=objectives,
-            preferences=settings["preferences"],
-            comparisons=comparisons,
-            prompts=prompts,
-        )
-        training, run = settings["training"], Workspace(folder, ledger)
-        family = METHODS[config.method].fit(training, with_specialists(training, problem, run), run)
+        run = Workspace(folder, ledger)
+        family = method_of(config, where=where).fit(training, with_specialists(training, problem, run), run)
         family.save(folder)
         return {
-            "method": config.method,
-            "reference": config.model,
-            "objectives": list(config.objectives),
-            "domain": family.domain,
-            "point_cost": family.point_cost,
-            "comparisons": len(comparisons or ()),
-            "prompts": len(prompts),
-            "dropped": dict(drops),
-        }
+            "method": config.method, "reference": config.model, "objectives": list(config.objectives),
+            "domain": family.domain, "point_cost": family.point_cost, "comparisons": len(problem.comparisons or ()),
+            "prompts": len(problem.prompts or ()), "dropped": dict(drops),
+        }  # fmt: skip
 
     inputs = {"model": content_key(config.model), **objective_keys(config.objectives)}
     inputs |= {f"data {name}": content_key(source) for name, source in sources.items()}
-    for name in ("specialists", "margin_models", "start"):
-        given = getattr(settings["training"], name, ())
-        for i, source in enumerate((given,) if isinstance(given, str) else given):
-            inputs[f"{name} {i}"] = content_key(source) if source else ""
-    asked = {**settings, "limit": config.limit} | ({"augment": config.augment} if config.augment else {})
-    run = run_stage(config.out, stage="finetune", config=asked, body=body, inputs=inputs)
-    print(closing_line(run))
+    inputs |= {name: content_key(source) if source else "" for name, source in policies.items()}
+    keyed = {"method": config.method, "training": training, "preferences": preferences, "limit": config.limit}
+    keyed |= {"augment": config.augment} if config.augment else {}
+    print(closing_line(run_stage(config.out, stage="finetune", config=keyed, body=body, inputs=inputs)))
     return 0
 
 

@@ -321,3 +321,51 @@ def test_disk_full_while_a_checkpoint_is_written(tiny_model: Path, tiny_rows: Ro
     assert again.returncode == 0, again.stderr[-2000:]
     assert json.loads((out / "run.json").read_text())["metrics"]["steps"] == 2
     assert not out.with_name("sft.partial").exists()
+
+
+def test_labels_at_mixed_weights_are_refused_before_the_first_point(
+    capsys: Any, tiny_model: Path, tiny_rows: Rows, tmp_path: Path
+) -> None:
+    rows = [{**json.loads(line), "objective": "x"} for line in tiny_rows["comparisons"].read_text().splitlines()]
+    file = tmp_path / "labelled.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["finetune", "dpo", "--model", tiny_model, "--data", file, "--objectives", "x=length", "y=length"]
+    error = refused(capsys, tmp_path / "out", *arguments, "--weights", "1,0", "0.5,0.5")
+    assert "weights 0.5,0.5 mix objectives" in error
+    assert not (tmp_path / "out.partial" / "points").exists(), "a point was trained first"
+
+
+def test_a_reward_model_is_no_specialist(capsys: Any, tiny_model: Path, tiny_rows: Rows, tmp_path: Path) -> None:
+    from align.models import load_scorer, load_tokenizer, save_model
+
+    scorer = load_scorer(tiny_model, pad_token_id=0, eos_token_id=1)
+    save_model(scorer, load_tokenizer(tiny_model), tmp_path / "scorer")
+    arguments = ["finetune", "rewarded_soups", "--model", tiny_model, "--data", tiny_rows["comparisons"]]
+    specialists = ["--set", f"training.specialists=[{tiny_model}, {tmp_path / 'scorer'}]"]
+    error = refused(capsys, tmp_path / "out", *arguments, "--objectives", "x=length", "y=length", *specialists)
+    assert "scorer is a reward model" in error
+
+
+@pytest.mark.parametrize("share", ["-0.1", "1", ".nan", ".inf"])
+def test_what_is_held_out_is_a_share(
+    share: str, capsys: Any, tiny_model: Path, tiny_rows: Rows, tmp_path: Path
+) -> None:
+    for command, kind in (("pretrain", "text"), ("reward-model", "comparisons")):
+        model = ["--model", tiny_model] if command == "reward-model" else []
+        words = [command, *model, "--data", tiny_rows[kind], "--held-out", share]
+        assert "held_out is a share in [0, 1)" in refused(capsys, tmp_path / "out", *words)
+
+
+def test_two_runs_of_one_name_need_names_of_their_own(capsys: Any, tiny_rows: Rows, tmp_path: Path) -> None:
+    runs = [tmp_path / "a" / "dpo", tmp_path / "b" / "dpo"]
+    error = refused(capsys, tmp_path / "out", "evaluate", *runs, "--data", tiny_rows["prompts"])
+    assert "two runs are called 'dpo'; write ROW=RUN" in error
+
+
+def test_a_folder_of_runs_is_no_model(capsys: Any, tiny_model: Path, tiny_rows: Rows, tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    shutil.copytree(tiny_model, folder / "model")
+    (folder / "sft").mkdir()
+    (folder / "sft" / "run.json").write_text("{}")
+    error = refused(capsys, tmp_path / "out", "sft", "--model", folder, "--data", tiny_rows["demonstrations"])
+    assert f"{folder} is a folder of runs; name one of them" in error

@@ -12,6 +12,7 @@ import pytest
 
 from align.errors import UserError
 from recipes.cli import COMMANDS
+from recipes.commands import finetune
 from recipes.config import build, option, parse, read_yaml
 
 FOLDER = Path(__file__).resolve().parents[3] / "recipes" / "configs"
@@ -46,10 +47,13 @@ def test_every_stage_has_a_config() -> None:
 def test_yaml_fits_its_dataclass(file: Path) -> None:
     recipe = recipe_of(file)
     config = build(recipe.Config, filled(recipe, read_yaml(file)), where=file.name)
-    sections = recipe.resolve(config, where=file.name) if hasattr(recipe, "resolve") else {}
-    for name, value in read_yaml(file).items():
-        if isinstance(value, dict) and name in sections:
-            assert dataclasses.is_dataclass(sections[name]), f"section {name} is not checked against a dataclass"
+    if recipe is finetune:
+        assert dataclasses.is_dataclass(finetune.settings_of(config, where=file.name))
+    elif recipe.Config.__module__.startswith("recipes.commands"):
+        for name, value in read_yaml(file).items():
+            if isinstance(value, dict):
+                section = getattr(config, name)
+                assert dataclasses.is_dataclass(section), f"section {name} is not checked against a dataclass"
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
@@ -59,10 +63,10 @@ def test_an_unknown_key_is_refused(file: Path) -> None:
     with pytest.raises(UserError, match="unknown key 'sed'; did you mean seed"):
         build(recipe.Config, {**values, "sed": 1}, where=file.name)
     for name, section in values.items():
-        if isinstance(section, dict) and hasattr(recipe, "resolve"):
-            config = build(recipe.Config, {**values, name: {**section, "nonsense": 1}}, where=file.name)
+        if isinstance(section, dict) and recipe.Config.__module__.startswith("recipes.commands"):
             with pytest.raises(UserError, match=f"{name}: unknown key 'nonsense'"):
-                recipe.resolve(config, where=file.name)
+                config = build(recipe.Config, {**values, name: {**section, "nonsense": 1}}, where=file.name)
+                finetune.settings_of(config, where=file.name)
 
 
 @dataclass(frozen=True)
@@ -144,3 +148,66 @@ def test_a_yaml_file_with_a_mistake_is_named(text: str, words: str, tmp_path: Pa
 def test_a_missing_yaml_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="none.yaml cannot be read .No such file or directory."):
         read("--config", str(tmp_path / "none.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        ("steps=2001-99-99", "--set steps holds a value that cannot be read"),
+        ("steps=!!timestamp abc", "--set steps holds a value that cannot be read"),
+        ("share=!!float abc", "--set share holds a value that cannot be read"),
+        ("share=1" + "0" * 400, "share is 1000"),
+        ("steps=1" + "0" * 30, "steps is 1000000000000000000000000000000; give a whole number below 2..63"),
+        ("steps=" + "9" * 5000, "--set steps holds a value that cannot be read"),
+        ("steps=0x" + "f" * 9000, "steps is a int too long to show"),
+        ("steps=" + "[" * 5000, "nested too deeply"),
+        ("steps=" + "[" * 3000 + "]" * 3000, "nested too deeply"),
+        ("steps=!!python/object/apply:os.system ['x']", "is not valid YAML"),
+        ("inner=&a {rate: *a}", r"rate is \{"),
+        ("parts=&a [*a]", r"parts\[0\] is \["),
+        ("inner={[1, 2]: 3}", "is not valid YAML"),
+        ("inner={null: 2}", "unknown key None"),
+        ("inner." + "k" * 100_000 + "=1", "unknown key 'kkk"),
+        ("name.x=1", "name is no section of keys, but 'x'"),
+    ],
+    ids=lambda text: text[:24],
+)
+def test_what_the_yaml_loader_raises_is_one_short_line(assignment: str, words: str) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        read("--name", "x", "--set", assignment)
+    assert len(str(caught.value)) < 500 and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("steps: 2001-99-99\n", "cannot be read"),
+        ("steps: !!timestamp abc\n", "cannot be read"),
+        ("steps: " + "9" * 5000 + "\n", "cannot be read"),
+        ("name: " + "[" * 20_000, "nested too deeply"),
+        ("name: a\n---\nname: b\n", "line 2 is not valid YAML"),
+        ("inner: null\nname: x\n", "inner is None; give a section of keys"),
+    ],
+)
+def test_a_file_with_such_a_value_is_named(content: str, words: str, tmp_path: Path) -> None:
+    file = tmp_path / "odd.yaml"
+    file.write_text(content)
+    with pytest.raises(UserError, match=words) as caught:
+        read("--config", str(file))
+    assert "odd.yaml" in str(caught.value) and len(str(caught.value)) < 500
+
+
+def test_aliases_do_not_explode_in_the_message(tmp_path: Path) -> None:
+    """Eight levels of ten aliases: a hundred million values if it were written out."""
+    lists = ["v0: &v0 [x, x, x, x, x, x, x, x, x, x]"]
+    lists += [f"v{i}: &v{i} [{', '.join([f'*v{i - 1}'] * 10)}]" for i in range(1, 9)]
+    file = tmp_path / "bomb.yaml"
+    file.write_text(f"name: x\nshare: {{{', '.join(lists)}}}\n")
+    with pytest.raises(UserError, match="share is ") as caught:
+        read("--config", str(file))
+    assert len(str(caught.value)) < 20_000
+
+
+def test_an_empty_flag_is_refused() -> None:
+    with pytest.raises(UserError, match="--steps is empty; give a value or leave it out"):
+        read("--name", "x", "--steps", "")
