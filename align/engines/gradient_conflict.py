@@ -17,18 +17,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from align.data.comparisons import Row, responses_of, row_scores
 from align.engines.on_policy.rollouts import Rollouts, check_lengths, draw, read, rollouts
+from align.engines.problem import Problem
 from align.errors import UserError
 from align.functional.conflict import gradient_cosines
 from align.models.sampling import plain_sampling
 from align.objectives.base import Objective
 from align.objectives.metered import Metered, objective_scores
+from align.preferences import Preference
 from align.runs import Ledger
+
+P = TypeVar("P", bound=Preference)
 
 
 @dataclass(frozen=True)
@@ -62,47 +66,51 @@ class GradientConflict:
         }
 
 
-def gradient_conflict(
-    reference: str,
-    *,
-    objectives: Mapping[str, Objective],
-    prompts: Sequence[Row],
-    ledger: Ledger,
-    comparisons: Sequence[Row] | None = None,
-    samples: int = 8,
-    max_completion_length: int = 64,
-    tau: float = 0.0,
-    lora_r: int = 0,
-    batch_size: int = 64,
-    seed: int = 0,
-) -> GradientConflict:
-    """Cosines at the checkpoint `reference`, from `samples` responses of its own to each prompt (rows with `prompt`).
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How gradients are measured.
 
     `lora_r`: 0 for all weights, else those of a fresh adapter of that rank (its directions at the start of training,
-    which depend on the adapter's draw). `comparisons`: rows with two responses; the objectives' scores are read from
-    the rows where they all carry them, else asked. An objective's label is the sign of its margin, none for a tie;
-    with `tau` the mean label of an annotator at that temperature, `tanh(margin / 2 tau)`. Samples, scores, tokens and
-    flops are charged. torch's global generator is left as it was. UserError on sizes that mean nothing, a prompt that
-    does not fit, an objective that does not apply to a comparison.
+    which depend on the adapter's draw). An objective's label of a comparison is the sign of its margin, none for a tie;
+    with `tau` the mean label of an annotator at that temperature, `tanh(margin / 2 tau)`.
+    """
+
+    samples: int = 8  # responses to each prompt
+    max_completion_length: int = 64
+    tau: float = 0.0
+    lora_r: int = 0
+    batch_size: int = 64
+    seed: int = 0
+
+
+def gradient_conflict(problem: Problem[P], settings: Settings, *, ledger: Ledger) -> GradientConflict:
+    """Cosines at the problem's reference, from responses of its own to each prompt, and from the comparisons if any.
+
+    The objectives' scores are read from the comparisons where they all carry them, else asked. Samples, scores, tokens
+    and flops are charged. torch's global generator is left as it was. UserError on sizes that mean nothing, a prompt
+    that does not fit, an objective that does not apply to a comparison.
     """
     import torch
 
     from align.models import attach_lora, count_parameters, load_model, load_tokenizer
 
-    if samples < 2 or batch_size < 1 or max_completion_length < 1 or lora_r < 0 or tau < 0 or len(prompts) < 2:
+    objectives, prompts, comparisons = problem.objectives, problem.prompts or (), problem.comparisons
+    samples, max_tokens, lora_r = settings.samples, settings.max_completion_length, settings.lora_r
+    batch_size, tau = settings.batch_size, settings.tau
+    if samples < 2 or batch_size < 1 or max_tokens < 1 or lora_r < 0 or tau < 0 or len(prompts) < 2:
         raise UserError(
             "gradient conflict: give at least two prompts, samples of at least 2, batch_size and max_completion_length "
             "of at least 1, lora_r and tau of at least 0"
         )
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        tokenizer, model = load_tokenizer(reference), load_model(reference)
+        torch.manual_seed(settings.seed)
+        tokenizer, model = load_tokenizer(problem.reference), load_model(problem.reference)
         if torch.cuda.is_available():
             model = model.cuda()
         model.eval()
-        check_lengths(prompts, model=model, tokenizer=tokenizer, max_tokens=max_completion_length)
+        check_lengths(prompts, model=model, tokenizer=tokenizer, max_tokens=max_tokens)
         rows = [row for row in prompts for _ in range(samples)]
-        with plain_sampling(model, tokenizer, max_tokens=max_completion_length) as ends:
+        with plain_sampling(model, tokenizer, max_tokens=max_tokens) as ends:
             batch = draw(model, tokenizer, [row["prompt"] for row in rows], ends=ends, batch_size=batch_size)
         policy: Any = attach_lora(model, lora_r) if lora_r else model  # a fresh adapter changes no distribution
         scores_BK = _scores(batch, rows, objectives=objectives, tokenizer=tokenizer, ledger=ledger)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from align import checks
 from align.errors import UserError
 from align.runs import model_dir
+
+if TYPE_CHECKING:
+    from align.training.common import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +64,19 @@ def adapter_config(config: TrainingConfig, model: Any) -> Any:
     return lora_config(model, config.lora_r, alpha=config.lora_alpha or None) if config.lora_r else None
 
 
-def trainer_arguments(config: TrainingConfig, folder: Path, **others: Any) -> dict[str, Any]:
-    """The fields of `config` as `base_arguments` takes them; `others` adds to them or replaces them."""
-    from align.training.common import base_arguments
+def schedule_of(config: TrainingConfig, *, epochs: float = 1.0, max_steps: int = -1) -> Schedule:
+    """The fields of `config` that trainers take, for so many epochs, or steps where `max_steps` is above 0."""
+    from align.training.common import Schedule
 
     names = ("seed", "learning_rate", "batch_size", "gradient_accumulation", "warmup", "scheduler", "weight_decay")
     fields = {name: getattr(config, name) for name in (*names, "max_grad_norm", "save_steps", "logging_steps")}
-    return base_arguments(folder, **{**fields, **others})
+    return Schedule(**fields, epochs=epochs, max_steps=max_steps)
+
+
+def trainer_arguments(
+    config: TrainingConfig, folder: Path, *, epochs: float = 1.0, max_steps: int = -1
+) -> dict[str, Any]:
+    """`base_arguments` of the config's schedule."""
+    from align.training.common import base_arguments
+
+    return base_arguments(folder, schedule_of(config, epochs=epochs, max_steps=max_steps))

@@ -46,19 +46,19 @@ class TaggedPair:
 
 def imitate(
     examples: Sequence[Example], *, config: TrainingConfig, model: str, tags: Tags, folder: Path, ledger: Ledger,
-    **others: Any,
+    epochs: float,
 ) -> dict[str, Any]:  # fmt: skip
     """Train `model` on the likelihood of the responses behind their tags, save it in `folder/model`; metrics.
 
-    `others` replaces trainer arguments (epochs, learning_rate, scheduler).
+    A method whose stages differ in their learning rate or scheduler changes `config` for each.
     """
-    trainer = build_sft_trainer(examples, config=config, model=model, tags=tags, folder=folder, **others)
+    trainer = build_sft_trainer(examples, config=config, model=model, tags=tags, folder=folder, epochs=epochs)
     loss = finish(trainer, config=config, label=f"sft {folder.stem}", folder=folder, ledger=ledger)
     return {"loss": loss, "trained_on": len(examples), "steps": trainer.state.global_step}
 
 
 def build_sft_trainer(
-    examples: Sequence[Example], *, config: TrainingConfig, model: str, tags: Tags, folder: Path, **others: Any
+    examples: Sequence[Example], *, config: TrainingConfig, model: str, tags: Tags, folder: Path, epochs: float
 ) -> Any:
     """An SFTTrainer on these ids, the loss on the response only; tag tokens have probability 0."""
     from datasets import Dataset
@@ -78,7 +78,7 @@ def build_sft_trainer(
         model=policy,
         # Rows with ids and labels pass TRL as they are: no template, no end token added, nothing cut or packed.
         args=SFTConfig(
-            **trainer_arguments(config, folder, **others), max_length=None, packing=False, shuffle_dataset=False
+            **trainer_arguments(config, folder, epochs=epochs), max_length=None, packing=False, shuffle_dataset=False
         ),
         train_dataset=Dataset.from_dict({"input_ids": rows, "labels": labels}),
         processing_class=tokenizer,

@@ -17,7 +17,7 @@ Data: pairs. Fixed point: none.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -88,8 +88,8 @@ def fit(config: Config, problem: Problem[Weights | Targets], run: Workspace) -> 
         ]
         with tagged.start_model(problem.reference, tags=tags, folder=place.folder, seed=config.seed) as start:
             return imitate(
-                examples, config=config, model=start, tags=tags, folder=place.folder, ledger=place.ledger,
-                epochs=config.sft_epochs, learning_rate=config.sft_learning_rate,
+                examples, config=replace(config, learning_rate=config.sft_learning_rate), model=start, tags=tags,
+                folder=place.folder, ledger=place.ledger, epochs=config.sft_epochs,
             )  # fmt: skip
 
     def cdpo(place: Workspace) -> Mapping[str, object]:

@@ -229,10 +229,10 @@ def online_round(
     tagged.keep(new, place.folder)
     again = rng.permutation(np.flatnonzero(_filter(offline, config)))[: config.replay]
     mixed = [*material.kept, *new, *(offline[i] for i in again)]
+    training = replace(config, learning_rate=config.online_learning_rate, scheduler="constant", warmup=0.0)
     metrics = imitate(
-        [Example(r.prompt, stats(r.scores), r.ids) for r in mixed], config=config, model=str(previous.path), tags=tags,
-        folder=place.folder, ledger=place.ledger, epochs=config.online_epochs,
-        learning_rate=config.online_learning_rate, scheduler="constant", warmup=0.0,
+        [Example(r.prompt, stats(r.scores), r.ids) for r in mixed], config=training, model=str(previous.path),
+        tags=tags, folder=place.folder, ledger=place.ledger, epochs=config.online_epochs,
     )  # fmt: skip
     scores_NK = np.array([stats(r.scores) for r in drawn])
     missed = np.abs(scores_NK - targets_NK).mean(0).tolist()

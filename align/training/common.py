@@ -14,7 +14,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,7 +63,7 @@ class StageConfig:
 
     def arguments(self, out: Path) -> dict[str, Any]:
         """These fields through `base_arguments`."""
-        return base_arguments(out, **{f.name: getattr(self, f.name) for f in dataclasses.fields(StageConfig)})
+        return base_arguments(out, Schedule(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Schedule)}))
 
 
 def has_gpu() -> bool:
@@ -73,50 +73,54 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def base_arguments(
-    out: Path,
-    *,
-    seed: int,
-    learning_rate: float,
-    batch_size: int,
-    max_steps: int = -1,
-    epochs: float = 1.0,
-    warmup: float = 0.0,
-    weight_decay: float = 0.0,
-    scheduler: str = "linear",
-    max_grad_norm: float = 1.0,
-    save_steps: int | None = None,
-    gradient_accumulation: int = 1,
-    logging_steps: int = 10,
-    report_to: Sequence[str] = (),
-) -> dict[str, Any]:
-    """Keyword arguments for `TrainingArguments` and for every TRL config; checkpoints go to `out/checkpoints`.
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How long, how fast and how often: what differs between trainers.
 
     `max_steps` above 0 wins over `epochs`. `warmup` is a share of the steps below 1 and a number of steps from 1 on.
     `save_steps=None` writes no checkpoint: right for a stage of seconds, which is simply run again.
     `learning_rate` is the peak; `batch_size` counts examples per device and per micro-step.
     """
+
+    seed: int
+    learning_rate: float
+    batch_size: int
+    max_steps: int = -1
+    epochs: float = 1.0
+    warmup: float = 0.0
+    weight_decay: float = 0.0
+    scheduler: str = "linear"
+    max_grad_norm: float = 1.0
+    save_steps: int | None = None
+    gradient_accumulation: int = 1
+    logging_steps: int = 10
+    report_to: tuple[str, ...] = ()
+
+
+def base_arguments(out: Path, schedule: Schedule) -> dict[str, Any]:
+    """Keyword arguments for `TrainingArguments` and for every TRL config; checkpoints go to `out/checkpoints`."""
     import torch
 
     quiet_libraries()
+    save_steps, max_steps, logging_steps = schedule.save_steps, schedule.max_steps, schedule.logging_steps
     # A loss is a mean since the last log, so a checkpoint between two logs would change the first one after a resume.
     logging_steps = math.gcd(logging_steps, save_steps) if save_steps else logging_steps
     logging_steps = min(logging_steps, max_steps) if max_steps > 0 else logging_steps
     gpu = has_gpu()
     return {
         "output_dir": str(Path(out) / CHECKPOINTS),
-        "seed": seed,
-        "data_seed": seed,
-        "learning_rate": learning_rate,
-        "per_device_train_batch_size": batch_size,
-        "per_device_eval_batch_size": batch_size,
-        "gradient_accumulation_steps": gradient_accumulation,
+        "seed": schedule.seed,
+        "data_seed": schedule.seed,
+        "learning_rate": schedule.learning_rate,
+        "per_device_train_batch_size": schedule.batch_size,
+        "per_device_eval_batch_size": schedule.batch_size,
+        "gradient_accumulation_steps": schedule.gradient_accumulation,
         "max_steps": max_steps,
-        "num_train_epochs": epochs,
-        "warmup_steps": warmup,
-        "weight_decay": weight_decay,
-        "lr_scheduler_type": scheduler,
-        "max_grad_norm": max_grad_norm,
+        "num_train_epochs": schedule.epochs,
+        "warmup_steps": schedule.warmup,
+        "weight_decay": schedule.weight_decay,
+        "lr_scheduler_type": schedule.scheduler,
+        "max_grad_norm": schedule.max_grad_norm,
         "optim": "adamw_torch",  # the default is the fused kernel, whose rounding depends on the build
         # TRL asks for bf16 and gradient checkpointing unless told otherwise; the first is an error without a GPU.
         "use_cpu": not gpu,
@@ -132,7 +136,7 @@ def base_arguments(
         "logging_strategy": "steps",
         "logging_steps": logging_steps,
         "logging_nan_inf_filter": False,  # True replaces a NaN loss by the running mean in the log
-        "report_to": list(report_to) or "none",
+        "report_to": list(schedule.report_to) or "none",
         "disable_tqdm": True,  # `Progress` below draws the bar, and only where somebody can see it
         "push_to_hub": False,
     }

@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 def fitted(work: Workspace, fit: Fit, problem: Problem[Preference], *, specialists: Mapping[str, Run]) -> Metrics:
     """Fit the problem's preferences and save the family; returns what each point optimises."""
     from align.methods import METHODS
+    from recipes.pipeline.specialists import with_specialists
 
     more = {"specialists": tuple(policy_dir(run) for run in specialists.values())} if specialists else {}
-    family = METHODS[fit.method].fit(fit.config(**more), problem, work)
+    config = fit.config(**more)
+    family = METHODS[fit.method].fit(config, with_specialists(config, problem, work), work)
     for preference in problem.preferences:
         family.policy(preference)  # a soup is merged here, not at its first evaluation
     family.save(work.folder)

@@ -114,15 +114,19 @@ def gradient_cosines(
     work: Workspace, *, world: World, reference: Run, pairs: Run, seed: int, samples: int = 16, count: int = 1024
 ) -> Metrics:
     """How the gold objectives' gradients lie at the reference: on its own samples, and on the first comparisons."""
-    from align.engines.gradient_conflict import gradient_conflict
+    from align.engines.gradient_conflict import Settings, gradient_conflict
+    from align.engines.problem import Problem
     from align.testbed.gold import gold_objectives
 
-    found = gradient_conflict(
-        f"{reference.path}/model", objectives=gold_objectives(world), prompts=prompt_rows(world.train_prompts),
-        comparisons=read_rows(pairs)[:count], samples=samples, max_completion_length=world.config.max_tokens + 1,
-        tau=world.config.tau, batch_size=512, seed=seed, ledger=work.ledger,
+    problem = Problem[Preference](
+        reference=f"{reference.path}/model", objectives=gold_objectives(world), preferences=(),
+        comparisons=read_rows(pairs)[:count], prompts=prompt_rows(world.train_prompts),
     )  # fmt: skip
-    return found.metrics()
+    settings = Settings(
+        samples=samples, max_completion_length=world.config.max_tokens + 1, tau=world.config.tau, batch_size=512,
+        seed=seed,
+    )  # fmt: skip
+    return gradient_conflict(problem, settings, ledger=work.ledger).metrics()
 
 
 def prompt_rows(prompts: Sequence[Prompt]) -> list[dict[str, str]]:

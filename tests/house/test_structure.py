@@ -141,9 +141,6 @@ RULES: tuple[Callable[[], Iterator[str]], ...] = (
 KNOWN: dict[str, set[str]] = {
     "files_too_long": {"benchmarks/coverage/run.py"},
     "functions_with_too_many_parameters": {
-        "align/engines/gradient_conflict.py gradient_conflict",
-        "align/functional/losses.py modpo_loss",
-        "align/training/common.py base_arguments",
         "evals/attribution/testbed_probes.py probe",
     },
     "too_many_untyped_values": {"more than 500 Any"},

@@ -13,7 +13,6 @@ import torch
 
 from align.data.comparisons import annotated_pairs, row_scores
 from align.engines import conditioned_pairs
-from align.functional.losses import dpo_loss
 from align.methods import joint_soup
 from align.models import load_model
 from align.policies.base import ModelPolicy
@@ -21,6 +20,7 @@ from align.policies.conditioned import AdapterConfig, adapted_layers
 from align.preferences import Weights
 from align.runs import Ledger
 from factories.conditioned_models import ASKED, disturb
+from factories.formulae import dpo_loss
 from factories.tiny_bandit import (
     BETA,
     OBJECTIVES,

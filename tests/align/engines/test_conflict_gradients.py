@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from align.engines.gradient_conflict import gradient_conflict, leave_one_out, mean_labels
+from align.engines.gradient_conflict import Settings, gradient_conflict, leave_one_out, mean_labels
 from align.errors import UserError
 from align.functional import conflict
 from align.runs import Ledger, open_run, run_stage
 from factories.made_conflict_log import AGAINST, ONE, Opposed
-from factories.tiny_bandit import OBJECTIVES, PROMPT_ROWS, PROMPTS, WORDS, make_reference, pair_rows, reward
+from factories.tiny_bandit import OBJECTIVES, PROMPT_ROWS, PROMPTS, WORDS, make_reference, pair_rows, problem_of, reward
 from recipes.pipeline.conflict_summary import gradient_cosines, training_conflict
 
 
@@ -28,8 +28,10 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def cosines(reference: str, objectives: Any, **changes: Any) -> Any:
-    settings = {"prompts": PROMPT_ROWS, "ledger": Ledger(), "samples": 64, "max_completion_length": 1, **changes}
-    return gradient_conflict(reference, objectives=objectives, **settings)
+    ledger = changes.pop("ledger", Ledger())
+    rows = {name: changes.pop(name) for name in ("prompts", "comparisons") if name in changes}
+    settings = Settings(**{"samples": 64, "max_completion_length": 1, **changes})
+    return gradient_conflict(problem_of(reference, objectives=objectives, **rows), settings, ledger=ledger)
 
 
 @pytest.mark.parametrize("lora_r", [0, 2])

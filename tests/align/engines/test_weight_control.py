@@ -14,12 +14,12 @@ import torch
 
 from align.engines.on_policy.weight_control import Observed, WeightControl, controlled_trainer, smoothed
 from align.errors import UserError
-from align.functional.losses import rloo_advantages
 from align.methods import chebyshev, ctwa, lagrangian, morlhf
 from align.methods.ctwa import Growth
 from align.objectives.metered import Metered
 from align.preferences import Thresholds, Weights
 from align.runs import Ledger, open_run
+from factories.formulae import rloo_advantages
 from factories.tiny_bandit import (
     OBJECTIVES,
     PROMPT_ROWS,

@@ -8,14 +8,8 @@ import pytest
 import torch
 
 from align.errors import UserError
-from align.functional.losses import (
-    bradley_terry_loss,
-    dpo_loss,
-    kl_penalized,
-    modpo_loss,
-    modpo_reference_shift,
-    rloo_advantages,
-)
+from align.functional.losses import modpo_reference_shift
+from factories.formulae import bradley_terry_loss, dpo_loss, kl_penalized, modpo_loss, rloo_advantages
 
 
 def t(*values: float) -> torch.Tensor:

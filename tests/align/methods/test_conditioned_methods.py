@@ -16,7 +16,6 @@ from align.engines import tagged
 from align.engines import tagged_pairs as tagged_training
 from align.engines.tagged_pairs import TaggedPair
 from align.errors import UserError
-from align.functional.losses import dpo_loss
 from align.methods import conditioned_dpo, conditioned_rl, mo_odpo
 from align.models import load_model, load_tokenizer
 from align.policies.base import ModelPolicy
@@ -24,6 +23,7 @@ from align.policies.load import load_family
 from align.policies.tagged import forbid, tag_ids, tagged_checkpoint
 from align.preferences import Targets, Weights
 from align.runs import Ledger, open_run
+from factories.formulae import dpo_loss
 from factories.made_conditioned_methods import MIDDLE, ONLINE, TAGS
 from factories.tagged_bandit import VERTEX_AND_MIDDLE, Recorder, pair_share, recorders
 from factories.tiny_bandit import (

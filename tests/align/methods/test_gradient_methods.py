@@ -16,11 +16,11 @@ from transformers import TrainerCallback
 from align.engines.gradient_step import ConflictRecord, combine, gram_of
 from align.errors import UserError
 from align.functional.combine import Combination, coefficients
-from align.functional.losses import dpo_loss
 from align.methods import dpo, gradient_dpo, gradient_rl
 from align.models import load_model
 from align.preferences import Weights
 from align.runs import Ledger
+from factories.formulae import dpo_loss
 from factories.made_gradient_methods import (
     DPO,
     NAMES,

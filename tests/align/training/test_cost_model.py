@@ -11,7 +11,7 @@ import torch
 from transformers import TrainerCallback
 
 from align.errors import UserError
-from align.functional.losses import bradley_terry_loss, cost_loss
+from align.functional.losses import cost_loss
 from align.models import load_scorer, load_tokenizer
 from align.objectives import Negated, RewardModelObjective
 from align.runs import Ledger
@@ -24,6 +24,7 @@ from align.training.cost_model import (
     train_cost_model,
     turned,
 )
+from factories.formulae import bradley_terry_loss
 
 TOPICS = ("bread", "cheese", "tea", "boats", "rope", "glue", "knives", "bees")
 

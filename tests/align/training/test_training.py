@@ -19,7 +19,7 @@ from align.models import ModelConfig, load_model, load_tokenizer
 from align.runs import Ledger
 from align.training import common
 from align.training.bits import bits_per_byte, completion_bits
-from align.training.common import StageConfig, base_arguments, resume_point
+from align.training.common import Schedule, StageConfig, base_arguments, resume_point
 from align.training.pretrain import PretrainConfig, pretrain
 from align.training.reward_model import RewardModelConfig, preference_accuracy, train_reward_model
 from align.training.sft import SFTConfig_, sft
@@ -85,7 +85,9 @@ def test_every_surprising_default_is_set(tmp_path: Path) -> None:
 
 
 def test_checkpoints_fall_on_logged_steps(tmp_path: Path) -> None:
-    arguments = base_arguments(tmp_path, seed=0, learning_rate=1.0, batch_size=1, save_steps=25, logging_steps=10)
+    arguments = base_arguments(
+        tmp_path, Schedule(seed=0, learning_rate=1.0, batch_size=1, save_steps=25, logging_steps=10)
+    )
     assert (arguments["save_strategy"], arguments["save_steps"], arguments["logging_steps"]) == ("steps", 25, 5)
 
 
