@@ -15,7 +15,18 @@ from align.methods import cpo
 from align.preferences import Targets, Weights
 from align.runs import Ledger, open_run
 from factories.tagged_bandit import law, recorders
-from factories.tiny_bandit import BETA, PROMPTS, RESPONSES, WORDS, fit, make_reference, pair_rows, reward, same_weights
+from factories.tiny_bandit import (
+    BETA,
+    PROMPTS,
+    RESPONSES,
+    WORDS,
+    fit,
+    make_reference,
+    pair_rows,
+    problem_of,
+    reward,
+    same_weights,
+)
 
 WEIGHTS = [Weights((0.5, 0.5))]
 QUICK = {"beta": BETA, "learning_rate": 5e-3, "sft_learning_rate": 1e-2, "batch_size": 64}
@@ -65,7 +76,8 @@ def test_cpo_missing_zero_bug_a_rating_of_zero_survives() -> None:
 
 def test_the_text_names_the_objectives_as_they_are_called(reference: str) -> None:
     """The published prefix says "helplessness" for helpfulness."""
-    tags = tagged.make_tags(cpo.Config(), reference=reference, names=["helpful", "harmless"], high=5.0, free=True)
+    problem = problem_of(reference, objectives=dict.fromkeys(["helpful", "harmless"]))
+    tags = tagged.make_tags(cpo.Config(), problem, high=5.0, free=True)
     assert tags.apply("p", (5, None)) == "<helpful: 5> <harmless: any> p"
 
 
