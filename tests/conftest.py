@@ -107,6 +107,22 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The tiny bandit's reference model, in which every token ends a response. Read by all tests, written by none."""
+    from factories.tiny_bandit import make_reference
+
+    return make_reference(tmp_path_factory.mktemp("reference") / "model")
+
+
+@pytest.fixture(scope="session")
+def many_tokens(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same whose responses end at the end token only."""
+    from factories.tiny_bandit import make_reference
+
+    return make_reference(tmp_path_factory.mktemp("many-tokens") / "model", one_token=False)
+
+
+@pytest.fixture(scope="session")
 def tiny_rows(
     tmp_path_factory: pytest.TempPathFactory, write_rows: Callable[[Path, Iterable[Mapping[str, Any]]], Path]
 ) -> dict[str, Path]:

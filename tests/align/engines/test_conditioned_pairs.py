@@ -30,22 +30,11 @@ from factories.tiny_bandit import (
     WORDS,
     fit,
     kl,
-    make_reference,
     optimum,
     pair_rows,
     problem_of,
     reward,
 )
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_reference(tmp_path_factory.mktemp("reference") / "model")
-
-
-@pytest.fixture(scope="module")
-def many_tokens(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_reference(tmp_path_factory.mktemp("many") / "model", one_token=False)
 
 
 def pair_data(*, rows: Any = None, **changes: Any) -> tuple[Any, list[Any], list[tuple[float, ...]]]:

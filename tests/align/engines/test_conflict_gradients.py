@@ -15,14 +15,8 @@ from align.errors import UserError
 from align.functional import conflict
 from align.runs import Ledger, open_run, run_stage
 from factories.made_conflict_log import AGAINST, ONE, Opposed
-from factories.tiny_bandit import OBJECTIVES, PROMPT_ROWS, PROMPTS, WORDS, make_reference, pair_rows, problem_of, reward
+from factories.tiny_bandit import OBJECTIVES, PROMPT_ROWS, PROMPTS, WORDS, pair_rows, problem_of, reward
 from recipes.pipeline.conflict_summary import gradient_cosines, training_conflict
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_reference(tmp_path_factory.mktemp("reference") / "model")
-
 
 # --------------------------------------------------------------------------------------- gradients, before any training
 

@@ -21,17 +21,12 @@ from align.functional import conflict
 from align.methods import conditioned_rl, ctwa, morlhf
 from align.objectives.metered import Metered
 from align.preferences import Weights
-from align.runs import Ledger, open_run
+from align.runs import Ledger, checkpoints, open_run
 from factories.made_conflict_log import AGAINST, ONE, Opposed
-from factories.tiny_bandit import OBJECTIVES, RL, make_reference, problem_of, workspace
+from factories.tiny_bandit import OBJECTIVES, RL, problem_of, workspace
 
 BOTH = pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
 SHORT = {**RL, "steps": 4, "batch_size": 24, "num_generations": 4, "logging_steps": 1}
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_reference(tmp_path_factory.mktemp("reference") / "model")
 
 
 # ------------------------------------------------------------------------------------------------- equal groups, pure
@@ -324,6 +319,7 @@ def test_a_resumed_training_keeps_the_trace(reference: str, tmp_path: Path) -> N
     cut = build(tmp_path / "cut")
     attach(cut)
     cut.add_callback(Cut())
+    checkpoints.claim(tmp_path / "cut" / "checkpoints")  # as `run_trainer` does before it trains
     cut.train()
     assert (tmp_path / "cut" / "checkpoints" / "checkpoint-2").is_dir()
     resumed = onpolicy.run_trainer(build(tmp_path / "cut"), label="x", folder=tmp_path / "cut", ledger=Ledger())

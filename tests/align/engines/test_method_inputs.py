@@ -18,12 +18,6 @@ from align.runs import Ledger
 from docs.generate.methods_page import asked_by
 from factories.tiny_bandit import PAIRS, PROMPT_ROWS, RL, fit, make_reference, pair_rows
 
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_reference(tmp_path_factory.mktemp("reference") / "model")
-
-
 # ------------------------------------------------------------------------------------------------ labelled pairs
 
 

@@ -39,12 +39,6 @@ def one_token(tmp_path_factory: pytest.TempPathFactory) -> str:
     return make_reference(tmp_path_factory.mktemp("one") / "model")
 
 
-@pytest.fixture(scope="module")
-def many_tokens(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A model whose responses end at the end token only."""
-    return make_reference(tmp_path_factory.mktemp("many") / "model", one_token=False)
-
-
 class Recorder:
     """An objective that keeps what it was given and answers by a rule."""
 

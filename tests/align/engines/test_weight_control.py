@@ -25,7 +25,6 @@ from factories.tiny_bandit import (
     PROMPT_ROWS,
     RL,
     fit,
-    make_reference,
     problem_of,
     same_weights,
     workspace,
@@ -33,11 +32,6 @@ from factories.tiny_bandit import (
 
 BOTH = pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
 SHORT = {**RL, "steps": 3, "batch_size": 24, "num_generations": 4, "logging_steps": 1}
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_reference(tmp_path_factory.mktemp("reference") / "model")
 
 
 class Script:

@@ -24,7 +24,6 @@ from factories.tiny_bandit import (
     WORDS,
     fit,
     kl,
-    make_reference,
     next_distribution,
     problem_of,
     reward,
@@ -35,17 +34,6 @@ from factories.tiny_bandit import (
 
 BOTH = Weights((0.3, 0.7))
 FEW = {"n": 4, "max_completion_length": 1, "learning_rate": 1e-3, "batch_size": 16}
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_reference(tmp_path_factory.mktemp("one") / "model")
-
-
-@pytest.fixture(scope="module")
-def many_tokens(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A model whose responses end at the end token only."""
-    return make_reference(tmp_path_factory.mktemp("many") / "model", one_token=False)
 
 
 def prompt_rows(count: int) -> list[dict[str, Any]]:

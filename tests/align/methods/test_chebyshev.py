@@ -21,17 +21,11 @@ from factories.tiny_bandit import (
     RL,
     WORDS,
     fit,
-    make_reference,
     next_distribution,
     reward,
 )
 
 HALF, ONES = (0.5, 0.5), (1.0, 1.0)
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_reference(tmp_path_factory.mktemp("reference") / "model")
 
 
 def train(config: Any, *, reference: str, out: Path, weights: Weights, **data: Any) -> tuple[str, dict[str, Any]]:

@@ -29,7 +29,6 @@ from factories.tiny_bandit import (
     WORDS,
     fit,
     kl,
-    make_reference,
     next_distribution,
     optimum,
     problem_of,
@@ -40,16 +39,6 @@ from factories.tiny_bandit import (
 )
 
 METHODS: dict[str, Any] = {"panacea": panacea, "pblora": pblora, "joint_soup": joint_soup}
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_reference(tmp_path_factory.mktemp("reference") / "model")
-
-
-@pytest.fixture(scope="module")
-def many_tokens(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_reference(tmp_path_factory.mktemp("many") / "model", one_token=False)
 
 
 # -------------------------------------------------------------------------------------------------- drawn preferences

@@ -33,7 +33,6 @@ from factories.tiny_bandit import (
     RL,
     WORDS,
     fit,
-    make_reference,
     make_tokenizer,
     pair_rows,
     reward,
@@ -41,16 +40,6 @@ from factories.tiny_bandit import (
 )
 
 PAIRS = {"beta": BETA, "learning_rate": 5e-3, "batch_size": 128, "tau": 0.4, "levels": 10}
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_reference(tmp_path_factory.mktemp("reference") / "model")
-
-
-@pytest.fixture(scope="module")
-def many_tokens(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_reference(tmp_path_factory.mktemp("many") / "model", one_token=False)
 
 
 @pytest.fixture(scope="module")

@@ -38,16 +38,6 @@ from factories.tiny_bandit import (
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_reference(tmp_path_factory.mktemp("reference") / "model")
-
-
-@pytest.fixture(scope="module")
-def many_tokens(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_reference(tmp_path_factory.mktemp("many") / "model", one_token=False)
-
-
-@pytest.fixture(scope="module")
 def start(many_tokens: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     return tagged_checkpoint(many_tokens, tags=TAGS, out=tmp_path_factory.mktemp("tagged") / "model")
 

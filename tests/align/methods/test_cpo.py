@@ -21,7 +21,6 @@ from factories.tiny_bandit import (
     RESPONSES,
     WORDS,
     fit,
-    make_reference,
     pair_rows,
     problem_of,
     reward,
@@ -30,11 +29,6 @@ from factories.tiny_bandit import (
 
 WEIGHTS = [Weights((0.5, 0.5))]
 QUICK = {"beta": BETA, "learning_rate": 5e-3, "sft_learning_rate": 1e-2, "batch_size": 64}
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_reference(tmp_path_factory.mktemp("reference") / "model")
 
 
 # -------------------------------------------------------------------------------------------------------- the order R

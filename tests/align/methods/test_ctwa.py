@@ -20,16 +20,10 @@ from factories.tiny_bandit import (
     PROMPT_ROWS,
     RL,
     fit,
-    make_reference,
     same_weights,
 )
 
 SHORT = {**RL, "steps": 3, "batch_size": 24, "num_generations": 4, "logging_steps": 1}
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_reference(tmp_path_factory.mktemp("reference") / "model")
 
 
 def train(config: Any, *, reference: str, out: Path, weights: Weights, **data: Any) -> tuple[str, dict[str, Any]]:

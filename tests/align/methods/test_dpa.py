@@ -22,7 +22,6 @@ from factories.tiny_bandit import (
     PROMPTS,
     WORDS,
     fit,
-    make_reference,
     next_distribution,
     pair_rows,
     reward,
@@ -34,11 +33,6 @@ QUICK = {
     "learning_rate": 1e-2, "batch_size": 64, "rounds": 2, "prompts_per_round": 64, "n": 4, "beta": BETA,
     "max_completion_length": 1,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_reference(tmp_path_factory.mktemp("reference") / "model")
 
 
 def test_the_best_is_that_of_the_largest_projection() -> None:

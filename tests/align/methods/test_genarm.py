@@ -40,11 +40,6 @@ from factories.tiny_bandit import (
 WEIGHTS = Weights((0.3, 0.7))
 
 
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_reference(tmp_path_factory.mktemp("reference") / "model")
-
-
 # -------------------------------------------------------------------------------------------------------------- decode
 
 

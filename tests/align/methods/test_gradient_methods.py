@@ -40,17 +40,11 @@ from factories.tiny_bandit import (
     BETA,
     PROMPTS,
     fit,
-    make_reference,
     pair_rows,
     same_weights,
 )
 
 COMBINERS = ("sum", "mgda", "pcgrad", "cagrad", "nash_mtl", "raco")
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_reference(tmp_path_factory.mktemp("reference") / "model")
 
 
 def dpo_gradients(reference: str, rows: Sequence[Any], *, tau: float, beta: float = BETA) -> np.ndarray:

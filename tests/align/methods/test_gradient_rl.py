@@ -39,7 +39,6 @@ from factories.tiny_bandit import (
     WORDS,
     fit,
     kl,
-    make_reference,
     next_distribution,
     optimum,
     problem_of,
@@ -48,11 +47,6 @@ from factories.tiny_bandit import (
     scalarised,
     workspace,
 )
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_reference(tmp_path_factory.mktemp("reference") / "model")
 
 
 def morlhf_trainer(

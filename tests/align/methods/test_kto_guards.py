@@ -20,7 +20,6 @@ from factories.made_kto import BOTH, FEW, four
 from factories.tiny_bandit import (
     OBJECTIVES,
     fit,
-    make_reference,
     pair_rows,
     same_weights,
     workspace,
@@ -28,8 +27,8 @@ from factories.tiny_bandit import (
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_reference(tmp_path_factory.mktemp("reference") / "model", one_token=False)
+def reference(many_tokens: str) -> str:
+    return many_tokens
 
 
 # ------------------------------------------------------------------------------------------------------ generic guards

@@ -30,7 +30,6 @@ from factories.tiny_bandit import (
     WORDS,
     fit,
     kl,
-    make_reference,
     next_distribution,
     optimum,
     problem_of,
@@ -41,11 +40,6 @@ from factories.tiny_bandit import (
 )
 
 TRAINING = {**RL, "batch_size": 192, "scheduler": "linear", "logging_steps": 5}
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_reference(tmp_path_factory.mktemp("reference") / "model")
 
 
 def exact(model: str, reference: str) -> tuple[float, float, float]:

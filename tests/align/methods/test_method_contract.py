@@ -23,7 +23,7 @@ from align.policies.load import load_family
 from align.preferences import Direction, Targets, Thresholds, Weights
 from align.runs import Ledger, Workspace
 from docs.generate.methods_page import facts, rewritten, table
-from factories.tiny_bandit import PROMPT_ROWS, TableReward, make_reference, next_distribution, pair_rows
+from factories.tiny_bandit import PROMPT_ROWS, TableReward, next_distribution, pair_rows
 from recipes.pipeline.specialists import with_specialists
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -97,11 +97,6 @@ def fit(name: str, *, reference: str, out: Path, preferences: Any, count: int = 
 def problem_of(count: int, **fields: Any) -> Problem:
     """`count` objectives with comparisons and prompts."""
     return Problem(**{"objectives": objectives(count), "comparisons": rows(count), "prompts": PROMPT_ROWS, **fields})
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_reference(tmp_path_factory.mktemp("reference") / "model")
 
 
 def answers(family: Any, name: str, weights: Weights, count: int = 2) -> Any:

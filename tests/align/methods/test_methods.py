@@ -27,7 +27,6 @@ from factories.tiny_bandit import (
     RL,
     fit,
     kl,
-    make_reference,
     next_distribution,
     optimum,
     pair_rows,
@@ -36,11 +35,6 @@ from factories.tiny_bandit import (
     scalarised,
     workspace,
 )
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_reference(tmp_path_factory.mktemp("reference") / "model")
 
 
 def regrets(model: str, reference: str, weights: Sequence[float]) -> tuple[float, float]:

@@ -25,7 +25,6 @@ from factories.tiny_bandit import (
     WORDS,
     fit,
     kl,
-    make_reference,
     next_distribution,
     optimum,
     pair_rows,
@@ -33,11 +32,6 @@ from factories.tiny_bandit import (
 )
 
 WEIGHTS = Weights((0.3, 0.7))
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_reference(tmp_path_factory.mktemp("reference") / "model")
 
 
 def distribution(policy: Any, prompt: str) -> list[float]:

@@ -38,11 +38,6 @@ WEIGHTS = Weights((0.3, 0.7))
 QUICK = {**PAIRS, "epochs": 1.0, "batch_size": 16, "draws": 1}
 
 
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_reference(tmp_path_factory.mktemp("reference") / "model")
-
-
 def test_the_loss_by_hand() -> None:
     """Margin log 3 at beta 1: sigmoid 3/4. The first won for objective one alone: .2 log(4/3) + .8 log 4."""
     margin, weights = torch.tensor([math.log(3)] * 3), torch.tensor([[0.2, 0.8], [1.0, 0.0], [0.2, 0.8]])

@@ -32,11 +32,6 @@ NAN = math.nan
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_reference(tmp_path_factory.mktemp("one") / "model")
-
-
-@pytest.fixture(scope="module")
 def many_tokens(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A model whose responses end at the end token only."""
     return make_reference(tmp_path_factory.mktemp("many") / "model", one_token=False, sharpness=3.0)

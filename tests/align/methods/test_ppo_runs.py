@@ -34,11 +34,6 @@ from factories.tiny_bandit import (
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_reference(tmp_path_factory.mktemp("one") / "model")
-
-
-@pytest.fixture(scope="module")
 def many_tokens(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A model whose responses end at the end token only."""
     return make_reference(tmp_path_factory.mktemp("many") / "model", one_token=False, sharpness=3.0)

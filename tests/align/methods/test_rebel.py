@@ -17,7 +17,7 @@ from align.models import load_model, load_tokenizer
 from align.policies.base import ModelPolicy
 from align.preferences import Weights
 from align.runs import Ledger, open_run
-from factories.tiny_bandit import OBJECTIVES, PROMPTS, RESPONSES, fit, make_reference, pair_rows, reward, same_weights
+from factories.tiny_bandit import OBJECTIVES, PROMPTS, RESPONSES, fit, pair_rows, reward, same_weights
 
 SHORT: dict[str, Any] = {"beta": 0.5, "learning_rate": 1e-3, "batch_size": 16, "logging_steps": 1}
 # Three pairs whose responses differ in length, and the w . r of both responses of each.
@@ -30,8 +30,8 @@ VALUES = {"p": (0.9, 0.2), "q": (0.1, 0.4), "r": (0.3, 0.3)}
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_reference(tmp_path_factory.mktemp("reference") / "model", one_token=False)
+def reference(many_tokens: str) -> str:
+    return many_tokens
 
 
 def logp(model: Any, tokenizer: Any, prompt: str, response: str) -> torch.Tensor:

@@ -26,7 +26,6 @@ from factories.tiny_bandit import (
     RESPONSES,
     WORDS,
     fit,
-    make_reference,
     make_tokenizer,
     pair_rows,
     reward,
@@ -38,11 +37,6 @@ QUICK = {
     "learning_rate": 1e-2, "batch_size": 64, "epochs": 1.0, "online_rounds": 2, "online_samples": 64, "replay": 32,
     "online_learning_rate": 1e-3, "max_completion_length": 1, "beta": BETA,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_reference(tmp_path_factory.mktemp("reference") / "model")
 
 
 # --------------------------------------------------------------------------------------------- targets and the filter

@@ -38,16 +38,6 @@ def name_of(config: AdapterConfig) -> str:
     return f"{config.kind}{'' if config.products else '-straight'}{'-rest' if config.rest else ''}"
 
 
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_reference(tmp_path_factory.mktemp("reference") / "model")
-
-
-@pytest.fixture(scope="module")
-def many_tokens(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_reference(tmp_path_factory.mktemp("many") / "model", one_token=False)
-
-
 def layer_of(config: AdapterConfig, *, i: int = 6, o: int = 5, seed: int = 0) -> Any:
     torch.manual_seed(seed)
     preferences = adapters.Preferences(config.objectives)

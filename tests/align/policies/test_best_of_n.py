@@ -29,7 +29,7 @@ from align.testbed.exact import ExactModel, outcome
 from align.testbed.tabular import HardBestOfN, gold_table, hard_best_of_n_gain
 from align.testbed.world import World
 from factories import tiny_world
-from factories.tiny_bandit import OBJECTIVES, PROMPTS, WORDS, fit, make_reference, next_distribution, reward, scalarised
+from factories.tiny_bandit import OBJECTIVES, PROMPTS, WORDS, fit, next_distribution, reward, scalarised
 from recipes.commands import evaluate, finetune
 from recipes.pipeline.sampling import Point, Sampling, sample_answers
 
@@ -40,11 +40,6 @@ BOTH = Weights((0.3, 0.7))
 def listed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(families.KINDS, "best_of_n", BestOfNFamily)
     monkeypatch.setitem(METHODS, "best_of_n", best_of_n)
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_reference(tmp_path_factory.mktemp("reference") / "model")
 
 
 # ------------------------------------------------------------------------------------------------- the law, exactly

@@ -35,17 +35,6 @@ TOKENS = Tags(("one", "two"), tokens=True)
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_reference(tmp_path_factory.mktemp("reference") / "model")
-
-
-@pytest.fixture(scope="module")
-def many_tokens(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A reference whose responses end at the end token only."""
-    return make_reference(tmp_path_factory.mktemp("many") / "model", one_token=False)
-
-
-@pytest.fixture(scope="module")
 def start(reference: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     return tagged_checkpoint(reference, tags=TOKENS, out=tmp_path_factory.mktemp("tagged") / "model")
 
