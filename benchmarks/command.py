@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from align.errors import UserError, guarded
-from align.runs import Call
+from align.runs import Call, read_json
 
 
 def parser(about: str, *, module: str) -> argparse.ArgumentParser:
@@ -44,10 +44,12 @@ def command_line(module: str) -> str:
 
 
 def read_table(file: Path, *, hint: str) -> dict[str, object]:
-    """A JSON table; UserError with the command that makes it where it is missing."""
+    """A JSON table; UserError with the command that makes it where it is missing, or the place of its damage."""
     if not file.is_file():
         raise UserError(f"{file} is missing; {hint}")
-    values: dict[str, object] = json.loads(file.read_text(encoding="utf-8"))
+    values = read_json(file)
+    if not isinstance(values, dict):
+        raise UserError(f"{file} is damaged (no JSON object); {hint}")
     return values
 
 
