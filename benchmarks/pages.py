@@ -27,13 +27,16 @@ def stated(entry: Entry, digits: int = 3) -> str:
     return f"{num(entry['value'], digits)} {interval(entry['ci'], digits)}"
 
 
-def both(entry: Entry, *, digits: int = 3, sign: bool = False) -> str:
-    """A value, its interval over seeds, and that over base items; null where there is no value."""
+def ranged(entry: Entry, *, digits: int = 3, sign: bool = False) -> str:
+    """A value and one interval, over training seeds, else over base items; null where there is no value.
+
+    The other interval stays in the JSON. Fewer than three seeds have no interval: then the items' is marked as such.
+    """
     if entry["value"] is None:
         return "null"
-    shown = (signed if sign else num)(entry["value"], digits)
-    pairs = [interval(entry[name], digits) or "(none)" for name in ("ci_seeds", "ci_items")]
-    return f"{shown} {pairs[0]} {pairs[1]}"
+    value = (signed if sign else num)(entry["value"], digits)
+    seeds, items = (interval(entry[name], digits) for name in ("ci_seeds", "ci_items"))
+    return f"{value} {seeds}" if seeds else f"{value} {items} (items)" if items else value
 
 
 def excludes_zero(entry: Entry) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.pages import Entry, at, both, excludes_zero, named, table
+from benchmarks.pages import Entry, at, excludes_zero, named, ranged, table
 from benchmarks.shift.words import changed_pairs, displacement_table, rank_sentence
 from evals.report.words import interval, num, signed
 
@@ -14,11 +14,11 @@ def matrix_table(found: Entry) -> list[str]:
     splits = list(found["matrix"]["reference"])
     shown = []
     for row, entries in found["matrix"].items():
-        cells = [both(entries[s]["mismatched"]) for s in splits]
+        cells = [ranged(entries[s]["mismatched"]) for s in splits]
         bold = [entries[s]["held_out"] and row != "reference" for s in splits]
         marked = [f"**{cell}**" if out else cell for cell, out in zip(cells, bold, strict=True)]
         trained = "" if row == "reference" else ", ".join(map(str, found["arms"][row]))
-        shown.append([row, trained, both(found["plain"][row]), *marked])
+        shown.append([row, trained, ranged(found["plain"][row]), *marked])
     return table(["arm", "trained on spellings", "regret, plain", *splits], shown)
 
 
@@ -29,9 +29,9 @@ def reduction_table(found: Entry) -> list[str]:
         held = group["held_out"]
         if held is None or name == EXPLAINS:
             continue
-        cells = [both(held["mismatched"]), both(held["regret"])]
+        cells = [ranged(held["mismatched"]), ranged(held["regret"])]
         for of in ("mismatched_reduction", "regret_reduction"):
-            cells.append("baseline" if name == "plain" else both(held[of], sign=True))
+            cells.append("baseline" if name == "plain" else ranged(held[of], sign=True))
         shown.append([name, ", ".join(group["arms"]), *cells])
     head = ["training", "arms", "mismatched, held out", "regret, held out"]
     return table([*head, "mismatched: reduction", "regret: reduction"], shown)
@@ -40,7 +40,7 @@ def reduction_table(found: Entry) -> list[str]:
 def seen_table(found: Entry) -> list[str]:
     """The same on the families that were trained on."""
     shown = [
-        [name, both(group["seen"]["mismatched"]), both(group["seen"]["mismatched_reduction"], sign=True)]
+        [name, ranged(group["seen"]["mismatched"]), ranged(group["seen"]["mismatched_reduction"], sign=True)]
         for name, group in found["groups"].items()
         if group["seen"] is not None
     ]
@@ -57,30 +57,56 @@ def cost_table(found: Entry) -> list[str]:
         if name in ("plain", EXPLAINS):
             continue
         cost = group["cost"]
-        cells = [both(cost["J"], sign=True)]
-        cells += [both(entry, sign=True) for of in ("helpful", "harmless") for entry in cost[of]]
+        cells = [ranged(cost["J"], sign=True)]
+        cells += [ranged(entry, sign=True) for of in ("helpful", "harmless") for entry in cost[of]]
         seconds = sum(found["ledger"][arm]["cpu_seconds"] for arm in group["arms"]) / len(group["arms"])
-        shown.append([name, *cells, both(cost["kl"], digits=2, sign=True), num(seconds, 0)])
+        shown.append([name, *cells, ranged(cost["kl"], digits=2, sign=True), num(seconds, 0)])
     return table(head, shown)
+
+
+def mitigation_answer(found: Entry) -> str:
+    """The arm that lowers the regret on held-out families most, and what it costs on plain prompts."""
+    arms = {
+        name: group
+        for name, group in found["groups"].items()
+        if name not in ("plain", EXPLAINS) and group["held_out"] is not None
+    }
+    name = max(arms, key=lambda arm: arms[arm]["held_out"]["regret_reduction"]["value"])
+    held, cost = arms[name]["held_out"], arms[name]["cost"]["J"]
+    return (
+        f"- **What helps on a family of shifts that was held out**: most of all `{name}`, regret there "
+        f"{signed(-held['regret_reduction']['value'], 3)}, J on plain prompts {signed(cost['value'], 3)} (against "
+        "training on plain prompts alone)."
+    )
+
+
+def hh_answer(found: Entry) -> str:
+    """How many pairs of methods can be distinguished on plain prompts at all, and keep their order."""
+    pairs = [pair["verdict"] for shift in found["shifts"].values() for pair in shift["ranks"]["pairs"]]
+    led = sum(verdict in ("kept", "lost", "inverted") for verdict in pairs)
+    return (
+        f"- **On HH** ({found['prompts']} prompts, one training seed): of {len(pairs)} pairs of methods x shifts, "
+        f"{led} have a tested difference on plain prompts and {pairs.count('kept')} keep it."
+    )
 
 
 def mitigation_sentences(found: Entry) -> list[str]:
     """Whether training on families helps those held out, by how much, at what cost; and what the other arms do."""
     groups, lines = found["groups"], []
     base = groups["plain"]["held_out"]["mismatched"]
-    lines.append(f"- Trained on plain prompts alone, the mismatched part on the four families is {both(base)}.")
+    lines.append(f"- Trained on plain prompts alone, the mismatched part on the four families is {ranged(base)}.")
     for name, group in groups.items():
         held = group["held_out"]
         if name in ("plain", EXPLAINS) or held is None:
             continue
         cut, regret, cost = held["mismatched_reduction"], held["regret_reduction"], group["cost"]
         share = cut["value"] / base["value"]
-        sure = "both intervals exclude 0" if excludes_zero(cut) else "an interval includes 0"
+        sure = "both intervals exclude 0" if excludes_zero(cut) else "one of both intervals includes 0"
         (helpful,) = [e for e in cost["helpful"] if e["preference"] == [0.5, 0.5]]
         lines.append(
-            f"- `{name}` reduces it on families held out by {both(cut, sign=True)}, {num(100 * share, 0)} % ({sure}); "
-            f"the regret there is reduced by {both(regret, sign=True)}. On plain prompts J changes by "
-            f"{both(cost['J'], sign=True)}, helpfulness at (0.5, 0.5) by {both(helpful, sign=True)}."
+            f"- `{name}` reduces it on held-out families by {ranged(cut, sign=True)}, {num(100 * share, 0)} % "
+            f"({sure}); the regret there is reduced by {ranged(regret, sign=True)}. On plain prompts J changes by "
+            f"{ranged(cost['J'], sign=True)}, helpfulness at (0.5, 0.5) by {ranged(helpful, sign=True)}."
         )
     return [*lines, *graft_sentences(found)]
 
@@ -92,9 +118,9 @@ def graft_sentences(found: Entry) -> list[str]:
     if not done:
         return []
     families = {row: found["groups"][row]["held_out"]["regret"] for row in (*done, "plain")}
-    parts = [f"with {words[r]} {both(found['plain'][r])} plain, {both(families[r])} on the families" for r in done]
-    whole = f"with both {both(found['plain']['plain'])} plain, {both(families['plain'])} on the families"
-    start = both(found["plain"]["reference"])
+    parts = [f"with {words[r]} {ranged(found['plain'][r])} plain, {ranged(families[r])} on the families" for r in done]
+    whole = f"with both {ranged(found['plain']['plain'])} plain, {ranged(families['plain'])} on the families"
+    start = ranged(found["plain"]["reference"])
     return [f"- Where the learning sits: mean regret is {start} for the reference, {'; '.join([*parts, whole])}."]
 
 
@@ -134,7 +160,7 @@ def hh_utility_table(found: Entry) -> list[str]:
 
 
 def hh_section(found: Entry) -> list[str]:
-    """Real data: sampled responses under judges that no method trained on."""
+    """Real data: sampled responses under reward models that no method was trained on."""
     methods, judged = found["methods"], []
     for shift, entry in found["shifts"].items():
         falls = ", ".join(
@@ -153,11 +179,11 @@ def hh_section(found: Entry) -> list[str]:
         "Pairs of methods whose verdict changes:",
         "",
         *changed_pairs(found["shifts"]),
-        "Change of the judges' scores of the same responses when they read the shifted prompt, not the plain one:",
+        "Change of the held-out reward models' scores of the same responses when they read the shifted prompt:",
         "",
         *judged,
         "",
-        "Displacement of each preference's point (helpful; harmless, in judges' units):",
+        "Displacement of each preference's point (helpful; harmless, in units of the held-out reward models):",
         "",
     ]
     for shift, entry in found["shifts"].items():

@@ -1,11 +1,29 @@
-"""The shift page's tables and sentences on exact fronts: numbers with their two intervals, who retains what."""
+"""The shift page's tables and sentences on exact fronts: numbers with an interval, gains retained, ranks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.pages import Entry, at, both, excludes_zero, named, table
+from benchmarks.pages import Entry, at, excludes_zero, named, ranged, table
 from evals.report.words import interval, num, signed
+
+
+def front_answers(front: Entry) -> list[str]:
+    """A line for each shift: both parts of the drop, the gain retained, and whether the ranking is kept."""
+    lines = []
+    for shift, found in front["shifts"].items():
+        rows, methods, tau = found["rows"], front["methods"], found["ranks"]["kendall_tau"]
+        lost = [rows[row]["mismatched"]["value"] for row in methods]
+        clear = sum(excludes_zero(rows[row]["mismatched"]) for row in methods)
+        kept = [v for row in methods if (v := rows[row]["gain_retained"]["value"]) is not None]
+        gain = f"; gain retained {num(min(kept), 2)} to {num(max(kept), 2)}" if kept else ""
+        order = "" if tau is None else f"; Kendall's tau of the ranking with the plain one {num(tau, 2)}"
+        lines.append(
+            f"- **{shift}**: the optimum loses {num(rows[methods[0]]['competing']['value'], 3)} (competing), methods "
+            f"lose {num(min(lost), 3)} to {num(max(lost), 3)} more (mismatched; above 0 for {clear} of {len(methods)})"
+            f"{gain}{order}."
+        )
+    return lines
 
 
 def front_sentences(front: Entry) -> list[str]:
@@ -19,16 +37,16 @@ def front_sentences(front: Entry) -> list[str]:
         clear = [row for row in methods if excludes_zero(rows[row]["mismatched"])]
         text = (
             f"- **{shift}**: even the optimum changes by {signed(-competing['value'], 4)} in J (competing part "
-            f"{both(competing, digits=4)}); the mismatched part runs from {num(parts[least], 4)} ({least}) to "
-            f"{num(parts[most], 4)} ({most}) and is told apart from 0 by both intervals for "
+            f"{ranged(competing, digits=4)}); the mismatched part is between {num(parts[least], 4)} ({least}) and "
+            f"{num(parts[most], 4)} ({most}), and differs from 0 by both intervals (over seeds, over topics) for "
             f"{len(clear)} of {len(methods)} methods{': ' + ', '.join(clear) if 0 < len(clear) < len(methods) else ''}."
         )
         kept = {r: rows[r]["gain_retained"]["value"] for r in methods if rows[r]["gain_retained"]["value"] is not None}
         if kept:
             low, high = min(kept, key=kept.get), max(kept, key=kept.get)  # type: ignore[arg-type]
             text += (
-                f" Gain retained: from {both(rows[low]['gain_retained'], digits=2)} ({low}) to "
-                f"{both(rows[high]['gain_retained'], digits=2)} ({high})."
+                f" Gain retained: from {ranged(rows[low]['gain_retained'], digits=2)} ({low}) to "
+                f"{ranged(rows[high]['gain_retained'], digits=2)} ({high})."
             )
         lines.append(text + " " + rank_sentence(found["ranks"], methods))
     return lines
@@ -47,8 +65,8 @@ def rank_sentence(ranks: Entry, methods: Sequence[str]) -> str:
         text += f"; moved: {', '.join(moved)}{backed}"
     return (
         f"{text} (Kendall's tau {tau}). Of {len(ranks['pairs'])} pairs of methods, {counts['kept']} keep a tested "
-        f"lead, {counts['lost']} are told apart on plain prompts alone, {counts['inverted']} invert and "
-        f"{counts['new']} are told apart under the shift alone."
+        f"lead, {counts['lost']} differ on plain prompts only, {counts['inverted']} invert and "
+        f"{counts['new']} differ under the shift only."
     )
 
 
@@ -56,7 +74,7 @@ def gain_table(front: Entry) -> list[str]:
     rows = [*front["methods"], *front["controls"]]
     shifts = front["shifts"].values()
     shown = [
-        [named(row, front["controls"]), *(both(s["rows"][row]["gain_retained"], digits=2) for s in shifts)]
+        [named(row, front["controls"]), *(ranged(s["rows"][row]["gain_retained"], digits=2) for s in shifts)]
         for row in rows
     ]
     reasons = {
@@ -72,11 +90,11 @@ def gain_table(front: Entry) -> list[str]:
 def split_table(front: Entry) -> list[str]:
     tables = [found["rows"] for found in front["shifts"].values()]
     some = front["methods"][0]
-    first = ["competing part (any row)", *(both(rows[some]["competing"], digits=4) for rows in tables)]
+    first = ["competing part (any row)", *(ranged(rows[some]["competing"], digits=4) for rows in tables)]
     shown = []
     for row in [*front["methods"], *front["controls"]]:
         name = f"{named(row, front['controls'])}: mismatched"
-        shown.append([name, *(both(rows[row]["mismatched"], digits=4) for rows in tables)])
+        shown.append([name, *(ranged(rows[row]["mismatched"], digits=4) for rows in tables)])
     return table(["part of the drop in J", *front["shifts"]], [first, *shown])
 
 
@@ -88,7 +106,7 @@ def regret_table(front: Entry) -> list[str]:
         for side in ("none", *front["shifts"]):
             ranks = front["shifts"][side if side != "none" else next(iter(front["shifts"]))]["ranks"]
             place = ranks["ranks_home" if side == "none" else "ranks_away"].get(row)
-            cells.append(both(front["regret"][row][side], digits=4) + (f"; rank {place}" if place else ""))
+            cells.append(ranged(front["regret"][row][side], digits=4) + (f"; rank {place}" if place else ""))
         shown.append(cells)
     return table(["row", "none", *front["shifts"]], shown)
 
@@ -103,9 +121,9 @@ def changed_pairs(shifts: Entry) -> list[str]:
             sides = []
             for side in ("home", "away"):
                 test = pair[side]
-                seeds = f" {interval(test['ci_seeds'])}" if test.get("ci_seeds") else ""
+                one = interval(test.get("ci_seeds") or test["ci"])
                 p = "p < 0.0001" if test["p_holm"] < 1e-4 else f"p {num(test['p_holm'], 4)}"
-                sides.append(f"{signed(test['difference'])}{seeds} {interval(test['ci'])}, {p}")
+                sides.append(f"{signed(test['difference'])} {one}, {p}")
             shown.append([shift, " − ".join(pair["pair"]), pair["verdict"], *sides])
     if not shown:
         return ["No pair's verdict changes under any shift.", ""]
@@ -126,5 +144,4 @@ def displacement_table(
 
 
 def _moved(entry: Entry) -> str:
-    pairs = " ".join(interval(entry[n], 2) for n in ("ci_seeds", "ci_items") if entry[n] is not None)
-    return f"{signed(entry['value'], 2)} {pairs}"
+    return f"{signed(entry['value'], 2)} {interval(entry['ci_seeds'] or entry['ci_items'], 2)}".rstrip()

@@ -181,7 +181,7 @@ def test_the_page_ranks_by_regret_share_and_escapes_in_figures(tmp_path: Path) -
     found["methods"]["a"]["contender"] = False
     page.write_page(found | {"split": "heldout_topics"}, folder=tmp_path / "other", command="")
     other = (tmp_path / "other" / "testbed.md").read_text()
-    assert "2 rows and 1 controls" in other and "Best: `b`" in other and "exact on held-out topics" in other
+    assert "2 rows and 1 negative controls" in other and "Best: `b`" in other and "exact on held-out topics" in other
     figure = (tmp_path / "testbed-default-shares.svg").read_text()
     assert "<i>" not in figure and "&lt;i&gt;" in figure
     assert json.loads((tmp_path / "testbed.json").read_text())["seeds"] == [0]
