@@ -243,11 +243,11 @@ class BestOfNFamily:
 
 def _entry(objective: Objective | None, folder: Path) -> dict[str, object] | None:
     """What `build_objective` makes a reward model of again; None for any other objective."""
-    from align.objectives import RewardModelObjective, SharedRewardModel
+    from align.objectives import OBJECTIVES, RewardModelObjective
 
     if not isinstance(objective, RewardModelObjective):
         return None
-    kind = {RewardModelObjective: "reward_model", SharedRewardModel: "shared_reward_model"}.get(type(objective))
+    kind = next((name for name, make in OBJECTIVES.items() if make is type(objective)), None)
     if kind is None:
         return None
     kept = {key: getattr(objective, key) for key in ("scale", "shift", "batch_size")}
