@@ -58,7 +58,7 @@ class Patience:
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise UserError(f"{name}={value} of an API: give a number above 0")
         if self.max_retries < 0 or self.max_concurrency < 1:
-            raise UserError("an API needs max_retries of 0 or more and max_concurrency of 1 or more; mend the two")
+            raise UserError("an API needs max_retries of 0 or more and max_concurrency of 1 or more; fix the two")
 
 
 class Pace:

@@ -30,7 +30,7 @@ class ClassifierJudge:
     ) -> None:  # fmt: skip
         low, high = unclear
         if not 0 <= low <= high <= 1 or batch_size < 1:
-            raise UserError("a classifier judge needs unclear within [0, 1] and batch_size of 1 or more; mend these")
+            raise UserError("a classifier judge needs unclear within [0, 1] and batch_size of 1 or more; fix these")
         self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
         self.pair, self.unclear, self.batch_size = pair, unclear, batch_size
         self.refused = _class_index(model.config, refused)

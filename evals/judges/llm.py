@@ -70,10 +70,10 @@ def load_rubric(path: str | Path = RUBRIC) -> str:
     except OSError as error:
         raise UserError(f"{path}: no rubric to read ({error.strerror}); check the path") from None
     except (yaml.YAMLError, UnicodeDecodeError):
-        raise UserError(f"{path}: a rubric is YAML in UTF-8 with a key 'text'; mend the file") from None
+        raise UserError(f"{path}: a rubric is YAML in UTF-8 with a key 'text'; fix the file") from None
     text = content.get("text") if isinstance(content, dict) else None
     if not isinstance(text, str) or set(_PLACES.findall(text)) != {"mark", "request", "response"}:
-        raise UserError(f"{path}: a rubric's 'text' must hold {{request}}, {{response}} and {{mark}}; mend the file")
+        raise UserError(f"{path}: a rubric's 'text' must hold {{request}}, {{response}} and {{mark}}; fix the file")
     return text
 
 

@@ -50,7 +50,7 @@ def rate(
         why = ", ".join(f"{reason} {n}" for reason, n in missing.most_common()) or "there is none"
         raise UserError(
             f"no rate of {of}: {lost} of {total} verdicts are missing ({why}), at most {max_missing:.0%} may be; "
-            "mend the cause and run again (only these are asked again), or raise max_missing"
+            "fix the cause and run again (only these are asked again), or raise max_missing"
         )
     labels = range(total) if clusters is None else clusters
     placed = zip(verdicts, labels, strict=True)

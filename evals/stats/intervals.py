@@ -174,7 +174,7 @@ def expanded_level(n: int, *, level: float = LEVEL) -> float:
     """The level whose percentiles make a bootstrap over `n` items as wide as t with s^2 / n is: above `level`.
 
     Resampling estimates the variance as `(n - 1) / n` of the unbiased one, and percentiles are those of a normal law.
-    Both are mended by the tail `Phi(-t_{n-1} sqrt(n / (n - 1)))` (Hesterberg 2015, section 4.5): 20 items
+    Both are fixed by the tail `Phi(-t_{n-1} sqrt(n / (n - 1)))` (Hesterberg 2015, section 4.5): 20 items
     at .95 ask for the percentiles of .968.
     """
     from scipy.special import ndtr

@@ -192,7 +192,7 @@ def known(value: Any, meaning: Mapping[Any, str], *, column: str, place: str) ->
     """What a label means; UserError that lists the known ones."""
     if isinstance(value, (str, int, bool)) and value in meaning:
         return meaning[value]
-    raise UserError(f"{place}: {column} {value!r} is not one of {', '.join(map(str, meaning))}; mend the row")
+    raise UserError(f"{place}: {column} {value!r} is not one of {', '.join(map(str, meaning))}; fix the row")
 
 
 def chance(items: Iterable[Item]) -> float | None:

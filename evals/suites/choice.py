@@ -25,9 +25,9 @@ def closed(
     """An item with at least two different choices and the index of the right one."""
     texts = [str(choice).strip() for choice in choices]
     if len(texts) < 2 or len(set(texts)) < len(texts) or not all(texts):
-        raise UserError(f"{place}: it needs at least two choices, all different and none empty; mend the row")
+        raise UserError(f"{place}: it needs at least two choices, all different and none empty; fix the row")
     if isinstance(target, bool) or not isinstance(target, int) or not 0 <= target < len(texts):
-        raise UserError(f"{place}: the target {target!r} is no index of its {len(texts)} choices; mend the row")
+        raise UserError(f"{place}: the target {target!r} is no index of its {len(texts)} choices; fix the row")
     return Item(
         row_id(row), request, label=label, group=group, choices=tuple(texts), target=target, columns=columns or {}
     )

@@ -114,7 +114,7 @@ def _safety(row: Row, place: str) -> Item:
 def _choice(row: Row, place: str) -> Item:
     choices, target = row["choices"], row["target"]
     if not isinstance(choices, list):
-        raise UserError(f"{place}: column 'choices' must be a list; mend the row")
+        raise UserError(f"{place}: column 'choices' must be a list; fix the row")
     if isinstance(target, str) and target in choices:
         target = choices.index(target)
     before, request = _prompt(row, place)
@@ -134,7 +134,7 @@ def _choice(row: Row, place: str) -> Item:
 def _qa(row: Row, place: str) -> Item:
     answers = row["answers"]
     if not isinstance(answers, list) or not answers or not all(isinstance(a, str) and a.strip() for a in answers):
-        raise UserError(f"{place}: column 'answers' must be a list of texts, none empty; mend or delete the row")
+        raise UserError(f"{place}: column 'answers' must be a list of texts, none empty; fix or delete the row")
     return _item(row, place, label=str(row.get("label") or ""), target=answers[0])
 
 
@@ -158,7 +158,7 @@ def _twins_known(build: Build) -> Build:
         ids = {item.id for item in items}
         for (place, _), item in zip(placed, items, strict=True):
             if item.twin is not None and item.twin not in ids:
-                raise UserError(f"{place}: its twin {item.twin!r} is not in the file; mend the id or leave 'twin' out")
+                raise UserError(f"{place}: its twin {item.twin!r} is not in the file; fix the id or leave 'twin' out")
         return items
 
     return checked

@@ -45,7 +45,7 @@ def _qa(row: Row, place: str) -> Item:
     """A passage and a question; clusters are passages. `columns["answers"]` are all that count as right."""
     answers = row["answers"]
     if not isinstance(answers, list) or not answers or not all(isinstance(a, str) and a.strip() for a in answers):
-        raise UserError(f"{place}: column 'answers' must be a list of texts, none empty; mend or delete the row")
+        raise UserError(f"{place}: column 'answers' must be a list of texts, none empty; fix or delete the row")
     context, question = text_of(row, "context", place=place), text_of(row, "question", place=place)
     return Item(
         row_id(row),

@@ -35,7 +35,7 @@ def _rm_bench(row: Row, place: str) -> Item:
     """Three styles of each side, plainest first; a row is in the easy, normal and hard comparisons at once."""
     for side in ("chosen", "rejected"):
         if not isinstance(row[side], list) or len(row[side]) != 3:
-            raise UserError(f"{place}: column '{side}' must be a list of three styles; mend the row")
+            raise UserError(f"{place}: column '{side}' must be a list of three styles; fix the row")
     styles = {"styles": list(row.get("styles") or ())}
     return pair(
         row, place=place, chosen=row["chosen"], rejected=row["rejected"], group=str(row["domain"]), columns=styles
@@ -45,7 +45,7 @@ def _rm_bench(row: Row, place: str) -> Item:
 def _judgebench(row: Row, place: str) -> Item:
     """`label` says which response is right."""
     if row["label"] not in ("A>B", "B>A"):
-        raise UserError(f"{place}: label {row['label']!r} is neither 'A>B' nor 'B>A'; mend the row")
+        raise UserError(f"{place}: label {row['label']!r} is neither 'A>B' nor 'B>A'; fix the row")
     better, worse = ("response_A", "response_B") if row["label"] == "A>B" else ("response_B", "response_A")
     source = str(row.get("source") or "")
     group = "mmlu-pro" if source.startswith("mmlu-pro") else source

@@ -94,7 +94,7 @@ def check_missing(found: Sequence[object], *, what: str, max_missing: float, of:
     if share > max_missing:
         reasons = ", ".join(f"{reason} {count}" for reason, count in gone.most_common())
         raise UserError(
-            f"{what}: {share:.0%} of the {of} are missing ({reasons}), more than {max_missing:.0%}; mend the cause "
+            f"{what}: {share:.0%} of the {of} are missing ({reasons}), more than {max_missing:.0%}; fix the cause "
             "and run the same command again, or raise --max-missing"
         )
 

@@ -16,9 +16,10 @@ from evals.backends.base import Completion, Generation
 from evals.items import Item, Message, Missing, Prompt, digest, seed_of
 from evals.measure.cells import Cell, ask
 from evals.measure.engine import Engine, cell_key
-from evals.measure.measurements import Choices, CompletionOf, Comprehension, RefusalMargin
+from evals.measure.measurements import Choices, CompletionOf, Comprehension, RefusalMargin, own_measurements
 from evals.measure.store import CellStore, locked
 from evals.shifts.base import Probe, Shift
+from evals.suites.base import SAFETY, Kind
 
 GENERATION = Generation(max_new_tokens=8)
 PLAIN = Shift("plain", "none", "none", lambda text, rng: Prompt.user(text))
@@ -181,6 +182,19 @@ def test_comprehension_asks_the_shifts_own_harmless_question(tmp_path: Path) -> 
     got = values(found, "comprehension")
     assert [v["read"] for v in got[:2]] == [True, True] and {t for t, _ in backend.asked} == {"SAY TEA"}
     assert [v.reason for v in got[2:]] == ["no_probe"] * 2
+
+
+def test_a_kind_of_suites_brings_a_rule_of_its_own(tmp_path: Path) -> None:
+    """The rule reads the decoded response; its version is in the key; most kinds have none."""
+    kind = Kind("words", {"length": True}, ("completion",), score=lambda item, text: {"length": len(text), "id": item.id})
+    made = [CompletionOf(GENERATION), *own_measurements(kind, made=kind.measures)]
+    cells = engine(Fake(), tmp_path / "c.jsonl").run(ask(ITEMS[:1], suite="s", shifts=[LOUD]), measurements=made)
+    assert values(cells, "score") == [{"length": len("you said question 0 "), "id": "i0"}]
+    gone = engine(Fake(fail="timeout"), tmp_path / "d.jsonl").run(cells[:1], measurements=made[:1])
+    assert own_measurements(kind, made=("margin",)) == [] == own_measurements(SAFETY, made=SAFETY.measures)
+    newer = own_measurements(replace(kind, score_version=2), made=kind.measures)[0]
+    assert cell_key(cells[0], measurement=newer, model="f0") != cell_key(cells[0], measurement=made[1], model="f0")
+    assert values(gone)[0].reason == "timeout"
 
 
 def test_choices_by_hand(tmp_path: Path) -> None:
