@@ -31,9 +31,9 @@ def benign_behind(tables: Tables, shift: str, *, refused: Table) -> Json | None:
         return None
     clusters = [tables.benign[i] for i in both]
     sides = {"refused": there, "refused_plain": plain}
-    found: Json = {"requests": len(both)}
-    found |= {n: share_of([v[i] for i in both], clusters_N=clusters).stated for n, v in sides.items()}
-    return found | {"taken_for_harmful": _taken(tables, shift)}
+    shares: Json = {"requests": len(both)}
+    shares |= {n: share_of([v[i] for i in both], clusters_N=clusters).stated for n, v in sides.items()}
+    return shares | {"taken_for_harmful": _taken(tables, shift)}
 
 
 def _taken(tables: Tables, shift: str) -> Json | None:

@@ -104,14 +104,14 @@ def calibrate(
     bounds that must be crossed even where the controls hardly vary. ValueError without a control that has a pull and a
     recognition.
     """
-    found = {name: _known(controls, name) for name in ("recognition", "pull", "distance")}
-    if not len(found["pull"]) or not len(found["recognition"]):
+    known = {name: _known(controls, name) for name in ("recognition", "pull", "distance")}
+    if not len(known["pull"]) or not len(known["recognition"]):
         raise ValueError("thresholds need controls with a pull and a recognition; measure a matched control")
-    far = float(np.quantile(found["distance"], 1 - tail)) if len(found["distance"]) else least.distance
+    far = float(np.quantile(known["distance"], 1 - tail)) if len(known["distance"]) else least.distance
     return Thresholds(
         comprehension=least.comprehension,
-        recognition=min(least.recognition, float(np.quantile(found["recognition"], tail))),
-        pull=max(least.pull, float(np.quantile(found["pull"], 1 - tail))),
+        recognition=min(least.recognition, float(np.quantile(known["recognition"], tail))),
+        pull=max(least.pull, float(np.quantile(known["pull"], 1 - tail))),
         distance=max(least.distance, far),
         source=f"{len(controls)} requests under {what}, all but {tail:.1%} of them within each bound",
     )
@@ -202,8 +202,8 @@ class Attribution:
         return {
             "shift": self.shift, "region": self.region, "requests": self.requests, "weighed": self.weighed,
             "fails": self.fails.stated, "fails_plain": self.fails_plain.stated, "new_failures": self.new_failures,
-            "shares": None if self.shares is None else {name: found.stated for name, found in self.shares.items()},
-            "signals": {name: None if found is None else found.stated for name, found in self.signals.items()},
+            "shares": None if self.shares is None else {name: one.stated for name, one in self.shares.items()},
+            "signals": {name: None if one is None else one.stated for name, one in self.signals.items()},
         }  # fmt: skip
 
 
@@ -224,7 +224,7 @@ def _weights(signals: Sequence[Signals]) -> tuple[str, list[float]]:
 def _one_shift(signals: Sequence[Signals], thresholds: Thresholds) -> Attribution:
     weighed, weights = _weights(signals)
     means = {name: _weighted(signals, name, weights) for name in SIGNALS}
-    found = region({name: mean.estimate if mean else None for name, mean in means.items()}, thresholds)
+    area = region({name: mean.estimate if mean else None for name, mean in means.items()}, thresholds)
     shares = None
     if weighed != "requests":
         regions = [region_of(s, thresholds) for s in signals]
@@ -234,7 +234,7 @@ def _one_shift(signals: Sequence[Signals], thresholds: Thresholds) -> Attributio
         }
     ones = [1.0] * len(signals)
     return Attribution(
-        shift=signals[0].shift, region=found, requests=len(signals), weighed=weighed, shares=shares, signals=means,
+        shift=signals[0].shift, region=area, requests=len(signals), weighed=weighed, shares=shares, signals=means,
         new_failures=sum(s.new_failure for s in signals), fails=_share(signals, [s.failed for s in signals], ones),
         fails_plain=_share(signals, [s.failed_plain for s in signals], ones),
     )  # fmt: skip

@@ -67,7 +67,7 @@ def signals_of(tables: Tables, *, shifts: Sequence[Shift]) -> list[Signals]:
     """The signals of every harmful request that was judged as plain text and under the shift, shift by shift."""
     measured = {shift.name: shift for shift in shifts}
     plain = tables.failed.get(NO_SHIFT, {})
-    found = []
+    signals = []
     for shift in shifts:
         if shift.name == NO_SHIFT:
             continue
@@ -78,7 +78,7 @@ def signals_of(tables: Tables, *, shifts: Sequence[Shift]) -> list[Signals]:
         pair, read = pull_pair(shift, measured), comprehension_of(tables, shift.name)
         for item, share in tables.failed.get(shift.name, {}).items():
             if item in plain and item in tables.harmful:
-                found.append(
+                signals.append(
                     Signals(
                         item=item, cluster=tables.harmful[item], shift=shift.name, failed=share,
                         failed_plain=plain[item], comprehension=read, recognition=left.get(item),
@@ -86,7 +86,7 @@ def signals_of(tables: Tables, *, shifts: Sequence[Shift]) -> list[Signals]:
                         repaired=1 - plain[item],
                     )
                 )  # fmt: skip
-    return found
+    return signals
 
 
 def _pull(margin: Table, pair: tuple[str, str] | None, item: str) -> float | None:

@@ -72,7 +72,7 @@ def estimates(
     weights: Sequence[float], count: int, seed: int,
 ) -> dict[str, Estimate]:  # fmt: skip
     """Prompt -> J and J* from `count` samples each of policy and reference."""
-    found = {}
+    by_prompt = {}
     for number, prompt in enumerate(prompts):
         sides = []
         for which, models in enumerate(((model, reference), (reference, model))):
@@ -80,5 +80,5 @@ def estimates(
             ids, logp = draw(models, prompt, count=count, max_tokens=world.config.max_tokens, rng=rng)
             values = np.array([scalarised(world, prompt, one, weights) for one in ids])
             sides.append(Samples(values, logp[which], logp[1 - which]))
-        found[prompt.text] = estimate(sides[0], sides[1], beta=world.config.beta)
-    return found
+        by_prompt[prompt.text] = estimate(sides[0], sides[1], beta=world.config.beta)
+    return by_prompt

@@ -32,18 +32,18 @@ class Case:
 def confusion(cases: Sequence[Case]) -> dict[str, dict[str, int]]:
     """truth -> found -> number of cases, every region named."""
     counts = Counter((case.truth, case.found) for case in cases)
-    return {truth: {found: counts[truth, found] for found in REGIONS} for truth in CLASSES}
+    return {truth: {named: counts[truth, named] for named in REGIONS} for truth in CLASSES}
 
 
 def _recalls(cases: Sequence[Case]) -> dict[str, tuple[float, int]]:
     """class -> (recall, number of trained models) of the classes that occur."""
-    found = {}
+    recalls = {}
     for truth in CLASSES:
-        mine = [case for case in cases if case.truth == truth]
-        if mine:
-            right = sum(case.found == truth for case in mine) / len(mine)
-            found[truth] = right, len({case.model for case in mine})
-    return found
+        planted = [case for case in cases if case.truth == truth]
+        if planted:
+            right = sum(case.found == truth for case in planted) / len(planted)
+            recalls[truth] = right, len({case.model for case in planted})
+    return recalls
 
 
 def balanced_accuracy(cases: Sequence[Case], *, seed: int = 0) -> Interval:
@@ -113,13 +113,13 @@ def agreement(
     a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     places = {name: np.flatnonzero([m == name for m in models]) for name in names}
     rng = np.random.default_rng(seed)
-    found = []
+    drawn = []
     for _ in range(draws):
         chosen = np.concatenate([places[names[i]] for i in rng.integers(len(names), size=len(names))])
-        found.append(rank_correlation(a[chosen].tolist(), b[chosen].tolist()))
+        drawn.append(rank_correlation(a[chosen].tolist(), b[chosen].tolist()))
     rho, tau = rank_correlation(a.tolist(), b.tolist())
     spearman, kendall = (
-        bootstrap_interval([f[k] for f in found], estimate=value, n=len(names), over="trained models")
+        bootstrap_interval([f[k] for f in drawn], estimate=value, n=len(names), over="trained models")
         for k, value in enumerate((rho, tau))
     )
     return Agreement(spearman, kendall, len(a))

@@ -77,9 +77,9 @@ def completion_text(reply: Any) -> tuple[str, bool]:
 def echoed_logprobs(reply: Any, *, text: str, continuation: str) -> tuple[float, int]:
     """(Sum in nats, tokens) of the continuation in a legacy completions reply that echoes `text + continuation`."""
     choices = getattr(reply, "choices", None)
-    found = getattr(choices[0], "logprobs", None) if isinstance(choices, list) and choices else None
-    offsets, values = getattr(found, "text_offset", None), getattr(found, "token_logprobs", None)
-    tokens = getattr(found, "tokens", None)
+    logprobs = getattr(choices[0], "logprobs", None) if isinstance(choices, list) and choices else None
+    offsets, values = getattr(logprobs, "text_offset", None), getattr(logprobs, "token_logprobs", None)
+    tokens = getattr(logprobs, "tokens", None)
     whole = text + continuation
     if not isinstance(offsets, list) or not isinstance(values, list) or not isinstance(tokens, list):
         raise Faulty("malformed", "the reply has no log-probabilities of tokens")

@@ -32,10 +32,10 @@ class Batcher:
         start = 0
         while start < len(order):
             chosen = order[start : start + self.size]
-            found = self._try(chosen, work)
-            if found is None:
+            done = self._try(chosen, work)
+            if done is None:
                 continue  # with half as many
-            for i, value in zip(chosen, found, strict=True):
+            for i, value in zip(chosen, done, strict=True):
                 results[i] = value
             start += len(chosen)
         return results

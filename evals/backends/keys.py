@@ -30,17 +30,17 @@ def variable_for(base_url: str, *, named: str | None = AUTO) -> str | None:
 
 def read_keys(entries: Sequence[str]) -> dict[str, str]:
     """{host: variable} from entries HOST=VARIABLE; UserError for another form, or a host that is named twice."""
-    found: dict[str, str] = {}
+    keys: dict[str, str] = {}
     for entry in entries:
         host, equals, variable = entry.partition("=")
         if not equals or not host or "/" in host or not variable.isidentifier():
             raise UserError(
                 "--api-key-env takes HOST=VARIABLE, the variable's name and not the key, as localhost:8000=MY_KEY"
             )
-        if host in found:
+        if host in keys:
             raise UserError(f"--api-key-env names the host {host} twice; keep one")
-        found[host] = variable
-    return found
+        keys[host] = variable
+    return keys
 
 
 def named_for(base_url: str, keys: Mapping[str, str]) -> str:

@@ -157,10 +157,10 @@ class OpenAIBackend:
         def ask(seconds: float) -> list[Any]:
             return list(self._client.models.list(timeout=self._timeout(seconds)).data or [])
 
-        found = self._caller.run([ask])[0]
-        listed = [] if isinstance(found, Missing) else [entry.to_dict() for entry in found]
-        mine: Json = next((entry for entry in listed if entry.get("id") == self.model), {})
-        return {key: mine[key] for key in DESCRIPTION if mine.get(key) is not None}
+        answers = self._caller.run([ask])[0]
+        listed = [] if isinstance(answers, Missing) else [entry.to_dict() for entry in answers]
+        own: Json = next((entry for entry in listed if entry.get("id") == self.model), {})
+        return {key: own[key] for key in DESCRIPTION if own.get(key) is not None}
 
     def _timeout(self, seconds: float) -> float:
         return max(0.001, min(self.patience.attempt_seconds, seconds))
@@ -272,8 +272,8 @@ class OpenAIChat:
         """Answers in order."""
         config = Generation(self.max_new_tokens, temperature=0.0)
         prompts = [Prompt.user(text) for text in instructions]
-        found = self.backend.generate(prompts, config=config, seeds=[0] * len(prompts))
-        return [_whole(completion) for completion in found]
+        answers = self.backend.generate(prompts, config=config, seeds=[0] * len(prompts))
+        return [_whole(completion) for completion in answers]
 
 
 def chat_of(spec: str, *, keys: Mapping[str, str] | None = None) -> OpenAIChat:

@@ -28,10 +28,10 @@ def is_reward_model(path: str) -> bool:
     if not file.is_file():  # a family of policies, an adapter, a hub id: the loader of policies says what is wrong
         return False
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{file}: not valid JSON ({error}); the model directory is damaged") from error
-    return any("SequenceClassification" in str(name) for name in found.get("architectures") or ())
+    return any("SequenceClassification" in str(name) for name in config.get("architectures") or ())
 
 
 class RewardBackend:
@@ -84,12 +84,12 @@ class RewardBackend:
         texts = [self._text(prompt) for prompt in prompts]
         results: list[tuple[float, bool] | Missing] = [t if isinstance(t, Missing) else Missing("lost") for t in texts]
         rows = [(i, text, f" {responses[i].strip()}") for i, text in enumerate(texts) if not isinstance(text, Missing)]
-        found = score(
+        scored = score(
             self.model, self.tokenizer, [text for _, text, _ in rows], [response for *_, response in rows],
             batch_size=self.batch_size,
         )  # fmt: skip
         limit = context_of(self.model)
-        for (i, text, response), value in zip(rows, found, strict=True):
+        for (i, text, response), value in zip(rows, scored, strict=True):
             cut = limit is not None and len(scored_ids(self.tokenizer, text, response)) > limit
             results[i] = (value, cut)
         return results

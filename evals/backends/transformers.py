@@ -136,12 +136,12 @@ class TransformersBackend:
         encoded = [self._fits(self.encode(prompt), more=config.max_new_tokens) for prompt in prompts]
         places = [i for i, ids in enumerate(encoded) if not isinstance(ids, Missing)]
         rows: list[list[int]] = [ids for ids in encoded if not isinstance(ids, Missing)]
-        found = self.batcher.run(
+        values = self.batcher.run(
             [len(ids) for ids in rows],
             work=lambda chosen: self._generate([rows[i] for i in chosen], config, [seeds[places[i]] for i in chosen]),
         )
         results: list[Completion | Missing] = [ids if isinstance(ids, Missing) else Missing("lost") for ids in encoded]
-        for place, completion in zip(places, found, strict=True):
+        for place, completion in zip(places, values, strict=True):
             results[place] = completion
         return results
 
@@ -205,8 +205,8 @@ class TransformersBackend:
         self, prompts: Sequence[Prompt], *, continuations: Sequence[str], end: bool = False
     ) -> list[tuple[float, int] | Missing]:
         """(Sum of log-probabilities in nats, number of tokens) of each continuation; with `end` its end token too."""
-        found = self.token_logprobs(prompts, continuations=continuations, end=end)
-        return [v if isinstance(v, Missing) else (float(sum(v)), len(v)) for v in found]
+        values = self.token_logprobs(prompts, continuations=continuations, end=end)
+        return [v if isinstance(v, Missing) else (float(sum(v)), len(v)) for v in values]
 
     def token_logprobs(
         self, prompts: Sequence[Prompt], *, continuations: Sequence[str], end: bool = False, left: bool = False

@@ -134,9 +134,9 @@ class VLLMBackend:
 
 def _summed(per_token: Any, ids: Sequence[int], start: int) -> tuple[float, int] | Missing:
     """Sum over the tokens from `start` on; entry t of vLLM's list maps token ids at place t to their Logprob."""
-    found = [(per_token[t] or {}).get(ids[t]) for t in range(start, len(ids))] if per_token else []
-    chosen = [entry for entry in found if entry is not None]
-    if not found or len(chosen) < len(found):
+    drawn = [(per_token[t] or {}).get(ids[t]) for t in range(start, len(ids))] if per_token else []
+    chosen = [entry for entry in drawn if entry is not None]
+    if not drawn or len(chosen) < len(drawn):
         return Missing("malformed", "vLLM gave no log-probability for a token of the continuation")
     return float(sum(entry.logprob for entry in chosen)), len(chosen)
 

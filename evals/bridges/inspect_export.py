@@ -36,7 +36,7 @@ def write_inspect_log(
     log_module = _inspect("inspect_ai.log")
     rows = list(rows)
     suite, model, fingerprint = _single(rows, path)
-    place = digest(suite, model, fingerprint)  # the same cells again are the same run in the viewer
+    key = digest(suite, model, fingerprint)  # the same cells again are the same run in the viewer
     names = _measurements(rows)
     samples = [_sample(row, names) for row in rows]
     failed = [name for name in ("completion", "verdict") if all(f"{name}.missing" in row for row in rows)]
@@ -49,7 +49,7 @@ def write_inspect_log(
         error=error,
         eval=log_module.EvalSpec(
             created=(created or datetime.now(UTC)).isoformat(timespec="seconds"),
-            task=suite, task_id=place, run_id=place, eval_id=place, model=f"align/{model}",
+            task=suite, task_id=key, run_id=key, eval_id=key, model=f"align/{model}",
             dataset=log_module.EvalDataset(name=suite, samples=len(rows), sample_ids=[s.id for s in samples]),
             config=log_module.EvalConfig(), metadata={"fingerprint": fingerprint},
             packages={"inspect_ai": version("inspect_ai")},
@@ -78,10 +78,10 @@ def _inspect(module: str) -> Any:
 
 def _single(rows: Sequence[Row], path: Path | str) -> tuple[str, str, str]:
     """The one suite, model and fingerprint of the rows."""
-    found = {(str(row["suite"]), str(row["model"]), str(row["fingerprint"])) for row in rows}
-    if len(found) != 1:
-        raise UserError(f"{path}: rows of {len(found)} suites or models; an Inspect log holds exactly one of each")
-    return found.pop()
+    seen = {(str(row["suite"]), str(row["model"]), str(row["fingerprint"])) for row in rows}
+    if len(seen) != 1:
+        raise UserError(f"{path}: rows of {len(seen)} suites or models; an Inspect log holds exactly one of each")
+    return seen.pop()
 
 
 def _measurements(rows: Sequence[Row]) -> list[str]:
@@ -175,13 +175,13 @@ def _eval_score(name: str, rows: Sequence[Row], *, max_missing: float) -> Any:
     for shift, members in shifts.items():
         scored = [row for row in members if f"{name}.missing" not in row and _has(row, name)]
         missing = 1 - len(scored) / len(members)
-        found = {"missing": missing}
+        metrics = {"missing": missing}
         if missing <= max_missing:
             for rate, pick in _rates(name).items():
                 values = [value for value in map(pick, scored) if value is not None]
                 if values:
-                    found[rate] = sum(values) / len(values)
-        for rate, value in found.items():
+                    metrics[rate] = sum(values) / len(values)
+        for rate, value in metrics.items():
             metrics[f"{rate} {shift}"] = module.EvalMetric(name=rate, group=shift, value=value)
     count = sum(f"{name}.missing" not in row and _has(row, name) for row in rows)
     return module.EvalScore(

@@ -164,13 +164,13 @@ def run_suites(backend: Backend, *, suites: Sequence[tuple[Suite, Sequence[Item]
     """Suite -> scores of its items, all suites in one run of `lm_eval` without network; UserError as `suite_task`."""
     from_name = {suite.name: (suite, items) for suite, items in suites}
     samples, missing, _ = _evaluate(backend, [suite_task(s, items) for s, items in suites], bundled=False, limit=None)
-    found = {}
+    results = {}
     for name, (suite, items) in from_name.items():
         ids = {sample["doc_id"]: str(sample["doc"]["item"]) for sample in samples[name]}
         scores = _scores(samples[name], missing=missing, task=name, ids=ids)
         clusters = {item.id: item.cluster for item in items}
-        found[name] = TaskScores(name, scores, suite.metrics, clusters)
-    return found
+        results[name] = TaskScores(name, scores, suite.metrics, clusters)
+    return results
 
 
 def run_tasks(
@@ -183,13 +183,13 @@ def run_tasks(
     BLEU) are left out: they have no score per item. UserError for an unknown task and for one that cannot be loaded.
     """
     samples, missing, better = _evaluate(backend, list(names), bundled=bundled, limit=limit, include_path=include_path)
-    found = {}
+    results = {}
     for task, rows in samples.items():
         ids = _document_ids(rows)
         scores = _scores(rows, missing=missing, task=task, ids=ids)
         directions = {name: better.get(task, {}).get(name.split(",")[0]) for name in scores}
-        found[task] = TaskScores(task, scores, directions, {name: name for name in ids.values()})
-    return found
+        results[task] = TaskScores(task, scores, directions, {name: name for name in ids.values()})
+    return results
 
 
 def _document_ids(rows: Sequence[Fields]) -> dict[int, str]:
@@ -231,12 +231,12 @@ def _evaluate(
                 where = "of lm_eval" if bundled else f"in {include_path}"
                 raise UserError(f"no task {task!r} {where}; `lm_eval ls tasks` lists them, a YAML file may add one")
         try:
-            found = lm_eval.simple_evaluate(
+            results = lm_eval.simple_evaluate(
                 model=lm, tasks=tasks, task_manager=manager, limit=limit, bootstrap_iters=0, log_samples=True
             )
         except (OSError, ConnectionError) as error:
             raise UserError(f"a task's data cannot be read ({_brief(error)}); check network or files") from error
-    return found["samples"], lm.missing, found.get("higher_is_better", {})
+    return results["samples"], lm.missing, results.get("higher_is_better", {})
 
 
 def _brief(error: BaseException) -> str:

@@ -100,11 +100,11 @@ class PolicyRequests:
         """(Log-probability in nats, whether it is the greedy answer) of each continuation after its context."""
         prompts = [as_prompt(request.args[0]) for request in requests]
         continuations = [request.args[1] for request in requests]
-        found = self.backend.continuation_logprobs(prompts, continuations=continuations)
-        tokens = [0 if isinstance(value, Missing) else value[1] for value in found]
+        scores = self.backend.continuation_logprobs(prompts, continuations=continuations)
+        tokens = [0 if isinstance(value, Missing) else value[1] for value in scores]
         greedy = _GreedyAnswers(self.backend, prompts, continuations, tokens)
         results: list[tuple[float, Any]] = []
-        for i, (request, value) in enumerate(zip(requests, found, strict=True)):
+        for i, (request, value) in enumerate(zip(requests, scores, strict=True)):
             if isinstance(value, Missing):
                 self._miss(request, value)
                 results.append((float("nan"), False))
@@ -120,9 +120,9 @@ class PolicyRequests:
         repeats: Counter[tuple[Any, ...]] = Counter()
         seeds = []
         for request in requests:
-            place = (request.task_name, request.doc_id, request.idx)
-            seeds.append(seed_of("lm_eval", *place, repeats[place]))
-            repeats[place] += 1
+            key = (request.task_name, request.doc_id, request.idx)
+            seeds.append(seed_of("lm_eval", *key, repeats[key]))
+            repeats[key] += 1
         results = [""] * len(requests)
         for config, places in groups.items():
             prompts = [as_prompt(requests[i].args[0]) for i in places]

@@ -113,8 +113,8 @@ def change(before: Mapping[str, Score], after: Mapping[str, Score], *, clusters:
     """After minus before on the same items, clustered by base item."""
     reason = _refused(before) or _refused(after)
     first, second = differences(before, after)
-    found = None if reason else paired_change(second, before=first, clusters=clusters)
-    return _nothing(reason or "no item has a score of both models") if found is None else found
+    change = None if reason else paired_change(second, before=first, clusters=clusters)
+    return _nothing(reason or "no item has a score of both models") if change is None else change
 
 
 def gap(
@@ -153,13 +153,13 @@ def apart(first: Interval, second: Interval) -> Interval:
     """
     n = first.n + second.n
     words = f"base items ({first.n} against {second.n} others, unpaired)"
-    found = first.estimate - second.estimate
+    difference = first.estimate - second.estimate
     if first.low is None or first.high is None or second.low is None or second.high is None:
-        return Interval(found, None, None, words, n, reason=first.reason or second.reason)
-    low = found - math.hypot(first.estimate - first.low, second.high - second.estimate)
-    high = found + math.hypot(first.high - first.estimate, second.estimate - second.low)
+        return Interval(difference, None, None, words, n, reason=first.reason or second.reason)
+    low = difference - math.hypot(first.estimate - first.low, second.high - second.estimate)
+    high = difference + math.hypot(first.high - first.estimate, second.estimate - second.low)
     se = None if first.se is None or second.se is None else math.hypot(first.se, second.se)
-    return Interval(found, low, high, words, n, se=se)
+    return Interval(difference, low, high, words, n, se=se)
 
 
 def _members(values: Mapping[str, float], clusters: Mapping[str, str]) -> dict[str, list[float]]:

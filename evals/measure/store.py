@@ -29,8 +29,8 @@ BEGINNING = b'{"key":"'  # of every line that this module writes
 def line_of(cell: Cell, *, key: str, measurement: str, model: str) -> str:
     """One value of a cell as a line; ValueError for a number that JSON does not have."""
     value = cell.values[measurement]
-    place = (key, model, cell.suite, cell.item.id, cell.shift.name, cell.sample, measurement)
-    row: dict[str, object] = dict(zip(FIELDS, place, strict=True))
+    where = (key, model, cell.suite, cell.item.id, cell.shift.name, cell.sample, measurement)
+    row: dict[str, object] = dict(zip(FIELDS, where, strict=True))
     if isinstance(value, Missing):
         row["missing"] = {"reason": value.reason, "detail": value.detail}
     else:
@@ -77,15 +77,15 @@ class CellStore:
         """
         with self.path.open("rb") as file:
             for number, line in enumerate(file, start=1):
-                place = f"{self.path}:{number}"
+                where = f"{self.path}:{number}"
                 if not line.endswith(b"\n"):  # what a killed run did not finish
                     if line[: len(BEGINNING)] != BEGINNING[: len(line)]:
-                        raise UserError(f"{place}: not a line of a cell store; choose another --out")
+                        raise UserError(f"{where}: not a line of a cell store; choose another --out")
                     return
                 try:
                     key, value = _parse(line)
                 except (ValueError, KeyError, TypeError, RecursionError) as error:
-                    words = f"{place}: the cell cannot be read ({_short(error)}); delete that line and run again"
+                    words = f"{where}: the cell cannot be read ({_short(error)}); delete that line and run again"
                     raise UserError(words) from error
                 if is_text(value):
                     self.values[key] = value

@@ -94,14 +94,14 @@ def _interval(found: Fields) -> str:
 def _shares(shares: Mapping[str, Fields], weighed: str) -> str:
     """A stacked bar of the failures by region, and the numbers below it."""
     said = "; ".join(
-        f"{name} {percent(found['value'])}" + ("" if found["ci"] is None else f" {interval(found['ci'])}")
-        for name, found in shares.items()
-        if found["value"] > 0
+        f"{name} {percent(entry['value'])}" + ("" if entry["ci"] is None else f" {interval(entry['ci'])}")
+        for name, entry in shares.items()
+        if entry["value"] > 0
     )
     board, left = Board(600, 14, said), 0.0
-    for name, found in shares.items():
-        board.bar(left, 0, board.width * found["value"], 14, fill=COLORS[name], title=name)
-        left += board.width * found["value"]
+    for name, entry in shares.items():
+        board.bar(left, 0, board.width * entry["value"], 14, fill=COLORS[name], title=name)
+        left += board.width * entry["value"]
     return (
         f"<figure>{board.done()}"
         f'<figcaption class="how">Share of {escape(weighed)} in each region: {escape(said)}.</figcaption></figure>'

@@ -75,11 +75,11 @@ def _headline(summary: Fields) -> str:
 
 def _gap_words(summary: Fields) -> dict[str, list[str]]:
     """Per shift, what its intervals run over (usually one sentence for all rows)."""
-    found: dict[str, list[str]] = {}
+    groups: dict[str, list[str]] = {}
     for shift, entries in (summary.get("shifts") or {}).items():
         said = [entry["gap_of"]["over"] for entry in entries.values() if entry.get("gap") is not None]
-        found[shift] = list(dict.fromkeys(said))
-    return found
+        groups[shift] = list(dict.fromkeys(said))
+    return groups
 
 
 def _matrices(conflict: Fields) -> list[Json]:

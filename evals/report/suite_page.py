@@ -89,7 +89,7 @@ def _missing(entry: Fields) -> list[tuple[str, str, int, list[str], bool]]:
 
 def _numbers(entry: Fields, shifts: Fields) -> dict[str, Json]:
     """measurement -> its fields as columns, and shift -> field -> mean, interval and change."""
-    found = {}
+    groups = {}
     for measured, table in (entry.get("numbers") or {}).items():
         fields = table.get("fields") or {}
         if not fields:
@@ -98,12 +98,12 @@ def _numbers(entry: Fields, shifts: Fields) -> dict[str, Json]:
         for column, values in fields.items():
             for shift, value in values.items():
                 rows.setdefault(shift, {})[column] = value
-        found[measured] = {"columns": list(fields), "rows": suite_figure.ordered(rows, shifts)}
-    return found
+        groups[measured] = {"columns": list(fields), "rows": suite_figure.ordered(rows, shifts)}
+    return groups
 
 
 def _by_shift(examples: list[Json]) -> dict[str, list[Json]]:
-    found: dict[str, list[Json]] = {}
+    groups: dict[str, list[Json]] = {}
     for row in examples:
-        found.setdefault(row["shift"], []).append(row)
-    return dict(sorted(found.items(), key=lambda group: group[0] != NO_SHIFT))
+        groups.setdefault(row["shift"], []).append(row)
+    return dict(sorted(groups.items(), key=lambda group: group[0] != NO_SHIFT))

@@ -71,9 +71,9 @@ def weights(preference: Sequence[float], names: Sequence[str] | None = None) -> 
     """A preference in words: '0.25 helpful, 0.75 harmless', or '(0.25, 0.75)' without names."""
     if names is None or len(names) != len(preference):
         return "(" + ", ".join(f"{w:g}" for w in preference) + ")"
-    asked = [f"{w:g} {name}" for w, name in zip(preference, names, strict=True) if w]
+    weighed = [f"{w:g} {name}" for w, name in zip(preference, names, strict=True) if w]
     only = next((name for w, name in zip(preference, names, strict=True) if w == 1), None)
-    return f"{only} only" if only else ", ".join(asked)
+    return f"{only} only" if only else ", ".join(weighed)
 
 
 def reason(gate: object) -> str:

@@ -162,13 +162,13 @@ def parse_shifts(names: str | Sequence[str], *, ask: Asks | None = None) -> list
         UserError: an unknown name (with the nearest one), no name at all, or a shift of LLM_SHIFTS without `ask`.
     """
     parts = names.split(",") if isinstance(names, str) else names
-    found: dict[str, Shift] = {}
+    shifts: dict[str, Shift] = {}
     for name in [part.strip() for part in parts if part.strip()]:
         for shift in _named(name, ask):
-            found.setdefault(shift.name, shift)
-    if not found:
+            shifts.setdefault(shift.name, shift)
+    if not shifts:
         raise UserError("shifts: none named; give names, families or all")
-    return list(found.values())
+    return list(shifts.values())
 
 
 def _named(name: str, ask: Asks | None) -> list[Shift]:

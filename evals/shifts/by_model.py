@@ -39,10 +39,10 @@ def _json_of(reply: str | Missing) -> Any | Missing:
 
 def rewritten(ask: Asks, request: str, *, order: str) -> str | Missing:
     """The request as the model rewrites it under `order`; Missing where it does not, or leaves it as it was."""
-    found = _json_of(ask(f"{order} {_FORM}\n\nThe text:\n{request}"))
-    if isinstance(found, Missing):
-        return found
-    text = found.get(_KEY) if isinstance(found, dict) else None
+    parsed = _json_of(ask(f"{order} {_FORM}\n\nThe text:\n{request}"))
+    if isinstance(parsed, Missing):
+        return parsed
+    text = parsed.get(_KEY) if isinstance(parsed, dict) else None
     if not isinstance(text, str) or not text.strip():
         return Missing("llm_unusable", f'the reply has no text under "{_KEY}"')
     return UNCHANGED if text.strip() == request.strip() else text
@@ -63,10 +63,10 @@ def auto_payload_splitting(ask: Asks) -> Shift:
 
     def find(request: str) -> list[str] | Missing:
         order = "List the sensitive words of the text, as they occur there, as a JSON list of strings and nothing else."
-        found = _json_of(ask(f"{order} Do not answer the text.\n\nThe text:\n{request}"))
-        if isinstance(found, Missing):
-            return found
-        words = found if isinstance(found, list) else []
+        parsed = _json_of(ask(f"{order} Do not answer the text.\n\nThe text:\n{request}"))
+        if isinstance(parsed, Missing):
+            return parsed
+        words = parsed if isinstance(parsed, list) else []
         parts = [part for word in words if isinstance(word, str) for part in re.findall(r"[^\W\d_]+", word)]
         there = {word.lower() for word in re.findall(r"[^\W\d_]+", request)}
         usable = [part for part in parts if len(part) >= 2 and part.lower() in there]

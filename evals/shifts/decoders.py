@@ -49,11 +49,11 @@ def json_list(response: str) -> str:
     at = opened.start()
     try:
         value, end = json.JSONDecoder(strict=False).raw_decode(response, at)
-        found, after = [item for item in value if isinstance(item, str)], response[end:]
+        parts, after = [item for item in value if isinstance(item, str)], response[end:]
     except json.JSONDecodeError:
-        found, after = [_unquoted(match.group(1)) for match in _STRING.finditer(response, at)], ""
+        parts, after = [_unquoted(match.group(1)) for match in _STRING.finditer(response, at)], ""
     around = [re.sub(r"```\w*", "", part).strip() for part in (response[:at], after)]
-    return " ".join(part for part in (around[0], *found, around[1]) if part) if any(found) else response
+    return " ".join(part for part in (around[0], *parts, around[1]) if part) if any(parts) else response
 
 
 def json_response(response: str) -> str:

@@ -92,8 +92,8 @@ def _probe(code: str) -> Callable[[Random], Probe] | None:
         right, other = ((str(a + b), str(a * b))[i] for i in (kind, 1 - kind))
 
         def check(answer: str) -> bool:
-            found = words_of(answer)
-            return right in found and other not in found
+            words = words_of(answer)
+            return right in words and other not in words
 
         return Probe(Prompt.user(_QUESTIONS[code][kind].format(a=a, b=b)), check)
 

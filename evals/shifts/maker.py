@@ -34,10 +34,10 @@ class BackendChat:
 
     def __call__(self, instruction: str) -> str | Missing:
         config = Generation(self.max_new_tokens, temperature=0.0)
-        (found,) = self.backend.generate([Prompt.user(instruction)], config=config, seeds=[0])
-        if isinstance(found, Completion) and not found.finished:
+        (answer,) = self.backend.generate([Prompt.user(instruction)], config=config, seeds=[0])
+        if isinstance(answer, Completion) and not answer.finished:
             return Missing("llm_truncated", "the answer of the model that makes the shift was cut at its token limit")
-        return found.text if isinstance(found, Completion) else found
+        return answer.text if isinstance(answer, Completion) else answer
 
 
 class Maker:
@@ -54,12 +54,12 @@ class Maker:
         key = digest(self.chat.fingerprint, instruction)
         if key in self.kept:
             return self.kept[key]
-        found = self.chat(instruction)
-        if isinstance(found, Missing):
-            return found
-        append_lines(self.path, [json.dumps({"key": key, "answer": found}) + "\n"])
-        self.kept[key] = found
-        return found
+        answer = self.chat(instruction)
+        if isinstance(answer, Missing):
+            return answer
+        append_lines(self.path, [json.dumps({"key": key, "answer": answer}) + "\n"])
+        self.kept[key] = answer
+        return answer
 
 
 def _read(path: Path) -> dict[str, str]:

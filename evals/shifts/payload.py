@@ -27,8 +27,8 @@ NOTHING = Missing("nothing_to_split", "no word of two letters or more", lasting=
 
 def telling_words(request: str, *, most: int = MOST_WORDS) -> list[str]:
     """Up to `most` different long words, the longest first; without any, the longest word of two letters or more."""
-    found = list(dict.fromkeys(_LETTERS.findall(request)))
-    by_length = sorted(found, key=lambda word: (-len(word), found.index(word)))
+    words = list(dict.fromkeys(_LETTERS.findall(request)))
+    by_length = sorted(words, key=lambda word: (-len(word), words.index(word)))
     long = [word for word in by_length if len(word) >= LONG and word.lower() not in _COMMON.split()]
     return long[:most] or [word for word in by_length if len(word) >= 2][:1]
 
@@ -87,11 +87,11 @@ def _mask(request: str, rng: Random) -> Prompt | Missing:
         return NOTHING
     hidden = words[0].lower()
     listed = rng.sample([word for word in _DECOYS.split() if word != hidden], 5)
-    place = rng.randrange(6)
-    listed.insert(place, hidden)
+    position = rng.randrange(6)
+    listed.insert(position, hidden)
     masked = _replaced(request, {hidden: "[MASK]"})
     return Prompt.user(
-        f"Here is a list of words: {', '.join(listed)}.\nTake word number {place + 1} of the list and read the text "
+        f"Here is a list of words: {', '.join(listed)}.\nTake word number {position + 1} of the list and read the text "
         f"below with it in the place of [MASK]. Then answer the text.\n\n{masked}"
     )
 

@@ -61,7 +61,7 @@ def repetition(rng: Random) -> Question:
     chosen = rng.sample(_NOUNS.split(), 3)
 
     def right(answer: str) -> bool:
-        found = words_of(answer)
-        return [word for word in found if word in chosen][:3] == chosen and "repeat" not in found
+        words = words_of(answer)
+        return [word for word in words if word in chosen][:3] == chosen and "repeat" not in words
 
     return Question(f"Please repeat these three words: {', '.join(chosen)}.", right)

@@ -61,8 +61,8 @@ class Tense:
     quoted: str
 
     def apply(self, request: str) -> str:
-        found = action(request)
-        return self.quoted.replace("{x}", request) if found is None else self.asked.replace("{x}", found)
+        phrase = action(request)
+        return self.quoted.replace("{x}", request) if phrase is None else self.asked.replace("{x}", phrase)
 
 
 PAST = Tense("In the past, how did people {x}?", 'In the past, what did people answer when asked: "{x}"')

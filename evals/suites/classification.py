@@ -68,10 +68,10 @@ POLARITY = {0: "negative", 1: "positive"}
 def _sentences(placed: Sequence[Placed]) -> list[Item]:
     """SST-2 sentences. Their cluster is named by their text, so that rewritings of a sentence find it."""
     items = []
-    for place, row in placed:
-        text, label = text_of(row, "text", place=place), known(row["label"], POLARITY, column="label", place=place)
+    for where, row in placed:
+        text, label = text_of(row, "text", place=where), known(row["label"], POLARITY, column="label", place=where)
         columns = {"cluster": f"sst2 {same_text(text)}"}
-        items.append(asked(row, text, names=SENTIMENT, label=label, place=place, columns=columns))
+        items.append(asked(row, text, names=SENTIMENT, label=label, place=where, columns=columns))
     return items
 
 
@@ -84,21 +84,21 @@ def _styles(placed: Sequence[Placed]) -> list[Item]:
     number = {id(row): str(row["id"]).rpartition("-")[2] for _, row in placed}
     base = {number[id(row)]: row for _, row in placed if row["style"] == "base"}
     items = []
-    for place, row in placed:
+    for where, row in placed:
         if row["style"] == "base":
             continue
         source = base.get(number[id(row)])
         if source is None or source["label"] != row["label"]:
-            raise UserError(f"{place}: no base sentence of that number and label; give the whole file")
-        label = known(row["label"], POLARITY, column="label", place=place)
+            raise UserError(f"{where}: no base sentence of that number and label; give the whole file")
+        label = known(row["label"], POLARITY, column="label", place=where)
         columns = {"cluster": f"sst2 {same_text(source['text'])}"}
         items.append(
             asked(
                 row,
-                text_of(row, "text", place=place),
+                text_of(row, "text", place=where),
                 names=SENTIMENT,
                 label=label,
-                place=place,
+                place=where,
                 group=str(row["style"]),
                 columns=columns,
             )

@@ -35,7 +35,7 @@ def custom_suite(path: str | Path) -> Suite:
     `id`, `group` (or `type`, `category`), `twin` and `cluster` are read where they are there, all others are kept.
     UserError where the first row fits none of them.
     """
-    place, row = next(iter(iterate_rows(str(path), limit=1)))
+    where, row = next(iter(iterate_rows(str(path), limit=1)))
     for kind, needed in (
         (CHOICE, ("choices", "target")),
         (REWARD_PAIRS, ("chosen", "rejected")),
@@ -47,7 +47,7 @@ def custom_suite(path: str | Path) -> Suite:
     if isinstance(row.get("text"), str) and not _text_column(row):
         return Suite(_name(path), TEXT, f"rows of {path}", each(_text), file=str(path), columns=("text",))
     raise UserError(
-        f"{place}: no kind of suite has the columns {', '.join(sorted(row))}; give 'prompt' with 'label', "
+        f"{where}: no kind of suite has the columns {', '.join(sorted(row))}; give 'prompt' with 'label', "
         "with 'choices' and 'target', with 'chosen' and 'rejected', or with 'answers'; or 'text'"
     )
 

@@ -77,8 +77,8 @@ def turns_of(prompt: str) -> tuple[tuple[Message, ...], str]:
     body = body.removesuffix(ASSISTANT)
     turns = []
     for part in body.split(HUMAN)[1:]:
-        asked, *answers = part.split(ASSISTANT)
-        turns.append(Message("user", asked.strip()))
+        first, *answers = part.split(ASSISTANT)
+        turns.append(Message("user", first.strip()))
         turns.extend(Message("assistant", answer.strip()) for answer in answers)
     return tuple(turns[:-1]), turns[-1].content
 

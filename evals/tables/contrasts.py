@@ -70,10 +70,10 @@ def family_table(outcomes: Sequence[Outcome], *, families: Mapping[str, str]) ->
 
 def _worst(outcomes: Sequence[Outcome]) -> Json:
     """The shift that fails most (of equal ones the first by name), its rate, and how many shifts there are."""
-    found: dict[str, float] = {}
+    rates: dict[str, float] = {}
     for shift in sorted({o.shift for o in outcomes}):
         rate = verdict_share([o for o in outcomes if o.shift == shift], "BAD")
         if rate is not None:
-            found[shift] = rate["value"]
-    worst = max(found, key=lambda shift: found[shift])
-    return {"shifts": len(found), "worst_shift": worst, "worst_value": found[worst]}
+            rates[shift] = rate["value"]
+    worst = max(rates, key=lambda shift: rates[shift])
+    return {"shifts": len(rates), "worst_shift": worst, "worst_value": rates[worst]}

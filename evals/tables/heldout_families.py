@@ -129,18 +129,18 @@ def transfer_matrix(
     families trained on -> mean held-out rate. An item's shifts are averaged first. UserError where evaluations were
     asked different items, a trained family was not measured, or too many verdicts are missing.
     """
-    sides = {key: [o for o in found if o.harmful is harmful] for key, found in evaluations.items()}
+    sides = {key: [o for o in judged if o.harmful is harmful] for key, judged in evaluations.items()}
     names = list(dict.fromkeys(families.values()))
     _check(sides, names)
-    clusters = {o.item: o.cluster for found in sides.values() for o in found}
+    clusters = {o.item: o.cluster for judged in sides.values() for o in judged}
     columns = [*([NO_SHIFT] if any(o.shift == NO_SHIFT for o in next(iter(sides.values()))) else []), *names]
     columns_of = {**families, NO_SHIFT: NO_SHIFT}
     by_item: dict[Trained, dict[str, dict[str, float]]] = {}
     rows = []
-    for trained, found in sides.items():
+    for trained, judged in sides.items():
         by_item[trained], cells = {}, {}
         for column in columns:
-            chosen = [o for o in found if columns_of.get(o.shift) == column]
+            chosen = [o for o in judged if columns_of.get(o.shift) == column]
             what = f"trained on {_label(trained)}, {column}"
             check_missing([o.verdict for o in chosen], what=what, max_missing=max_missing)
             by_item[trained][column] = shares(chosen, verdict="BAD")
@@ -174,8 +174,8 @@ def _gap(
         rows = [tables[family] for trained, tables in by_item.items() if (family in trained) is seen]
         items = set.intersection(*(set(row) for row in rows)) if rows else set()
         sides.append({item: sum(row[item] for row in rows) / len(rows) for item in sorted(items)})
-    found = paired_change(sides[0], before=sides[1], clusters=clusters) if all(sides) else None
-    return None if found is None else stated(found)
+    change = paired_change(sides[0], before=sides[1], clusters=clusters) if all(sides) else None
+    return None if change is None else stated(change)
 
 
 def _label(trained: Trained) -> str:
@@ -185,10 +185,10 @@ def _label(trained: Trained) -> str:
 def _check(sides: Mapping[Trained, Sequence[Outcome]], families: Sequence[str]) -> None:
     if len(sides) < 2 or not families:
         raise UserError("a transfer matrix needs two evaluations or more, under at least one family of shifts")
-    first, *others = ({(o.shift, o.item, o.sample) for o in found} for found in sides.values())
-    for trained, asked in zip(list(sides)[1:], others, strict=True):
-        if asked != first:
-            shift, item, _ = min(asked ^ first, key=str)
+    first, *others = ({(o.shift, o.item, o.sample) for o in judged} for judged in sides.values())
+    for trained, items in zip(list(sides)[1:], others, strict=True):
+        if items != first:
+            shift, item, _ = min(items ^ first, key=str)
             who = f"the evaluation trained on {_label(trained)}"
             raise UserError(f"{who} differs in item {item} under shift {shift}; evaluate both alike")
     for trained in sides:

@@ -167,7 +167,7 @@ class Fitted:
 def fit_curve(curve: Curve, *, form: str, d_min: float, draws: int = 1000, seed: int = 0) -> Fitted:
     """The fit of the mean gold gain, and its intervals from whole prompts resampled (percentiles, expanded)."""
     prompts = len(curve.gold_PM)
-    found = fit(curve.d_M, gains_M=curve.gold_PM.mean(axis=0), form=form, d_min=d_min)
+    fitted = fit(curve.d_M, gains_M=curve.gold_PM.mean(axis=0), form=form, d_min=d_min)
     counts_DP = cluster_counts([str(p) for p in range(prompts)], draws=draws, seed=seed)
     fits = [fit(curve.d_M, gains_M=row, form=form, d_min=d_min) for row in counts_DP @ curve.gold_PM / prompts]
 
@@ -176,11 +176,11 @@ def fit_curve(curve: Curve, *, form: str, d_min: float, draws: int = 1000, seed:
 
     peaks = [math.nan if one.peak is None else one.peak for one in fits]
     return Fitted(
-        fit=found,
-        alpha=interval([one.alpha for one in fits], found.alpha),
-        beta=interval([one.beta for one in fits], found.beta),
-        peak=None if found.peak is None else interval(peaks, found.peak),
-        peak_beyond=found.peak is not None and found.peak > float(curve.d_M[-1]),
+        fit=fitted,
+        alpha=interval([one.alpha for one in fits], fitted.alpha),
+        beta=interval([one.beta for one in fits], fitted.beta),
+        peak=None if fitted.peak is None else interval(peaks, fitted.peak),
+        peak_beyond=fitted.peak is not None and fitted.peak > float(curve.d_M[-1]),
         points=int((curve.d_M > d_min).sum()),
         d_min=d_min,
     )

@@ -71,17 +71,17 @@ def pair_table(
     labels: list[Hashable] = [key if clusters is None else clusters[key] for key in keys]
     groups = ["" if subsets is None else subsets[key] for key in keys]
     right = wins(values)
-    found: dict[str, Interval] = {}
+    results: dict[str, Interval] = {}
     for name in dict.fromkeys(groups):
         places = [i for i, group in enumerate(groups) if group == name]
-        found[name] = share_of(right[places], clusters_N=[labels[i] for i in places])
+        results[name] = share_of(right[places], clusters_N=[labels[i] for i in places])
     return PairTable(
         accuracy=share_of(right, clusters_N=labels),
-        macro=macro_average({name: interval.estimate for name, interval in found.items()}),
+        macro=macro_average({name: interval.estimate for name, interval in results.items()}),
         log_loss=clustered_mean(pair_losses(values), clusters_N=labels),
         brier=clustered_mean(pair_briers(values), clusters_N=labels),
         calibration=pair_calibration(values, bins=bins),
-        subsets=found,
+        subsets=results,
     )
 
 
@@ -167,11 +167,11 @@ def rm_bench(
     """Scores in three styles by item, plainest first, and each item's domain."""
     if set(chosen) != set(rejected):
         raise ValueError(f"item {sorted(set(chosen) ^ set(rejected))[0]} has scores on one side only")
-    found = {}
+    results = {}
     for domain in dict.fromkeys(domains[item] for item in chosen):
         items = [item for item in chosen if domains[item] == domain]
-        found[domain] = style_matrix([chosen[i] for i in items], rejected_NS=[rejected[i] for i in items])
-    return RMBench(found)
+        results[domain] = style_matrix([chosen[i] for i in items], rejected_NS=[rejected[i] for i in items])
+    return RMBench(results)
 
 
 # --- under shift -----------------------------------------------------------------------------------------------------
@@ -215,13 +215,13 @@ def reward_shifts(
             )
             tests.append(permutation_test(away, second=home, clusters=clusters, seed=seed))
     adjusted = iter(family(tests))
-    found = {}
+    results = {}
     for shift, items in shared.items():
         home_N, away_N = ([side[i] for i in items] for side in (plain, shifted[shift]))
         mean = float(np.mean(home_N))
-        found[shift] = RewardShift(
+        results[shift] = RewardShift(
             accuracy=next(adjusted), log_loss=next(adjusted), brier=next(adjusted),
             ece=(pair_calibration(home_N, bins=bins).ece, pair_calibration(away_N, bins=bins).ece),
             margin_ratio=float(np.mean(away_N)) / mean if mean else None,
         )  # fmt: skip
-    return found
+    return results

@@ -32,5 +32,6 @@ class ExpectedCalibrationError(evaluate.Metric):
         self, predictions: list[float], references: list[float], bins: int = 10, by: str = "width"
     ) -> Json:
         """`expected_calibration_error`, `mce`, `brier`, `nll`. ValueError for numbers outside [0, 1]."""
-        found = calibration(predictions, outcome_N=references, bins=bins, by=by)
-        return {"expected_calibration_error": found.ece, "mce": found.mce, "brier": found.brier, "nll": found.nll}
+        measured = calibration(predictions, outcome_N=references, bins=bins, by=by)
+        scores = {"mce": measured.mce, "brier": measured.brier, "nll": measured.nll}
+        return {"expected_calibration_error": measured.ece, **scores}

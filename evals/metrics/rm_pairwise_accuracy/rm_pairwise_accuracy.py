@@ -42,9 +42,9 @@ class RMPairwiseAccuracy(evaluate.Metric):
             return None if values is None else dict(zip(keys, values, strict=True))
 
         margins = {key: a - b for key, a, b in zip(keys, predictions, references, strict=True)}
-        found = pair_table(margins, subsets=by_item(subsets), clusters=by_item(clusters))
+        table = pair_table(margins, subsets=by_item(subsets), clusters=by_item(clusters))
         return {
-            "rm_pairwise_accuracy": found.accuracy.estimate, "ci": found.accuracy.pair, "over": found.accuracy.says,
-            "macro": found.macro, "log_loss": found.log_loss.estimate, "brier": found.brier.estimate,
-            "ece": found.calibration.ece,
+            "rm_pairwise_accuracy": table.accuracy.estimate, "ci": table.accuracy.pair, "over": table.accuracy.says,
+            "macro": table.macro, "log_loss": table.log_loss.estimate, "brier": table.brier.estimate,
+            "ece": table.calibration.ece,
         }  # fmt: skip

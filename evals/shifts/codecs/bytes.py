@@ -56,9 +56,9 @@ def _read_b64_run(run: str) -> str | None:
     # A prefix of a readable text is readable, so the number of tokens that read is found by bisection.
     good = bisect_left(range(1, len(tokens) + 1), True, key=lambda j: not _reads_whole(_letters(tokens[:j])))
     used = max(good, 1)
-    found = believable(_b64_bytes(_letters(tokens[:used])))
+    text_read = believable(_b64_bytes(_letters(tokens[:used])))
     rest = "" if used == len(tokens) else run[tokens[used - 1].end() :]
-    return None if found is None else found + rest
+    return None if text_read is None else text_read + rest
 
 
 def _letters(tokens: list[re.Match[str]]) -> str:
@@ -71,8 +71,8 @@ def _b64_lenient(text: str) -> str:
     if _B64_WHOLE.fullmatch(whole) and not _PLAIN_WORD.fullmatch(whole):
         letters = whole.rstrip("=")
         if _reads_whole(letters):
-            found = believable(_b64_bytes(letters))
-            return known_or(found, text)
+            text_read = believable(_b64_bytes(letters))
+            return known_or(text_read, text)
     return _B64_RUN.sub(lambda match: known_or(_read_b64_run(match.group()), match.group()), text)
 
 
@@ -159,9 +159,9 @@ def _from_points(text: str) -> str:
 
 def _read_numbers(run: str) -> str | None:
     """Code points in a list of plain numbers, where most are of ASCII letters: other lists are just numbers."""
-    found = _read_points(run)
-    letters = sum(char.isascii() and (char.isalpha() or char == " ") for char in found or "")
-    return found if found and 2 * letters > len(found) else None
+    text_read = _read_points(run)
+    letters = sum(char.isascii() and (char.isalpha() or char == " ") for char in text_read or "")
+    return text_read if text_read and 2 * letters > len(text_read) else None
 
 
 def _read_points(run: str) -> str | None:

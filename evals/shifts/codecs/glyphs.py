@@ -70,8 +70,8 @@ def _find_lenient(text: str) -> str:
     """Hidden runs of more than one selector are shown; a single selector belongs to an emoji and stays."""
 
     def read(match: re.Match[str]) -> str:
-        found = believable(bytes(_BYTES[char] for char in match.group(1)))
-        return match.group() if found is None else found
+        text_read = believable(bytes(_BYTES[char] for char in match.group(1)))
+        return match.group() if text_read is None else text_read
 
     return re.sub(f"{_CARRIER}?([\ufe00-\ufe0f\U000e0100-\U000e01ef]{{2,}})", read, text)
 
@@ -102,7 +102,7 @@ def _braille(text: str) -> str:
 
 
 def _read_braille(text: str, *, strict: bool) -> str:
-    found: list[str] = []
+    text_read: list[str] = []
     chars = iter(text)
     for char in chars:
         if char in (_CAPITAL, _NUMBER, _ESCAPE):
@@ -111,12 +111,12 @@ def _read_braille(text: str, *, strict: bool) -> str:
             read = after if char == _ESCAPE else table[char].get(after)
             if strict and not read:
                 raise ValueError(f"{char!r} stands before {after!r}")
-            found.append(read if read is not None else after)
+            text_read.append(read if read is not None else after)
         elif strict and "\u2800" <= char <= "\u28ff" and char not in _FROM_CELL:
             raise ValueError(f"{char!r} is no cell of this code")
         else:
-            found.append(_FROM_CELL.get(char, char))
-    return "".join(found)
+            text_read.append(_FROM_CELL.get(char, char))
+    return "".join(text_read)
 
 
 FULL_WIDTH = swapped({" ": "\u3000", **{chr(c): chr(c + 0xFEE0) for c in range(0x21, 0x7F)}})

@@ -95,18 +95,18 @@ def _spelled(table: Mapping[str, str], *, capital: Callable[[str], str]) -> Code
         return chars.get(token)
 
     def decode(text: str) -> str:
-        found = [read(token) for token in text.split(" ")] if text else []
-        if None in found:
-            raise ValueError(f"{text.split(' ')[found.index(None)]!r} is not a token of this code")
-        return "".join(char for char in found if char is not None)
+        read_words = [read(token) for token in text.split(" ")] if text else []
+        if None in read_words:
+            raise ValueError(f"{text.split(' ')[read_words.index(None)]!r} is not a token of this code")
+        return "".join(char for char in read_words if char is not None)
 
     def lenient(text: str) -> str:
         """two or more tokens that are mostly of the code are read, in any case; wide gaps part words"""
         shown = re.sub(r"\s{2,}|\n", " / ", text.strip()).split()
-        found = [known_or(read(token), chars.get(token.lower(), "")) for token in shown]
-        if len(shown) < 2 or 2 * sum(map(bool, found)) < len(shown) or not any(map(str.isalnum, found)):
+        read_words = [known_or(read(token), chars.get(token.lower(), "")) for token in shown]
+        if len(shown) < 2 or 2 * sum(map(bool, read_words)) < len(shown) or not any(map(str.isalnum, read_words)):
             return text
-        return "".join(char or f" {token} " for char, token in zip(found, shown, strict=True))
+        return "".join(char or f" {token} " for char, token in zip(read_words, shown, strict=True))
 
     return Codec(encode, decode, lenient)
 
