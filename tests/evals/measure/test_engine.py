@@ -186,7 +186,9 @@ def test_comprehension_asks_the_shifts_own_harmless_question(tmp_path: Path) -> 
 
 def test_a_kind_of_suites_brings_a_rule_of_its_own(tmp_path: Path) -> None:
     """The rule reads the decoded response; its version is in the key; most kinds have none."""
-    kind = Kind("words", {"length": True}, ("completion",), score=lambda item, text: {"length": len(text), "id": item.id})
+    kind = Kind(
+        "words", {"length": True}, ("completion",), score=lambda item, text: {"length": len(text), "id": item.id}
+    )
     made = [CompletionOf(GENERATION), *own_measurements(kind, made=kind.measures)]
     cells = engine(Fake(), tmp_path / "c.jsonl").run(ask(ITEMS[:1], suite="s", shifts=[LOUD]), measurements=made)
     assert values(cells, "score") == [{"length": len("you said question 0 "), "id": "i0"}]
