@@ -26,8 +26,11 @@ if TYPE_CHECKING:
 class TreePolicy(Protocol):
     """A policy that gives its next-token distribution at every node, or its leaf distribution itself."""
 
-    name: str
-    samples_per_response: int
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def samples_per_response(self) -> int: ...
 
     def leaf_logprobs(self, world: World, prompt: Prompt) -> torch.Tensor:
         """(N, V) float64 log-probability of every leaf, -inf at inner branches."""
