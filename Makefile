@@ -54,7 +54,7 @@ test-all: $(STAMP)
 
 lint: $(STAMP)
 	$(BIN)/ruff check align evals recipes tests benchmarks
-	$(BIN)/mypy align evals
+	$(BIN)/mypy
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

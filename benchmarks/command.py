@@ -6,11 +6,12 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from align.errors import UserError, guarded
 from align.runs import Call, read_json
+from evals.items import Fields, Json
 
 
 def parser(about: str, *, module: str) -> argparse.ArgumentParser:
@@ -43,7 +44,7 @@ def command_line(module: str) -> str:
     return " ".join([f"python -m {module}", *sys.argv[1:]])
 
 
-def read_table(file: Path, *, hint: str) -> dict[str, object]:
+def read_table(file: Path, *, hint: str) -> Json:
     """A JSON table; UserError with the command that makes it where it is missing, or the place of its damage."""
     if not file.is_file():
         raise UserError(f"{file} is missing; {hint}")
@@ -53,7 +54,7 @@ def read_table(file: Path, *, hint: str) -> dict[str, object]:
     return values
 
 
-def write_table(file: Path, table: Mapping[str, object]) -> None:
+def write_table(file: Path, table: Fields) -> None:
     """Published numbers: keys in order, one number a line."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n", encoding="utf-8")

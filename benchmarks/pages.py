@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from evals.items import Fields
 from evals.report.words import interval, num, signed
 
-Entry = Mapping[str, object]
+Entry = Fields  # a published table, or a part of it
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: int | None = None) -> list[str]:

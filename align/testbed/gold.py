@@ -54,7 +54,7 @@ class GoldObjective:
         *,
         completion_ids: Sequence[Sequence[int]] | None = None,
         **columns: object,
-    ) -> list[float]:
+    ) -> list[float | None]:
         if completion_ids is None:
             words = [completion.split() for completion in completions]
         else:

@@ -14,6 +14,7 @@ from benchmarks.command import write_table
 from benchmarks.pages import Entry, stack, stated, table, write
 from evals.attribution.regions import CLASSES, REGIONS
 from evals.attribution.validation import RIVALS, Case, agreement, balanced_accuracy, confusion
+from evals.items import Json
 from evals.report.words import num
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Planting:
 
 def collect(
     config: Config, *, plants: Sequence[Planting], folders: Mapping[int, tuple[Path, Path]], count: int
-) -> dict[str, object]:
+) -> Json:
     """Everything on the page from what is finished; seeds that lack a plant are left out and named."""
     from align.runs import environment
     from align.testbed.world import load_world
@@ -80,7 +81,7 @@ def collect(
     }  # fmt: skip
 
 
-def _rows(one: Planting, signals: Mapping[str, Sequence[Signals]], bounds: Thresholds) -> list[dict[str, object]]:
+def _rows(one: Planting, signals: Mapping[str, Sequence[Signals]], bounds: Thresholds) -> list[Json]:
     """One row per shift with a planted mechanism."""
     from evals.attribution.regions import attribute
 
@@ -100,10 +101,10 @@ def _cases(rows: Sequence[Entry], seeds: Sequence[int]) -> list[Case]:
 
 def _result(
     rows: Sequence[Entry], development: Sequence[int], seeds: Sequence[int]
-) -> dict[str, object]:
+) -> Json:
     """Confusion and balanced accuracy of the attribution on these seeds, and of its rivals taught by development."""
     taught, asked = _cases(rows, development), _cases(rows, seeds)
-    result: dict[str, object] = {"confusion": confusion(asked), "balanced_accuracy": balanced_accuracy(asked).stated}
+    result: Json = {"confusion": confusion(asked), "balanced_accuracy": balanced_accuracy(asked).stated}
     result["rivals"] = {}
     for name, rival in RIVALS.items():
         said = rival(taught, asked)
@@ -116,9 +117,9 @@ def _result(
 
 def _splits(
     folders: Mapping[int, tuple[Path, Path]], signals: Mapping[tuple[int, str], Mapping[str, Sequence[Signals]]]
-) -> dict[str, object] | None:
+) -> Json | None:
     """The exact and the sampled parts and their agreement, over the seeds where both are finished."""
-    points: list[dict[str, object]] = []
+    points: list[Json] = []
     for seed, (exact, sampled) in folders.items():
         if not all((folder / "split.json").is_file() for folder in (exact, sampled)):
             continue
@@ -132,7 +133,7 @@ def _splits(
                     points[-1]["signals"] = _means(read)
     if len({p["model"] for p in points}) < 2:
         return None
-    found: dict[str, object] = {"points": points, "agreement": {}}
+    found: Json = {"points": points, "agreement": {}}
     for part in PARTS:
         pairs = [(p["sampled"][part], p["exact"][part]) for p in points]
         both = agreement([a for a, _ in pairs], [b for _, b in pairs], models=[p["model"] for p in points])
@@ -151,7 +152,7 @@ def _splits(
 
 def _means(signals: Sequence[Signals]) -> dict[str, float]:
     """The signals that stand for the two parts: mean pull in nats, and mean share of recognition that is lost."""
-    pulls, left = [s.pull for s in signals], [s.recognition for s in signals]
+    pulls, left = [s.pull or 0.0 for s in signals], [s.recognition or 0.0 for s in signals]
     return {"competing": sum(pulls) / len(pulls), "mismatched": 1 - sum(left) / len(left)}
 
 

@@ -20,6 +20,7 @@ from align.runs import Call
 from benchmarks import command
 from benchmarks.attribution import stages
 from benchmarks.attribution.page import Planting, collect, write_page
+from evals.items import Json
 from recipes.config import build, read_yaml
 from recipes.pipeline.plan import Plan
 from recipes.testbed.planted import Config, Plant, Planted, calls_of, planted_plans
@@ -40,7 +41,7 @@ def options() -> argparse.ArgumentParser:
 
 def configuration(arguments: argparse.Namespace) -> Config:
     """The planted models' configuration, cut to a smoke budget for --check."""
-    values = read_yaml(arguments.config)
+    values: Json = {**read_yaml(arguments.config)}
     values["out"] = str(arguments.out or ("runs/planted-check" if arguments.check else "runs/planted"))
     if arguments.seeds:
         values["seeds"] = arguments.seeds
@@ -77,10 +78,14 @@ def split_calls(plans: Mapping[int, Sequence[Plan]], *, count: int) -> dict[int,
         assert isinstance(setting, Planted)
         weights = {row.name: Weights.parse(row.weights) for row in rows}
         policies = {row.name: plan.fits[row.name][weights[row.name].label].run for row in rows}
-        common = {"world": setting.world, "reference": setting.made("sft"), "policies": policies, "weights": weights}
-        place = setting.out
-        exact = stages.exact.call(place / "exact-split", **common)
-        sampled = stages.sampled.call(place / "sampled-split", **common, count=count, seed=seed)
+        world, reference, place = setting.world, setting.made("sft"), setting.out
+        exact = stages.exact.call(
+            place / "exact-split", world=world, reference=reference, policies=policies, weights=weights
+        )
+        sampled = stages.sampled.call(
+            place / "sampled-split", world=world, reference=reference, policies=policies, weights=weights, count=count,
+            seed=seed,
+        )  # fmt: skip
         calls[seed] = exact.named(f"exact split [{seed}]"), sampled.named(f"sampled split [{seed}]")
     return calls
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from align.runs import Metrics, Run, Workspace, stage, write_json
 
 if TYPE_CHECKING:
-    from align.policies.base import Policy
+    from align.policies.base import ModelPolicy
     from align.preferences import Weights
     from align.testbed.answers import ReferenceTables
     from align.testbed.exact import ExactPolicy
@@ -24,11 +24,13 @@ HOME = "none"
 Parts = dict[str, dict[str, dict[str, float]]]  # policy -> shift -> part -> value
 
 
-def _asked(policies: Mapping[str, Run], weights: Mapping[str, Weights]) -> dict[str, tuple[Policy, Weights]]:
-    """name -> (policy, weights)."""
+def _asked(policies: Mapping[str, Run], weights: Mapping[str, Weights]) -> dict[str, tuple[ModelPolicy, Weights]]:
+    """name -> (policy, weights), of policies that are one model."""
+    from align.policies.base import ModelPolicy
     from align.policies.load import load_family
 
-    return {name: (load_family(run.path).policy(weights[name]), weights[name]) for name, run in policies.items()}
+    found = {name: (load_family(run.path).policy(weights[name]), weights[name]) for name, run in policies.items()}
+    return {name: (policy, w) for name, (policy, w) in found.items() if isinstance(policy, ModelPolicy)}
 
 
 @stage(name="exact split")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
+from benchmarks.pages import Entry
 from evals.report.figures.dots import ZERO, Dot, Layout, Panel, figure
 from evals.report.figures.svg import COLORS, GREY, INK, Board, Mark, Plot, Scale, Stroke, legend, padded
 
-Entry = Mapping[str, object]
 PANEL, GAP, TOP, LEFT, COLUMNS = 300, 60, 64, 60, 2
 
 

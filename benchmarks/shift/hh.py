@@ -18,7 +18,7 @@ from align.data.answers import SampledAnswer
 from align.errors import UserError
 from align.preferences import Weights
 from align.runs import RUN_FILE, Call, planned
-from evals.items import NO_SHIFT
+from evals.items import NO_SHIFT, Json
 from evals.stats import intervals as stats
 from evals.tables import shifted_fronts as shifted
 from recipes.pipeline.sampling import Sampling
@@ -82,7 +82,7 @@ def _policy(run: Path, row: str, label: str) -> Path:
     return family if family.is_dir() else run / "methods" / row / label
 
 
-def hh_table(answers: Sequence[SampledAnswer], *, spec: Real) -> dict[str, object]:
+def hh_table(answers: Sequence[SampledAnswer], *, spec: Real) -> Json:
     """Displacement, gain retained, rank changes and the judges' own shift; every interval over prompts (base items)."""
     plain = [c for c in answers if c.row == "reference" and c.shift == NO_SHIFT]
     values_NK = np.array([c.values for c in plain])
@@ -98,7 +98,7 @@ def hh_table(answers: Sequence[SampledAnswer], *, spec: Real) -> dict[str, objec
         z_K = (np.array(answer.values) - mean_K) / spread_K
         return float(np.dot(answer.preference, z_K))
 
-    table: dict[str, object] = {}
+    table: Json = {}
     for shift in spec.shifts:
         entries = {}
         for row in rows:
@@ -143,25 +143,25 @@ def _repeated(
 
 def _mean(
     answers: Sequence[SampledAnswer], row: str, shift: str, score: Callable[[SampledAnswer], float]
-) -> dict[str, object]:
+) -> Json:
     means = shifted.item_means(shifted.select(answers, row=row, shift=shift), score)
     found = stats.clustered_mean(list(means.values()), clusters_N=list(means), over="prompts")
     return {"value": found.estimate, "ci": found.pair, "over": found.says}
 
 
-def _points(answers: Sequence[SampledAnswer], row: str, shift: str) -> list[dict[str, object]]:
+def _points(answers: Sequence[SampledAnswer], row: str, shift: str) -> list[Json]:
     from evals.tables.surfaces import sampled_points
 
     return [point.jsonable() for point in sampled_points(shifted.select(answers, row=row, shift=shift))]
 
 
-def _judge(answers: Sequence[SampledAnswer], shift: str) -> dict[str, object]:
+def _judge(answers: Sequence[SampledAnswer], shift: str) -> Json:
     """How the judges' scores of the same responses change when they read the shifted prompt in place of the plain."""
     kept = [c for c in answers if c.shift == shift]
     return {name: _mean_change(kept, k) for k, name in enumerate(NAMES)}
 
 
-def _mean_change(answers: Sequence[SampledAnswer], k: int) -> dict[str, object]:
+def _mean_change(answers: Sequence[SampledAnswer], k: int) -> Json:
     means = shifted.item_means(answers, lambda answer: (answer.values_shifted or answer.values)[k] - answer.values[k])
     found = stats.clustered_mean(list(means.values()), clusters_N=list(means), over="prompts")
     return {"value": found.estimate, "ci": found.pair, "over": found.says}

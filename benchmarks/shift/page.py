@@ -12,7 +12,7 @@ from benchmarks.shift import figures, sections, words
 def write_page(table: Entry, *, folder: Path, command: str) -> None:
     """Write `shift.json`, `shift.md` and one figure for each part into `folder`."""
     write_table(folder / "shift.json", table)
-    lines, files = _opening(table), {}
+    lines, files = _opening(table), dict[str, str]()
     if "front" in table:
         files |= {"shift-front.svg": figures.front(table["front"]), "shift-split.svg": figures.split(table["front"])}
         lines += _front(table["front"])

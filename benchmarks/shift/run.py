@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import command
@@ -40,24 +40,24 @@ def run(arguments: argparse.Namespace) -> int:
     from benchmarks.shift.page import write_page
     from benchmarks.shift.table import collect
     from benchmarks.testbed.plan import read_file
-    from recipes.pipeline.plan import ordered
+    from recipes.pipeline.plan import Plan, ordered
 
     found, arms = planning.read_file(arguments.config)
     trained = read_file(HERE.parent / "testbed" / "rows.yaml")
     out, seeds = arguments.out or Path("runs/benchmark"), arguments.seeds
-    makers: dict[str, Callable[[], Mapping[object, object]]] = {
-        "front": lambda: planning.front_plans(found.front, trained=trained, out=out, seeds=seeds),
-        "mitigation": lambda: planning.mitigation_plans(
-            found.mitigation, list(arms.values()), trained=trained, out=out, seeds=seeds
-        ),
-        "hh": lambda: hh_plan(found.hh, run=arguments.hh, out=out),
-    }
-    made = {part: makers[part]() for part in arguments.parts}
-    for part, plans in made.items():
-        calls = [call for one in plans.values() for call in (one if part == "hh" else one.calls)]
-        command.run_plan(ordered(calls), arguments, label=part)
+    plans: dict[str, dict[int, Plan]] = {}
+    if "front" in arguments.parts:
+        plans["front"] = planning.front_plans(found.front, trained=trained, out=out, seeds=seeds)
+    if "mitigation" in arguments.parts:
+        every = list(arms.values())
+        plans["mitigation"] = planning.mitigation_plans(found.mitigation, every, trained=trained, out=out, seeds=seeds)
+    drawn = hh_plan(found.hh, run=arguments.hh, out=out) if "hh" in arguments.parts else {}
+    for part, by_seed in plans.items():
+        command.run_plan(ordered(call for one in by_seed.values() for call in one.calls), arguments, label=part)
+    if drawn:
+        command.run_plan([call for calls in drawn.values() for call in calls], arguments, label="hh")
     if arguments.publish is not None:
-        write_page(collect(found, arms, made), folder=arguments.publish, command=" ".join(sys.argv[1:]))
+        write_page(collect(found, arms, plans, drawn), folder=arguments.publish, command=" ".join(sys.argv[1:]))
         print(f"page: {arguments.publish / 'shift.md'}")
     return 0
 

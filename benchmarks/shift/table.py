@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from align.data.answers import ExactAnswer, SampledAnswer
-from align.runs import commit, environment, open_run
+from align.runs import Call, commit, environment, open_run
 from align.testbed.world import World, load_world, spelling_split
 from benchmarks.shift.hh import hh_table
 from benchmarks.shift.plan import Arm, Front, Mitigation, Rows
 from benchmarks.testbed.plan import CONTROLS
 from benchmarks.testbed.table import finished
-from evals.items import NO_SHIFT
+from evals.items import NO_SHIFT, Json
 from evals.tables import heldout_families as families
 from evals.tables import shifted_fronts as shifted
 from recipes.pipeline.plan import Plan
@@ -21,26 +21,27 @@ from recipes.testbed.demo_summary import exact_of
 
 DRAWS = 1000
 Runs = dict[int, list[ExactAnswer]]
-Entry = dict[str, object]
 
 
-def collect(found: Rows, arms: Mapping[str, Arm], made: Mapping[str, Mapping[object, object]]) -> Entry:
+def collect(
+    found: Rows, arms: Mapping[str, Arm], plans: Mapping[str, Mapping[int, Plan]], drawn: Mapping[str, Sequence[Call]]
+) -> Json:
     """`front`, `mitigation` and `hh`, each from what is finished (absent where nothing is), and the provenance.
 
-    `made`: part -> its plans by seed, or for hh its calls by row.
+    `plans`: part -> its plans by seed; `drawn`: of hh, row -> calls.
     """
-    table: Entry = {"environment": environment(), "commit": commit()}
-    runs = whole(made.get("front", {}))
+    table: Json = {"environment": environment(), "commit": commit()}
+    runs = whole(plans.get("front", {}))
     if runs:
         table["front"] = front_table(runs, spec=found.front, world=load_world(found.front.world))
-    runs = whole(made.get("mitigation", {}))
+    runs = whole(plans.get("mitigation", {}))
     if runs:
-        costs = ledgers(made["mitigation"], runs)
+        costs = ledgers(plans["mitigation"], runs)
         world = load_world(found.mitigation.world)
         table["mitigation"] = mitigation_table(runs, spec=found.mitigation, arms=arms, world=world, ledger=costs)
-    drawn = [a for calls in made.get("hh", {}).values() if finished(calls) for a in answers_of(calls)]
-    if drawn:
-        table["hh"] = hh_table([a for a in drawn if isinstance(a, SampledAnswer)], spec=found.hh)
+    answers = [a for calls in drawn.values() if finished(calls) for a in answers_of(calls)]
+    if answers:
+        table["hh"] = hh_table([a for a in answers if isinstance(a, SampledAnswer)], spec=found.hh)
     return table
 
 
@@ -61,17 +62,17 @@ def ledgers(plans: Mapping[int, Plan], runs: Runs) -> dict[str, dict[str, float]
     return means
 
 
-def front_table(runs: Runs, *, spec: Front, world: World) -> Entry:
+def front_table(runs: Runs, *, spec: Front, world: World) -> Json:
     """`shifts.<shift>`: parts of the drop, gain retained and displacement of every row; rank changes of methods."""
     (some, *_) = runs.values()
     rows = list(dict.fromkeys(answer.row for answer in some))
     methods = [row for row in rows if row not in CONTROLS]
     point = [world.config.reference_point] * len(world.objectives)
-    table: Entry = {}
+    table: Json = {}
     for shift in spec.shifts:
         entries = {}
         for row in rows:
-            entry: Entry = dict(shifted.exact_parts(runs, row=row, shift=shift))
+            entry: Json = dict(shifted.exact_parts(runs, row=row, shift=shift))
             entry["gain_retained"] = shifted.gain_over_seeds(
                 runs, row=row, shift=shift, reference_row="reference", reference_point=point, draws=DRAWS, seed=0
             )
@@ -89,7 +90,7 @@ def front_table(runs: Runs, *, spec: Front, world: World) -> Entry:
     }
 
 
-def ranks(runs: Runs, *, rows: Sequence[str], shift: str) -> Entry:
+def ranks(runs: Runs, *, rows: Sequence[str], shift: str) -> Json:
     """Rank changes by mean J over preferences, seeds averaged within each base item; each pair over seeds, too."""
     pooled = [answer for answers in runs.values() for answer in answers]
     sides = [
@@ -109,13 +110,13 @@ def _objective_value(answer: ExactAnswer) -> float:
     return answer.J
 
 
-def _regret(runs: Runs, row: str, shift: str) -> Entry:
+def _regret(runs: Runs, row: str, shift: str) -> Json:
     return families.over_seeds_and_items(
         {seed: families.regret(cells, row=row, shift=shift) for seed, cells in runs.items()}
     )
 
 
-def _points(runs: Runs, row: str, shift: str) -> list[Entry]:
+def _points(runs: Runs, row: str, shift: str) -> list[Json]:
     """Mean values and KL per preference, over seeds and prompts: what the figure draws."""
     from evals.tables.surfaces import exact_points
 
@@ -127,7 +128,7 @@ def _points(runs: Runs, row: str, shift: str) -> list[Entry]:
 
 def mitigation_table(
     runs: Runs, *, spec: Mitigation, arms: Mapping[str, Arm], world: World, ledger: Mapping[str, Mapping[str, float]]
-) -> Entry:
+) -> Json:
     """Arms x families, reductions on held-out families against training on plain alone, and what they cost."""
     (some, *_) = runs.values()
     done = list(dict.fromkeys(answer.row for answer in some))
@@ -176,11 +177,11 @@ def _groups(arms: Mapping[str, Sequence[int]]) -> dict[str, list[str]]:
 
 def _group(
     runs: Runs, *, spec: Mitigation, group: Sequence[str], arms: Mapping[str, Sequence[int]], splits: Mapping[int, str]
-) -> Entry:
+) -> Json:
     """Held-out levels and reductions of one line, and its cost on plain prompts, all against the arm `plain`."""
     pairs = [(arm, split) for arm in group for s, split in splits.items() if s not in arms[arm]]
     seen = [(arm, split) for arm in group for s, split in splits.items() if s in arms[arm]]
-    entry: Entry = {"arms": list(group), "held_out": None, "seen": None}
+    entry: Json = {"arms": list(group), "held_out": None, "seen": None}
     measures = {"mismatched": families.mismatched, "regret": families.regret}
     for name, chosen in (("held_out", pairs), ("seen", seen)):
         if chosen:

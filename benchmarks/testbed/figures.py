@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from benchmarks.pages import Entry
 from evals.report.figures.dots import Dot, Layout, Panel, figure
 from evals.report.figures.svg import GREY, MUTED, Board, Mark, Plot, Scale, decades, legend
 
@@ -13,8 +14,6 @@ AXIS = "regret share (0 optimum, 1 reference)"
 # one run per point, one for all points, controls
 KINDS = {"points": Mark("#0969da"), "family": Mark("#1a7f37"), "control": Mark(GREY, hollow=True)}
 NAMES = {"points": "one run per preference", "family": "one run for all", "control": "control"}
-
-Entry = Mapping[str, object]
 
 
 def kind_of(entry: Entry) -> str:

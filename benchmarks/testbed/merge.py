@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from benchmarks.testbed.table import over_seeds
+from evals.items import Fields, Json
 
-Table = dict[str, object]
 
-
-def merge(new: Mapping[str, object], *, published: Mapping[str, object]) -> tuple[Table, list[str]]:
+def merge(new: Fields, *, published: Fields) -> tuple[Json, list[str]]:
     """The new table with every (row, world, seed) that only the published one has, and what could not be kept.
 
     A seed is kept where row key and world hash are the new table's or the new table has neither; where both have it,
@@ -38,12 +35,12 @@ def merge(new: Mapping[str, object], *, published: Mapping[str, object]) -> tupl
     return table, lost
 
 
-def commits_of(table: Mapping[str, object]) -> list[str]:
+def commits_of(table: Fields) -> list[str]:
     """The commits whose sittings a table holds."""
     return list(table.get("commits", [table["commit"]]))
 
 
-def _joined(new: Mapping[str, object] | None, *, old: Mapping[str, object]) -> dict[str, object]:
+def _joined(new: Fields | None, *, old: Fields) -> Json:
     """One row on one world over the seeds of both; the split of regret is that of the lowest seed."""
     seeds = {int(seed): entry for seed, entry in old["seeds"].items()}
     if new is None:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import command
 from benchmarks.pages import table, write
+from evals.items import Fields
 from evals.stats.intervals import Interval, paired_difference
 
 # (row, row it is compared with, what differs)
@@ -30,12 +31,12 @@ PAIRS = (
 )
 
 
-def shares(methods: Mapping[str, object], *, row: str, world: str) -> dict[str, float]:
+def shares(methods: Fields, *, row: str, world: str) -> dict[str, float]:
     """seed -> regret share."""
     return {seed: entry["regret_share"] for seed, entry in methods[row]["worlds"][world]["seeds"].items()}
 
 
-def differences(methods: Mapping[str, object]) -> list[tuple[str, str, str, str, Interval]]:
+def differences(methods: Fields) -> list[tuple[str, str, str, str, Interval]]:
     """(world, row, other, what differs, paired difference) for every pair that a world holds."""
     found = []
     for row, other, words in PAIRS:
@@ -50,7 +51,7 @@ def differences(methods: Mapping[str, object]) -> list[tuple[str, str, str, str,
     return found
 
 
-def lines(methods: Mapping[str, object], *, command: str) -> list[str]:
+def lines(methods: Fields, *, command: str) -> list[str]:
     """The page."""
     rows = []
     for world, row, other, words, change in differences(methods):

@@ -135,7 +135,9 @@ def setting_of(found: Rows, *, world: World, seed: int, out: Path, smoke: bool =
     if smoke:
         small = {name: {**getattr(file, name), "documents": SMOKE[name]} for name in ("pretrain", "sft")}
         brief = {**file.reward_model, "epochs": 1.0}
-        file = dataclasses.replace(file, **small, reward_model=brief, comparisons=SMOKE["comparisons"])
+        file = dataclasses.replace(
+            file, pretrain=small["pretrain"], sft=small["sft"], reward_model=brief, comparisons=SMOKE["comparisons"]
+        )
     return Benchmark(
         world=world, seed=seed, out=out / world.config.name / f"seed-{seed}", home=file.split, closed=found.closed,
         base=out / f"reference-{world.corpus_key}" / f"seed-{seed}", budget=budget_of(file, seed=seed, where="rows"),

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import command
+from evals.items import Json
 
 HERE = Path(__file__).resolve().parent
 MODULE = "benchmarks.testbed.run"
@@ -56,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     return verdict(table, rows=[row.name for row in rows]) if arguments.check else 0
 
 
-def joined(table: dict[str, object], folder: Path) -> dict[str, object]:
+def joined(table: Json, folder: Path) -> Json:
     """The table with what is published in `folder` already and still means the same; says what it leaves out."""
     from benchmarks.testbed.merge import merge
 

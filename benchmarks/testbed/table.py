@@ -14,7 +14,7 @@ from align.data.answers import ExactAnswer
 from align.runs import RUN_FILE, Call, commit, environment, open_run
 from align.testbed.world import load_world
 from benchmarks.testbed.plan import CONTROLS, Benchmark, Cell, Rows, target_of
-from evals.items import NO_SHIFT
+from evals.items import NO_SHIFT, Fields, Json
 from evals.stats import intervals as stats
 from recipes.pipeline.plan import Plan
 from recipes.pipeline.provenance import ledger_table
@@ -28,15 +28,14 @@ KEYS = (
 DESCRIBED = (
     "method", "runs", "asks", "rewards", "specialists_of", "fixed_point", "note", "settings", "contender",
 )  # fmt: skip
-Entry = Mapping[str, object]
 
 
-def collect(plans: Mapping[Cell, Plan], found: Rows) -> dict[str, object]:
+def collect(plans: Mapping[Cell, Plan], found: Rows) -> Json:
     """`methods.<row>.worlds.<world>` over the seeds whose cells are all there, and the provenance."""
-    worlds, seeds = (list(dict.fromkeys(cell[k] for cell in plans)) for k in (0, 1))
-    methods: dict[str, dict[str, object]] = {}
+    worlds, seeds = list(dict.fromkeys(world for world, _ in plans)), list(dict.fromkeys(seed for _, seed in plans))
+    methods: dict[str, Json] = {}
     for name in worlds:
-        entries: dict[str, dict[int, Entry]] = {}
+        entries: dict[str, dict[int, Fields]] = {}
         for seed in seeds:
             for row, entry in seed_table(plans[name, seed]).items():
                 entries.setdefault(row, {})[seed] = entry
@@ -70,7 +69,7 @@ def split(plan: Plan, *, row: str, regret: float) -> dict[str, float | None]:
 
     Predictions belong to the first seed's reference: the split is that seed's.
     """
-    nothing = {"wrong_objective": None, "unfinished": None}
+    nothing: dict[str, float | None] = {"wrong_objective": None, "unfinished": None}
     about, setting = plan.row(row), plan.setting
     if about is None or about.target == "none" or not isinstance(setting, Benchmark):
         return nothing
@@ -86,13 +85,13 @@ def split(plan: Plan, *, row: str, regret: float) -> dict[str, float | None]:
     return {"wrong_objective": predicted, "unfinished": regret - predicted}
 
 
-def describe(found: Rows, row: str) -> dict[str, object]:
+def describe(found: Rows, row: str) -> Json:
     """What a row is, for readers of the table."""
     spec = next((one.given() for one in found.rows if one.name == row), {})
     return {"key": found.key(row), "control": row in CONTROLS, **{k: spec[k] for k in DESCRIBED if k in spec}}
 
 
-def seed_table(plan: Plan) -> dict[str, Entry]:
+def seed_table(plan: Plan) -> dict[str, Fields]:
     """One entry per row whose cells of this world and seed are all finished."""
     from evals.tables.tradeoffs import exact_table
 
@@ -143,12 +142,13 @@ def _cost(plan: Plan, row: str) -> dict[str, float]:
     }
 
 
-def over_seeds(by_seed: Mapping[int, Entry]) -> dict[str, object]:
+def over_seeds(by_seed: Mapping[int, Fields]) -> Json:
     """Means over seeds, the share's t interval, and every seed's own entry."""
     entries = list(by_seed.values())
 
     def mean(values: Sequence[float | None]) -> float | None:
-        return None if any(v is None for v in values) else float(np.mean(values))
+        known = [v for v in values if v is not None]
+        return float(np.mean(known)) if len(known) == len(values) else None
 
     interval = stats.seed_interval([entry["regret_share"] for entry in entries])
     names = (
@@ -167,7 +167,7 @@ def over_seeds(by_seed: Mapping[int, Entry]) -> dict[str, object]:
     }
 
 
-def verdict(table: Mapping[str, object], *, rows: Sequence[str]) -> int:
+def verdict(table: Fields, *, rows: Sequence[str]) -> int:
     """0 when at least 24 rows that are no controls have every key and a finite regret on every world, else 1."""
     bad = []
     for row in rows:

@@ -69,8 +69,9 @@ def plan(setting: Setting, rows: Sequence[Row], *, smoke: bool = False) -> Plan:
         cells[row.name] = tuple(judged)
         specialists[row.name] = parts
     calls += [call for made in controls.values() for call in made]
-    made_of = {"fits": fits, "specialists": specialists, "cells": cells}
-    return Plan(setting=setting, rows=tuple(rows), calls=ordered(calls), **made_of)
+    return Plan(
+        setting=setting, rows=tuple(rows), calls=ordered(calls), fits=fits, specialists=specialists, cells=cells
+    )
 
 
 def vertices(count: int) -> list[Weights]:

@@ -28,9 +28,10 @@ def provenance(config: Any, *, seed: int, runs: Iterable[Run] = ()) -> dict[str,
     from align.runs import commit, environment, jsonable
 
     facts = environment()
+    versions = facts["versions"] if isinstance(facts["versions"], dict) else {}
     return {
         "config": jsonable(config),
-        "versions": {"python": facts["python"], **facts["versions"]},
+        "versions": {"python": facts["python"], **versions},
         "seed": seed,
         "commit": commit(),
         "run_commits": sorted({str(run.environment.get("commit")) for run in runs}),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from align.data.answers import ExactAnswer, SampledAnswer
 from align.preferences import Weights
 from align.runs import Call, Run, open_run
+from evals.items import Fields
+from evals.tables.tradeoffs import Front
 from recipes.pipeline.conflict_summary import training_conflict
 from recipes.pipeline.inputs import joined_claims
 from recipes.pipeline.plan import Plan
@@ -18,9 +20,8 @@ from recipes.pipeline.rows import Row
 from recipes.pipeline.sampling import conflict_of, reference_point, shown_samples
 from recipes.pipeline.setting import REFERENCE
 
-Table = Mapping[str, object]
+Table = Fields
 Tables = Mapping[str, Table]
-Front = Callable[[float], object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +81,12 @@ def summary(plan: Plan, *, about: About, config: object, seed: int) -> Summary:
     drawn = [answer for answer in every if isinstance(answer, SampledAnswer)]
     point = list(about.point) if about.point is not None else reference_point(drawn)
     info = row_info(plan, about=about)
-    common = {"objectives": names, "reference_point": point}
     if exact:
-        methods = exact_table(exact, **common, front_at_kl=about.front_at_kl, info=info)
+        methods = exact_table(
+            exact, objectives=names, reference_point=point, front_at_kl=about.front_at_kl, info=info
+        )
     else:
-        methods = sampled_table(drawn, **common, info=info, seed=seed)
+        methods = sampled_table(drawn, objectives=names, reference_point=point, info=info, seed=seed)
     controls = [row for row in plan.cells if row not in plan.fits and row not in about.apart]
     conflict = {} if exact else conflict_of(drawn, names=names)
     fits = {row: {label: call.out for label, call in points.items()} for row, points in plan.fits.items()}
@@ -93,12 +95,14 @@ def summary(plan: Plan, *, about: About, config: object, seed: int) -> Summary:
         kind="testbed" if exact else "sampled",
         world=None,
         world_details={
-            **common,
             "objectives": list(names),
+            "reference_point": point,
             "prompts": len({answer.prompt for answer in every if answer.shift == "none"}),
         },
         methods=methods,
-        shifts=shifts_table(every, **common, headline=about.headline, seed=0 if exact else seed),
+        shifts=shifts_table(
+            every, objectives=names, reference_point=point, headline=about.headline, seed=0 if exact else seed
+        ),
         controls=controls_table(methods, controls={row: row for row in controls}),
         conflict={"names": list(names), **conflict, "training": training_conflict(fits)},
         samples=None if exact else shown_samples(drawn),

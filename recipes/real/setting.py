@@ -250,13 +250,11 @@ def setting_of(config: Config, *, where: str) -> tuple[RealData, tuple[Row, ...]
 
 
 def _budget(config: Config, texts: Texts, *, where: str) -> Budget:
-    from align.data import CleanConfig
     from align.models import ModelConfig
     from align.training.pretrain import PretrainConfig
     from align.training.reward_model import RewardModelConfig
     from align.training.sft import SFTConfig_
 
-    build(CleanConfig, texts.cleaning, where=f"{where}: rows: cleaning")
     shape = section(ModelConfig, config.architecture, where=where, name="architecture")
     for name, own in (("sft", "demonstrations"), ("reward_model", "pairs")):
         if own not in getattr(config, name):

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from align.data import CleanConfig
 from align.runs import Metrics, Run, Workspace, model_dir, stage
 from recipes.pipeline.inputs import content_key
 from recipes.pipeline.rows import Fit
@@ -54,7 +55,7 @@ class Texts:
     validation: float
     validation_texts: int
     parts: dict[str, float]
-    cleaning: dict[str, object] = field(default_factory=dict)
+    cleaning: CleanConfig = field(default_factory=CleanConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +70,9 @@ class Pairs:
 @stage(name="hh rows")
 def prepare(work: Workspace, *, data: Data, seed: int, rows: Texts) -> Metrics:
     """Comparisons and text -> train.jsonl, judge.jsonl, test.jsonl, text.jsonl, validation.jsonl."""
-    from align.data import CleanConfig, split_by_prompt
+    from align.data import split_by_prompt
 
-    names, cleaning = data.names, CleanConfig(**rows.cleaning)
+    names, cleaning = data.names, rows.cleaning
     pairs, drops = source.load_pairs(data.path, names=names, limit=rows.limit, cleaning=cleaning)
     parts = split_by_prompt(pairs, fractions=rows.parts, seed=seed)
     texts, text_drops = source.load_texts(

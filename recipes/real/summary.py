@@ -9,6 +9,7 @@ from pathlib import Path
 
 from align.data.answers import SampledAnswer
 from align.runs import Call, open_run
+from evals.items import Json
 from recipes.pipeline.plan import Plan
 from recipes.pipeline.setting import REFERENCE
 from recipes.pipeline.summary import About, Summary, Table, answers_of, preferences, summary
@@ -66,7 +67,7 @@ def _info(plan: Plan, setting: RealData) -> dict[str, Table]:
     return info
 
 
-def _language_model(setting: RealData) -> dict[str, object]:
+def _language_model(setting: RealData) -> Json:
     """Parameters and bits per byte of pretraining beside the n-grams on the same tokens; empty with `--model`."""
     if setting.budget.start is not None:
         return {}
@@ -79,7 +80,7 @@ def _language_model(setting: RealData) -> dict[str, object]:
     }
 
 
-def _second_judge(plan: Plan, *, weights: Mapping[str, Mapping[str, float]]) -> dict[str, object]:
+def _second_judge(plan: Plan, *, weights: Mapping[str, Mapping[str, float]]) -> Json:
     """Mean bag-of-words scores per row and preference, and how they rank the points in comparison with the judges."""
     import numpy as np
     from scipy.stats import spearmanr
@@ -89,7 +90,7 @@ def _second_judge(plan: Plan, *, weights: Mapping[str, Mapping[str, float]]) -> 
 
     names = plan.setting.objectives
     judges = [BagOfWords(weights=weights[name]) for name in names]
-    rows: dict[str, list[dict[str, object]]] = {}
+    rows: dict[str, list[Json]] = {}
     first, second = [], []
     for row, calls in plan.cells.items():
         for preference, group in by_preference(sampled_of(calls)).items():

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 from align.data.answers import ExactAnswer
 from align.runs import Call, open_run
 from align.testbed.world import World
+from evals.tables.tradeoffs import Front
 from recipes.pipeline.conflict_summary import gradient_cosines
 from recipes.pipeline.plan import Plan
 from recipes.pipeline.setting import REFERENCE
-from recipes.pipeline.summary import About, Front, Summary, Table, answers_of, preferences, summary
+from recipes.pipeline.summary import About, Summary, Table, answers_of, preferences, summary
 from recipes.testbed.demo import Config, Demo
 
 if TYPE_CHECKING:

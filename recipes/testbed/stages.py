@@ -15,7 +15,8 @@ from align.testbed.world import World
 from recipes.pipeline.rows import Fit
 
 if TYPE_CHECKING:
-    from align.policies.base import Policy
+    from align.objectives.base import Objective
+    from align.policies.base import Policy, TokenPolicy
     from align.testbed.answers import ReferenceTables
     from align.testbed.controls import Controls
     from align.testbed.exact import TreePolicy
@@ -167,7 +168,7 @@ def finetune(
     from align.testbed.gold import gold_objectives
     from recipes.pipeline.fitting import fitted
 
-    learned = {
+    learned: dict[str, Objective] = {
         name: RewardModelObjective(run.path, name=name, scale=world.config.tau, batch_size=512)
         for name, run in (reward_models or {}).items()
     }
@@ -208,12 +209,13 @@ def classes_of(tables: ReferenceTables, prompts: Sequence[Prompt]) -> list[Rewar
     return [reward_classes(tables.world, p, tables.reference.leaf_logprobs(tables.world, p)) for p in prompts]
 
 
-def tree_policy(answer: Policy, *, tables: ReferenceTables, weights: Weights, name: str) -> TreePolicy:
+def tree_policy(answer: Policy | TokenPolicy, *, tables: ReferenceTables, weights: Weights, name: str) -> TreePolicy:
     """What the exact evaluation asks of a policy: its next-token rule, or for best-of-n its leaves in closed form."""
+    from align.policies.base import TokenPolicy
     from align.testbed.exact import ExactPolicy
     from align.testbed.tabular import HardBestOfN, gold_table
 
-    if hasattr(answer, "components"):
+    if isinstance(answer, TokenPolicy):
         return ExactPolicy(answer, name=name)
     return HardBestOfN(tables, partial(gold_table, weights=weights), answer.samples_per_response, name)
 
@@ -235,11 +237,14 @@ def write_cells(
     return len(cells)
 
 
-def _bits(answer: Policy, world: World, seed: int) -> float:
+def _bits(answer: Policy | TokenPolicy, world: World, seed: int) -> float | None:
     """Bits per byte of the writer's held-out responses given their prompts, both spellings and all prefixes."""
+    from align.policies.base import ModelPolicy
     from align.testbed.corpus import sample_documents
     from align.training.bits import completion_bits
 
+    if not isinstance(answer, ModelPolicy):
+        return None
     rows = sample_documents(world, count=1000, seed=seed, held_out=True)
     return completion_bits(answer.model, answer.tokenizer, rows).per_byte
 
@@ -257,7 +262,8 @@ def evaluate(
 
     tables = reference_tables(world, reference)
     if policy.path == reference.path:
-        answer, tree = ModelPolicy(f"{reference.path}/model"), tables
+        answer: Policy = ModelPolicy(f"{reference.path}/model")
+        tree: TreePolicy = tables
     else:
         only = judged.weights[0]
         answer = load_family(policy.path).policy(only if facts is None else asked_at(only, facts=facts))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from align.data import CleanConfig
 from align.runs import Call, Run, jsonable
 from benchmarks.shift import plan as shift
 from benchmarks.testbed import plan as testbed
@@ -236,6 +237,7 @@ def _real(call: str, given: dict) -> None:
             given[name] = [given[name][objective] for objective in real.NAMES]
     if call == "prepare":
         given |= {"path": given.pop("data"), "files": given["rows"]["text"]}
+        given["rows"]["cleaning"] = jsonable(CleanConfig(**given["rows"]["cleaning"]))
         given.pop("data_key")  # the fingerprint of the same files
     if call == "reward_table":
         models = given.pop("models")

@@ -3,32 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
+from factories.killed import kill_when
+
 ROOT = Path(__file__).resolve().parents[3]
-
-
-def kill_when(command: list[str], *, ready: Callable[[], bool], seconds: float = 400) -> None:
-    """Start the command, wait for `ready`, and kill its whole process group without warning."""
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    deadline = time.monotonic() + seconds
-    try:
-        while not ready():
-            assert process.poll() is None, "the command ended before it could be killed"
-            assert time.monotonic() < deadline, "the moment to kill never came"
-            time.sleep(0.005)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def test_a_killed_training_stage_resumes_from_its_checkpoint(

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_resume import kill_when
 
 from align.errors import UserError
 from align.preferences import simplex_grid
 from align.runs import open_run
 from align.testbed.world import SHIFTS, load_world
 from evals.measure.answers import read_exact
+from factories.killed import kill_when
 from recipes.commands.demo import DEFAULTS
 from recipes.pipeline.plan import Plan, plan
 from recipes.pipeline.rows import Row, read_rows
