@@ -38,11 +38,9 @@ def accuracies(
                 sides = [[side[i] for i in kept] for side in both]
                 found = pairwise_accuracy(*sides, prompts=prompts, seed=seed)
                 right[scorer, trained] = in_order(*sides)
-                table.append(
-                    {"scorer": scorer, "trained_on": trained, "tested_on": tested, "pairs": words}
-                    | {"accuracy": found.interval.estimate, "ci": found.interval.pair, "n": found.pairs}
-                    | {"over": found.interval.says}
-                )
+                about = {"scorer": scorer, "trained_on": trained, "tested_on": tested, "pairs": words}
+                value = {"accuracy": found.interval.estimate, "ci": found.interval.pair, "over": found.interval.says}
+                table.append({**about, **value, "n": found.pairs})
             for other in BASELINES:
                 if ("ours", tested) in right and (other, tested) in right:
                     lead = (right["ours", tested] - right[other, tested]).tolist()
