@@ -53,6 +53,12 @@ def hh_methods(out: Path) -> None:
     (out / "hh_methods.md").write_text("\n".join(lines(read("hh_methods.json"))))
 
 
+def fixed_points(out: Path) -> None:
+    from benchmarks.fixed_points.page import page
+
+    (out / "fixed_points.md").write_text(page(read("fixed_points.json")))
+
+
 PAGES: dict[str, tuple[str, Callable[[Path], None]]] = {
     "testbed": (".", lambda out: world_page(".", out)),
     "best": ("best", lambda out: world_page("best", out)),
@@ -61,6 +67,7 @@ PAGES: dict[str, tuple[str, Callable[[Path], None]]] = {
     "shift": (".", shift),
     "attribution": (".", attribution),
     "hh": (".", hh_methods),
+    "fixed_points": (".", fixed_points),
 }
 
 
