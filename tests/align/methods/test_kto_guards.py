@@ -15,7 +15,7 @@ from align.methods import kto
 from align.policies.base import ModelPolicy
 from align.policies.load import load_family
 from align.preferences import Weights
-from align.runs import Ledger
+from align.runs import Ledger, checkpoints
 from factories.made_kto import BOTH, FEW, four
 from factories.tiny_bandit import (
     OBJECTIVES,
@@ -115,6 +115,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(reference: str, tmp_path
 
     trainer = kto.build_trainer(examples, config=config, reference=reference, folder=tmp_path / "cut")
     trainer.add_callback(Kill())
+    checkpoints.claim(tmp_path / "cut" / "checkpoints")  # as `train_on` does before it trains
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     kto.train_on(examples, config=config, reference=reference, run=workspace(tmp_path / "cut"))
