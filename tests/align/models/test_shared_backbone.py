@@ -24,15 +24,7 @@ from align.preferences import Weights
 from align.runs import Ledger
 from align.training.reward_model import RewardModelConfig, train_reward_model
 from factories.made_models import make_adapter
-from factories.tiny_bandit import (
-    PROMPTS,
-    RESPONSES,
-    TableReward,
-    make_reference,
-    pair_rows,
-    problem_of,
-    workspace,
-)
+from factories.tiny_bandit import PROMPTS, RESPONSES, TableReward, make_reference, pair_rows, problem_of, workspace
 
 ROOT = Path(__file__).resolve().parents[3]
 
