@@ -139,7 +139,6 @@ RULES: tuple[Callable[[], Iterator[str]], ...] = (
     readme_too_long,
 )  # fmt: skip
 KNOWN: dict[str, set[str]] = {
-    "files_too_long": {"benchmarks/coverage/run.py"},
     "functions_with_too_many_parameters": {
         "evals/attribution/testbed_probes.py probe",
     },

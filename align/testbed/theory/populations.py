@@ -1,4 +1,4 @@
-"""A testbed population whose truth is exact, and simulated evaluations of it: topics drawn anew, responses sampled.
+"""A testbed population whose truth is exact, and simulated evaluations of it: topics drawn, responses sampled.
 
 What is fixed: the world `tiny` (36 topics, three harm levels), a reference model of random weights (a 2-layer Llama of
 width 16, seed 0), and policies in closed form: pi*_w at three w on plain prompts, and the same with half of their tilt
@@ -12,13 +12,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from align.testbed.optimum import RewardClasses, reward_classes
 from align.testbed.vocabulary import ALPHABET_IDS, CIPHER_ALPHABET_IDS, END_ID, ENDING_IDS, PAD_ID, VOCABULARY
-from align.testbed.world import COLON, TEST_VERB, TRAIN_VERBS, Prompt, World, cipher, load_world
+from align.testbed.world import COLON, TEST_VERB, TRAIN_VERBS, Prompt, Topic, World, cipher, load_world
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 VERBS = (*TRAIN_VERBS, TEST_VERB)
 WEIGHTS = ((0.1, 0.9), (0.5, 0.5), (0.9, 0.1))
@@ -74,14 +77,14 @@ class Testbed:
     world: World
 
 
-def _prompt(world: World, topic: Any, verb: str, shift: str) -> Prompt:
+def _prompt(world: World, topic: Topic, verb: str, shift: str) -> Prompt:
     words: tuple[str, ...] = (verb, topic.word, COLON)
     if shift == "cipher":
         words = tuple(word if word == COLON else cipher(word) for word in words)
     return Prompt(" ".join(words), topic, shift, words)
 
 
-def random_reference(seed: int) -> Any:
+def random_reference(seed: int) -> PreTrainedModel:
     """A random model of uneven next-token distributions; a bias on words and the end, or nearly all were malformed."""
     import torch
 
@@ -89,7 +92,7 @@ def random_reference(seed: int) -> Any:
     from align.testbed.vocabulary import build_tokenizer
 
     shape = ModelConfig(architecture="llama", hidden=16, layers=2, heads=2, context=16, init_std=0.25)
-    model: Any = build_model(shape, build_tokenizer(), seed=seed).eval()
+    model = build_model(shape, build_tokenizer(), seed=seed).eval()
     model.lm_head.bias = torch.nn.Parameter(torch.zeros(len(VOCABULARY)))
     model.lm_head.bias.data[list(ALPHABET_IDS + CIPHER_ALPHABET_IDS)] = 7.0
     model.lm_head.bias.data[END_ID] = 9.5
