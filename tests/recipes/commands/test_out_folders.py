@@ -82,23 +82,30 @@ def test_a_finished_run_of_another_call_is_refused_and_kept(
     assert tree(out.parent) == before and open_run(out) == earlier
 
 
-def test_a_method_given_a_folder_with_a_strangers_points(tiny_rows: Rows, tiny_model: Path, tmp_path: Path) -> None:
-    """The Python API: what a user has below `out` stays, and a point of that name is refused."""
-    from align.engines.points import train_points
+@pytest.mark.parametrize("method", ["dpo", "morlhf"])
+def test_a_method_given_a_folder_with_a_strangers_points(method: str, tiny_model: Path, tmp_path: Path) -> None:
+    """The Python API: what a user has below the folder stays, and a point of that name is refused."""
+    from align.engines.problem import Problem
+    from align.methods import METHODS
+    from align.objectives import build_objective
     from align.preferences import Weights
-    from align.runs import Ledger
+    from align.runs import Ledger, Workspace
 
     (tmp_path / "points" / "0.5,0.5").mkdir(parents=True)
     (tmp_path / "points" / "0.5,0.5" / "thesis.txt").write_text("precious")
     (tmp_path / "points" / "1,0.partial").mkdir()
     (tmp_path / "points" / "1,0.partial" / "thesis.txt").write_text("precious")
     before = tree(tmp_path)
+    objectives = {name: build_objective({"kind": "length", "name": name}) for name in ("long", "wordy")}
+    rows = [{"id": str(i), "prompt": f"explain tea {i}", "a": " sure", "b": " sorry"} for i in range(4)]
+    prompts = [{"id": row["id"], "prompt": row["prompt"]} for row in rows]
     for weights, message in ((Weights((0.5, 0.5)), "exists and is not a run"), (Weights((1.0, 0.0)), "is in the way")):
+        problem = Problem(
+            reference=str(tiny_model), objectives=objectives, preferences=[weights], comparisons=rows, prompts=prompts
+        )
         with pytest.raises(UserError, match=message):
-            train_points(
-                "morlhf", config={}, preferences=[weights], inputs={}, out=tmp_path, ledger=Ledger(),
-                body=lambda folder, ledger, preference: {}, optimises=lambda preference: "",
-            )  # fmt: skip
+            config = METHODS[method].Config(**({"labels": "objectives"} if method == "dpo" else {}))
+            METHODS[method].fit(config, problem, Workspace(tmp_path, Ledger()))
     assert tree(tmp_path) == before
 
 
