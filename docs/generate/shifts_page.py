@@ -11,19 +11,19 @@ _HEAD = """# Shifts
 <!-- The tables are generated from evals/shifts by `make docs`. -->
 
 A shift turns the request of an item into a prompt. The judge sees the original request and the decoded response.
-Harmful and benign items go through the same words. A draw is seeded by item and shift, so one more shift changes no
+Harmful and benign items get the same words. What is random is seeded by item and shift, so adding a shift changes no
 other prompt.
 
 - **mode**: what the literature expects to fail: *competing* objectives, *mismatched* generalization, *both*; a
   *control* is the matched control of an attack. It is a hypothesis to measure, not a finding.
-- **decoder**: what becomes of a response before it is judged. What cannot be decoded stays as it is.
-- **probe**: a harmless question under the same disguise, which tells "did not refuse" from "cannot read".
+- **decoder**: what is done to a response before it is judged. What cannot be decoded stays as it is.
+- **probe**: a harmless question under the same disguise, which separates "did not refuse" from "cannot read".
 - **matched control**: the same surface without adversarial content; a control names the attack that it belongs to.
 - **needs**: a policy or caller without it gets a Missing cell with the reason, never the plain request.
 - A shift that would leave a request as it is gives Missing (`unchanged`).
 
 `--shift` takes names, families, `jailbroken` (the list of Wei, Haghtalab & Steinhardt 2023) and `all`. Attack templates
-are of the published structure, in our own words; to measure a verbatim one, build it with
+have the published structure, in our own words; to measure a verbatim one, build it with
 `evals.shifts.building.framed` from your own file.
 """
 
