@@ -19,7 +19,7 @@ class Missing:
     """No value, and why: an outage, a prompt that does not fit, a shift that does not apply. Never a verdict, never 0.
 
     `reason` is a short slug that tables count ("context", "http_429", "empty_completion"); `detail` is one line for a
-    reader, free of secrets. `lasting` says that asking again cannot help (the cell is kept); otherwise a later run asks
+    reader, free of secrets. `lasting`: asking again cannot help (the cell is kept); otherwise a later run asks
     again.
     """
 
@@ -77,7 +77,7 @@ class Item:
     """One item of a suite, whatever shift it goes through.
 
     `request` is the plain text that shifts work on; `before` are earlier turns, which no shift touches. `label` is what
-    the suite says about it ("harmful", "benign", a class); `group` its type, for worst-group tables; `twin` the id of
+    the suite states about it ("harmful", "benign", a class); `group` its type, for worst-group tables; `twin` the id of
     its contrast. `choices` and `target` are for closed questions; `columns` holds the rest of the row.
     """
 
@@ -103,7 +103,7 @@ class Item:
 
     @property
     def cluster(self) -> str:
-        """The base item over which intervals run: what the suite says (`columns["cluster"]`), else the item itself."""
+        """The base item over which intervals run: the suite's own (`columns["cluster"]`), else the item itself."""
         return str(self.columns.get("cluster", self.id))
 
 

@@ -47,7 +47,7 @@ def readings_of(
 
 
 def default_layer(model: PreTrainedModel) -> int:
-    """Two thirds of the way up, where requests are told apart best in published probes; at least 1."""
+    """Two thirds of the way up, where harmful and harmless requests separate best in published probes; at least 1."""
     return max(1, round(2 / 3 * int(model.config.num_hidden_layers)))
 
 

@@ -63,7 +63,7 @@ class Signals:
 class Thresholds:
     """Bounds of the regions: unread below `comprehension`, lost below `recognition`, pulled and far above the others.
 
-    `source` says what they were calibrated on and how many of it there were.
+    `source` states what they were calibrated on and how many of it there were.
     """
 
     comprehension: float
@@ -126,7 +126,7 @@ def region(signals: Mapping[str, float | None], thresholds: Thresholds) -> str:
     """The region of one request (or of a mean over requests) from its comprehension, recognition, pull and distance.
 
     A signal that could not be had shows nothing: it puts no request into a region. Distance that is not known does not
-    stand in the way of mismatched, for then recognition alone must tell.
+    stand in the way of mismatched, for then recognition alone decides.
     """
     c, s, p, d = (signals.get(name) for name in SIGNALS[:4])
     if c is not None and c < thresholds.comprehension:
@@ -183,7 +183,7 @@ def auroc(positive: Sequence[float], negative: Sequence[float]) -> float:
 class Attribution:
     """One policy under one shift: how often it fails, the region of its mean signals, and its failures by region.
 
-    `fails` and `fails_plain` are shares of harmful requests. `weighed` says what `shares` and the means of `signals`
+    `fails` and `fails_plain` are shares of harmful requests. `weighed` states what `shares` and the means of `signals`
     run over: new failures (which the plain request does not have); all failures where fewer than one new one is
     expected; all requests where nothing fails (then `shares` is None).
     """

@@ -25,7 +25,7 @@ class Tables:
 
     `failed` share of samples of harmful requests; `margin` log-odds of refusing in nats; `score` any score of
     harmfulness, of harmful and benign requests; `distance` see `evals.stats.distances.log_distance`; `matched` share of
-    others that a benign request is told from.
+    others against which a benign request is matched rightly.
     """
 
     failed: Table

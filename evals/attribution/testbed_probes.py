@@ -110,7 +110,7 @@ def quiz_scores(openings_PA: np.ndarray, prompts: Sequence[Prompt]) -> list[floa
 
 
 def fails(world: World, prompt: Prompt, ids: Sequence[int]) -> bool:
-    """The judge: a response that tells more of a harmful topic than its caution makes up for.
+    """The judge: a response that gives away more of a harmful topic than its caution makes up for.
 
     Words of either spelling are read, and what no response is made of is passed over.
     """

@@ -66,13 +66,13 @@ def balanced_accuracy(cases: Sequence[Case], *, seed: int = 0) -> Interval:
 
 
 def largest_class(development: Sequence[Case], fresh: Sequence[Case]) -> list[str]:
-    """What a rival says who always names the class that was most frequent in development."""
+    """What a rival answers that always names the class that was most frequent in development."""
     top = Counter(case.truth for case in development).most_common(1)[0][0]
     return [top] * len(fresh)
 
 
 def by_failure_rate(development: Sequence[Case], fresh: Sequence[Case], *, k: int = 3) -> list[str]:
-    """What a rival says who knows failure rates alone: the majority of the k nearest development cases."""
+    """What a rival answers that knows failure rates alone: the majority of the k nearest development cases."""
 
     def nearest(case: Case) -> str:
         near = sorted(development, key=lambda d: abs(d.fails - case.fails))[:k]
@@ -82,7 +82,7 @@ def by_failure_rate(development: Sequence[Case], fresh: Sequence[Case], *, k: in
 
 
 def by_label(development: Sequence[Case], fresh: Sequence[Case]) -> list[str]:
-    """What a rival says who knows the shift's name alone: its most frequent mechanism in development."""
+    """What a rival answers that knows the shift's name alone: its most frequent mechanism in development."""
     counts: dict[str, Counter[str]] = {}
     for case in development:
         counts.setdefault(case.shift, Counter())[case.truth] += 1

@@ -95,7 +95,7 @@ def echoed_logprobs(reply: Any, *, text: str, continuation: str) -> tuple[float,
 
 
 def meaning(error: Exception, openai: Any, secret: Secret) -> Failure | None:
-    """What an exception of the client says of this request and of the batch; None for a bug, which is raised."""
+    """What an exception of the client means for this request and for the batch; None for a bug, which is raised."""
     if isinstance(error, Faulty):
         return Failure(error.missing)
     if isinstance(error, openai.APIStatusError):

@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether the error says that the accelerator's or the machine's memory is full."""
+    """Whether the error means that the accelerator's or the machine's memory is full."""
     import torch
 
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):

@@ -30,7 +30,7 @@ PROBE = Prompt((Message("user", "a"), Message("assistant", "b"), Message("user",
 
 @dataclass(frozen=True)
 class Served(Completion):
-    """A completion with what the server said of itself: the model that answered and its system fingerprint, if any.
+    """A completion with what the server reports of itself: the model that answered and its system fingerprint, if any.
 
     Reasoning that a server returns beside the answer (`reasoning_content`) is not in the text: judges read answers.
     """
@@ -54,7 +54,7 @@ class Endpoint:
             which the server adds); None scores single user turns as they are.
         token_limit: the name of the limit's parameter; newer OpenAI models want "max_completion_tokens".
         count_tokens: text -> tokens, for a server that reports no usage.
-        describe: ask the server once what it says of the model and put that into the fingerprint. A server that does
+        describe: ask the server once what it reports of the model and put that into the fingerprint. A server that does
             not say, or cannot be reached, adds nothing: so re-reading stored cells without the server needs False.
         extra_body: further parameters of every request, as {"chat_template_kwargs": {"enable_thinking": False}}.
     """
@@ -98,7 +98,7 @@ class Endpoint:
         if not key:
             raise UserError(f"{variable} is not set: export the key of {self.host} there, or name another variable")
         if not key.isascii() or not key.isprintable() or " " in key:
-            raise UserError(f"{variable} holds blanks or odd characters, so it is no API key; export it anew")
+            raise UserError(f"{variable} holds blanks or odd characters, so it is no API key; export it again")
         if key in self.base_url:
             raise UserError(f"base_url holds the key of {variable}; give the plain address")
         return Secret(key)
@@ -143,7 +143,7 @@ class OpenAIBackend:
 
     @property
     def fingerprint(self) -> str:
-        """Host, model name, what the server says of the model, and the prompt format. It says "weights-unseen", because
+        """Host, model name, what the server reports of the model, and the prompt format. It holds "weights-unseen":
         weights cannot be fingerprinted over an API: a model changed behind its name is not noticed here.
         """
         if self._fingerprint is None:
@@ -277,7 +277,7 @@ class OpenAIChat:
 
 
 def chat_of(spec: str, *, keys: Mapping[str, str] | None = None) -> OpenAIChat:
-    """The chat of MODEL or MODEL@http://HOST/v1; `keys` says which variable's key goes to which host."""
+    """The chat of MODEL or MODEL@http://HOST/v1; `keys` maps hosts: which variable's key goes to which host."""
     model, at, address = spec.partition("@http")
     base_url = f"http{address}" if at else OPENAI
     return OpenAIChat(model, endpoint=Endpoint(base_url, named_for(base_url, keys or {})))

@@ -25,7 +25,7 @@ def is_reward_model(path: str) -> bool:
     if (folder / "model").is_dir():
         folder = folder / "model"
     file = folder / "config.json"
-    if not file.is_file():  # a family of policies, an adapter, a hub id: the loader of policies says what is wrong
+    if not file.is_file():  # a family of policies, an adapter, a hub id: the loader of policies reports what is wrong
         return False
     try:
         config = json.loads(file.read_text(encoding="utf-8"))

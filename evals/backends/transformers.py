@@ -86,7 +86,7 @@ class TransformersBackend:
 
     @property
     def context(self) -> int | None:
-        """The model's context in tokens, where its config says one."""
+        """The model's context in tokens, where its config states one."""
         return checks.context_of(self.model)
 
     def encode(self, prompt: Prompt) -> Encoded:
@@ -122,7 +122,7 @@ class TransformersBackend:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Inference without gradients, adapters on or off as this backend says."""
+        """Inference without gradients, adapters on or off as this backend has them."""
         import torch
 
         off = nullcontext() if self.adapters else self.model.disable_adapter()

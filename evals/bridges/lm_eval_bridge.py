@@ -28,7 +28,7 @@ GENERATION = {"qa": 16, "translation": 64}  # longest answer in tokens
 
 @dataclass(frozen=True)
 class TaskScores:
-    """Scores of one task: metric -> item -> score or Missing. `better` says whether a higher value is better."""
+    """Scores of one task: metric -> item -> score or Missing. `better`: metric -> whether higher is better."""
 
     task: str
     scores: Mapping[str, Mapping[str, Score]]

@@ -6,7 +6,7 @@ python -m evals.bridges.standard_tasks runs/hh/sft runs/hh/methods/dpo/0.5,0.5 -
 A change is "after minus before" on the same items. A gap is "in distribution minus shift" of one model: paired where
 both suites hold the same base items, else the two are other items. Every score lies in [0, 1]; intervals are 95 % over
 base items and never zero wide (`evals.stats.shares`: no model is sure to keep the accuracy that 100 items did not
-move), not corrected for how many there are; the table says how many.
+move), not corrected for how many there are; the table states how many.
 """
 
 from __future__ import annotations

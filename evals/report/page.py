@@ -145,7 +145,7 @@ def _reward_models(rows: Sequence[Fields]) -> Json:
 
 
 def _samples(rows: Sequence[Fields]) -> dict[str, list[Json]]:
-    """Sample completions by prompt, cut to a readable length; the cut is said."""
+    """Sample completions by prompt, cut to a readable length; the cut is marked."""
     grouped: dict[str, list[Json]] = {}
     for row in rows:
         entry = dict(row)
@@ -195,11 +195,11 @@ def provenance_parts(provenance: Fields) -> Json:
 def _world(details: Fields) -> list[tuple[str, str]]:
     """The world's details as lines of text."""
 
-    def told(value: object) -> str:
+    def shown(value: object) -> str:
         if isinstance(value, Mapping):
-            return ", ".join(f"{key}: {told(entry)}" for key, entry in value.items())
+            return ", ".join(f"{key}: {shown(entry)}" for key, entry in value.items())
         if isinstance(value, (list, tuple)):
-            return ", ".join(map(told, value))
+            return ", ".join(map(shown, value))
         return f"{value:g}" if isinstance(value, float) else str(value)
 
-    return [(key.replace("_", " "), told(value)) for key, value in details.items()]
+    return [(key.replace("_", " "), shown(value)) for key, value in details.items()]

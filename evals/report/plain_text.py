@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-LONGEST = 2000  # characters of one text that are shown; how many are left out is said
+LONGEST = 2000  # characters of one text that are shown; how many are left out is shown
 # invisible or steering: control, format (bidi, zero width, tags), lone surrogates, private use, unassigned, separators
 HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 SELECTORS = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")

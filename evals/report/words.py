@@ -175,7 +175,8 @@ def _shift_findings(summary: Fields, rows: Mapping[str, Fields]) -> list[str]:
         objective = entry["gap_of"]["objective"]
         if pair is not None and not (pair[0] > 0 or pair[1] < 0):
             sentence = (
-                f"Under \u201c{shift}\u201d, the gap of {name} asked for {objective} only cannot be told from 0: "
+                f"Under \u201c{shift}\u201d, the gap of {name} asked for {objective} only does not differ "
+                "significantly from 0: "
                 f"{signed(entry['gap'])} {interval(pair)} against the reference model"
             )
         else:

@@ -91,7 +91,7 @@ def _right(question: Question, readers: Sequence[Callable[[str], str]], answer: 
 
 
 def _strict(codec: Codec) -> Callable[[str], str]:
-    """The whole answer as the code; as it stands where it is not of the code. For answers too short to tell."""
+    """The whole answer as the code; as it stands where it is not of the code. For answers too short to decide."""
 
     def read(answer: str) -> str:
         try:

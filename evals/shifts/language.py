@@ -14,7 +14,7 @@ from evals.shifts.probes import words_of
 
 NEEDS = frozenset({"translations"})
 NO_TRANSLATION = Missing("no_translation", "the file of translations does not hold this request", lasting=True)
-# "What is the sum of {a} and {b}?" and "What is the product of {a} and {b}?": digits alone do not tell which is asked.
+# "What is the sum of {a} and {b}?" and "What is the product of {a} and {b}?": digits alone do not show which is asked.
 _QUESTIONS = {
     "cs": ("Jaký je součet čísel {a} a {b}?", "Jaký je součin čísel {a} a {b}?"),
     "de": ("Was ist die Summe von {a} und {b}?", "Was ist das Produkt von {a} und {b}?"),

@@ -24,7 +24,7 @@ Score = Callable[[Item, str], Fields]  # what a completion of an item is worth, 
 class Kind:
     """How the suites of a kind are measured. A new kind is one of these in the file of its suites.
 
-    `metrics` says of each whether higher is better. `measures` are made where the user names none (see
+    `metrics` maps each metric to whether higher is better. `measures` are made where the user names none (see
     `align suites --measure`); `score`, where there is one, is measured of every completion as well. A kind `of_pairs`
     compares responses, which reward models score and policies do not.
     """
@@ -127,7 +127,7 @@ def same_text(text: str) -> str:
 
 
 def clustered(items: Sequence[Item]) -> list[Item]:
-    """Items with their cluster filled in: what the builder said, else the first item with the same text and history."""
+    """Items with their cluster filled in: what the builder gave, else the first item with the same text and history."""
     first: dict[str, str] = {}
     result = []
     for item in items:

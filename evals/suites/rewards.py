@@ -43,7 +43,7 @@ def _rm_bench(row: Row, place: str) -> Item:
 
 
 def _judgebench(row: Row, place: str) -> Item:
-    """`label` says which response is right."""
+    """`label` names the right response."""
     if row["label"] not in ("A>B", "B>A"):
         raise UserError(f"{place}: label {row['label']!r} is neither 'A>B' nor 'B>A'; fix the row")
     better, worse = ("response_A", "response_B") if row["label"] == "A>B" else ("response_B", "response_A")

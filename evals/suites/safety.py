@@ -84,7 +84,7 @@ def turns_of(prompt: str) -> tuple[tuple[Message, ...], str]:
 
 
 def _transcripts(row: Row, place: str) -> Item | None:
-    """The last request of a red-teamer; what was said before it stays before it. Without a last request: left out."""
+    """The last request of a red-teamer; earlier turns stay before it. Without a last request: left out."""
     before, request = turns_of(text_of(row, "prompt", place=place))
     if not request or any(not turn.content for turn in before):
         return None

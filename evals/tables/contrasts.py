@@ -50,8 +50,8 @@ def control_table(outcomes: Sequence[Outcome], *, pairs: Sequence[tuple[str, str
 def family_table(outcomes: Sequence[Outcome], *, families: Mapping[str, str]) -> Json:
     """`families`: family -> side -> rate, paired change and worst shift; an item's shifts are averaged first.
 
-    `families` says which family a shift counts in; shifts without an entry (controls, the plain prompts) are in none.
-    Holm's correction covers all families and sides of this table.
+    `families` maps a shift to the family that it counts in; others (controls, the plain prompts) are in none. Holm's
+    correction covers all families and sides of this table.
     """
     home = [o for o in outcomes if o.shift == NO_SHIFT]
     table: Json = {}

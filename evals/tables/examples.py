@@ -8,7 +8,7 @@ from evals.items import NO_SHIFT, Fields, Json, Missing, Prompt, digest
 from evals.measure.cells import Cell
 
 PER_SHIFT, PLAIN = 2, 4
-# what is shown first: what the shift changed, then failures, what no judge could tell, what is as it should be
+# what is shown first: what the shift changed, then failures, what no judge could decide, what is as it should be
 ORDER = {("GOOD", "BAD"): 0, ("BAD", "GOOD"): 1}
 THEN = {"BAD": 2, "wrong": 2, "UNCLEAR": 3, "GOOD": 4, "right": 4}
 

@@ -28,8 +28,8 @@ def gap_interval(
     """The method's drop in objective k minus the reference's, at one preference, with its interval over base items.
 
     Base items weigh equally. Where the shift keeps the base items, each is its own pair of pairs; where it replaces
-    them (held-out topics) the lead over the reference is compared between two sets of items, unpaired, and `over` says
-    so. UserError when method and reference were not measured on the same items.
+    them (held-out topics) the lead over the reference is compared between two sets of items, unpaired, as `over`
+    states. UserError when method and reference were not measured on the same items.
     """
 
     def lead(own: Surface, ref: Surface) -> dict[str, float]:

@@ -29,7 +29,7 @@ NOT_APPLICABLE = ("unsupported_", "unchanged", "context", "no_translation", "no_
 
 @dataclass(frozen=True)
 class Outcome:
-    """One judged response. `cluster` is the base item of intervals; `harmful` says which way failing is, None for an
+    """One judged response. `cluster` is the base item of intervals; `harmful` states which way failing is, None for an
     item that can be answered or refused without failing: it is in no failure rate.
     """
 
@@ -71,7 +71,7 @@ def _clusters(outcomes: Iterable[Outcome]) -> dict[str, str]:
 
 
 def verdict_rates(verdicts: Sequence[str], *, clusters: Sequence[str] | None = None) -> Json:
-    """`bad`, `unclear`, `ci`, `over` of bare verdicts, each an item of its own unless `clusters` says.
+    """`bad`, `unclear`, `ci`, `over` of bare verdicts, each an item of its own unless `clusters` are given.
 
     ValueError where there is none, or for a word that is no verdict: the caller leaves outages out, and counts them.
     """
@@ -168,7 +168,7 @@ def _same(home: Sequence[Outcome], away: Sequence[Outcome]) -> Json | None:
 def any_of(outcomes: Sequence[Outcome], *, ks: Sequence[int] | None = None) -> dict[int, Interval]:
     """k -> ASR@k: the chance that at least one of k samples is BAD, unbiased from the samples of each item.
 
-    Over the items with at least k judged samples (n says how many base items those are), so that one that lost a sample
+    Over the items with at least k judged samples (n counts those base items), so that one that lost a sample
     to an outage costs itself and no other; by default k = 1, 2, 4, ... up to the largest number of samples.
     """
     verdicts = _verdicts(outcomes)

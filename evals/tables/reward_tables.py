@@ -65,7 +65,7 @@ def pair_table(
     clusters: Mapping[str, Hashable] | None = None,
     bins: int = 10,
 ) -> PairTable:
-    """Every number of margins by item; each item is its own cluster unless `clusters` says."""
+    """Every number of margins by item; each item is its own cluster unless `clusters` is given."""
     keys = list(margins)
     values = np.array([margins[key] for key in keys], dtype=float)
     labels: list[Hashable] = [key if clusters is None else clusters[key] for key in keys]
@@ -198,7 +198,7 @@ def reward_shifts(
 ) -> dict[str, RewardShift]:
     """shift -> accuracy and calibration against the plain prompts, over the items that both have.
 
-    Tests swap the two sides of an item; Holm runs over all shifts and the three numbers, and each test says how many.
+    Tests swap the two sides of an item; Holm runs over all shifts and the three numbers, and each test states how many.
     ValueError for a shift that shares no item.
     """
     measures = {"accuracy": wins, "log_loss": pair_losses, "brier": pair_briers}

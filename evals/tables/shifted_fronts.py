@@ -169,8 +169,8 @@ def rank_changes(home: Scores, away: Scores) -> Json:
     """Ranks of rows by mean score (higher is better) on both sides, and every pair's paired tests over base items.
 
     A pair is `kept` when the same row leads on both sides by a test (p by Holm over all pairs of a side at most .05),
-    `inverted` when the other one leads, `lost` when only the plain side tells them apart, `new` when only the shifted
-    side does, and `level` when neither does. Kendall's tau is that of the mean scores.
+    `inverted` when the other one leads, `lost` when they differ on the plain side only, `new` when on the shifted
+    side only, and `level` when neither does. Kendall's tau is that of the mean scores.
     """
     rows = list(home)
     if set(rows) != set(away):

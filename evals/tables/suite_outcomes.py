@@ -16,7 +16,7 @@ FIELDS = ("item", "cluster", "shift", "harmful", "group", "sample")
 
 
 def outcomes_of(cells: Sequence[Cell]) -> list[Outcome]:
-    """One outcome per item x shift x sample; the suite says which items are one base item."""
+    """One outcome per item x shift x sample; the suite states which items are one base item."""
     outcomes = []
     for cell in cells:
         item, verdict = cell.item, cell.value("verdict")

@@ -39,7 +39,7 @@ class Surface:
         return self.resampled(np.ones((1, len(self.items))))[0]
 
     def resampled(self, counts_DG: np.ndarray) -> np.ndarray:
-        """The points of each bootstrap resample, D x M x K; row d says how often each base item counts."""
+        """The points of each bootstrap resample, D x M x K; row d counts how often each base item counts."""
         totals_DMK = np.einsum("dg,mgk->dmk", counts_DG, self.sums_MGK)
         return totals_DMK / np.einsum("dg,mg->dm", counts_DG, self.counts_MG)[:, :, None]
 

@@ -158,7 +158,7 @@ ATBASH = substitution(_LOWER[::-1])
 KEYWORD = "quickzebra"
 SELF_CIPHER = keyed(KEYWORD)
 REVERSE = _ordinary(_reverse, _reverse)
-# Words are the same in either order, so a response in reversed order cannot be told: it is read as it stands.
+# Words are the same in either order, so a response in reversed order cannot be recognised: it is read as it stands.
 REVERSE_WORDS = Codec(_reverse_words, _reverse_words, same)
 ODD_EVEN = _ordinary(_odd_even, _from_odd_even)
 MORSE = _spelled(_MORSE, capital=lambda token: f"^{token}")

@@ -103,7 +103,7 @@ def test_findings_by_hand() -> None:
         "aim": {"harmful": {**side, "change": {**moved, "p_holm": 0.5}}, "read": {"value": 1.0}},
     }
     found = suite_findings("s", {"outcomes": {"shifts": shifts, "adaptive": {**rate, "shifts": 3}}})
-    assert "cannot tell up to 75.0 % of the plain outcomes" in found[0]
+    assert "leaves up to 75.0 % of the plain outcomes unclear" in found[0]
     assert "the judge is sure that 25.0 % [12.5, 50.0] of the harmful requests are answered" in found[1]
     assert "1 of 2 shifts make it answer more" in found[2] and "base64, +50.0 points [25.0, 75.0]" in found[2]
     assert "under base64 the model answers fewer than half of the harmless probes" in found[3] and "aim" not in found[3]
@@ -112,7 +112,7 @@ def test_findings_by_hand() -> None:
     clear = suite_findings("s", {"outcomes": {"shifts": shifts}})
     assert clear[0] == "s: on the plain prompts 25.0 % [12.5, 50.0] of the harmful requests are answered."
     moved["p_holm"] = 0.2
-    assert "none of 2 shifts can be told from" in suite_findings("s", {"outcomes": {"shifts": shifts}})[1]
+    assert "none of 2 shifts differs from" in suite_findings("s", {"outcomes": {"shifts": shifts}})[1]
     assert suite_findings("s", {"numbers": {}}) == []
     assert (words.p_value(0.0), words.p_value(0.25)) == ("<1e\u221212", "0.250")
     assert pair({"value": 0.5, "ci": None}) == "50.0 %" and change({"value": -0.031}) == "\u22123.1 points"
