@@ -57,11 +57,11 @@ def test_rivals_know_one_thing_each() -> None:
 def test_agreement_resamples_models() -> None:
     exact = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
     models = ["a", "a", "b", "b", "c", "c"]
-    same = agreement(exact, exact, models=models)
+    same = agreement(exact, exact, models=models, draws=200)
     assert [same.spearman.estimate, same.kendall.estimate] == pytest.approx([1, 1])
     assert same.points == 6 and same.spearman.n == 3
-    turned = agreement(exact, exact[::-1], models=models)
+    turned = agreement(exact, exact[::-1], models=models, draws=200)
     assert turned.spearman.estimate == pytest.approx(-1)
-    one_swap = agreement([0.2, 0.1, 0.3, 0.4, 0.5, 0.6], exact, models=models)
+    one_swap = agreement([0.2, 0.1, 0.3, 0.4, 0.5, 0.6], exact, models=models, draws=200)
     assert one_swap.kendall.estimate == pytest.approx(1 - 2 / 15), "one of 15 pairs in the wrong order"
     assert one_swap.spearman.estimate == pytest.approx(1 - 6 * 2 / (6 * 35))
