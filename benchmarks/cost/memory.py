@@ -20,7 +20,7 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -164,11 +164,12 @@ def build(variant: str, models: Path, out: Path, *, objectives: int, **changes: 
     words = [f"w{i}" for i in range(200)]
     prompts = [{"prompt": " ".join(words[i * PROMPT_WORDS : (i + 1) * PROMPT_WORDS]) + " "} for i in range(16)]
     config = onpolicy.OnPolicyConfig(**{**STEP, "learning_rate": 1e-4, "logging_steps": 1, **changes})
+    functions: list[Callable[..., Sequence[float | None]]] = [Alternating(), *scorers]
     trainer = onpolicy.build_trainer(
         config,
         Problem(reference=base, objectives={}, preferences=(), prompts=prompts),
         Workspace(out, Ledger()),
-        rewards=[(f, 1.0) for f in (Alternating(), *scorers)],
+        rewards=[(f, 1.0) for f in functions],
         update=onpolicy.Update(algorithm="grpo", trainer_class=Trainer),
     )
     if penalty is not None:
