@@ -19,9 +19,9 @@ from align.errors import UserError
 from align.preferences import Weights
 from align.runs import RUN_FILE, Call, planned
 from evals.items import NO_SHIFT, Json
+from evals.measure.sampling import Sampling
 from evals.stats import intervals as stats
 from evals.tables import shifted_fronts as shifted
-from recipes.pipeline.sampling import Sampling
 from recipes.real import judging
 
 DRAWS = 1000

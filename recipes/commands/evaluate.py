@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from align.errors import UserError
 from align.preferences import Weights, simplex_grid
 from align.runs import RUN_FILE, Ledger, Metrics, Run, open_run, run_stage, write_json
+from evals.measure.sampling import REFERENCE, Point, Sampling, sample_answers
 from recipes.config import option, parse, read_yaml, section_field, with_flags
 from recipes.pipeline.inputs import (
     closing_line,
@@ -30,7 +31,7 @@ from recipes.pipeline.inputs import (
     objective_keys,
     text_rows,
 )
-from recipes.pipeline.sampling import REFERENCE, Point, Sampling, sample_answers, sampled_summary
+from recipes.pipeline.sampled import sampled_summary
 
 if TYPE_CHECKING:
     from align.objectives import Objective
@@ -59,7 +60,7 @@ class Config:
     limit: int | None = option(None, help="read only the first prompts of each source")
     seed: int | None = option(None, help="seed of sampling")
     sampling: Sampling = section_field(
-        "recipes.pipeline.sampling:Sampling", help="keys of sampling.Sampling: samples, max_new_tokens, batch_size"
+        "evals.measure.sampling:Sampling", help="keys of sampling.Sampling: samples, max_new_tokens, batch_size"
     )
 
 

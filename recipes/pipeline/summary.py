@@ -17,7 +17,7 @@ from recipes.pipeline.inputs import joined_claims
 from recipes.pipeline.plan import Plan
 from recipes.pipeline.provenance import ledger_table, provenance
 from recipes.pipeline.rows import Row
-from recipes.pipeline.sampling import conflict_of, reference_point, shown_samples
+from recipes.pipeline.sampled import conflict_of, reference_point, shown_samples
 from recipes.pipeline.setting import REFERENCE
 
 Table = Fields

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from align.data import real as source
 from align.objectives import Normalized
 from align.preferences import Weights
 from align.runs import Ledger, Metrics, Run, Workspace, stage, write_json
-from recipes.pipeline.sampling import Point, Sampling, sample_answers
-from recipes.real import data as source
+from evals.measure.sampling import Point, Sampling, sample_answers
 from recipes.real.stages import checkpoint, part_of
 
 if TYPE_CHECKING:

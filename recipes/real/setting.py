@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align import checks
+from align.data.real import PARTS
 from align.errors import UserError
 from align.preferences import Weights, simplex_grid
 from align.runs import Call, Run, planned
+from evals.measure.sampling import Sampling
 from recipes.config import build, option
 from recipes.pipeline.inputs import section
 from recipes.pipeline.rows import Fit, Row, Settings, read_rows
-from recipes.pipeline.sampling import Sampling
 from recipes.pipeline.setting import REFERENCE
 from recipes.real import judging, stages
-from recipes.real.data import PARTS
 from recipes.real.judging import Judged
 from recipes.real.stages import Data, Given, Pairs, Texts
 
@@ -49,7 +49,7 @@ class Config:
     methods: dict[str, object] = option({}, help="row -> {method, settings, or specialists_of: another row}")
     preference_steps: int = option(4, help="preferences are the simplex grid with this many steps")
     prompts: int = option(100, help="held-out prompts that every policy answers")
-    sampling: dict[str, object] = option({}, help="keys of recipes.pipeline.sampling.Sampling")
+    sampling: dict[str, object] = option({}, help="keys of evals.measure.sampling.Sampling")
     controls: dict[str, object] = option({}, help="n of best-of-n, overspend, the row that overspends, preferences")
     texts: int = option(60, help="held-out texts for bits per byte before and after fine-tuning")
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from align.data import CleanConfig
-from align.runs import Metrics, Run, Workspace, model_dir, stage
+from align.data import real as source
+from align.runs import Metrics, Run, Workspace, fingerprint, model_dir, stage
 from recipes.pipeline.inputs import content_key
 from recipes.pipeline.rows import Fit
-from recipes.real import data as source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,7 +31,9 @@ class Data:
 
     @property
     def fingerprint(self) -> str:
-        return source.data_key(self.path, files=self.files, names=self.names)
+        read = [*source.comparison_sources(self.path, names=self.names).values()]
+        read += source.text_sources(self.path, files=self.files)
+        return fingerprint([content_key(one) for one in read])
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,10 @@ from align.testbed.answers import ReferenceTables
 from align.testbed.exact import ExactModel, outcome
 from align.testbed.tabular import HardBestOfN, gold_table, hard_best_of_n_gain
 from align.testbed.world import World
+from evals.measure.sampling import Point, Sampling, sample_answers
 from factories import tiny_world
 from factories.tiny_bandit import OBJECTIVES, PROMPTS, WORDS, fit, next_distribution, reward, scalarised
 from recipes.commands import evaluate, finetune
-from recipes.pipeline.sampling import Point, Sampling, sample_answers
 
 BOTH = Weights((0.3, 0.7))
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from align.data.real import capped, comparison_sources, load_pairs, passages, text_sources
 from align.errors import UserError
 from evals.baselines.reward_accuracy import accuracies
-from recipes.real.data import capped, comparison_sources, load_pairs, passages, text_sources
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 NAMES = ("helpful", "harmless")

@@ -1,4 +1,4 @@
-"""Sampled measurement: policies x shifts x prompts -> answers, and answers -> the summary that the report reads.
+"""Sampled measurement: policies x shifts x prompts -> answers.
 
 Shapes: K objectives. One file of answers per (row, preference, shift) is written as soon as it is complete, so that an
 interrupted evaluation resumes after the last one.
@@ -154,82 +154,3 @@ def _scores(name: str, objective: Any, prompts: Sequence[str], completions: Sequ
         if score is None or not math.isfinite(score):
             raise UserError(f"objective {name} gives {score} for the prompt {prompt[:60]!r}; leave that prompt out")
     return [score for score in scores if score is not None]
-
-
-def reference_point(answers: Sequence[SampledAnswer]) -> list[float]:
-    """Per objective the reference model's mean score minus its standard deviation: fixed before any method is seen."""
-    import numpy as np
-
-    values_NK = np.array([c.values for c in answers if c.row == REFERENCE and c.shift == "none"])
-    return (values_NK.mean(0) - values_NK.std(0)).tolist()
-
-
-def conflict_of(answers: Sequence[SampledAnswer], *, names: Sequence[str]) -> dict[str, Any]:
-    """How far the objectives disagree on the reference model's own samples, pairs taken within a prompt."""
-    import numpy as np
-
-    from align.functional.conflict import label_disagreement, rank_correlation
-
-    by_prompt: dict[str, list[Sequence[float]]] = {}
-    for answer in answers:
-        if answer.row == REFERENCE and answer.shift == "none":
-            by_prompt.setdefault(answer.prompt, []).append(answer.values)
-    tables = [np.array(values) for values in by_prompt.values() if len(values) > 1]
-    if not tables:
-        reason = "null: one sample per prompt; draw at least two"
-        return {"names": list(names), "disagreement": None, "rank_correlation": None, "n": 0, "reason": reason}
-    disagreement = label_disagreement(np.stack([table[0] - table[1] for table in tables]))
-    return {
-        "names": list(names),
-        "disagreement": _finite(disagreement.values_KK),
-        "rank_correlation": _finite(rank_correlation(tables).values_KK),
-        "n": len(tables),
-    }
-
-
-def _finite(values_KK: Any) -> list[list[float | None]]:
-    return [[float(value) if math.isfinite(value) else None for value in row] for row in values_KK]
-
-
-def shown_samples(answers: Sequence[SampledAnswer], *, prompts: int = 4) -> list[dict[str, Any]]:
-    """The first sample of every row and preference on the first few prompts, for reading."""
-    first = list(dict.fromkeys(answer.prompt for answer in answers if answer.shift == "none"))[:prompts]
-    kept = [c for c in answers if c.shift == "none" and c.sample == 0 and c.prompt in first]
-    names = ("prompt", "row", "preference", "completion", "values")
-    rows = [answer.jsonable() for answer in kept]
-    rows.sort(key=lambda row: first.index(str(row["prompt"])))
-    return [{name: row[name] for name in names} for row in rows]
-
-
-def sampled_summary(
-    answers: Sequence[SampledAnswer],
-    *,
-    title: str,
-    names: Sequence[str],
-    headline: str,
-    info: Mapping[str, Mapping[str, Any]],
-    seed: int,
-) -> dict[str, Any]:
-    """The tables of summary.json from sampled answers; the caller adds provenance and ledger."""
-    from evals.tables.generalization import shifts_table
-    from evals.tables.tradeoffs import sampled_table
-
-    point = reference_point(answers)
-    table = sampled_table(answers, objectives=names, reference_point=point, info=info, seed=seed)
-    shifts = shifts_table(answers, objectives=names, headline=headline, reference_point=point, seed=seed)
-    return {
-        "title": title,
-        "kind": "sampled",
-        "world": None,
-        "world_details": {
-            "objectives": list(names),
-            "reference_point": point,
-            "reference_point_is": "the reference model's mean score minus its standard deviation, per objective",
-            "prompts": len({answer.prompt for answer in answers if answer.shift == "none"}),
-        },
-        "methods": table,
-        "shifts": shifts,
-        "controls": {},
-        "conflict": conflict_of(answers, names=names),
-        "samples": shown_samples(answers),
-    }

@@ -1,6 +1,6 @@
-"""The rows of the hh recipe: comparisons and text found in `--data`, cleaned with every drop counted, split by prompt.
+"""Rows of real preference data: comparisons and text found in one source, cleaned with every drop counted.
 
-What `--data` may be
+What the source may be
 - a folder with `hh_rlhf/helpful_single_turn.jsonl.gz` and `hh_rlhf/harmless_single_turn.jsonl.gz` (and the text files
   of `text` in the config, relative to the folder);
 - a folder with `helpful-base` and `harmless-base` below it, each in a form that `align.data.load_rows` reads, or the
@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from align.errors import UserError
-from recipes.pipeline.inputs import content_key
 
 PARTS = ("train", "judge", "test")
 Rows = list[dict[str, Any]]
@@ -137,12 +136,3 @@ def read_rows(path: str | Path) -> Rows:
     """What `write_rows` wrote."""
     with open(path, encoding="utf-8") as handle:
         return [json.loads(line) for line in handle]
-
-
-def data_key(data: str, *, files: Sequence[str], names: Sequence[str]) -> str:
-    """What the fingerprint of the rows says about `--data`: the bytes of the files that are read, not of the folder."""
-    from align.runs import fingerprint
-    from recipes.real.data import comparison_sources, text_sources
-
-    sources = [*comparison_sources(data, names=names).values(), *text_sources(data, files=files)]
-    return fingerprint([content_key(source) for source in sources])
