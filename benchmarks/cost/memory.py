@@ -303,12 +303,12 @@ def result_of(runs: Mapping[str, Sequence[Json]], *, objectives: int) -> Json:
 def page(result: Json) -> str:
     """The Markdown page; a function of the JSON alone."""
     step, count, rows = result["step"], result["objectives"], result["variants"]
-    opening = f"""A LoRA policy (rank {step["lora_r"]}, {result["policy_parameters"]:,} trained parameters) on a random
+    opening = f"""Measured on: a LoRA policy (rank {step["lora_r"]}, {result["policy_parameters"]:,} trained parameters) on a random
         llama of {result["backbone_parameters"]:,} parameters in float32, {step["batch_size"]} completions of
         {step["max_completion_length"]} tokens after prompts of {step["prompt_tokens"]}, AdamW, one CPU thread,
-        K = {count}. Made by `python -m benchmarks.cost.memory`, which says how it measures: the resident set's peak
-        over two steps, above what the process held before any of these models was loaded. Rounds:
-        {result["repeats"]}; their medians, ratios within a round with the smallest and the largest beside them."""
+        K = {count}. Peak is that of the resident set over two steps, above what the process held before any of these
+        models was loaded. Medians of {result["repeats"]} rounds; ratios are within a round, with the smallest and the
+        largest in brackets. Made by `python -m benchmarks.cost.memory`."""
     lines = [
         "| in memory | peak, MiB | ratio to the first | parameters | optimizer | gradients | the rest | CPU s a step |",
         "|---|---|---|---|---|---|---|---|",
@@ -325,12 +325,12 @@ def page(result: Json) -> str:
     shared, separate = rows["shared"], rows["separate"]
     whole = rows["policy"]["parameters"]
     met = "holds" if result["met"] else "does not hold"
-    verdict = f"""The bar, policy + reference + {count} reward models on one backbone within {result["bound"]:g} times
+    verdict = f"""What do a reference and reward models cost in memory, beyond the policy? The bar, policy + reference + {count} reward models on one backbone within {result["bound"]:g} times
         the policy alone in every round, {met}: {shared["ratio"]:.3f} times; separate models take
         {separate["ratio"]:.2f} times. In parameters alone: {shared["parameters"] / whole:.3f} and
         {separate["parameters"] / whole:.2f} times. The shared and the separate reward models are the same ones: their
         scores differ by at most {result["largest_score_gap"]:.1e}."""
-    parts = ["# Memory of one GRPO step", fill(opening), "\n".join(lines), fill(legend), fill(verdict)]
+    parts = ["# Memory of one GRPO step", fill(verdict), "\n".join(lines), fill(legend), fill(opening)]
     return "\n\n".join(parts) + "\n"
 
 
