@@ -303,7 +303,8 @@ def result_of(runs: Mapping[str, Sequence[Json]], *, objectives: int) -> Json:
 def page(result: Json) -> str:
     """The Markdown page; a function of the JSON alone."""
     step, count, rows = result["step"], result["objectives"], result["variants"]
-    opening = f"""Measured on: a LoRA policy (rank {step["lora_r"]}, {result["policy_parameters"]:,} trained parameters) on a random
+    opening = f"""Measured on:
+        a LoRA policy (rank {step["lora_r"]}, {result["policy_parameters"]:,} trained parameters) on a random
         llama of {result["backbone_parameters"]:,} parameters in float32, {step["batch_size"]} completions of
         {step["max_completion_length"]} tokens after prompts of {step["prompt_tokens"]}, AdamW, one CPU thread,
         K = {count}. Peak is that of the resident set over two steps, above what the process held before any of these
@@ -325,7 +326,8 @@ def page(result: Json) -> str:
     shared, separate = rows["shared"], rows["separate"]
     whole = rows["policy"]["parameters"]
     met = "holds" if result["met"] else "does not hold"
-    verdict = f"""What do a reference and reward models cost in memory, beyond the policy? The bar, policy + reference + {count} reward models on one backbone within {result["bound"]:g} times
+    verdict = f"""What do a reference and reward models cost in memory, beyond the policy?
+        The bar, policy + reference + {count} reward models on one backbone within {result["bound"]:g} times
         the policy alone in every round, {met}: {shared["ratio"]:.3f} times; separate models take
         {separate["ratio"]:.2f} times. In parameters alone: {shared["parameters"] / whole:.3f} and
         {separate["parameters"] / whole:.2f} times. The shared and the separate reward models are the same ones: their
