@@ -46,6 +46,14 @@ def at_least(minimum: float, config: object, *names: str, place: str = "") -> No
             raise UserError(f"{place}{name} must be at least {minimum:g}, not {value:g}")
 
 
+def at_most(maximum: float, config: object, *names: str, place: str = "") -> None:
+    """UserError where a named field is above what a machine can hold; None passes."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value > maximum:
+            raise UserError(f"{place}{name} must be at most {maximum:g}, not {value:g}")
+
+
 def above_zero(config: object, *names: str, place: str = "") -> None:
     """UserError unless every named field is a finite number above 0, or None."""
     for name in names:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from align.errors import UserError
 from align.runs import write_text
 from align.runs.folders import beside
 from evals.items import Json, Missing, Prompt
-from evals.measure.cells import Cell
+from evals.measure.cells import Cell, Evaluated
+
+if TYPE_CHECKING:
+    from evals.backends.base import Backend
+    from evals.backends.reward_model import RewardBackend
 
 RESERVED = ("cells.jsonl", "outcomes.jsonl", "shifts.jsonl")  # what an evaluation's folder holds in any case
 
@@ -43,6 +48,21 @@ def full_rows(cells: Sequence[Cell], *, model: str, fingerprint: str) -> list[Js
                 row["response"] = cell.shift.decode(value["text"])
         rows.append(row)
     return rows
+
+
+def export_cells(
+    results: Mapping[str, Evaluated], *, kind: str, backend: Backend | RewardBackend, out: Path
+) -> None:
+    """The cells of every suite as jsonl, parquet or inspect, one file a suite."""
+    for name, result in results.items():
+        rows = full_rows(result.cells, model=backend.name, fingerprint=backend.fingerprint)
+        file = export_file(out, suite=name, kind=kind)
+        if kind == "inspect":
+            from evals.bridges.inspect_export import write_inspect_log
+
+            write_inspect_log(rows, file)
+        else:
+            write_rows(rows, file)
 
 
 def write_rows(rows: Sequence[Json], path: Path) -> Path:

@@ -1,7 +1,7 @@
 """The demo, on the testbed: text -> pretraining -> SFT -> reward models -> methods -> exact trade-offs -> report.
 
 align demo [--seed 0]
-python -m recipes.commands.demo --config recipes/configs/demo.yaml
+align demo --config recipes/configs/demo.yaml
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Report: summary.json -> one self-contained report.html, without any model.
 
 align report runs/demo
-python -m recipes.commands.report runs/demo/summary.json --out report.html
+align report runs/demo/summary.json --out report.html
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from evals.measure.evaluation import Chosen
 
 EXPORTS = {"jsonl": None, "parquet": None, "inspect": "inspect_ai"}  # format -> the package that it needs beside ours
-MOST_SAMPLES = 10_000  # of one prompt; every sample is a cell in memory
+MOST_SAMPLES, MOST_TOKENS = 10_000, 1_000_000  # of one prompt; every sample is a cell in memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +94,8 @@ def check(options: Options, *, where: str) -> None:
         if package is not None and importlib.util.find_spec(package) is None:
             raise UserError(f"{where}: --export {name} needs the package {package}; install it, or export jsonl")
     checks.at_least(1, options, "samples", "max_new_tokens", "batch_size", "limit", place=f"{where}: ")
-    if options.samples > MOST_SAMPLES:
-        raise UserError(f"{where}: samples is {options.samples}; at most {MOST_SAMPLES} of a prompt fit")
+    checks.at_most(MOST_SAMPLES, options, "samples", place=f"{where}: ")
+    checks.at_most(MOST_TOKENS, options, "max_new_tokens", place=f"{where}: ")
     if not (math.isfinite(options.temperature) and options.temperature >= 0):
         raise UserError(f"{where}: temperature must be 0 (greedy) or above, not {options.temperature:g}")
     if options.samples > 1 and options.temperature == 0:
@@ -224,6 +224,7 @@ def evaluate(model: str, suites: Sequence[Chosen], *, options: Options, out: Pat
     """Measure one model, and write its cells, table, outcomes, exports, summary and report."""
     from align.runs import write_json
     from evals.report.suite_summary import summary_of
+    from evals.tables.export import export_cells
     from evals.tables.suite_outcomes import write_outcomes
     from evals.tables.suite_tables import table_of
     from recipes.pipeline.provenance import provenance, publish
@@ -237,28 +238,13 @@ def evaluate(model: str, suites: Sequence[Chosen], *, options: Options, out: Pat
     write_json(out / "provenance.json", facts)
     write_outcomes(results, out / "outcomes.jsonl")
     for kind in options.export:
-        export(results, kind=kind, backend=backend, out=out)
+        export_cells(results, kind=kind, backend=backend, out=out)
     cells = sum(len(result.cells) * len(result.measurements) for result in results.values())
     summary = summary_of(
         table, results, title=options.title, judge=options.judge, max_missing=options.max_missing
     ) | {"command": command, "provenance": facts}  # fmt: skip
     seconds = time.monotonic() - start
     publish(summary, out=out, words=f"{backend.name}: {cells} cells, {seconds:.0f} s, table {table['hash']}")
-
-
-def export(results: dict[str, Evaluated], *, kind: str, backend: Backend | RewardBackend, out: Path) -> None:
-    """The cells of each suite in another format, a file a suite."""
-    from evals.tables.export import export_file, full_rows, write_rows
-
-    for name, result in results.items():
-        rows = full_rows(result.cells, model=backend.name, fingerprint=backend.fingerprint)
-        file = export_file(out, suite=name, kind=kind)
-        if kind == "inspect":
-            from evals.bridges.inspect_export import write_inspect_log
-
-            write_inspect_log(rows, file)
-        else:
-            write_rows(rows, file)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

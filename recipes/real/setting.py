@@ -231,6 +231,8 @@ def setting_of(config: Config, *, where: str) -> tuple[RealData, tuple[Row, ...]
     if texts.piece < 1 or texts.validation_texts < 1 or not 0 < texts.validation < 1:
         raise UserError(f"{where}: rows: piece and validation_texts must be at least 1, validation between 0 and 1")
     checks.at_least(1, config, "preference_steps", "prompts", place=f"{where}: ")
+    checks.at_most(10_000, config, "preference_steps", place=f"{where}: ")
+    checks.at_least(0, config, "workers", place=f"{where}: ")
     closed = build(Controls, config.controls, where=f"{where}: controls")
     preferences = tuple(simplex_grid(len(NAMES), config.preference_steps))
     if not any(w.label in closed.preferences for w in preferences):

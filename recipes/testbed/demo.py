@@ -83,6 +83,7 @@ def setting_of(config: Config, *, where: str = "align demo") -> Demo:
     """The demo's setting; UserError on a section or number that no stage could use, before anything is started."""
     world, count = load_world(config.world), load_world(config.world).config.objectives
     checks.at_least(1, config, "preference_steps", "shift_steps", "dense", place=f"{where}: ")
+    checks.at_most(10_000, config, "preference_steps", "shift_steps", "dense", place=f"{where}: ")
     checks.at_least(0, config, "seed", "workers", place=f"{where}: ")
     if config.preference_steps % config.shift_steps:
         raise UserError(f"{where}: preference_steps must be a multiple of shift_steps")

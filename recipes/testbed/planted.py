@@ -71,7 +71,7 @@ def read_plants(config: Config, *, where: str) -> tuple[dict[str, Reference], tu
     from evals.attribution.regions import CLASSES
 
     checks.at_least(1, config, "samples", place=f"{where}: ")
-    checks.at_least(0, config, "workers", place=f"{where}: ")
+    checks.at_least(0, config, "workers", "minutes", place=f"{where}: ")
     if not config.plants or not config.references:
         raise UserError(f"{where}: references and plants are empty; start from recipes/configs/planted.yaml")
     references = {

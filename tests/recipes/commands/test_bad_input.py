@@ -283,6 +283,7 @@ def test_a_damaged_summary(content: str, capsys: Any, tmp_path: Path) -> None:
     ("options", "words"),
     [
         (["--comparisons", "0"], "comparisons must be at least 1"),
+        (["--preference-steps", "1000000000"], "preference_steps must be at most 10000"),
         (["--workers", "-1"], "workers must be at least 0"),
         (["--set", "sft.zz=1"], "sft: unknown key 'zz'"),
         (["--set", "pretrain.documents=x"], "pretrain: documents is 'x'"),
@@ -369,3 +370,19 @@ def test_a_folder_of_runs_is_no_model(capsys: Any, tiny_model: Path, tiny_rows: 
     (folder / "sft" / "run.json").write_text("{}")
     error = refused(capsys, tmp_path / "out", "sft", "--model", folder, "--data", tiny_rows["demonstrations"])
     assert f"{folder} is a folder of runs; name one of them" in error
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--seeds", "-1"], "seed must be in [0, 2**32), not -1"),
+        (["--minutes", "-1"], "minutes must be at least 0, not -1"),
+        (["--minutes", ".nan"], "minutes must be at least 0, not nan"),
+        (["--workers", "-1"], "workers must be at least 0, not -1"),
+    ],
+)
+def test_planted_refuses_numbers_that_no_user_can_mean(
+    options: list[str], words: str, capsys: Any, tmp_path: Path
+) -> None:
+    limits = [] if "--minutes" in options else ["--minutes", "0"]
+    assert words in refused(capsys, tmp_path / "out", "planted", *limits, *options)
