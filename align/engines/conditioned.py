@@ -34,7 +34,11 @@ from align.preferences import Weights
 from align.runs import Ledger, Workspace, model_dir
 
 if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
     from trl import GRPOTrainer
+
+    from align.data.comparisons import Row
 
 DATA = ("on_policy", "pairs")
 DRAWS = ("prompt", "step")
@@ -164,13 +168,13 @@ def conditioned_trainer(preferences: Preferences) -> type:
     from trl import GRPOTrainer
 
     class ConditionedGRPOTrainer(GRPOTrainer):
-        def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Tensor]:
             w_BK = torch.tensor([row["w"] for row in inputs])
             preferences.set(w_BK)
             output = super()._generate_and_score_completions(inputs)
             return {**output, "w": w_BK.to(output["advantages"].device)}  # shuffled and split with the rows
 
-        def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
+        def _compute_loss(self, model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
             preferences.set(inputs["w"])
             return super()._compute_loss(model, inputs)
 
@@ -208,7 +212,7 @@ def build_trainer(
 
 def train_on_policy(
     config: Config, problem: Problem[Weights], run: Workspace, *, adapter: AdapterConfig
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Train and save `run.folder/adapter`; the last logged means."""
     from align.models import count_parameters
 

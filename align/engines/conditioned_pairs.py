@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from align import checks
 from align.data.comparisons import Pair, annotated_pairs, given_pairs
@@ -25,6 +25,15 @@ from align.functional.draws import dirichlet, even_draws
 from align.policies.conditioned import AdapterConfig, attach, multiplied_parameters, save_adapter
 from align.preferences import Weights
 from align.runs import Ledger, Workspace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from datasets import Dataset
+    from torch import Tensor
+    from trl import DPOTrainer
+
+    from align.data.comparisons import Row
 
 AGGREGATES = ("losses", "scalarised")
 
@@ -148,7 +157,7 @@ def build_trainer(
     reference: str,
     beta: float,
     folder: Path,
-) -> Any:
+) -> DPOTrainer:
     """DPO's trainer whose batches carry `preferences`, which the adapted model takes as an input of its own.
 
     The adapter is attached when the reference's log-probabilities are known, so they are those of the bare checkpoint.
@@ -170,10 +179,10 @@ def build_trainer(
 class WithPreferences:
     """DPO's collator, and the preference of each sequence of its batch: all chosen ones, then all rejected ones."""
 
-    def __init__(self, collator: Any) -> None:
+    def __init__(self, collator: Callable[[Sequence[Row]], dict[str, Tensor]]) -> None:
         self.collator = collator
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """The collator's batch of these rows and `preferences` (2 x rows, K)."""
         import torch
 
@@ -182,7 +191,7 @@ class WithPreferences:
         return {**batch, "preferences": torch.cat([w_BK, w_BK])}
 
 
-def mean_length(dataset: Any) -> float:
+def mean_length(dataset: Dataset) -> float:
     """Mean tokens of a sequence, prompt and response."""
     ids = [dataset[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids")]
     total = sum(2 * len(p) + len(c) + len(r) for p, c, r in zip(*ids, strict=True))

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -31,6 +31,11 @@ from align.objectives.base import Objective
 from align.objectives.metered import Metered, objective_scores
 from align.preferences import Preference
 from align.runs import Ledger
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 P = TypeVar("P", bound=Preference)
 
@@ -52,7 +57,7 @@ class GradientConflict:
     comparisons: int
     weights: int  # D
 
-    def metrics(self) -> dict[str, Any]:
+    def metrics(self) -> dict[str, object]:
         """The same as plain JSON, None for nan."""
         return {
             "names": list(self.names),
@@ -112,7 +117,7 @@ def gradient_conflict(problem: Problem[P], settings: Settings, *, ledger: Ledger
         rows = [row for row in prompts for _ in range(samples)]
         with plain_sampling(model, tokenizer, max_tokens=max_tokens) as ends:
             batch = draw(model, tokenizer, [row["prompt"] for row in rows], ends=ends, batch_size=batch_size)
-        policy: Any = attach_lora(model, lora_r) if lora_r else model  # a fresh adapter changes no distribution
+        policy = attach_lora(model, lora_r) if lora_r else model  # a fresh adapter changes no distribution
         scores_BK = _scores(batch, rows, objectives=objectives, tokenizer=tokenizer, ledger=ledger)
         signals_BK = leave_one_out(scores_BK, group=samples)
         halves_B = np.arange(len(rows)) // samples % 2
@@ -143,7 +148,7 @@ def gradient_conflict(problem: Problem[P], settings: Settings, *, ledger: Ledger
     )
 
 
-def _plain(values: np.ndarray | None) -> Any:
+def _plain(values: np.ndarray | None) -> object:
     if values is None or values.ndim == 2:
         return None if values is None else [_plain(row) for row in values]
     return [float(v) if np.isfinite(v) else None for v in values]
@@ -167,11 +172,11 @@ def mean_labels(margins_NK: np.ndarray, *, tau: float) -> np.ndarray:
 class _Gradients:
     """Gradients of `sum_b signal_bk log pi(y_b | x_b) / B` for each half of the rows and each objective."""
 
-    def __init__(self, policy: Any, *, ledger: Ledger, batch_size: int) -> None:
+    def __init__(self, policy: PreTrainedModel, *, ledger: Ledger, batch_size: int) -> None:
         self.policy, self.ledger, self.batch_size = policy, ledger, batch_size
         self.trained = [p for p in policy.parameters() if p.requires_grad]
 
-    def __call__(self, batch: Rollouts, *, signals_BK: np.ndarray, halves_B: np.ndarray) -> Any:
+    def __call__(self, batch: Rollouts, *, signals_BK: np.ndarray, halves_B: np.ndarray) -> Tensor:
         """(2, K, D), on the policy's device. Charges tokens and flops (K backward passes on one forward pass)."""
         import torch
 
@@ -198,14 +203,19 @@ class _Gradients:
         return sums
 
 
-def _summary(halves_2KD: Any) -> tuple[np.ndarray, np.ndarray]:
+def _summary(halves_2KD: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """(K, K) cosines of the whole gradients, (K,) cosines of each one's two halves."""
     halves = halves_2KD.double().cpu().numpy()
     return gradient_cosines(halves.sum(0)), np.array([gradient_cosines(pair)[0, 1] for pair in halves.swapaxes(0, 1)])
 
 
 def _scores(
-    batch: Rollouts, rows: Sequence[Row], *, objectives: Mapping[str, Objective], tokenizer: Any, ledger: Ledger
+    batch: Rollouts,
+    rows: Sequence[Row],
+    *,
+    objectives: Mapping[str, Objective],
+    tokenizer: PreTrainedTokenizerBase,
+    ledger: Ledger,
 ) -> np.ndarray:
     """(B, K) scores in TRL's calling convention, nan where an objective does not apply."""
     ids = batch.responses()
@@ -228,7 +238,9 @@ def _margins(rows: Sequence[Row], *, objectives: Mapping[str, Objective], ledger
     return margins_NK
 
 
-def _given(pairs: Sequence[tuple[str, str]], *, tokenizer: Any, ends: Sequence[int], device: Any) -> Rollouts:
+def _given(
+    pairs: Sequence[tuple[str, str]], *, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int], device: torch.device
+) -> Rollouts:
     """Prompts and given responses as if they had been drawn, each response ended by the tokenizer's end token."""
     import torch
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from transformers import TrainerCallback
@@ -29,6 +29,11 @@ from transformers.trainer_callback import ExportableState
 from align.errors import UserError
 from align.functional.combine import Combination, cosines_of
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import Tensor
+    from transformers import PreTrainedModel, Trainer, TrainerControl, TrainerState, TrainingArguments
+
 _CHUNK = 1 << 22  # weights that are held in double precision at a time
 
 
@@ -36,15 +41,17 @@ class CombinedGradients(ABC):
     """Put before a trainer class, with an `objective_inputs`; `combine` then sets it to work."""
 
     combining: ObjectiveGradients
-    accelerator: Any
-    state: Any
-    model: Any
+    accelerator: Accelerator
+    state: TrainerState
+    model: PreTrainedModel
 
     @abstractmethod
-    def objective_inputs(self, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def objective_inputs(self, inputs: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         """The inputs of the trainer's own loss, one objective after the other, in the order of the weights."""
 
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+    def training_step(
+        self, model: PreTrainedModel, inputs: dict[str, Tensor], num_items_in_batch: Tensor | None = None
+    ) -> Tensor:
         with self.accelerator.no_sync(model):  # nothing is averaged over processes before all of it is known
             loss = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
         self.combining.backward(model)
@@ -52,14 +59,14 @@ class CombinedGradients(ABC):
             self.combining.write(model, accelerator=self.accelerator, step=self.state.global_step)
         return loss
 
-    def _compute_loss(self, model: Any, inputs: dict[str, Any], *others: Any) -> Any:
+    def _compute_loss(self, model: PreTrainedModel, inputs: dict[str, Tensor], *others: object) -> Tensor:
         forward, losses = SharedForward(model), []
         for part in self.objective_inputs(inputs):
             losses.append(super()._compute_loss(forward, part, *others))  # type: ignore[misc]
         return self.combining.stand_in(losses)
 
 
-def combine(trainer: Any, combination: Combination) -> ConflictRecord:
+def combine(trainer: Trainer, combination: Combination) -> ConflictRecord:
     """Set a `CombinedGradients` trainer to work; what its steps showed of the conflict gathers in the record returned.
 
     UserError for processes that share out the weights or gradients of one model: there is no whole gradient to combine.
@@ -76,11 +83,11 @@ def combine(trainer: Any, combination: Combination) -> ConflictRecord:
 class SharedForward:
     """A model whose forward pass runs at the first call and is remembered: all later calls get the first's output."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.output: Any = None
 
-    def __call__(self, *args: Any, **inputs: Any) -> Any:
+    def __call__(self, *args: object, **inputs: object) -> object:
         if self.output is None:
             self.output = self.model(*args, **inputs)
         return self.output
@@ -91,19 +98,19 @@ class ObjectiveGradients:
 
     def __init__(self, combination: Combination, record: ConflictRecord) -> None:
         self.combination, self.record = combination, record
-        self._losses: list[Any] = []
+        self._losses: list[Tensor] = []
         self._stand_in: Any = None
         self._sums_KD: Any = None
         self._used: list[bool] = []
 
-    def stand_in(self, losses: Sequence[Any]) -> Any:
+    def stand_in(self, losses: Sequence[Tensor]) -> Tensor:
         """A scalar worth `sum_k w_k L_k` on which no weight depends; keeps the losses for `backward`."""
         self._losses = list(losses)
         total = sum(w * loss.detach() for w, loss in zip(self.combination.weights, losses, strict=True))
         self._stand_in = total.requires_grad_()  # type: ignore[union-attr]
         return self._stand_in
 
-    def backward(self, model: Any) -> None:
+    def backward(self, model: PreTrainedModel) -> None:
         """Add each objective's gradients, scaled as the trainer scaled the stand-in, to the sums of this step."""
         import torch
 
@@ -123,7 +130,7 @@ class ObjectiveGradients:
                     self._used[i] = True
         self._losses, self._stand_in = [], None
 
-    def write(self, model: Any, *, accelerator: Any, step: int) -> None:
+    def write(self, model: PreTrainedModel, *, accelerator: Accelerator, step: int) -> None:
         """Average over processes, combine, write `p.grad` of every weight that a loss depends on, and clear the sums.
 
         UserError when a gradient is not finite.
@@ -149,11 +156,11 @@ class ObjectiveGradients:
         self.record.add(gram_KK, coefficients_K)
 
 
-def _trained(model: Any) -> list[Any]:
+def _trained(model: PreTrainedModel) -> list[Tensor]:
     return [p for p in model.parameters() if p.requires_grad]
 
 
-def _parts(flat_D: Any, trained: Sequence[Any]) -> Iterator[Any]:
+def _parts(flat_D: Tensor, trained: Sequence[Tensor]) -> Iterator[Tensor]:
     """Views of a flat vector in the shapes of the trained weights."""
     start = 0
     for p in trained:
@@ -161,7 +168,7 @@ def _parts(flat_D: Any, trained: Sequence[Any]) -> Iterator[Any]:
         start += p.numel()
 
 
-def gram_of(gradients_KD: Any) -> np.ndarray:
+def gram_of(gradients_KD: Tensor) -> np.ndarray:
     """(K, K) inner products of the rows of a tensor, summed in double precision."""
     import torch
 
@@ -198,7 +205,7 @@ class ConflictRecord(TrainerCallback, ExportableState):
         sums = self.memory["sums"]
         self.memory = {**self.memory, "sums": {name: (np.add(sums[name], step[name])).tolist() for name in step}}
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> dict[str, object]:
         """Metrics: the mean cosine of each pair of gradients (None where one was 0 at every step), the share of steps
         at which some pair conflicts, each objective's mean share of the coefficients, and the `trace`: the same of the
         steps between logs. Where the steps have come to vanish, the shares there are weights whose weighted sum is
@@ -206,7 +213,7 @@ class ConflictRecord(TrainerCallback, ExportableState):
         """
         return {**self._means(self.memory["sums"]), "trace": self.memory["trace"]}
 
-    def _means(self, sums: dict[str, Any]) -> dict[str, Any]:
+    def _means(self, sums: dict[str, Any]) -> dict[str, object]:
         steps = max(sums["steps"], 1)
         with np.errstate(invalid="ignore"):
             cosines_KK = np.array(sums["cosines"]) / np.array(sums["defined"])
@@ -216,20 +223,24 @@ class ConflictRecord(TrainerCallback, ExportableState):
             "coefficient_shares": self._named(np.array(sums["shares"]) / steps),
         }
 
-    def _named(self, values: np.ndarray) -> dict[str, Any]:
+    def _named(self, values: np.ndarray) -> dict[str, object]:
         if values.ndim == 2:
             return {name: self._named(row) for name, row in zip(self.names, values, strict=True)}
         return {name: float(v) if np.isfinite(v) else None for name, v in zip(self.names, values, strict=True)}
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """What a checkpoint keeps in its `trainer_state.json`."""
         return {"args": {}, "attributes": {"memory": self.memory}}
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         # The trainer could restore callbacks itself, but only as new objects made of plain arguments.
         self.memory = state.stateful_callbacks[type(self).__name__]["attributes"]["memory"]
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         if state.global_step % args.logging_steps == 0:
             sums, logged = self.memory["sums"], self.memory["logged"]
             between = {name: np.subtract(sums[name], logged[name]).tolist() for name in sums}

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from align import checks
 from align.data.comparisons import LABELS, Pair, Row, row_scores, unique_ids
@@ -20,6 +20,7 @@ from align.runs import Ledger, Workspace
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from trl import DPOTrainer
 
 P = TypeVar("P", bound=Preference)
 
@@ -115,7 +116,9 @@ def check_lengths(pairs: Sequence[Pair], *, reference: str, max_length: int | No
     return kept
 
 
-def dpo_trainer(pairs: Sequence[Pair], *, config: PairTrainingConfig, reference: str, beta: float, folder: Path) -> Any:
+def dpo_trainer(
+    pairs: Sequence[Pair], *, config: PairTrainingConfig, reference: str, beta: float, folder: Path
+) -> DPOTrainer:
     """A DPOTrainer on these pairs, with every default that matters set on purpose."""
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer

@@ -11,6 +11,9 @@ from align.errors import UserError
 from align.runs import model_dir
 
 if TYPE_CHECKING:
+    from peft import LoraConfig
+    from transformers import PreTrainedModel
+
     from align.training.common import Schedule
 
 
@@ -42,7 +45,7 @@ def check_training(config: TrainingConfig) -> None:
         raise UserError(f"lora_r must be 0 (train all weights) or a rank, not {config.lora_r}")
 
 
-def model_to_train(reference: str) -> Any:
+def model_to_train(reference: str) -> PreTrainedModel:
     """The reference checkpoint in memory, to be trained without any dropout; UserError for an adapter directory.
 
     TRL reads the reference again from the directory that the loaded model names, which for an adapter is its base.
@@ -57,7 +60,7 @@ def model_to_train(reference: str) -> Any:
     return model
 
 
-def adapter_config(config: TrainingConfig, model: Any) -> Any:
+def adapter_config(config: TrainingConfig, model: PreTrainedModel) -> LoraConfig | None:
     """The LoRA configuration for TRL's `peft_config`, or None for full training."""
     from align.models import lora_config
 

@@ -55,7 +55,7 @@ class Response:
 # ------------------------------------------------------------------------------------------------------ tags and stages
 
 
-def make_tags(config: TagFields, problem: Problem[P], **others: Any) -> Tags:
+def make_tags(config: TagFields, problem: Problem[P], **others: object) -> Tags:
     """The tags of a config for the problem's objectives; `others` are further fields of `Tags`."""
     names = tuple(problem.objectives)
     return choose_tags(config.tags, reference=problem.reference, names=names, levels=config.levels, **others)

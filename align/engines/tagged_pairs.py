@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from align import checks
 from align.data.comparisons import Pair
@@ -20,6 +20,11 @@ from align.errors import UserError
 from align.models.reading import Reader, sequence_logprobs
 from align.policies.tagged import Tags, forbid, tag_ids
 from align.runs import Ledger
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+    from trl import DPOTrainer, SFTTrainer
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class TaggedPair:
 def imitate(
     examples: Sequence[Example], *, config: TrainingConfig, model: str, tags: Tags, folder: Path, ledger: Ledger,
     epochs: float,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, float | None]:  # fmt: skip
     """Train `model` on the likelihood of the responses behind their tags, save it in `folder/model`; metrics.
 
     A method whose stages differ in their learning rate or scheduler changes `config` for each.
@@ -59,7 +64,7 @@ def imitate(
 
 def build_sft_trainer(
     examples: Sequence[Example], *, config: TrainingConfig, model: str, tags: Tags, folder: Path, epochs: float
-) -> Any:
+) -> SFTTrainer:
     """An SFTTrainer on these ids, the loss on the response only; tag tokens have probability 0."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
@@ -88,7 +93,7 @@ def build_sft_trainer(
     return trainer
 
 
-def finish(trainer: Any, *, config: TrainingConfig, label: str, folder: Path, ledger: Ledger) -> float | None:
+def finish(trainer: Trainer, *, config: TrainingConfig, label: str, folder: Path, ledger: Ledger) -> float | None:
     """Train (resuming where a checkpoint lies), charge the ledger, save `folder/model` whole; the last logged loss."""
     from align.models import count_parameters, save_model
     from align.training.common import drop_checkpoints, final_loss, finish_trainer, resume_point
@@ -102,7 +107,7 @@ def finish(trainer: Any, *, config: TrainingConfig, label: str, folder: Path, le
     return final_loss(trainer)
 
 
-def head_ids(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
+def head_ids(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
     """Token ids of prompts, nothing added; equal prompts are read once."""
     unique = list(dict.fromkeys(prompts))
     read = dict(zip(unique, tokenizer(unique, add_special_tokens=False)["input_ids"], strict=True)) if unique else {}
@@ -118,8 +123,14 @@ def pair_config(config: TrainingConfig, **others: Any) -> PairTrainingConfig:
 
 
 def build_pair_trainer(
-    config: PairTrainingConfig, *, start: str, tags: Tags, beta: float, folder: Path, dataset: Any = None
-) -> Any:
+    config: PairTrainingConfig,
+    *,
+    start: str,
+    tags: Tags,
+    beta: float,
+    folder: Path,
+    dataset: Dataset | list[dict[str, object]] | None = None,
+) -> DPOTrainer:
     """A DPOTrainer of coefficient `beta` on rows of `encoded` (set as its `train_dataset`); tag tokens forbidden."""
     from align.models import load_tokenizer
 
@@ -132,9 +143,9 @@ def build_pair_trainer(
 
 
 def encoded(
-    pairs: Sequence[TaggedPair], *, tokenizer: Any, tags: Tags, reference: Any, ledger: Ledger,
-    config: PairTrainingConfig, untagged: bool = True,
-) -> list[dict[str, Any]]:  # fmt: skip
+    pairs: Sequence[TaggedPair], *, tokenizer: PreTrainedTokenizerBase, tags: Tags, reference: PreTrainedModel,
+    ledger: Ledger, config: PairTrainingConfig, untagged: bool = True,
+) -> list[dict[str, object]]:  # fmt: skip
     """The pairs as rows of DPOTrainer's data set: ids of the tagged prompt and both responses, and the reference's log
     p of both, in nats, by the model `reference` at the prompt without its tags (with them if not `untagged`).
 
@@ -143,7 +154,7 @@ def encoded(
     """
     heads = head_ids(tokenizer, [tags.apply(p.prompt, p.values) for p in pairs])
     plain = head_ids(tokenizer, [p.prompt for p in pairs]) if untagged else heads
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
     asked = []
     for pair, head, bare in zip(pairs, heads, plain, strict=True):
         room = None if config.max_length is None else config.max_length - len(head)
@@ -163,7 +174,12 @@ def encoded(
 
 
 def reference_logprobs(
-    model: Any, rows: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], *, pad_id: int, batch_size: int, ledger: Ledger
+    model: PreTrainedModel,
+    rows: Sequence[tuple[tuple[int, ...], tuple[int, ...]]],
+    *,
+    pad_id: int,
+    batch_size: int,
+    ledger: Ledger,
 ) -> list[float]:
     """`log p(completion | prompt)` in nats for rows of (prompt ids, completion ids); equal rows are read once."""
     from align.models import count_parameters
@@ -176,7 +192,7 @@ def reference_logprobs(
     return [found[row] for row in rows]
 
 
-def frozen(model: str) -> Any:
+def frozen(model: str) -> PreTrainedModel:
     """A checkpoint to read log-probabilities from."""
     import torch
 

@@ -12,13 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from align import checks
 from align.errors import UserError
 from align.functional.conflict import gradient_cosines
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 _NULL = 1e-6  # a mixture whose norm is below this share of the largest gradient's has no direction, only rounding
 
@@ -27,12 +30,17 @@ class Combiner(Protocol):
     """How K gradients become one step. `c` and `rng` are read by those that say so; weights are above 0, sum 1."""
 
     def __call__(
-        self, gram_KK: Any, *, weights: Sequence[float], c: float = 0.5, rng: np.random.Generator | None = None
+        self, gram_KK: ArrayLike, *, weights: Sequence[float], c: float = 0.5, rng: np.random.Generator | None = None
     ) -> np.ndarray: ...
 
 
 def coefficients(
-    gram_KK: Any, *, combiner: str, weights: Sequence[float], c: float = 0.5, rng: np.random.Generator | None = None
+    gram_KK: ArrayLike,
+    *,
+    combiner: str,
+    weights: Sequence[float],
+    c: float = 0.5,
+    rng: np.random.Generator | None = None,
 ) -> np.ndarray:
     """(K,) coefficients of the gradients by the named combiner; 0 for objectives of weight 0, which have no say.
 
@@ -61,7 +69,7 @@ class Combination:
     c: float = 0.5
     seed: int = 0
 
-    def coefficients(self, gram_KK: Any, *, step: int) -> np.ndarray:
+    def coefficients(self, gram_KK: ArrayLike, *, step: int) -> np.ndarray:
         """(K,) coefficients for this step; PCGrad's order depends on seed and step alone, hence on no process."""
         rng = np.random.default_rng([self.seed, step])
         return coefficients(gram_KK, combiner=self.combiner, weights=self.weights, c=self.c, rng=rng)
@@ -77,14 +85,14 @@ def check_combiner(config: Any) -> None:
 
 
 def weighted_sum(
-    gram_KK: Any, *, weights: Sequence[float], c: float = 0.5, rng: np.random.Generator | None = None
+    gram_KK: ArrayLike, *, weights: Sequence[float], c: float = 0.5, rng: np.random.Generator | None = None
 ) -> np.ndarray:
     """The weights themselves: the gradient of `sum_k w_k L_k`."""
     return _checked(gram_KK, weights)[1]
 
 
 def mgda(
-    gram_KK: Any, *, weights: Sequence[float], c: float = 0.5, rng: np.random.Generator | None = None
+    gram_KK: ArrayLike, *, weights: Sequence[float], c: float = 0.5, rng: np.random.Generator | None = None
 ) -> np.ndarray:
     """MGDA (Desideri 2012; Sener and Koltun 2018): the shortest vector of the gradients' convex hull.
 
@@ -101,7 +109,7 @@ def mgda(
 
 
 def pcgrad(
-    gram_KK: Any, *, weights: Sequence[float], c: float = 0.5, rng: np.random.Generator | None = None
+    gram_KK: ArrayLike, *, weights: Sequence[float], c: float = 0.5, rng: np.random.Generator | None = None
 ) -> np.ndarray:
     """PCGrad (Yu et al. 2020, algorithm 1): each gradient is projected off those it conflicts with, in random order.
 
@@ -124,7 +132,7 @@ def pcgrad(
 
 
 def cagrad(
-    gram_KK: Any, *, weights: Sequence[float], c: float = 0.5, rng: np.random.Generator | None = None
+    gram_KK: ArrayLike, *, weights: Sequence[float], c: float = 0.5, rng: np.random.Generator | None = None
 ) -> np.ndarray:
     """CAGrad (Liu et al. 2021): the step within `c ||g_0||` of g_0 that is best for the objective it serves worst.
 
@@ -140,7 +148,7 @@ def cagrad(
 
 
 def raco(
-    gram_KK: Any, *, weights: Sequence[float], c: float = 0.5, rng: np.random.Generator | None = None
+    gram_KK: ArrayLike, *, weights: Sequence[float], c: float = 0.5, rng: np.random.Generator | None = None
 ) -> np.ndarray:
     """RACO's CAGrad-Clip (Chen et al. 2026): CAGrad whose mixture is clipped by the weights, `min(p_k, w_k)`.
 
@@ -155,7 +163,7 @@ def raco(
 
 
 def nash_mtl(
-    gram_KK: Any, *, weights: Sequence[float], c: float = 0.5, rng: np.random.Generator | None = None
+    gram_KK: ArrayLike, *, weights: Sequence[float], c: float = 0.5, rng: np.random.Generator | None = None
 ) -> np.ndarray:
     """Nash-MTL (Navon et al. 2022): the step maximising `sum_k w_k log <d, g_k>` on a ball, `M a = w / a`, a > 0.
 
@@ -197,7 +205,7 @@ FIXED_POINTS: dict[str, str] = {
 }
 
 
-def cagrad_mixture(gram_KK: Any, *, weights: Sequence[float], c: float) -> np.ndarray:
+def cagrad_mixture(gram_KK: ArrayLike, *, weights: Sequence[float], c: float) -> np.ndarray:
     """(K,) p on the simplex minimising `<g_p, g_0> + c ||g_0|| ||g_p||`, `g_p = sum_k p_k g_k`: CAGrad's dual.
 
     For a guess t of ||g_p|| the second norm may be replaced by `(||g_p||^2 / t + t) / 2`, which leaves the shortest
@@ -221,7 +229,7 @@ def cagrad_mixture(gram_KK: Any, *, weights: Sequence[float], c: float) -> np.nd
     return mixture_K
 
 
-def square_root(gram_KK: Any) -> np.ndarray:
+def square_root(gram_KK: ArrayLike) -> np.ndarray:
     """(K, K) rows that have the same Gram matrix as the gradients, and so stand for them; a gradient of 0 stays 0."""
     gram_KK = np.asarray(gram_KK, dtype=float)
     values_K, vectors_KK = np.linalg.eigh((gram_KK + gram_KK.T) / 2)
@@ -230,12 +238,12 @@ def square_root(gram_KK: Any) -> np.ndarray:
     return rows_KK
 
 
-def cosines_of(gram_KK: Any) -> np.ndarray:
+def cosines_of(gram_KK: ArrayLike) -> np.ndarray:
     """(K, K) cosines between the gradients; nan for a gradient that is 0."""
     return gradient_cosines(square_root(gram_KK))
 
 
-def _checked(gram_KK: Any, weights: Sequence[float], *, positive: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def _checked(gram_KK: ArrayLike, weights: Sequence[float], *, positive: bool = False) -> tuple[np.ndarray, np.ndarray]:
     gram_KK, weights_K = np.asarray(gram_KK, dtype=float), np.array(weights, dtype=float)
     if gram_KK.shape != (len(weights_K), len(weights_K)) or not np.isfinite(gram_KK).all():
         raise ValueError(f"the Gram matrix of {len(weights_K)} gradients must be square and finite, not {gram_KK}")

@@ -7,11 +7,14 @@ one array of equal groups, nan where an objective does not apply, and are quick 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-Array = Any  # whatever numpy.asarray takes
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+Array = ArrayLike
 
 
 @dataclass(frozen=True)

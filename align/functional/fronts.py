@@ -5,11 +5,14 @@ The geometry is computed by moocore; definitions follow the usual multi-objectiv
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-Array = Any  # whatever numpy.asarray takes
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+Array = ArrayLike
 
 
 def _points(values: Array, name: str, columns: int | None = None) -> np.ndarray:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from align import checks
 from align.engines.on_policy.trainer import required_prompts
@@ -29,6 +29,9 @@ from align.policies.base import PointFamily
 from align.policies.best_of_n import kl_bound
 from align.preferences import Weights
 from align.runs import Workspace
+
+if TYPE_CHECKING:
+    from trl import SFTTrainer
 
 ASKED_BY = (Weights,)
 FAMILY = PointFamily
@@ -121,7 +124,7 @@ def train_on(kept: Sequence[Sample], *, config: Config, reference: str, run: Wor
     return {"loss": final_loss(trainer), "trained_on": len(kept), "steps": trainer.state.global_step}
 
 
-def build_trainer(kept: Sequence[Sample], *, config: Config, reference: str, folder: Path) -> Any:
+def build_trainer(kept: Sequence[Sample], *, config: Config, reference: str, folder: Path) -> SFTTrainer:
     """An SFTTrainer on the token ids as they were drawn, the loss on the response only."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer

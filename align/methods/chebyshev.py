@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -39,6 +39,8 @@ from align.preferences import Weights
 from align.runs import Workspace
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
     from align.engines.on_policy.weight_control import Memory, Observed
 
 ASKED_BY = (Weights,)
@@ -55,7 +57,7 @@ class Config(onpolicy.AlgorithmConfig):
 
 
 def chebyshev_utility(
-    values_NK: Any, *, weights: Sequence[float], ideal: Sequence[float], smooth: float = 0.0
+    values_NK: ArrayLike, *, weights: Sequence[float], ideal: Sequence[float], smooth: float = 0.0
 ) -> np.ndarray:
     """(N,) Chebyshev utility of points (N, K), or of one point (K,); higher is better, 0 at the ideal if plain.
 
@@ -69,7 +71,7 @@ def chebyshev_utility(
 
 
 def utility_gradient(
-    values_K: Any, *, weights: Sequence[float], ideal: Sequence[float], smooth: float = 0.0
+    values_K: ArrayLike, *, weights: Sequence[float], ideal: Sequence[float], smooth: float = 0.0
 ) -> np.ndarray:
     """(K,) gradient of `chebyshev_utility` at one point; a subgradient where the plain one has a corner."""
     terms_S, counts_K = _terms(values_K, weights=weights, ideal=ideal, smooth=smooth)
@@ -83,7 +85,7 @@ def utility_gradient(
 
 
 def _terms(
-    values: Any, *, weights: Sequence[float], ideal: Sequence[float], smooth: float
+    values: ArrayLike, *, weights: Sequence[float], ideal: Sequence[float], smooth: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """`w_k (v_k - z_k)` of the objectives with a weight above 0, and which those are."""
     points, weights_K, ideal_K = (np.asarray(x, dtype=float) for x in (values, list(weights), list(ideal)))
@@ -120,7 +122,7 @@ class UtilityGradient:
         gradient_K = utility_gradient(memory["means"], weights=self.preference, ideal=self.ideal, smooth=self.smooth)
         return [float(g) for g in gradient_K]
 
-    def report(self, memory: Memory) -> dict[str, Any]:
+    def report(self, memory: Memory) -> dict[str, object]:
         """Averaged means, their utility, and by how much the best of them passes its ideal (0: none does)."""
         means_K = memory["means"]
         if means_K is None or None in means_K:

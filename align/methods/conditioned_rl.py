@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -33,6 +33,8 @@ from align.runs import Workspace
 if TYPE_CHECKING:
     from datasets import Dataset
     from trl import GRPOTrainer
+
+    from align.objectives.metered import Metered
 
 ASKED_BY = (Weights,)
 FAMILY = TaggedFamily
@@ -126,13 +128,13 @@ class WeightedSum:
     They are asked once: `parts` are reward functions that give each objective's scores of the latest call, for the log.
     """
 
-    def __init__(self, objectives: Sequence[Any], *, tags: Tags) -> None:
+    def __init__(self, objectives: Sequence[Metered], *, tags: Tags) -> None:
         self.__name__ = "weighted_sum"
         self.objectives, self.tags = list(objectives), tags
         self.scored: list[str] = []
 
     def __call__(
-        self, prompts: Sequence[str], completions: Sequence[str], *, w: Sequence[Sequence[float]], **columns: Any
+        self, prompts: Sequence[str], completions: Sequence[str], *, w: Sequence[Sequence[float]], **columns: object
     ) -> list[float | None]:
         """One sum per completion over the objectives that apply; None where none does."""
         plain = [self.tags.strip(prompt) for prompt in prompts]
@@ -144,17 +146,17 @@ class WeightedSum:
             sums.append(sum(applying) if applying else None)
         return sums
 
-    def parts(self) -> list[Any]:
+    def parts(self) -> list[_Part]:
         """One reward function per objective, under its name."""
         return [_Part(self, objective) for objective in self.objectives]
 
 
 class _Part:
-    def __init__(self, total: WeightedSum, objective: Any) -> None:
+    def __init__(self, total: WeightedSum, objective: Metered) -> None:
         self.__name__ = objective.__name__
         self.total, self.objective = total, objective
 
-    def __call__(self, prompts: Sequence[str], completions: Sequence[str], **_: Any) -> list[float | None]:
+    def __call__(self, prompts: Sequence[str], completions: Sequence[str], **_: object) -> list[float | None]:
         if list(completions) != self.total.scored:
             raise RuntimeError("the weighted sum has not scored these completions; it must be asked first")
         return list(self.objective.last)

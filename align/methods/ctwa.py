@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -39,6 +39,8 @@ from align.preferences import Weights
 from align.runs import Workspace
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
     from align.engines.on_policy.weight_control import Memory, Observed
 
 MEASURES = ("correlation", "covariance")
@@ -58,7 +60,7 @@ class Config(onpolicy.AlgorithmConfig):
 
 
 def advantage_association(
-    scores_BK: Any, *, advantages_B: Any, group: int, measure: str = "correlation"
+    scores_BK: ArrayLike, *, advantages_B: ArrayLike, group: int, measure: str = "correlation"
 ) -> list[float | None]:
     """Each objective's correlation (or covariance, divisor S - 1) with the advantage within a prompt, prompts averaged.
 
@@ -102,6 +104,7 @@ class Growth:
     def step(self, memory: Memory, observed: Observed) -> Memory:
         from align.engines.on_policy.weight_control import smoothed
 
+        assert observed.advantages_B is not None  # the rule reads them
         latest_K = advantage_association(
             observed.scores_BK, advantages_B=observed.advantages_B, group=observed.group, measure=self.measure
         )
@@ -116,7 +119,7 @@ class Growth:
     def weights(self, memory: Memory) -> list[float]:
         return list(memory["weights"])
 
-    def report(self, memory: Memory) -> dict[str, Any]:
+    def report(self, memory: Memory) -> dict[str, object]:
         """The averaged association of each objective with the advantage, the sum of the weights (1 if renormalised)."""
         return {"association": memory["association"], "sum_of_weights": sum(memory["weights"])}
 

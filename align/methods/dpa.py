@@ -124,7 +124,7 @@ def best_of(responses: Sequence[Response], *, direction: Sequence[float]) -> Res
 
 def one_round(
     place: Workspace, *, config: Config, problem: Problem[Weights | Direction], tags: Tags, done: Sequence[Run]
-) -> dict[str, float]:
+) -> dict[str, object]:
     """Draw directions and responses, keep the best, train on them and on those of the rounds `done`; metrics."""
     from align.models import load_tokenizer
 

@@ -17,9 +17,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from align.data.comparisons import Pair, annotated_pairs
+from align.data.comparisons import Pair, Row, annotated_pairs
 from align.engines.pairs import (
     PairTrainingConfig,
     check_lengths,
@@ -37,10 +37,15 @@ from align.preferences import Weights
 from align.runs import Workspace
 
 if TYPE_CHECKING:
+    from torch import Tensor
+    from trl import DPOTrainer
+
     from align.engines.gradient_step import ConflictRecord
 
 ASKED_BY = (Weights,)
 FAMILY = PointFamily
+
+Collator = Callable[[list[Row]], dict[str, "Tensor"]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +160,7 @@ def train_on(
 
 def build_trainer(
     labelled: Sequence[Sequence[Pair]], *, combination: Combination, config: Config, reference: str, folder: Path
-) -> tuple[Any, ConflictRecord]:
+) -> tuple[DPOTrainer, ConflictRecord]:
     """DPO's own trainer on the pairs as the first objective labels them, with the others' signs beside as a column.
 
     So pairs and loss at a vertex are those of plain DPO. Signs are joined by id: TRL may drop rows by length.
@@ -176,10 +181,10 @@ def build_trainer(
     return trainer, combine(trainer, combination)
 
 
-def with_signs(collate: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+def with_signs(collate: Collator) -> Collator:
     """A collator that also hands on the column `signs` as a tensor (B, K)."""
 
-    def collate_with_signs(examples: list[dict[str, Any]]) -> dict[str, Any]:
+    def collate_with_signs(examples: list[Row]) -> dict[str, Tensor]:
         import torch
 
         return {**collate(examples), "signs": torch.tensor([example["signs"] for example in examples])}
@@ -194,15 +199,15 @@ class SignedLosses:
     margins and accuracies are right.
     """
 
-    beta: Any
-    _signature_columns: Any
+    beta: float
+    _signature_columns: list[str]
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()  # type: ignore[misc]
         if "signs" not in self._signature_columns:
             self._signature_columns = [*self._signature_columns, "signs"]
 
-    def objective_inputs(self, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def objective_inputs(self, inputs: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         plain, beta = {name: value for name, value in inputs.items() if name != "signs"}, self.beta
         try:
             for signs_B in inputs["signs"].unbind(-1):

@@ -29,7 +29,9 @@ from align.preferences import Weights
 from align.runs import Workspace
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from torch import Tensor
+    from trl import GRPOTrainer, RLOOTrainer
 
     from align.engines.gradient_step import ConflictRecord
 
@@ -98,7 +100,7 @@ def describe(config: Config, *, weights: Weights) -> str:
 
 def build_trainer(
     config: Config, problem: Problem[Weights], run: Workspace, *, combination: Combination
-) -> tuple[Any, ConflictRecord]:
+) -> tuple[RLOOTrainer | GRPOTrainer, ConflictRecord]:
     """The on-policy trainer whose steps combine the gradients of the objectives that the combination names."""
     from trl import GRPOTrainer, RLOOTrainer
 
@@ -121,17 +123,17 @@ def build_trainer(
 class ObjectiveAdvantages:
     """Before `CombinedGradients` and RLOOTrainer or GRPOTrainer: objective k's loss is the trainer's own with A_k."""
 
-    accelerator: Any
+    accelerator: Accelerator
     combining: Any
     num_generations: int
     leave_one_out: bool  # whether the trainer's baseline is the mean of the *others* of a group (RLOO)
-    _latest_rewards: Any
+    _latest_rewards: Tensor
 
-    def _calculate_rewards(self, inputs: Any, *others: Any) -> Any:
+    def _calculate_rewards(self, inputs: list[dict[str, object]], *others: object) -> Tensor:
         self._latest_rewards = super()._calculate_rewards(inputs, *others)  # type: ignore[misc]
         return self._latest_rewards
 
-    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+    def _generate_and_score_completions(self, inputs: list[dict[str, object]]) -> dict[str, Tensor]:
         output = super()._generate_and_score_completions(inputs)  # type: ignore[misc]
         extra_BK = advantages_apart(
             self._latest_rewards,
@@ -144,7 +146,7 @@ class ObjectiveAdvantages:
         output["objective_advantages"] = output["advantages"][:, None] + extra_BK[start : start + size]
         return output
 
-    def objective_inputs(self, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def objective_inputs(self, inputs: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         for advantages_B in inputs["objective_advantages"].unbind(-1):
             yield {**inputs, "advantages": advantages_B}
 

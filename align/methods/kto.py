@@ -22,7 +22,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from align import checks
 from align.engines.pairs import required_rows
@@ -42,6 +42,9 @@ from align.errors import UserError
 from align.policies.base import PointFamily
 from align.preferences import Weights
 from align.runs import Workspace
+
+if TYPE_CHECKING:
+    from trl import KTOTrainer
 
 ASKED_BY = (Weights,)
 FAMILY = PointFamily
@@ -163,7 +166,7 @@ def train_on(examples: Sequence[Example], *, config: Config, reference: str, run
     }
 
 
-def build_trainer(examples: Sequence[Example], *, config: Config, reference: str, folder: Path) -> Any:
+def build_trainer(examples: Sequence[Example], *, config: Config, reference: str, folder: Path) -> KTOTrainer:
     """A KTOTrainer on these examples, with every default that matters set on purpose."""
     from datasets import Dataset
     from trl import KTOConfig, KTOTrainer

@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from align import checks
 from align.engines.on_policy import trainer as onpolicy
@@ -109,7 +109,7 @@ class Multipliers:
         weights_K = [memory["multipliers"].get(name, 1.0) for name in self.names]
         return [w / sum(weights_K) for w in weights_K] if self.normalise == "official" else weights_K
 
-    def report(self, memory: Memory) -> dict[str, Any]:
+    def report(self, memory: Memory) -> dict[str, object]:
         """By constraint: the last multiplier, the mean over the window, how far it falls short of the threshold, and
         the constraints whose multiplier ended at its maximum.
         """

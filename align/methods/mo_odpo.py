@@ -17,7 +17,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -34,6 +34,10 @@ from align.methods.conditioned_dpo import check_weight_law
 from align.policies.tagged import TaggedFamily, Tags
 from align.preferences import Weights
 from align.runs import Workspace, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerControl, TrainerState, TrainingArguments
+    from trl import DPOTrainer
 
 ROUND_FILE = "round.json"
 ATTEMPTS = 50  # at filling a round with pairs that say something
@@ -111,15 +115,21 @@ class FreshPairs:
     """Rows of DPOTrainer's data set that are replaced, in place, by new samples of its model at every round."""
 
     def __init__(
-        self, config: Config, problem: Problem[Weights], run: Workspace, *, tags: Tags, tokenizer: Any
+        self,
+        config: Config,
+        problem: Problem[Weights],
+        run: Workspace,
+        *,
+        tags: Tags,
+        tokenizer: PreTrainedTokenizerBase,
     ) -> None:
         self.config, self.tags, self.tokenizer = config, tags, tokenizer
         self.objectives, self.prompts = problem.objectives, problem.prompts or ()
         self.reference, self.folder, self.ledger = frozen(problem.reference), run.folder, run.ledger
-        self.rows: list[dict[str, Any]] = [{}] * config.pairs
+        self.rows: list[dict[str, object]] = [{}] * config.pairs
         self.ties = 0
 
-    def renew(self, number: int, model: Any) -> None:
+    def renew(self, number: int, model: PreTrainedModel) -> None:
         """The rows of round `number`: those on disk where a resumed run had drawn them, else new ones."""
         file = self.folder / ROUND_FILE
         kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"round": None}
@@ -134,7 +144,7 @@ class FreshPairs:
             write_json(file, kept)
         self.rows[:], self.ties = kept["rows"], kept["ties"]
 
-    def draw(self, number: int, model: Any) -> tuple[list[TaggedPair], int]:
+    def draw(self, number: int, model: PreTrainedModel) -> tuple[list[TaggedPair], int]:
         """A round's labelled pairs, and how many were drawn that say nothing; UserError when hardly any says more."""
         config, rng = self.config, np.random.default_rng([self.config.seed, number])
         pairs: list[TaggedPair] = []
@@ -164,7 +174,7 @@ class FreshPairs:
 
 def build_trainer(
     config: Config, problem: Problem[Weights], run: Workspace, *, start: str, tags: Tags
-) -> tuple[Any, FreshPairs]:
+) -> tuple[DPOTrainer, FreshPairs]:
     """A DPOTrainer whose epochs are rounds: a callback renews its rows before each."""
     from transformers import TrainerCallback
 
@@ -177,7 +187,9 @@ def build_trainer(
     )  # fmt: skip
 
     class Renew(TrainerCallback):
-        def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        def on_epoch_begin(
+            self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+        ) -> None:
             source.renew(int(state.epoch + 1e-6), trainer.accelerator.unwrap_model(trainer.model))
 
     trainer.add_callback(Renew())

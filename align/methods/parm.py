@@ -51,6 +51,8 @@ from align.runs import Workspace, model_dir
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedModel
+    from trl import DPOTrainer
 
 ASKED_BY = (Weights,)
 FAMILY = GuidedFamily
@@ -175,7 +177,7 @@ def train(
 
 def build_trainer(
     rows: Sequence[Row], *, wins: Mapping[str, Sequence[float]], config: Config, start: str, folder: Path
-) -> Any:
+) -> DPOTrainer:
     """A DPOTrainer on the pairs in stored order, `draws` times each, whose model has the adapter and loss is PARM's."""
     import numpy as np
     import torch
@@ -194,10 +196,10 @@ def build_trainer(
     trainer._signature_columns += ["weights", "wins"]
     collate = trainer.data_collator
 
-    def collated(examples: list[dict[str, Any]]) -> dict[str, Any]:
+    def collated(examples: list[dict[str, list[float]]]) -> dict[str, Tensor]:
         return collate(examples) | {name: torch.tensor([e[name] for e in examples]) for name in ("weights", "wins")}
 
-    def compute_loss(model: Any, inputs: Mapping[str, Any], return_outputs: bool) -> Any:
+    def compute_loss(model: PreTrainedModel, inputs: Mapping[str, Any], return_outputs: bool) -> Any:
         weights_BK, wins_BK = inputs["weights"], inputs["wins"]
         asked.set(torch.cat([weights_BK, weights_BK]))  # TRL's batch: all first responses, then all second ones
         outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from align import checks
 from align.data.comparisons import Row
@@ -172,7 +172,7 @@ class Trainer:
         last = history[-config.logging_steps :]
         return {name: sum(entry[name] for entry in last) / len(last) for name in last[0]}
 
-    def step(self, columns: Mapping[str, Sequence[Any]], *, ends: Sequence[int]) -> dict[str, float]:
+    def step(self, columns: Mapping[str, Sequence[str]], *, ends: Sequence[int]) -> dict[str, float]:
         """Draw and score one batch, update on it epochs x minibatches times; what was measured on it."""
         import torch
 
@@ -193,7 +193,7 @@ class Trainer:
         named = {f"rewards/{f.__name__}/mean": mean for f, mean in zip(self.rewards, means_K, strict=True)}
         return {**measured, **named, "clipped": clipped / (config.epochs * int(batch.mask_BT.sum()))}
 
-    def scores(self, batch: Rollouts, rows: Mapping[str, Sequence[Any]]) -> Tensor:
+    def scores(self, batch: Rollouts, rows: Mapping[str, Sequence[str]]) -> Tensor:
         """(B, K) scores of the objectives that are asked, in TRL's calling convention; None becomes NaN."""
         import torch
 

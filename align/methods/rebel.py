@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from align import checks
 from align.data.comparisons import Pair, responses_of, row_scores
@@ -37,6 +37,11 @@ from align.objectives.metered import objective_scores
 from align.policies.base import PointFamily
 from align.preferences import Weights
 from align.runs import Ledger, Workspace
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+    from trl import DPOTrainer
 
 SCORES = ("rows", "objectives")
 Scores = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # a row's id to both responses' (K,) scores, in order
@@ -160,7 +165,7 @@ def build_trainer(
     config: Config,
     reference: str,
     folder: Path,
-) -> Any:
+) -> DPOTrainer:
     """DPO's own trainer on the pairs in stored order, its reference shifted by `w . r / beta`, its loss squared."""
     from trl import DPOTrainer
 
@@ -182,7 +187,7 @@ class SquaredLogRatios:
 
     beta: Any
 
-    def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False) -> Any:
+    def _compute_loss(self, model: PreTrainedModel, inputs: dict[str, Tensor], return_outputs: bool = False) -> Tensor:
         import torch
 
         beta, count = self.beta, len(inputs["input_ids"]) // 2  # TRL's batch: all first responses, then all second ones

@@ -24,7 +24,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -40,6 +40,9 @@ from align.errors import UserError
 from align.policies.tagged import ASKED, TaggedFamily, Tags, forbid, tag_ids
 from align.preferences import Targets, Weights
 from align.runs import Run, Workspace, write_json
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 STATS_FILE = "stats.json"
 NORMAL_EXTREME = 4.3  # about the largest of 100,000 standard normal draws
@@ -78,7 +81,7 @@ class Stats:
     high: tuple[float, ...]
 
     @classmethod
-    def fit(cls, scores_NK: Any, *, config: Config) -> Stats:
+    def fit(cls, scores_NK: ArrayLike, *, config: Config) -> Stats:
         """From raw scores; UserError when an objective has one score for everything."""
         table_NK = np.asarray(scores_NK, dtype=float)
         lowest_K, highest_K = table_NK.min(0), table_NK.max(0)
@@ -178,7 +181,7 @@ def tag_range(offline: Sequence[Response], *, stats: Stats, levels: int) -> dict
     return {"low": low, "high": round(low + levels * step, 6)}
 
 
-def upper_right(count: int, *, low: Sequence[float], high: Sequence[float], rng: np.random.Generator) -> Any:
+def upper_right(count: int, *, low: Sequence[float], high: Sequence[float], rng: np.random.Generator) -> np.ndarray:
     """(count, K) targets: one coordinate of each anywhere between its ends, all others at their maximum.
 
     The free one is the smallest of K uniform draws, as in the official `sample_goals`; draws are shares of each
@@ -191,7 +194,7 @@ def upper_right(count: int, *, low: Sequence[float], high: Sequence[float], rng:
     return np.asarray(low) + boundary_NK * (np.asarray(high) - np.asarray(low))
 
 
-def good_enough(scores_NK: Any, *, keep: str, quantile: float) -> Any:
+def good_enough(scores_NK: ArrayLike, *, keep: str, quantile: float) -> np.ndarray:
     """(N,) whether any objective (or all) reaches its own quantile among these responses."""
     table_NK = np.asarray(scores_NK, dtype=float)
     reached_NK = table_NK >= np.quantile(table_NK, quantile, axis=0)
@@ -239,5 +242,5 @@ def online_round(
     return {**metrics, "kept": len(new), "of": len(drawn), "replayed": len(again), "distance_to_targets": missed}
 
 
-def _filter(responses: Sequence[Response], config: Config) -> Any:
+def _filter(responses: Sequence[Response], config: Config) -> np.ndarray:
     return good_enough([r.scores for r in responses], keep=config.keep, quantile=config.quantile)

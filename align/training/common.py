@@ -26,7 +26,7 @@ from align.errors import UserError
 from align.runs import Ledger, checkpoints, last_checkpoint
 
 if TYPE_CHECKING:
-    from transformers import Trainer
+    from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
 CHECKPOINTS = "checkpoints"
 SECONDS_BETWEEN_LINES = 30.0
@@ -201,11 +201,20 @@ class LedgerCallback(TrainerCallback):
         self.flops_per_token = flops_per_parameter_token * parameters
         self.counted = 0
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         # A resumed state remembers what the interrupted process fed; TRL's own counter starts again at 0.
         self.counted = int(state.num_input_tokens_seen)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **kwargs: object,
+    ) -> None:
         seen = int(max(state.num_input_tokens_seen, (logs or {}).get("num_tokens", 0)))
         tokens = max(seen - self.counted, 0)
         self.counted = max(seen, self.counted)
@@ -223,7 +232,9 @@ class Progress(TrainerCallback):
         self.first_step = 0
         self.loss = ""
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         self.started = self.last_line = time.monotonic()
         self.first_step = state.global_step
         if sys.stderr.isatty() and state.is_world_process_zero:
@@ -231,11 +242,20 @@ class Progress(TrainerCallback):
 
             self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.label, leave=False)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **kwargs: object,
+    ) -> None:
         if logs and "loss" in logs:
             self.loss = f"loss {float(logs['loss']):.4g}"
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         if self.bar is not None:
             self.bar.set_postfix_str(self.loss, refresh=False)
             self.bar.update(state.global_step - self.bar.n)
@@ -251,7 +271,9 @@ class Progress(TrainerCallback):
                 flush=True,
             )
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         if self.bar is not None:
             self.bar.close()
             self.bar = None

@@ -10,10 +10,10 @@ align/training/reward_model.py, and a pair whose labels contradict its order is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from align import checks
 from align.errors import UserError
@@ -24,7 +24,15 @@ from align.runs import Ledger, checkpoints
 from align.training.common import drop_checkpoints, final_loss, finish_trainer, resume_point
 from align.training.reward_model import BEST, EpochChoice, RewardModelConfig, merged, reward_arguments, scorer_to_train
 
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from align.data.comparisons import Row
+
 LABELS = ("safe_chosen", "safe_rejected")
+
+Collator = Callable[[list[Row]], dict[str, "Tensor"]]
 
 
 @dataclass(frozen=True)
@@ -50,15 +58,19 @@ class CostLoss:
     """
 
     square: float = 0.0
-    _signature_columns: Any
+    _signature_columns: list[str]
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()  # type: ignore[misc]
         self._signature_columns = [*dict.fromkeys([*self._signature_columns, *LABELS])]
 
     def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+        self,
+        model: PreTrainedModel,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         chosen_is_safe_B, rejected_is_safe_B = inputs.pop("safe")
         _, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)  # type: ignore[misc]
         chosen_B, rejected_B = outputs.logits.squeeze(-1).float().chunk(2)
@@ -67,10 +79,10 @@ class CostLoss:
         return (loss, outputs) if return_outputs else loss
 
 
-def with_labels(collate: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dict[str, Any]]:
+def with_labels(collate: Collator) -> Collator:
     """A preference collator that also gathers the safety labels, as `safe`."""
 
-    def collate_with_labels(examples: Any) -> dict[str, Any]:
+    def collate_with_labels(examples: list[Row]) -> dict[str, Tensor]:
         import torch
 
         labels = [[bool(example[name]) for example in examples] for name in LABELS]
@@ -83,11 +95,11 @@ def train_cost_model(
     config: CostModelConfig,
     *,
     model: str | Path,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
     out: Path,
     ledger: Ledger,
-    validation: Sequence[Mapping[str, Any]] | None = None,
-) -> dict[str, Any]:
+    validation: Sequence[Row] | None = None,
+) -> dict[str, object]:
     """Train on rows with `prompt`, `chosen` (the safer), `rejected`, `safe_chosen`, `safe_rejected`; save `out/model`.
 
     Resumes. Metrics: those of `cost_accuracy` on `validation` (None without), `train_accuracy` and
@@ -132,7 +144,12 @@ def train_cost_model(
 
 
 def build_trainer(
-    config: CostModelConfig, *, scorer: Any, tokenizer: Any, pairs: Sequence[Mapping[str, Any]], out: Path
+    config: CostModelConfig,
+    *,
+    scorer: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[Row],
+    out: Path,
 ) -> Any:
     """TRL's RewardTrainer with the cost loss on `checked_pairs`."""
     from datasets import Dataset
@@ -150,13 +167,15 @@ def build_trainer(
     return trainer
 
 
-def turned(pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def turned(pairs: Sequence[Row]) -> list[dict[str, object]]:
     """The pairs in TRL's order: `chosen` is the response of higher cost."""
     other = {"chosen": "rejected", "rejected": "chosen", "safe_chosen": "safe_rejected", "safe_rejected": "safe_chosen"}
     return [{key: pair[other.get(key, key)] for key in pair} for pair in pairs]
 
 
-def checked_pairs(rows: Sequence[Mapping[str, Any]], tokenizer: Any, limit: int | None) -> list[dict[str, Any]]:
+def checked_pairs(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limit: int | None
+) -> list[dict[str, object]]:
     """The three texts and two labels of the pairs of which both sides have at most `limit` tokens, end token included.
 
     UserError on a row without them, on one whose safer response is labelled unsafe and the other safe (the columns are
@@ -184,7 +203,7 @@ def checked_pairs(rows: Sequence[Mapping[str, Any]], tokenizer: Any, limit: int 
     return kept
 
 
-def cost_accuracy(model: Any, tokenizer: Any, pairs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def cost_accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Row]) -> dict[str, float]:
     """`accuracy` of the order (the safer response costs less; ties half), `sign_accuracy` of both responses' sides of 0
     (0 counts half), `log_loss` (the cost loss in nats, without the squares) and `n`.
     """
@@ -204,5 +223,5 @@ def cost_accuracy(model: Any, tokenizer: Any, pairs: Sequence[Mapping[str, Any]]
     }
 
 
-def _share_positive(values: Any) -> float:
+def _share_positive(values: Tensor) -> float:
     return float(((values > 0).double() + 0.5 * (values == 0).double()).mean())

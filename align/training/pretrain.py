@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,10 @@ from align.training.common import StageConfig, drop_checkpoints, final_loss, fin
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
+
+    from align.data.comparisons import Row
 
 
 @dataclass(frozen=True)
@@ -61,12 +64,12 @@ class PretrainConfig(StageConfig):
 def pretrain(
     config: PretrainConfig,
     *,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
     out: Path,
     ledger: Ledger,
-    validation: Sequence[Mapping[str, Any]] | None = None,
+    validation: Sequence[Row] | None = None,
     tokenizer: PreTrainedTokenizerBase | str | Path | None = None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Train on the `text` of `rows`, save `out/model`, and return metrics; resumes from `out/checkpoints`.
 
     `tokenizer` is one, or the directory of one; None takes that of `config.start`, or trains one on `rows`. Metrics:
@@ -140,7 +143,7 @@ def _one_by_one(
     return Dataset.from_dict({"input_ids": [ids[:length] for ids in documents]})
 
 
-def _collate(examples: Sequence[Mapping[str, Any]], *, pad: int) -> dict[str, Any]:
+def _collate(examples: Sequence[Row], *, pad: int) -> dict[str, Tensor]:
     """Rows padded on the right, every real token a target; the model shifts the labels itself."""
     import torch
 
@@ -152,7 +155,7 @@ def _collate(examples: Sequence[Mapping[str, Any]], *, pad: int) -> dict[str, An
     return batch if bool(mask_BT.all()) else {**batch, "attention_mask": mask_BT}  # full blocks need no mask
 
 
-def _texts(rows: Sequence[Mapping[str, Any]], what: str) -> list[str]:
+def _texts(rows: Sequence[Row], what: str) -> list[str]:
     for number, row in enumerate(rows, start=1):
         if not isinstance(row.get("text"), str):
             raise UserError(f"{what} row {number} has no text; give rows with a text column")

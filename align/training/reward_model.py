@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,10 @@ from align.runs import Ledger, checkpoints, write_json
 from align.training.common import StageConfig, drop_checkpoints, final_loss, finish_trainer, resume_point
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerControl, TrainerState, TrainingArguments
+    from trl import RewardConfig
+
+    from align.data.comparisons import Row
 
 BEST = "best_epoch"
 
@@ -70,11 +73,11 @@ def train_reward_model(
     config: RewardModelConfig,
     *,
     model: str | Path,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
     out: Path,
     ledger: Ledger,
-    validation: Sequence[Mapping[str, Any]] | None = None,
-) -> dict[str, Any]:
+    validation: Sequence[Row] | None = None,
+) -> dict[str, object]:
     """Train on `prompt`, `chosen`, `rejected` rows, save `out/model`, and return metrics; resumes.
 
     Metrics: `accuracy` and `log_loss` on `validation` (None without; ties count half), `train_accuracy` (first 1,000
@@ -137,14 +140,16 @@ def scorer_to_train(
     return scorer
 
 
-def merged(model: Any, config: RewardModelConfig, *, tokenizer: PreTrainedTokenizerBase, out: Path) -> PreTrainedModel:
+def merged(
+    model: PreTrainedModel, config: RewardModelConfig, *, tokenizer: PreTrainedTokenizerBase, out: Path
+) -> PreTrainedModel:
     """The trained scorer as one plain model; with `keep_adapter` its adapter and head are saved in `out/adapter`."""
     if config.keep_adapter:
         save_model(model, tokenizer, out / "adapter")
     return model.merge_and_unload() if config.lora_r else model
 
 
-def reward_arguments(config: RewardModelConfig, out: Path) -> Any:
+def reward_arguments(config: RewardModelConfig, out: Path) -> RewardConfig:
     from trl import RewardConfig
 
     return RewardConfig(
@@ -155,7 +160,9 @@ def reward_arguments(config: RewardModelConfig, out: Path) -> Any:
     )
 
 
-def keep_short_pairs(rows: Sequence[Mapping[str, Any]], tokenizer: Any, limit: int | None) -> list[dict[str, str]]:
+def keep_short_pairs(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limit: int | None
+) -> list[dict[str, str]]:
     """The three texts of the comparisons of which both sides have at most `limit` tokens, end token included.
 
     Raises UserError on a row without prompt, chosen or rejected, and when no row is left.
@@ -177,7 +184,7 @@ def keep_short_pairs(rows: Sequence[Mapping[str, Any]], tokenizer: Any, limit: i
 def preference_accuracy(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
     *,
     batch_size: int = 64,
 ) -> dict[str, float]:
@@ -203,7 +210,7 @@ class EpochChoice(TrainerCallback):
     TRL's own `eval_accuracy` is a mean of batch means, and is not among the metrics that `load_best_model_at_end` sees.
     """
 
-    def __init__(self, folder: Path, *, tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, folder: Path, *, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> None:
         self.folder = checkpoints.claim(folder)
         self.tokenizer = tokenizer
         self.rows = rows
@@ -212,7 +219,14 @@ class EpochChoice(TrainerCallback):
         if note.is_file():  # an interrupted call got this far
             self.best = json.loads(note.read_text(encoding="utf-8"))
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+    def on_epoch_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        **kwargs: object,
+    ) -> None:
         import torch
 
         accuracy = preference_accuracy(model, self.tokenizer, self.rows)["accuracy"]
@@ -228,7 +242,7 @@ class EpochChoice(TrainerCallback):
         if earlier not in (None, file):
             (self.folder / earlier).unlink(missing_ok=True)
 
-    def restore(self, model: Any) -> None:
+    def restore(self, model: PreTrainedModel) -> None:
         """Put the best epoch's weights into `model`."""
         import torch
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from align import checks
 from align.errors import UserError
@@ -13,6 +13,11 @@ from align.models import count_parameters, load_model, load_tokenizer, lora_conf
 from align.runs import Ledger
 from align.training.bits import completion_bits
 from align.training.common import StageConfig, drop_checkpoints, final_loss, finish_trainer, resume_point
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from align.data.comparisons import Row
 
 
 @dataclass(frozen=True)
@@ -37,11 +42,11 @@ def sft(
     config: SFTConfig_,
     *,
     model: str | Path,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
     out: Path,
     ledger: Ledger,
-    validation: Sequence[Mapping[str, Any]] | None = None,
-) -> dict[str, Any]:
+    validation: Sequence[Row] | None = None,
+) -> dict[str, object]:
     """Fine-tune `model` on `prompt`, `completion` rows, save `out/model`, and return metrics; resumes.
 
     Metrics: `loss` (nats per completion token, last logged), `bits_per_byte` of the validation completions given their
@@ -83,7 +88,7 @@ def sft(
     }
 
 
-def keep_short(rows: Sequence[Mapping[str, Any]], tokenizer: Any, limit: int | None) -> list[dict[str, str]]:
+def keep_short(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limit: int | None) -> list[dict[str, str]]:
     """The prompts and completions of the rows of at most `limit` tokens, end token included.
 
     Raises UserError on a row without text in either column, and when no row is left.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from align.engines.on_policy.rollouts import Rollouts, read
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedModel
 
 
 class ActorCritic:
@@ -30,8 +31,8 @@ class ActorCritic:
         device = "cuda" if has_gpu() else "cpu"
         self.tokenizer = load_tokenizer(reference)
         self.model = model_to_train(reference).to(device).eval()
-        self.policy: Any = self.model
-        self.frozen: Any = None
+        self.policy: PreTrainedModel = self.model
+        self.frozen: PreTrainedModel | None = None
         if lora_r:  # the reference is the adapter's backbone
             self.policy = attach_lora(self.model, lora_r, alpha=lora_alpha).eval()
         else:
@@ -52,7 +53,7 @@ class ActorCritic:
         with self.policy.disable_adapter():
             return read(self.policy, batch)[0]
 
-    def groups(self, *, weight_decay: float, value_learning_rate: float) -> Iterator[dict[str, Any]]:
+    def groups(self, *, weight_decay: float, value_learning_rate: float) -> Iterator[dict[str, Tensor]]:
         """Parameter groups for Adam: the policy's matrices (with decay), its vectors, the value head.
 
         An Adam step moves each of the head's H weights by its rate, and so a value by up to H times that (times the

@@ -32,6 +32,10 @@ from transformers.trainer_callback import ExportableState
 from align.functional.conflict import covariance_of_groups, rank_correlation_of_groups
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+
     from align.objectives.metered import Metered
 
 POINTS = 50  # of the trace, at most; a longer run is averaged over equal windows of steps
@@ -40,7 +44,7 @@ WITH_KL = "centred weighted reward, KL penalty included"
 WITHOUT_KL = "centred weighted reward, without the KL penalty"
 
 
-def attach(trainer: Any) -> ConflictLog | None:
+def attach(trainer: Trainer) -> ConflictLog | None:
     """Add the callback; None, and nothing added, where fewer than two objectives are asked.
 
     Reward functions that keep no scores of their own are put into a `Kept` in `trainer.reward_funcs`, so that their
@@ -57,7 +61,7 @@ def attach(trainer: Any) -> ConflictLog | None:
     return log
 
 
-def objectives_of(functions: Sequence[Any]) -> list[Metered]:
+def objectives_of(functions: Sequence[object]) -> list[Metered]:
     """The metered objectives among reward functions, those inside a weighted sum (its `objectives`) included."""
     from align.objectives.metered import Metered
 
@@ -68,11 +72,11 @@ def objectives_of(functions: Sequence[Any]) -> list[Metered]:
 class Kept:
     """A reward function whose latest scores are kept in `last`."""
 
-    def __init__(self, function: Any) -> None:
+    def __init__(self, function: Callable[..., list[float | None]]) -> None:
         self.__name__, self.function = function.__name__, function
         self.last: list[float | None] = []
 
-    def __call__(self, *args: Any, **columns: Any) -> Any:
+    def __call__(self, *args: object, **columns: object) -> list[float | None]:
         self.last = self.function(*args, **columns)
         return self.last
 
@@ -80,7 +84,7 @@ class Kept:
 class ConflictLog(TrainerCallback, ExportableState):
     """The callback; its sums are saved in the trainer's own state, so that a resumed run goes on with them."""
 
-    def __init__(self, trainer: Any, *, objectives: Sequence[Metered]) -> None:
+    def __init__(self, trainer: Trainer, *, objectives: Sequence[Metered]) -> None:
         self.trainer, self.objectives = trainer, list(objectives)
         self.pairs = list(itertools.combinations(range(len(objectives)), 2))
         if hasattr(trainer, "latest_advantages"):
@@ -91,19 +95,25 @@ class ConflictLog(TrainerCallback, ExportableState):
         self.memory: dict[str, Any] = {"windows": []}
         self._weights_F: list[float] = []
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """What a checkpoint keeps in its `trainer_state.json`."""
         return {"args": {}, "attributes": {"memory": self.memory}}
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         # The trainer could restore callbacks itself, but only as new objects made of plain arguments. A checkpoint from
         # before this callback existed has no entry: the trace then begins where the run goes on, as its steps say.
         self.memory = state.stateful_callbacks.get(type(self).__name__, self.state())["attributes"]["memory"]
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         self._weights_F = self.trainer.reward_weights.tolist()  # a controller moves them before the step's end is told
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         rewards_BK, advantages_B = self._observe()
         size = self.trainer.num_generations
         rewards_PSK = rewards_BK.reshape(-1, size, len(self.objectives))
@@ -120,7 +130,7 @@ class ConflictLog(TrainerCallback, ExportableState):
         entry |= {"sums": values.tolist(), "counts": known.astype(int).tolist()}
         self.memory = {"windows": [*earlier, entry]}
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> dict[str, object]:
         """`names`, `pairs` of names, `advantage` (in words) and `trace`: at most 50 points {step, covariance (one per
         name), rank_correlation (one per pair)}, means over the steps since the point before; None where undefined.
 

@@ -7,9 +7,9 @@ Legend: B responses, P prompt tokens, T response tokens, L = P + T, H hidden uni
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from align import checks
 from align.errors import UserError
@@ -17,6 +17,9 @@ from align.models.reading import positions, token_logprobs
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from align.data.comparisons import Row
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,9 @@ class Rollouts:
         return [ids_T[mask_T].tolist() for ids_T, mask_T in zip(self.response_ids_BT, self.mask_BT, strict=True)]
 
 
-def check_lengths(prompts: Sequence[Mapping[str, Any]], *, model: Any, tokenizer: Any, max_tokens: int) -> None:
+def check_lengths(
+    prompts: Sequence[Row], *, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_tokens: int
+) -> None:
     """UserError for a prompt without tokens, or when the longest one and its response exceed the model's positions."""
     ids = tokenizer([row["prompt"] for row in prompts], add_special_tokens=False)["input_ids"]
     for row, tokens in zip(prompts, ids, strict=True):
@@ -58,7 +63,14 @@ def check_lengths(prompts: Sequence[Mapping[str, Any]], *, model: Any, tokenizer
     )
 
 
-def draw(model: Any, tokenizer: Any, prompts: Sequence[str], *, ends: Sequence[int], batch_size: int) -> Rollouts:
+def draw(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    ends: Sequence[int],
+    batch_size: int,
+) -> Rollouts:
     """One response per prompt by the model's generation config (see `plain_sampling`), `batch_size` at a time.
 
     Draws from torch's global generator. Prompts get no special tokens, as when a policy is evaluated. A response that
@@ -91,7 +103,7 @@ def rollouts(ids_BP: Tensor, *, attend_BP: Tensor, drawn_BT: Tensor, ends: Seque
     return Rollouts(torch.cat([ids_BP, drawn_BT], -1), torch.cat([attend_BP, mask_BT.to(attend_BP.dtype)], -1), mask_BT)
 
 
-def read(model: Any, batch: Rollouts) -> tuple[Tensor, Tensor]:
+def read(model: PreTrainedModel, batch: Rollouts) -> tuple[Tensor, Tensor]:
     """(B, T) float32 log-probabilities of the tokens drawn (0 at padding), (B, T, H) last hidden states before them."""
     count = batch.mask_BT.shape[1]
     out = model(

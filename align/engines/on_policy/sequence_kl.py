@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from align.models.reading import Reader, sequence_logprobs
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+    from transformers import PreTrainedModel
 
 
 class SequenceKL:
@@ -22,15 +26,20 @@ class SequenceKL:
         reference: str,
         *,
         strip: Callable[[str], str] | None = None,
-        select: Callable[[Any, slice], None] | None = None,
+        select: Callable[[Module, slice], None] | None = None,
     ) -> None:
         self.__name__ = "sequence_kl"
         self.reference, self.strip, self.select = reference, strip, select
         self.trainer: Any = None
-        self._frozen: Any = None
+        self._frozen: PreTrainedModel | None = None
 
     def __call__(
-        self, prompts: Sequence[str], completions: Sequence[str], *, completion_ids: Sequence[Sequence[int]], **_: Any
+        self,
+        prompts: Sequence[str],
+        completions: Sequence[str],
+        *,
+        completion_ids: Sequence[Sequence[int]],
+        **_: object,
     ) -> list[float]:
         """One log-ratio per completion, in nats, summed over its sampled tokens."""
         import torch
@@ -48,7 +57,7 @@ class SequenceKL:
                 theirs = self._logprobs(self._reference_model(policy), plain_ids, completion_ids)
         return [a - b for a, b in zip(ours, theirs, strict=True)]
 
-    def _reference_model(self, policy: Any) -> Any:
+    def _reference_model(self, policy: PreTrainedModel) -> PreTrainedModel:
         if self._frozen is None:
             from align.models import load_model
 
@@ -57,11 +66,11 @@ class SequenceKL:
 
     def _logprobs(
         self,
-        model: Any,
+        model: PreTrainedModel,
         prompt_ids: Sequence[Sequence[int]],
         completion_ids: Sequence[Sequence[int]],
         *,
-        select: Callable[[Any, slice], None] | None = None,
+        select: Callable[[Module, slice], None] | None = None,
     ) -> list[float]:
         reader = Reader(
             pad_id=self.trainer.processing_class.pad_token_id,

@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from transformers import TrainerCallback
 
@@ -29,8 +29,9 @@ from align.preferences import Preference
 from align.runs import Ledger, Workspace
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from torch.nn import Module
-    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, Trainer
     from trl import GRPOTrainer, RLOOTrainer
 
 P = TypeVar("P", bound=Preference)
@@ -101,7 +102,9 @@ def required_prompts(problem: Problem[P], *, method: str) -> Sequence[Row]:
     return problem.prompts
 
 
-def metered(objectives: Mapping[str, Objective], *, ledger: Ledger, policy: Any = None) -> list[Metered]:
+def metered(
+    objectives: Mapping[str, Objective], *, ledger: Ledger, policy: PreTrainedModel | None = None
+) -> list[Metered]:
     """The objectives as TRL's `reward_funcs`, each under its own name and charged for what it scores.
 
     `policy`: the model in training, whose backbone objectives may share (`build_trainer` gives it itself).
@@ -221,7 +224,7 @@ def build_trainer(
     return trainer
 
 
-def run_trainer(trainer: Any, *, label: str, folder: Path, ledger: Ledger, save: bool = True) -> dict[str, Any]:
+def run_trainer(trainer: Trainer, *, label: str, folder: Path, ledger: Ledger, save: bool = True) -> dict[str, object]:
     """Train (resuming where a checkpoint lies), charge the ledger, save `folder/model`; the last logged means.
 
     With two objectives or more also `conflict`, how they pulled apart (align/engines/on_policy/conflict_log.py).
@@ -247,7 +250,7 @@ def run_trainer(trainer: Any, *, label: str, folder: Path, ledger: Ledger, save:
     return means if conflict is None else {**means, "conflict": conflict.report()}
 
 
-def last_means(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def last_means(history: Sequence[Mapping[str, float]]) -> dict[str, object]:
     """The last logged KL, reward and unweighted mean of each objective."""
     logged = [entry for entry in history if "reward" in entry]
     if not logged:
@@ -255,7 +258,9 @@ def last_means(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {key: value for key, value in logged[-1].items() if key in ("kl", "reward", "entropy") or "/mean" in key}
 
 
-def check_prompts(prompts: Sequence[Row], *, config: OnPolicyConfig, model: Any, tokenizer: Any) -> None:
+def check_prompts(
+    prompts: Sequence[Row], *, config: OnPolicyConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
     """UserError for prompts that do not fit the model's positions, or that TRL would train at shifted ones."""
     refuse_shifted_positions(model, prompts=prompts, tokenizer=tokenizer)
     longest = max(len(ids) for ids in tokenizer([row["prompt"] for row in prompts])["input_ids"])
@@ -267,7 +272,7 @@ def check_prompts(prompts: Sequence[Row], *, config: OnPolicyConfig, model: Any,
     )
 
 
-def schedule(prompts: Sequence[Row], *, config: OnPolicyConfig, ledger: Ledger) -> Any:
+def schedule(prompts: Sequence[Row], *, config: OnPolicyConfig, ledger: Ledger) -> Dataset:
     """A dataset with the prompt of every group of every step, in order: whole shuffled passes over `prompts`.
 
     One epoch covers the whole run, so that a resumed run sees the same prompts, and fewer prompts than groups per step
@@ -289,7 +294,9 @@ def schedule(prompts: Sequence[Row], *, config: OnPolicyConfig, ledger: Ledger) 
     return Dataset.from_dict({name: [prompts[i][name] for i in chosen] for name in prompts[0]})
 
 
-def refuse_shifted_positions(model: Any, *, prompts: Sequence[Row], tokenizer: Any) -> None:
+def refuse_shifted_positions(
+    model: PreTrainedModel, *, prompts: Sequence[Row], tokenizer: PreTrainedTokenizerBase
+) -> None:
     """UserError for prompts of several lengths with a model of learned positions.
 
     TRL pads prompts on the left and numbers positions from the padding on in its loss, while `generate` numbers them

@@ -21,6 +21,10 @@ from align.preferences import Preference
 from align.runs import Workspace
 
 if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+    from trl import GRPOTrainer, RLOOTrainer
+
     from align.engines.on_policy.trainer import AlgorithmConfig
     from align.engines.problem import Problem
     from align.objectives.metered import Metered
@@ -79,7 +83,7 @@ class Rule(Protocol):
         """The coefficient of each objective's expected reward in what the next batch ascends."""
         ...
 
-    def report(self, memory: Memory) -> Mapping[str, Any]:
+    def report(self, memory: Memory) -> Mapping[str, object]:
         """Metrics of the finished run."""
         ...
 
@@ -92,23 +96,27 @@ class WeightControl(TrainerCallback, ExportableState):
     far; exact where the prompt decides what applies). ValueError when the first reward functions are not `objectives`.
     """
 
-    def __init__(self, trainer: Any, *, objectives: Sequence[Metered], rule: Rule) -> None:
+    def __init__(self, trainer: Trainer, *, objectives: Sequence[Metered], rule: Rule) -> None:
         if list(trainer.reward_funcs[: len(objectives)]) != list(objectives):
             raise ValueError("the trainer's first reward functions must be the controlled objectives, in their order")
         self.trainer, self.objectives, self.rule = trainer, list(objectives), rule
         self.memory: Memory = {"rule": rule.start(), "applied": [0] * len(self.objectives), "seen": 0, "trace": []}
         self._apply()
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """What a checkpoint keeps in its `trainer_state.json`."""
         return {"args": {}, "attributes": {"memory": self.memory}}
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         # The trainer could restore callbacks itself, but only as new objects made of plain arguments.
         self.memory = state.stateful_callbacks[type(self).__name__]["attributes"]["memory"]
         self._apply()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
         observed = self._observe()
         applied_K = (~np.isnan(observed.scores_BK)).sum(0)
         self.memory = {
@@ -126,7 +134,7 @@ class WeightControl(TrainerCallback, ExportableState):
         """The rule's current weights."""
         return [float(w) for w in self.rule.weights(self.memory["rule"])]
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> dict[str, object]:
         """The rule's metrics, the last `weights` by objective, and the `trace`: weights and means at every log."""
         names = [objective.__name__ for objective in self.objectives]
         return {
@@ -160,9 +168,9 @@ class WeightControl(TrainerCallback, ExportableState):
 class KeepAdvantages:
     """Put before RLOOTrainer or GRPOTrainer: keeps the advantages of this process's latest samples, in their order."""
 
-    latest_advantages: Any = None
+    latest_advantages: Tensor | None = None
 
-    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+    def _generate_and_score_completions(self, inputs: list[dict[str, object]]) -> dict[str, Tensor]:
         output = super()._generate_and_score_completions(inputs)  # type: ignore[misc]
         self.latest_advantages = output["advantages"].detach()
         return output
@@ -170,7 +178,7 @@ class KeepAdvantages:
 
 def controlled_trainer(
     config: AlgorithmConfig, problem: Problem[P], run: Workspace, *, rule: Rule
-) -> tuple[Any, WeightControl]:
+) -> tuple[RLOOTrainer | GRPOTrainer, WeightControl]:
     """An on-policy trainer (`config.algorithm`: rloo or grpo, sequence KL, unscaled rewards) and its control."""
     from trl import GRPOTrainer, RLOOTrainer
 
@@ -193,7 +201,7 @@ def controlled_trainer(
 
 def train_point(
     config: AlgorithmConfig, problem: Problem[P], run: Workspace, *, rule: Rule, label: str
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Train one point to its last step under `rule`; last means and the report."""
     from align.engines.on_policy import trainer as onpolicy
 
