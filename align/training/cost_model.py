@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align import checks
+from align.data.comparisons import Row
 from align.errors import UserError
 from align.functional.losses import cost_loss
 from align.models import count_parameters, load_tokenizer, lora_config, save_model
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from align.data.comparisons import Row
 
 LABELS = ("safe_chosen", "safe_rejected")
 
