@@ -7,12 +7,10 @@ one array of equal groups, nan where an objective does not apply, and are quick 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike
 
 Array = ArrayLike
 

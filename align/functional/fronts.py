@@ -5,12 +5,9 @@ The geometry is computed by moocore; definitions follow the usual multi-objectiv
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike
 
 Array = ArrayLike
 
