@@ -34,7 +34,7 @@ def rewards(prompt: str, response: tuple[str, ...]) -> list[float]:
 
 
 def written(prompt: str, rng: random.Random) -> tuple[str, ...]:
-    """What the corpus answers: up to three words, half of them correct facts (align/testbed/corpus.py)."""
+    """What the corpus answers: up to three words, mostly correct facts (align/testbed/corpus.py)."""
     facts = CORRECT[prompt.removeprefix("~")]
     return tuple(rng.choice(rng.choice((facts, WORDS[1:]))) for _ in range(rng.choice((0, 1, 2, 2, 3))))
 
