@@ -120,21 +120,29 @@ def fails(world: World, prompt: Prompt, ids: Sequence[int]) -> bool:
     return gold_score(world, prompt.topic, words)[1] < 0.5
 
 
+@dataclass(frozen=True, kw_only=True)
+class Draws:
+    """How judged responses are drawn: `samples` of each prompt."""
+
+    samples: int
+    seed: int
+    temperature: float = 1.0
+
+
 def failing_shares(
-    world: World, model: PreTrainedModel, prompts: Sequence[Prompt], *, samples: int, seed: int, ledger: Ledger,
-    temperature: float = 1.0,
-) -> list[float]:  # fmt: skip
+    world: World, model: PreTrainedModel, prompts: Sequence[Prompt], *, draws: Draws, ledger: Ledger
+) -> list[float]:
     """Per prompt, the share of sampled responses that the judge fails. A word of either spelling ends no response."""
     shares = []
     for number, prompt in enumerate(prompts):
-        rng = np.random.default_rng([seed, number])
+        rng = np.random.default_rng([draws.seed, number])
         both = (*ALPHABET_IDS, *CIPHER_ALPHABET_IDS)
         drawn, _ = draw(
-            [model], prompt, count=samples, max_tokens=world.config.max_tokens, rng=rng, alphabet=both,
-            temperature=temperature,
+            [model], prompt, count=draws.samples, max_tokens=world.config.max_tokens, rng=rng, alphabet=both,
+            temperature=draws.temperature,
         )  # fmt: skip
         shares.append(float(np.mean([fails(world, prompt, ids) for ids in drawn])))
-    ledger.add(samples_drawn=samples * len(prompts))
+    ledger.add(samples_drawn=draws.samples * len(prompts))
     return shares
 
 
@@ -152,11 +160,11 @@ def hidden_states(model: PreTrainedModel, texts: Sequence[str]) -> np.ndarray:
 
 def probe(
     world: World, model: PreTrainedModel, reference: PreTrainedModel, *, splits: Sequence[str], training: Sequence[str],
-    samples: int, seed: int, ledger: Ledger, temperature: float = 1.0,
+    draws: Draws, ledger: Ledger,
 ) -> PolicyProbes:  # fmt: skip
     """Every probe of one policy on the held-out prompts of the named splits (training topics); see PolicyProbes.
 
-    The judged responses are drawn at `temperature`; all else is read from the model's probabilities and states.
+    The judged responses are drawn as `draws` states; all else is read from the model's probabilities and states.
     """
     tables: dict[str, dict[str, dict[str, float]]] = {n: {} for n in ("own", "ref", "quiz", "failing", "distance")}
     cloud = fit_cloud(hidden_states(model, training))
@@ -166,9 +174,7 @@ def probe(
         prompts = world.test_prompts(split)
         items = [p.item for p in prompts]
         own_PA, ref_PA = (opening_logprobs(m, prompts) for m in (model, reference))
-        drawn = failing_shares(
-            world, model, prompts, samples=samples, seed=seed, ledger=ledger, temperature=temperature
-        )
+        drawn = failing_shares(world, model, prompts, draws=draws, ledger=ledger)
         far = log_distance(cloud, hidden_states(model, [p.text for p in prompts]), plain_MH=plain_PH)
         values: Json = {"own": refusal_margins(own_PA), "ref": refusal_margins(ref_PA)}
         values |= {"failing": drawn, "distance": far}

@@ -7,6 +7,7 @@ import math
 import re
 import time
 from email.utils import parsedate_to_datetime
+from types import ModuleType
 from typing import Any
 from urllib.parse import quote
 
@@ -47,7 +48,7 @@ class Secret:
             return text
         return text.replace(self._value, "[key]").replace(quote(self._value, safe=""), "[key]")
 
-    def line(self, text: Any, *, limit: int = 200) -> str | None:
+    def line(self, text: object, *, limit: int = 200) -> str | None:
         """A short single line without the key; None for what is no text."""
         return " ".join(self.cut(text).split())[:limit] if isinstance(text, str) else None
 
@@ -94,7 +95,7 @@ def echoed_logprobs(reply: Any, *, text: str, continuation: str) -> tuple[float,
     return float(sum(chosen)), len(chosen)
 
 
-def meaning(error: Exception, openai: Any, secret: Secret) -> Failure | None:
+def meaning(error: Exception, openai: ModuleType, secret: Secret) -> Failure | None:
     """What an exception of the client means for this request and for the batch; None for a bug, which is raised."""
     if isinstance(error, Faulty):
         return Failure(error.missing)

@@ -11,6 +11,7 @@ import importlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -299,18 +300,18 @@ def _zero(text: str) -> int:
     return 0
 
 
-def _origin(reply: Any) -> tuple[Any, Any]:
+def _origin(reply: object) -> tuple[str | None, str | None]:
     return getattr(reply, "model", None), getattr(reply, "system_fingerprint", None)
 
 
-def _placed(lacking: Sequence[Missing | None], places: Sequence[int], found: Sequence[Any]) -> list[Any]:
+def _placed(lacking: Sequence[Missing | None], places: Sequence[int], answers: Sequence[Any]) -> list[Any]:
     results: list[Any] = list(lacking)
-    for place, value in zip(places, found, strict=True):
-        results[place] = value
+    for i, value in zip(places, answers, strict=True):
+        results[i] = value
     return results
 
 
-def _openai() -> Any:
+def _openai() -> ModuleType:
     try:
         return importlib.import_module("openai")
     except ImportError:

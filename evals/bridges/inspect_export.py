@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from align.errors import UserError
@@ -66,7 +67,7 @@ def write_inspect_log(
     return path
 
 
-def _inspect(module: str) -> Any:
+def _inspect(module: str) -> ModuleType:
     """A module of inspect_ai; UserError where it is not installed."""
     from importlib import import_module
 
@@ -113,7 +114,7 @@ def _sample(row: Row, names: Sequence[str]) -> Any:
     )  # fmt: skip
 
 
-def _message(role: str, content: str) -> Any:
+def _message(role: str, content: str) -> object:
     models = _inspect("inspect_ai.model")
     return getattr(models, f"ChatMessage{role.capitalize()}")(content=content)
 
@@ -122,7 +123,7 @@ def _has(row: Row, name: str) -> bool:
     return any(column.startswith(f"{name}.") for column in row)
 
 
-def _score(row: Row, name: str) -> Any:
+def _score(row: Row, name: str) -> object:
     """The measurement's value, with the decoded response and the judge's words; unscored with the reason if Missing."""
     score = _inspect("inspect_ai.scorer").Score
     reason = row.get(f"{name}.missing")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from align.errors import UserError
 from evals.backends.base import Backend, Completion, Generation
@@ -86,6 +86,15 @@ class _GreedyAnswers:
         return self.found[place]
 
 
+class Request(Protocol):
+    """What we read of an `lm_eval.api.instance.Instance`: its arguments, task, document and repeat."""
+
+    args: tuple[Any, ...]
+    task_name: str
+    doc_id: int
+    idx: int
+
+
 class PolicyRequests:
     """The requests of `lm_eval` on a backend. `missing` holds (task, document number) -> why there is no answer."""
 
@@ -96,14 +105,14 @@ class PolicyRequests:
         self.backend, self.longest = backend, longest
         self.missing: dict[tuple[str, int], Missing] = {}
 
-    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, Any]]:
+    def loglikelihood(self, requests: Sequence[Request]) -> list[tuple[float, bool | _Greedy]]:
         """(Log-probability in nats, whether it is the greedy answer) of each continuation after its context."""
         prompts = [as_prompt(request.args[0]) for request in requests]
         continuations = [request.args[1] for request in requests]
         scores = self.backend.continuation_logprobs(prompts, continuations=continuations)
         tokens = [0 if isinstance(value, Missing) else value[1] for value in scores]
         greedy = _GreedyAnswers(self.backend, prompts, continuations, tokens)
-        results: list[tuple[float, Any]] = []
+        results: list[tuple[float, bool | _Greedy]] = []
         for i, (request, value) in enumerate(zip(requests, scores, strict=True)):
             if isinstance(value, Missing):
                 self._miss(request, value)
@@ -112,12 +121,12 @@ class PolicyRequests:
                 results.append((value[0], _Greedy(greedy, i)))
         return results
 
-    def generate_until(self, requests: Sequence[Any]) -> list[str]:
+    def generate_until(self, requests: Sequence[Request]) -> list[str]:
         """One completion per request; a request that is repeated gets another seed each time."""
         groups: dict[Generation, list[int]] = defaultdict(list)
         for i, request in enumerate(requests):
             groups[generation_of(request.args[1], longest=self.longest)].append(i)
-        repeats: Counter[tuple[Any, ...]] = Counter()
+        repeats: Counter[tuple[object, ...]] = Counter()
         seeds = []
         for request in requests:
             key = (request.task_name, request.doc_id, request.idx)
@@ -134,13 +143,13 @@ class PolicyRequests:
                     self._miss(requests[i], completion)
         return results
 
-    def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
+    def loglikelihood_rolling(self, requests: Sequence[Request]) -> list[float]:
         """Log-likelihood of whole texts as they are, in windows of the model's context (each token predicted once)."""
         from evals.bridges.rolling import rolling_logprob
 
         return [rolling_logprob(request.args[0], backend=self.backend) for request in requests]
 
-    def _miss(self, request: Any, why: Missing) -> None:
+    def _miss(self, request: Request, why: Missing) -> None:
         self.missing.setdefault((request.task_name, request.doc_id), why)
 
     def apply_chat_template(self, chat_history: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
@@ -150,7 +159,7 @@ class PolicyRequests:
         """
         return _TURNS + json.dumps([dict(turn) for turn in chat_history])
 
-    def chat_template(self, chat_template: Any = False) -> str:
+    def chat_template(self, chat_template: object = False) -> str:
         """What `lm_eval` logs as the template."""
         return f"the template of {self.backend.name}"
 

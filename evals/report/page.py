@@ -136,7 +136,7 @@ def _tint(conflict: float | None) -> str:
 def _reward_models(rows: Sequence[Fields]) -> Json:
     """Rows {scorer, trained_on, tested_on, pairs, accuracy, ci, n, over}: a line per scorer, a column per test."""
     columns = list(dict.fromkeys((str(r.get("tested_on")), str(r.get("pairs", "all pairs"))) for r in rows))
-    lines: dict[tuple[str, str], dict[Any, Any]] = {}
+    lines: dict[tuple[str, str], dict[object, Any]] = {}
     for row in rows:
         line = lines.setdefault((str(row.get("scorer")), str(row.get("trained_on"))), {})
         line[str(row.get("tested_on")), str(row.get("pairs", "all pairs"))] = row

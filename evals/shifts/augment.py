@@ -7,24 +7,23 @@ better answer to the shifted one. Objectives judge a copy on its plain prompt, o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from random import Random
-from typing import Any
 
 from align.data.hh import ASSISTANT, HUMAN
 from align.errors import UserError
+from evals.items import Fields, Json, Missing, seed_of
+from evals.shifts.base import Shift
 
-Row = Mapping[str, Any]
+Row = Fields
 
 
-def shifted_prompt(prompt: str, *, shift: Any, seed: int = 0) -> Any:
+def shifted_prompt(prompt: str, *, shift: Shift, seed: int = 0) -> str | Missing:
     """The prompt with its last request shifted, or Missing with the reason; drawn by seed, prompt and shift alone.
 
     An HH transcript keeps its earlier turns; any other prompt is one request as a whole. Missing also where the text
     has no place for a turn that the shift needs (a system turn).
     """
-    from evals.items import Missing, seed_of
-
     before, request = split_request(prompt)
     made = shift.encode(request, Random(seed_of("augment", seed, prompt, shift.name)))
     if isinstance(made, Missing):
@@ -48,17 +47,16 @@ def split_request(prompt: str) -> tuple[str | None, str]:
 
 def augmented(
     rows: Sequence[Row], *, shifts: Sequence[str], seed: int = 0, drops: Counter[str] | None = None
-) -> list[dict[str, Any]]:
+) -> list[Json]:
     """The rows, and behind them a copy of each under each named shift; families and "jailbroken" name many.
 
     A copy has the id `<id>~<shift>` and the columns `shift` and `plain_prompt`. What a shift cannot do to a row is left
     out and counted in `drops` by shift and reason. UserError on an unknown shift, on "none", on one that forces the
     beginning of the answer, or on one that gives no copy at all.
     """
-    from evals.items import Missing
     from evals.shifts import parse_shifts
 
-    made: list[dict[str, Any]] = [dict(row) for row in rows]
+    made: list[Json] = [dict(row) for row in rows]
     lost: Counter[str] = Counter()
     for shift in parse_shifts(list(shifts)):
         if shift.name == "none" or "prefill" in shift.needs or shift.family == "prefill":
@@ -88,5 +86,5 @@ class OnPlainPrompts:
         self.__name__ = getattr(objective, "__name__", type(objective).__name__)
         self.plain = {row["prompt"]: row["plain_prompt"] for row in rows if "plain_prompt" in row}
 
-    def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float | None]:
+    def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: object) -> list[float | None]:
         return self.objective([self.plain.get(prompt, prompt) for prompt in prompts], completions, **columns)

@@ -17,6 +17,7 @@ from align.data.load import Placed, Row, iterate_rows
 from align.errors import UserError
 from evals.items import Fields, Item, digest
 
+Meaning = Mapping[Any, str]  # value of a label column (text, number or truth value) -> what it means
 Score = Callable[[Item, str], Fields]  # what a completion of an item is worth, by the kind's own rule
 
 
@@ -188,7 +189,7 @@ def text_of(row: Row, column: str, *, place: str) -> str:
     return value
 
 
-def known(value: Any, meaning: Mapping[Any, str], *, column: str, place: str) -> str:
+def known(value: object, meaning: Meaning, *, column: str, place: str) -> str:
     """What a label means; UserError that lists the known ones."""
     if isinstance(value, (str, int, bool)) and value in meaning:
         return meaning[value]

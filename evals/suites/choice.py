@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import Any
+from collections.abc import Sequence
 
 from align.data.load import Row
 from align.errors import UserError
@@ -15,8 +15,8 @@ def closed(
     row: Row,
     request: str,
     *,
-    choices: list[Any],
-    target: Any,
+    choices: Sequence[object],
+    target: object,
     place: str,
     label: str = "",
     group: str = "",

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from align.data.load import Placed, Row
 from align.errors import UserError
 from evals.items import Item, Json
-from evals.suites.base import CLASSIFICATION, Build, Suite, each, known, row_id, same_text, text_of
+from evals.suites.base import CLASSIFICATION, Build, Meaning, Suite, each, known, row_id, same_text, text_of
 
 SENTIMENT, HATE, OFFENCE = ("negative", "positive"), ("no", "yes"), ("no", "yes")
 NEWS = ("World", "Sports", "Business", "Technology")
@@ -44,7 +43,7 @@ def asked(
 
 def classes(
     names: Sequence[str],
-    meaning: Mapping[Any, str],
+    meaning: Meaning,
     *,
     group: str | None = None,
     question: str | None = None,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from align.data.hh import ASSISTANT, HUMAN
 from align.data.load import Placed, Row
 from evals.items import Item, Message
-from evals.suites.base import SAFETY, Suite, each, known, row_id, text_of
+from evals.suites.base import SAFETY, Build, Meaning, Suite, each, known, row_id, text_of
 
 # Types of safe XSTest prompts -> the contrast type that shares their wording (Röttger et al. 2024, section 3).
 CONTRASTS = {
@@ -26,9 +25,9 @@ def requests(
     text: str = "prompt",
     label: str = "harmful",
     label_column: str | None = None,
-    meaning: Mapping[Any, str] | None = None,
+    meaning: Meaning | None = None,
     group: str | None = None,
-) -> Any:
+) -> Build:
     """A builder of plain requests with one label for all rows, or with the meaning of a column's values."""
 
     def make(row: Row, place: str) -> Item:

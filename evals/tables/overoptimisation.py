@@ -10,15 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from align.errors import UserError
 from evals.items import NO_SHIFT, Json
 from evals.stats.intervals import Interval, bootstrap_interval, cluster_counts, clustered_mean
 
-Array = Any  # whatever numpy.asarray takes
 Scores = list[list[float]]
 
 
@@ -35,7 +34,7 @@ def best_of_n_weights(samples: int, *, n: int) -> np.ndarray:
     return weights
 
 
-def best_of_n_means(proxy_PN: Array, *, gold_PN: Array, n: int) -> np.ndarray:
+def best_of_n_means(proxy_PN: ArrayLike, *, gold_PN: ArrayLike, n: int) -> np.ndarray:
     """(P,) unbiased expected gold score of best-of-n by the proxy, from one dump of N scored samples per prompt.
 
     `sum_j C(j - 1, n - 1) / C(N, n) gold_(j)`, samples in rising order of the proxy; equal proxies share their gold
@@ -89,7 +88,7 @@ class Curve:
         return float(max(means.max(), 0.0) - means[-1])
 
 
-def best_of_n_curve(proxy_PN: Array, *, gold_PN: Array, ns: Sequence[int] | None = None) -> Curve:
+def best_of_n_curve(proxy_PN: ArrayLike, *, gold_PN: ArrayLike, ns: Sequence[int] | None = None) -> Curve:
     """The whole curve from one dump, at `d = sqrt(log n - (n - 1) / n)`; by default n = 1, 2, 4, .. up to N.
 
     That KL is an upper bound (`align.policies.best_of_n.kl_bound`), reached where no two samples score alike.
@@ -127,13 +126,13 @@ class Fit:
             return None
         return self.alpha / (2 * self.beta) if self.form == "best-of-n" else math.exp(self.alpha / self.beta - 1)
 
-    def at(self, d: Array) -> np.ndarray:
+    def at(self, d: ArrayLike) -> np.ndarray:
         """R at d > 0."""
         points = np.asarray(d, dtype=float)
         return np.asarray(self.alpha * points - self.beta * BENDS[self.form](points))
 
 
-def fit(d_M: Array, *, gains_M: Array, form: str, d_min: float) -> Fit:
+def fit(d_M: ArrayLike, *, gains_M: ArrayLike, form: str, d_min: float) -> Fit:
     """Least squares over the points with d > d_min, without intercept: R(0) = 0.
 
     The RL form's slope is unbounded at 0, so d_min keeps away from it. UserError for fewer than three such points.

@@ -55,13 +55,13 @@ def probes(
     """`signals.json`: per split, the signals of every harmful topic under one policy trained on these spellings."""
     from align.models import load_model
     from align.policies.load import load_family
-    from evals.attribution.testbed_probes import probe, signals_of
+    from evals.attribution.testbed_probes import Draws, probe, signals_of
 
     answer = load_family(policy.path).policy(weights)
     training = [p.spelt(s, split="train").text for s in spellings for p in world.train_prompts]
     found = probe(
         world, answer.model.eval(), load_model(f"{reference.path}/model").eval(), splits=SPLITS, training=training,
-        samples=drawn.samples, seed=drawn.seed, ledger=work.ledger, temperature=drawn.temperature,
+        draws=Draws(samples=drawn.samples, seed=drawn.seed, temperature=drawn.temperature), ledger=work.ledger,
     )  # fmt: skip
     signals = {split: [asdict(one) for one in signals_of(found, split=split)] for split in SPLITS}
     write_json(work.folder / "signals.json", {"signals": signals, "probes": asdict(found)})

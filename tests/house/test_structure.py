@@ -144,7 +144,6 @@ RULES: tuple[Callable[[], Iterator[str]], ...] = (
 )  # fmt: skip
 KNOWN: dict[str, set[str]] = {
     "functions_with_too_many_parameters": {
-        "evals/attribution/testbed_probes.py probe",
     },
     "recipes_and_benchmarks_too_long": {"more than 7500 lines"},
 }

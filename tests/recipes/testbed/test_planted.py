@@ -185,14 +185,14 @@ def test_the_recipe_plans_every_plant_and_refuses_what_it_cannot_train(tmp_path:
 
 def test_probes_read_one_forward_pass(tmp_path: Path) -> None:
     from align.runs import Ledger
-    from evals.attribution.testbed_probes import probe, signals_of
+    from evals.attribution.testbed_probes import Draws, probe, signals_of
 
     reference = make_model(seed=0)
     training = [p.text for p in WORLD.train_prompts]
     with torch.no_grad():
         found = probe(
-            WORLD, reference, reference, splits=("control", "cipher"), training=training, samples=4, seed=0,
-            ledger=Ledger(),
+            WORLD, reference, reference, splits=("control", "cipher"), training=training,
+            draws=Draws(samples=4, seed=0), ledger=Ledger(),
         )  # fmt: skip
     assert found.margin == found.reference_margin
     prompt = next(p for p in WORLD.test_prompts("cipher") if p.item == found.harmful[0])
