@@ -143,8 +143,6 @@ RULES: tuple[Callable[[], Iterator[str]], ...] = (
     readme_too_long,
 )  # fmt: skip
 KNOWN: dict[str, set[str]] = {
-    "functions_with_too_many_parameters": {
-    },
     "recipes_and_benchmarks_too_long": {"more than 7500 lines"},
 }
 
