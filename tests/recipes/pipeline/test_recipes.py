@@ -13,7 +13,6 @@ import pytest
 
 from align.methods import METHODS
 from align.preferences import Weights
-from docs.generate.methods_page import asked_by
 from recipes.cli import COMMANDS
 from recipes.pipeline.inputs import joined_claims, objective_keys
 
@@ -74,7 +73,8 @@ def test_sft_and_its_script(tiny_model: Path, tiny_rows: Rows, tmp_path: Path, r
     """Through `python recipes/commands/sft.py --config`, from a directory that is not the repository."""
     out, config = tmp_path / "sft", tmp_path / "sft.yaml"
     config.write_text(f"model: {tiny_model}\ndata: {tiny_rows['demonstrations']}\ntraining:\n  batch_size: 8\n")
-    words = [sys.executable, root / "recipes" / "sft.py", "--config", config, "--out", out, "--max-steps", "2"]
+    script = root / "recipes" / "commands" / "sft.py"
+    words = [sys.executable, script, "--config", config, "--out", out, "--max-steps", "2"]
     done = subprocess.run([*map(str, words)], capture_output=True, text=True, cwd=tmp_path, timeout=180)
     run = finished(done, out)
     assert run["metrics"]["steps"] == 2 and run["metrics"]["rows"] == 48
@@ -110,7 +110,7 @@ def test_finetune_evaluate_report(
     arguments = ["finetune", method, "--config", objectives, "--model", tiny_model, "--data", tiny_rows["comparisons"]]
     # Of opposed objectives an even mixture says nothing: all responses are equal under it.
     wide = ["--weights", "1,0", "0,1"] if method in ("dpo", "rewarded_soups") else ["--weights", "0.75,0.25"]
-    wide = ["--weights", "thresholds=none,0.1"] if Weights not in asked_by(METHODS[method]) else wide
+    wide = ["--weights", "thresholds=none,0.1"] if Weights not in METHODS[method].ASKED_BY else wide
     done = run_command(*arguments, "--out", out, "--limit", "16", *wide, *settings(small_steps(method)))
     run = finished(done, out)
     assert run["metrics"]["method"] == method
