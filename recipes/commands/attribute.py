@@ -82,11 +82,11 @@ def with_controls(names: Sequence[str]) -> tuple[str, ...]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     config, where = parse(Config, argv, program="align attribute", about=__doc__ or "", positional=("run",))
+    from align.data.sources import text_prompts
     from align.runs import write_json
     from evals.backends.transformers import TransformersBackend
     from evals.report.attribution import page
     from evals.shifts.requested import check_shifts
-    from recipes.pipeline.inputs import text_prompts
     from recipes.pipeline.provenance import provenance
 
     options, folder = evaluation_of(config)

@@ -17,20 +17,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from align.data.sources import text_rows
 from align.errors import UserError
 from align.preferences import Weights, simplex_grid
 from align.runs import RUN_FILE, Ledger, Metrics, Run, open_run, run_stage, write_json
 from evals.measure.sampling import REFERENCE, Point, Sampling, sample_answers
 from recipes.config import option, parse, read_yaml, section_field, with_flags
-from recipes.pipeline.inputs import (
-    closing_line,
-    content_key,
-    joined_claims,
-    load_objectives,
-    named,
-    objective_keys,
-    text_rows,
-)
+from recipes.pipeline.inputs import closing_line, content_key, joined_claims, load_objectives, named, objective_keys
 from recipes.pipeline.sampled import sampled_summary
 
 if TYPE_CHECKING:

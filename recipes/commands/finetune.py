@@ -16,19 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from align.data.sources import load_training_rows
 from align.errors import UserError
 from align.preferences import Preference, parse_preference, simplex_grid
 from align.runs import Ledger, Metrics, Workspace, model_dir, run_stage
 from recipes.config import option, parse
-from recipes.pipeline.inputs import (
-    closing_line,
-    content_key,
-    load_objectives,
-    load_training_rows,
-    named,
-    objective_keys,
-    section,
-)
+from recipes.pipeline.inputs import closing_line, content_key, load_objectives, named, objective_keys, section
 
 if TYPE_CHECKING:
     from align.engines.problem import Problem

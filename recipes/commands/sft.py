@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from align.data.sources import demonstrations
 from align.runs import Ledger, Metrics, model_dir, run_stage
 from recipes.config import option, parse, section_field, with_flags
-from recipes.pipeline.inputs import closing_line, content_key, demonstrations
+from recipes.pipeline.inputs import closing_line, content_key
 
 if TYPE_CHECKING:
     from align.training.sft import SFTConfig_

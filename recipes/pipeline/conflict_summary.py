@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from align.runs import RUN_FILE, Run, open_run
+from evals.items import Json
 
 
-def training_conflict(rows: Mapping[str, Mapping[str, Path]]) -> dict[str, list[dict[str, Any]]]:
+def training_conflict(rows: Mapping[str, Mapping[str, Path]]) -> dict[str, list[Json]]:
     """Row -> what its points logged (conflict_log.py), each with the preference that it was `asked` for.
 
     `rows[row]` maps labels to fine-tuning runs; one run may hold all points. Rows that logged nothing are left out:
     offline methods, points of one objective, policies that were not trained but interpolated.
     """
-    table: dict[str, list[dict[str, Any]]] = {}
+    table: dict[str, list[Json]] = {}
     for row, runs in rows.items():
         for folder in dict.fromkeys(runs.values()):
             for part in sorted([*folder.glob(f"*/{RUN_FILE}"), *folder.glob(f"points/*/{RUN_FILE}")]):
@@ -26,7 +26,7 @@ def training_conflict(rows: Mapping[str, Mapping[str, Path]]) -> dict[str, list[
     return table
 
 
-def gradient_cosines(run: Run) -> dict[str, Any]:
+def gradient_cosines(run: Run) -> Json:
     """The summary's entries from the run of `demo_stages.gradient_cosines`."""
     found = run.metrics
     rows = {

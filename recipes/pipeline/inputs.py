@@ -1,25 +1,27 @@
-"""What the recipes share: options by section, fingerprints of inputs, objectives and rows by name, the closing line."""
+"""What the recipes share: options by section, fingerprints of inputs, objectives by name, claims, the closing line."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-from collections import Counter
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar
 
 from align.errors import UserError
 from align.runs import RUN_FILE, Run, open_run
 from recipes.config import build
 
+if TYPE_CHECKING:
+    from align.objectives.base import Objective
+
 T = TypeVar("T")
 
 
-def section(cls: type[T], values: Mapping[str, Any], *, where: str, name: str, **flags: Any) -> T:
+def section(cls: type[T], values: Mapping[str, object], *, where: str, name: str, **flags: object) -> T:
     """One section of a config as its library dataclass; flags that were given (not None) win over its keys."""
     given = {key: value for key, value in flags.items() if value is not None}
-    known = {f.name for f in dataclasses.fields(cast(Any, cls))}
+    known = set(inspect.signature(cls).parameters)
     for key in given:
         if key not in known:
             raise UserError(
@@ -62,7 +64,7 @@ def content_key(source: str | Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def load_objectives(entries: Sequence[str | Mapping[str, Any]]) -> dict[str, Any]:
+def load_objectives(entries: Sequence[str | Mapping[str, object]]) -> dict[str, Objective]:
     """Objectives by name, in the order given.
 
     An entry is `name=reward model run`, `name=kind` of a rule that needs no options (`long=length` scores the number of
@@ -74,7 +76,7 @@ def load_objectives(entries: Sequence[str | Mapping[str, Any]]) -> dict[str, Any
 
     if not entries:
         raise UserError("no objective is given; give --objectives helpful=runs/rm-helpful harmless=runs/rm-harmless")
-    objectives: list[Any] = [build_objective(entry) for entry in entries if not isinstance(entry, str)]
+    objectives: list[Objective] = [build_objective(entry) for entry in entries if not isinstance(entry, str)]
     for name, source in named([entry for entry in entries if isinstance(entry, str)], what="objective").items():
         if source in OBJECTIVES and not Path(source).exists():
             objectives.append(build_objective({"kind": source, "name": name}))
@@ -85,7 +87,7 @@ def load_objectives(entries: Sequence[str | Mapping[str, Any]]) -> dict[str, Any
     return {objective.__name__: objective for objective in objectives}
 
 
-def objective_keys(entries: Sequence[str | Mapping[str, Any]]) -> dict[str, str]:
+def objective_keys(entries: Sequence[str | Mapping[str, object]]) -> dict[str, str]:
     """What a fingerprint says about each entry of `load_objectives`."""
     from align.runs import fingerprint
 
@@ -96,86 +98,6 @@ def objective_keys(entries: Sequence[str | Mapping[str, Any]]) -> dict[str, str]
             places = {k: content_key(v) for k, v in entry.items() if isinstance(v, str) and Path(v).exists()}
             keys[f"objective {entry.get('name', i)}"] = fingerprint({"entry": entry, "contents": places})
     return keys
-
-
-def load_training_rows(
-    sources: Mapping[str, str], *, limit: int | None, drops: Counter[str]
-) -> tuple[list[dict[str, Any]] | None, list[dict[str, str]]]:
-    """(comparisons or None, prompts): what the sources hold, in one schema; prompts are those of the comparisons.
-
-    Several sources are named by their objective, and each row then carries that name. Rows with `a`, `b` (two responses
-    that an annotator or the objectives will judge) pass as they are.
-    """
-    from align.data import load_comparisons
-    from align.data.load import iterate_rows
-
-    rows: list[dict[str, Any]] = []
-    kinds = set()
-    for name, source in sources.items():
-        objective = None if name == source else name
-        placed = list(iterate_rows(source, limit=limit))
-        first = placed[0][1]
-        kinds.add(kind := "judged later" if "a" in first else "compared" if "chosen" in first else "prompts")
-        if kind == "compared":
-            loaded = load_comparisons(source, objective=objective, limit=limit, drops=drops)
-        else:
-            columns = ("prompt", "a", "b") if kind == "judged later" else ("prompt",)
-            loaded = [filled(row, columns, place=place) for place, row in placed]
-        rows += [{**row, "id": f"{name}:{row['id']}"} if len(sources) > 1 and "id" in row else row for row in loaded]
-    if len(kinds) > 1:
-        raise UserError(f"--data mixes rows of different kinds ({', '.join(sorted(kinds))}); give one kind")
-    return (None if kinds == {"prompts"} else rows), unique_prompts(rows)
-
-
-def filled(row: dict[str, Any], columns: Sequence[str], *, place: str) -> dict[str, Any]:
-    """The row; UserError naming the place and the column that is missing, empty or not text."""
-    for column in columns:
-        if not isinstance(row.get(column), str) or not row[column].strip():
-            raise UserError(f"{place}: column '{column}' is missing, empty or not text; mend or delete that row")
-    return row
-
-
-def text_rows(source: str, *, limit: int | None) -> list[dict[str, Any]]:
-    """Rows with a `text` that is text (it may be empty: cleaning counts those); UserError naming file and line."""
-    from align.data.load import iterate_rows
-
-    rows = []
-    for place, row in iterate_rows(source, columns=("text",), limit=limit):
-        if not isinstance(row["text"], str):
-            raise UserError(f"{place}: column 'text' is {type(row['text']).__name__}; make it text or delete that row")
-        rows.append(row)
-    return rows
-
-
-def text_prompts(source: str, *, limit: int | None) -> list[str]:
-    """The prompts of rows, each once, in order; UserError on a row without one."""
-    from align.data.load import iterate_rows
-
-    rows = [filled(row, ("prompt",), place=place) for place, row in iterate_rows(source, columns=("prompt",))]
-    return list(dict.fromkeys(row["prompt"] for row in rows))[:limit]
-
-
-def demonstrations(source: str, *, limit: int | None, drops: Counter[str]) -> list[dict[str, Any]]:
-    """Rows {"prompt", "completion"}; of comparisons the chosen side is the demonstration. UserError on an empty one."""
-    from align.data import load_comparisons
-    from align.data.load import iterate_rows
-
-    placed = list(iterate_rows(source, limit=limit))
-    if "completion" not in placed[0][1] and "chosen" in placed[0][1]:
-        pairs = load_comparisons(source, limit=limit, drops=drops)
-        return [{"prompt": row["prompt"], "completion": row["chosen"]} for row in pairs]
-    rows = [filled(row, ("prompt", "completion"), place=place) for place, row in placed]
-    return [{"prompt": row["prompt"], "completion": row["completion"]} for row in rows]
-
-
-def unique_prompts(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """One {"id", "prompt"} row per distinct prompt, in order of first appearance."""
-    first: dict[str, str] = {}
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
-            raise UserError(f"prompt row {number}: column 'prompt' is missing or empty; mend that row")
-        first.setdefault(row["prompt"], str(row.get("id", number - 1)))
-    return [{"id": identity, "prompt": prompt} for prompt, identity in first.items()]
 
 
 def joined_claims(claims: Mapping[str, str]) -> str:

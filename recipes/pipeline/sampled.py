@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from align.data.answers import SampledAnswer
+from evals.items import Fields, Json
 from evals.measure.sampling import REFERENCE
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def reference_point(answers: Sequence[SampledAnswer]) -> list[float]:
@@ -18,7 +22,7 @@ def reference_point(answers: Sequence[SampledAnswer]) -> list[float]:
     return (values_NK.mean(0) - values_NK.std(0)).tolist()
 
 
-def conflict_of(answers: Sequence[SampledAnswer], *, names: Sequence[str]) -> dict[str, Any]:
+def conflict_of(answers: Sequence[SampledAnswer], *, names: Sequence[str]) -> Json:
     """How far the objectives disagree on the reference model's own samples, pairs taken within a prompt."""
     import numpy as np
 
@@ -41,11 +45,11 @@ def conflict_of(answers: Sequence[SampledAnswer], *, names: Sequence[str]) -> di
     }
 
 
-def _finite(values_KK: Any) -> list[list[float | None]]:
+def _finite(values_KK: np.ndarray) -> list[list[float | None]]:
     return [[float(value) if math.isfinite(value) else None for value in row] for row in values_KK]
 
 
-def shown_samples(answers: Sequence[SampledAnswer], *, prompts: int = 4) -> list[dict[str, Any]]:
+def shown_samples(answers: Sequence[SampledAnswer], *, prompts: int = 4) -> list[Json]:
     """The first sample of every row and preference on the first few prompts, for reading."""
     first = list(dict.fromkeys(answer.prompt for answer in answers if answer.shift == "none"))[:prompts]
     kept = [c for c in answers if c.shift == "none" and c.sample == 0 and c.prompt in first]
@@ -61,9 +65,9 @@ def sampled_summary(
     title: str,
     names: Sequence[str],
     headline: str,
-    info: Mapping[str, Mapping[str, Any]],
+    info: Mapping[str, Fields],
     seed: int,
-) -> dict[str, Any]:
+) -> Json:
     """The tables of summary.json from sampled answers; the caller adds provenance and ledger."""
     from evals.tables.generalization import shifts_table
     from evals.tables.tradeoffs import sampled_table
