@@ -48,8 +48,8 @@ def collect(
 def whole(plans: Mapping[int, Plan]) -> Runs:
     """Answers of every seed whose reference is finished, with the rows that all those seeds have."""
     seeds = [seed for seed, plan in plans.items() if finished(plan.cells["reference"])]
-    rows = [row for row in next(iter(plans.values())).cells if all(finished(plans[s].cells[row]) for s in seeds)] \
-        if seeds else []  # fmt: skip
+    first = plans[seeds[0]].cells if seeds else {}
+    rows = [row for row in first if all(finished(plans[seed].cells[row]) for seed in seeds)]
     return {seed: [a for row in rows for a in exact_of(plans[seed].cells[row])] for seed in seeds}
 
 

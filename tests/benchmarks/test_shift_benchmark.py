@@ -224,5 +224,5 @@ def test_the_mitigation_table_says_what_was_planted(found: planning.Rows) -> Non
     assert table["groups"]["without (3 families)"]["cost"]["J"]["value"] < 0
     assert table["matrix"]["reference"]["cipher"]["mismatched"]["value"] == pytest.approx(0, abs=1e-12)
     sentences = sections.mitigation_sentences(table)
-    assert sentences[1].startswith("- `without (3 families)` reduces it on families held out by +")
+    assert sentences[1].startswith("- `without (3 families)` reduces it on held-out families by +")
     assert "| without_1 | 0, 2, 3, 4 |" in "\n".join(sections.matrix_table(table))
