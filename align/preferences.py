@@ -1,4 +1,4 @@
-"""Preferences as types: weights, directions, thresholds and targets; grids over the simplex; linear scalarization.
+"""Preferences as types: weights, directions, thresholds and targets; grids over the simplex.
 
 Legend: B responses, K objectives.
 """
@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 from align.errors import UserError
 
@@ -160,18 +159,3 @@ def simplex_grid(objectives: int, steps: int) -> list[Weights]:
         edges = (-1, *bars, steps + objectives - 1)
         grid.append(Weights(tuple((b - a - 1) / steps for a, b in zip(edges, edges[1:], strict=False))))
     return sorted(grid, key=lambda w: w.values)
-
-
-def scalarize(rewards_BK: Any, *, weights: Weights) -> Any:
-    """Linear scalarization `sum_k w_k r_k` of an array or tensor (..., K).
-
-    ValueError when K differs, TypeError if swapped.
-    """
-    if not isinstance(weights, Weights) or isinstance(rewards_BK, Weights):
-        raise TypeError("scalarize(rewards, weights=Weights(...)): the weights must be a Weights, the rewards an array")
-    if rewards_BK.shape[-1] != len(weights):
-        raise ValueError(f"{rewards_BK.shape[-1]} rewards but {len(weights)} weights")
-    total = rewards_BK[..., 0] * weights[0]
-    for k in range(1, len(weights)):
-        total = total + rewards_BK[..., k] * weights[k]
-    return total

@@ -1,8 +1,8 @@
 """How far objectives disagree: labels, rankings within a prompt, gradients, covariance with the advantage; pure.
 
 Shapes: N comparisons, P prompts, S samples of one prompt, K objectives, D parameters. Higher rewards are better.
-`rank_correlation` and `advantage_covariance` take complete tables of any length per prompt; the two `of_groups` take
-one array of equal groups, nan where an objective does not apply, and are quick enough for every step of a training.
+`rank_correlation` takes complete tables of any length per prompt; the two `of_groups` take one array of equal groups,
+nan where an objective does not apply, and are quick enough for every step of a training.
 """
 
 from collections.abc import Sequence
@@ -92,24 +92,6 @@ def gradient_cosines(gradients_KD: Array) -> np.ndarray:
     return np.where(np.outer(norms_K, norms_K) > 0, np.clip(cosines_KK, -1, 1), np.nan)
 
 
-def advantage_covariance(rewards_PSK: Sequence[Array], *, advantages_PS: Sequence[Array]) -> np.ndarray:
-    """Covariance of each objective with the advantage within a prompt (divisor S - 1), averaged over prompts; shape K.
-
-    To first order a policy-gradient step raises E[r_k] in proportion to it, so a negative entry is an objective that
-    this advantage trains down. ValueError for a prompt with fewer than two samples or with unequal lengths.
-    """
-    covariances = []
-    for rewards, advantages in zip(rewards_PSK, advantages_PS, strict=True):
-        rewards_SK, advantages_S = _table(rewards, "rewards_PSK[p]"), np.asarray(advantages, dtype=float)
-        if advantages_S.shape != rewards_SK.shape[:1] or len(advantages_S) < 2:
-            raise ValueError("each prompt needs one advantage per sample and at least two samples")
-        centred_S = advantages_S - advantages_S.mean()
-        covariances.append(centred_S @ (rewards_SK - rewards_SK.mean(axis=0)) / (len(centred_S) - 1))
-    if not covariances:
-        raise ValueError("rewards_PSK needs at least one prompt")
-    return np.mean(covariances, axis=0)
-
-
 def rank_correlation_of_groups(rewards_PSK: Array) -> Matrix:
     """Kendall's tau-b of the objectives within a prompt, averaged over prompts, as `rank_correlation` gives it.
 
@@ -132,10 +114,12 @@ def rank_correlation_of_groups(rewards_PSK: Array) -> Matrix:
 
 
 def covariance_of_groups(rewards_PSK: Array, *, advantages_PS: Array) -> np.ndarray:
-    """Covariance of each objective with the advantage within a prompt, as `advantage_covariance` gives it; shape K.
+    """Covariance of each objective with the advantage within a prompt, divisor S - 1, averaged over prompts; shape K.
 
-    Over the samples that the objective applies to; a prompt with fewer than two of them is left out, and nan stands
-    where no prompt is left. ValueError for shapes that do not fit or an advantage that is not finite.
+    To first order a policy-gradient step raises E[r_k] in proportion to it, so a negative entry is an objective that
+    this advantage trains down. Over the samples that the objective applies to; a prompt with fewer than two of them is
+    left out, and nan stands where no prompt is left. ValueError for shapes that do not fit or an advantage that is not
+    finite.
     """
     rewards, advantages = _groups(rewards_PSK), np.asarray(advantages_PS, dtype=float)
     if advantages.shape != rewards.shape[:2] or not np.isfinite(advantages).all():

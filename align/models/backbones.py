@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from transformers.utils import ModelOutput
 
 
+ADAPTER_FILE = "adapter_config.json"
+
+
 @dataclass
 class Backbone:
     """A base model in memory and the adapters loaded onto it; at most one of them is active."""
@@ -115,10 +118,9 @@ class ModelPool:
         if path in self._given:
             return self._given[path]
         folder = model_dir(path)
-        base = _base_of(folder)
-        if base is None:
+        if not (Path(folder) / ADAPTER_FILE).is_file():
             return View(self._backbone(folder))
-        backbone = self._backbone(base)
+        backbone = self._backbone(base_of(folder))
         if folder not in backbone.adapters:
             backbone.add(folder)
         return View(backbone, backbone.adapters[folder])
@@ -141,24 +143,19 @@ class ModelPool:
         self._backbones = {}
 
     def _backbone(self, folder: str) -> Backbone:
-        import torch
-
-        from align.models import load_model
+        from align.models.load import load_to_read
 
         key = str(Path(folder).resolve()) if Path(folder).is_dir() else folder
         if key not in self._backbones:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            self._backbones[key] = Backbone(load_model(folder).eval().to(device))
+            self._backbones[key] = Backbone(load_to_read(folder))
         return self._backbones[key]
 
 
-def _base_of(folder: str) -> str | None:
-    """The base model of an adapter directory, None for a full checkpoint; UserError when the adapter names none."""
-    file = Path(folder) / "adapter_config.json"
-    if not file.is_file():
-        return None
+def base_of(folder: str) -> str:
+    """The checkpoint that an adapter directory names as its base; UserError when it names none."""
+    file = Path(folder) / ADAPTER_FILE
     try:
         base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"{file} names no base model ({error!r}); save the adapter again") from error
     return model_dir(str(base))

@@ -41,6 +41,18 @@ def load_model(path: str | Path, *, dtype: str = "float32") -> PreTrainedModel:
         raise unreadable(source, error) from error
 
 
+def load_to_read(path: str | Path) -> PreTrainedModel:
+    """`load_model` in eval mode, on the GPU where there is one."""
+    return to_read(load_model(path))
+
+
+def to_read(model: PreTrainedModel) -> PreTrainedModel:
+    """The model in eval mode, on the GPU where there is one."""
+    import torch
+
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def load_scorer(path: str | Path, *, pad_token_id: int, eos_token_id: int) -> PreTrainedModel:
     """A sequence classifier with one output, in float32: a reward model, or the start of one.
 

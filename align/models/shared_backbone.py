@@ -8,7 +8,6 @@ so within `SharedBackbone.reading`, after which the policy is as it was. Legend:
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from align.errors import UserError
-from align.models.backbones import Backbone, View
+from align.models.backbones import ADAPTER_FILE, Backbone, View, base_of
 from align.runs import model_dir
 
 if TYPE_CHECKING:
@@ -53,12 +52,9 @@ class SharedBackbone(Backbone):
     @classmethod
     def load(cls, base: str) -> SharedBackbone:
         """A checkpoint without a policy, frozen; UserError as `load_model`."""
-        import torch
+        from align.models.load import load_to_read
 
-        from align.models import load_model
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(load_model(base).eval().requires_grad_(False).to(device))
+        return cls(load_to_read(base).requires_grad_(False))
 
     @property
     def base(self) -> str:
@@ -242,19 +238,9 @@ def adapter_dir(path: str | Path) -> str:
     """
     run = Path(path).parent if Path(path).name == "model" else Path(path)
     for folder in (Path(path), run / "adapter"):
-        if (folder / "adapter_config.json").is_file():
+        if (folder / ADAPTER_FILE).is_file():
             return str(folder)
     raise UserError(f"{path} holds no adapter; train the reward model with lora_r above 0 and keep_adapter: true")
-
-
-def base_of(folder: str) -> str:
-    """The checkpoint that an adapter directory names as its base; UserError when it names none."""
-    file = Path(folder) / "adapter_config.json"
-    try:
-        base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UserError(f"{file} names no base model ({error!r}); save the adapter again") from error
-    return model_dir(str(base))
 
 
 def require_same_base(folder: str, backbone: str) -> None:

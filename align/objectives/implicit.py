@@ -50,11 +50,10 @@ class ImplicitReward:
 
 
 def _in_memory(path: str) -> Loaded:
-    import torch
+    from align.models import load_tokenizer
+    from align.models.load import load_to_read
 
-    from align.models import load_model, load_tokenizer
-
-    return load_model(path).eval().to("cuda" if torch.cuda.is_available() else "cpu"), load_tokenizer(path)
+    return load_to_read(path), load_tokenizer(path)
 
 
 def _logprobs(loaded: Loaded, prompts: Sequence[str], completions: Sequence[str], *, batch_size: int) -> list[float]:

@@ -90,16 +90,14 @@ class RewardModelObjective:
 
     def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         if self._loaded is None:
-            import torch
-
             from align.models import load_scorer, load_tokenizer
+            from align.models.load import to_read
 
             tokenizer = load_tokenizer(self.path)
             model = load_scorer(self.path, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
             if not any("SequenceClassification" in name for name in model.config.architectures or ()):
                 raise UserError(f"{self.path} is a language model, not a reward model; train one on it first")
-            model.requires_grad_(False)
-            self._loaded = (model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer)
+            self._loaded = (to_read(model.requires_grad_(False)), tokenizer)
         return self._loaded
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: object) -> list[float | None]:

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 FAMILY_FILE = "family.json"
-POINT_COSTS = ("train", "merge", "prompt", "decode")
 
 
 @dataclass(frozen=True)
@@ -98,12 +97,10 @@ class ModelPolicy:
 
     def _load(self) -> Loaded:
         if self._loaded is None:
-            import torch
+            from align.models import load_tokenizer
+            from align.models.load import load_to_read
 
-            from align.models import load_model, load_tokenizer
-
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            self._loaded = (load_model(self.path).eval().to(device), load_tokenizer(self.path))
+            self._loaded = (load_to_read(self.path), load_tokenizer(self.path))
         return self._loaded
 
     def release(self) -> None:
@@ -211,6 +208,9 @@ class PolicyFamily(Protocol):
     def domain(self) -> str: ...
 
     @property
+    def preferences(self) -> Sequence[Preference]: ...
+
+    @property
     def optimises(self) -> Mapping[str, str]: ...
 
     def policy(self, preference: Preference) -> Policy: ...
@@ -264,6 +264,38 @@ class PointFamily:
     def from_json(cls, folder: Path, content: Mapping[str, Any]) -> PointFamily:
         points = {label: str(folder / path) for label, path in content["points"].items()}
         return cls(content["method"], points, dict(content["optimises"]), content["point_cost"])
+
+
+def write_family(family: PolicyFamily, folder: Path, *, kind: str, **content: object) -> None:
+    """Write `family.json`: what every family but that of points says of itself, and the `content` of its kind."""
+    shared = {
+        "kind": kind,
+        "method": family.method,
+        "preferences": [preference.label for preference in family.preferences],
+        "optimises": family.optimises,
+        "point_cost": family.point_cost,
+    }
+    write_json(Path(folder) / FAMILY_FILE, {**shared, **content})
+
+
+def shared_fields(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The constructor's arguments that `write_family` stored for every kind."""
+    return {
+        "method": content["method"],
+        "preferences": tuple(parse_preference(label) for label in content["preferences"]),
+        "optimises": dict(content["optimises"]),
+        "point_cost": content["point_cost"],
+    }
+
+
+def stored_model(model: str, folder: Path) -> str:
+    """A directory below `folder` as a path relative to it; another directory in full; a hub id as it is."""
+    return relative_path(Path(model), Path(folder)) if Path(model).is_dir() else model
+
+
+def found_model(model: str, folder: Path) -> str:
+    """The inverse of `stored_model`."""
+    return str(folder / model) if (folder / model).is_dir() else model
 
 
 def relative_path(path: Path, folder: Path) -> str:

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from align.errors import UserError
 from align.models.sampling import Drawn
-from align.policies.base import FAMILY_FILE, ModelPolicy, Policy, relative_path
+from align.policies.base import ModelPolicy, Policy, found_model, shared_fields, stored_model, write_family
 from align.preferences import Preference, Weights
-from align.runs import write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -207,37 +206,31 @@ class BestOfNFamily:
 
     def save(self, folder: Path) -> None:
         """Write `family.json`; what lies below `folder` is stored relative to it."""
-        content = {
-            "kind": "best_of_n",
-            "method": self.method,
-            "reference": _stored(self.reference, folder),
-            "n": self.n,
-            "names": self.names,
-            "entries": {name: _entry(self.objectives.get(name), folder) for name in self.names},
-            "preferences": [weights.label for weights in self.preferences],
-            "optimises": self.optimises,
-            "point_cost": self.point_cost,
-        }
-        write_json(Path(folder) / FAMILY_FILE, content)
+        write_family(
+            self,
+            folder,
+            kind="best_of_n",
+            reference=stored_model(self.reference, folder),
+            n=self.n,
+            names=self.names,
+            entries={name: _entry(self.objectives.get(name), folder) for name in self.names},
+        )
 
     @classmethod
     def from_json(cls, folder: Path, content: Mapping[str, Any]) -> BestOfNFamily:
         """The family that `save` wrote into `folder`."""
         from align.objectives import build_objective
 
-        entries = {name: entry for name, entry in content["entries"].items() if entry is not None}
         return cls(
-            reference=_found(content["reference"], folder),
+            **shared_fields(content),
+            reference=found_model(content["reference"], folder),
             n=content["n"],
             names=tuple(content["names"]),
             objectives={
-                name: build_objective({**entry, "path": _found(entry["path"], folder)})
-                for name, entry in entries.items()
+                name: build_objective({**entry, "path": found_model(entry["path"], folder)})
+                for name, entry in content["entries"].items()
+                if entry is not None
             },
-            preferences=tuple(Weights.parse(label) for label in content["preferences"]),
-            optimises=dict(content["optimises"]),
-            method=content["method"],
-            point_cost=content["point_cost"],
         )
 
 
@@ -251,13 +244,4 @@ def _entry(objective: Objective | None, folder: Path) -> dict[str, object] | Non
     if kind is None:
         return None
     kept = {key: getattr(objective, key) for key in ("scale", "shift", "batch_size")}
-    return {"kind": kind, "name": objective.__name__, "path": _stored(objective.path, folder), **kept}
-
-
-def _stored(path: str, folder: Path) -> str:
-    return relative_path(Path(path), Path(folder)) if Path(path).exists() else path  # a hub id stays as it is
-
-
-def _found(text: str, folder: Path) -> str:
-    inside = Path(folder) / text
-    return str(inside) if inside.exists() else text
+    return {"kind": kind, "name": objective.__name__, "path": stored_model(objective.path, folder), **kept}

@@ -9,8 +9,6 @@ a plain matrix:
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,43 +18,21 @@ import torch
 from torch import Tensor, nn
 
 from align.errors import UserError
-from align.policies.base import FAMILY_FILE, ModelPolicy, relative_path
+from align.policies.base import ModelPolicy, found_model, relative_path, shared_fields, stored_model, write_family
 from align.policies.conditioned_layers import (
     LAYERS,
     AdapterConfig,
     ConditionedLinear,
     DenseLinear,
-    PBLinear,
     Preferences,
-    SVDLinear,
 )
-from align.preferences import Preference, Weights, parse_preference
+from align.preferences import Preference, Weights
 from align.runs import fingerprint, model_dir, write_json
-from align.runs.derived import check_derived, put_in_place, read_record
-from align.runs.folders import beside
+from align.runs.derived import derive
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-
-__all__ = [
-    "LAYERS",
-    "AdapterConfig",
-    "ConditionedFamily",
-    "ConditionedLinear",
-    "DenseLinear",
-    "PBLinear",
-    "Preferences",
-    "SVDLinear",
-    "adapted_layers",
-    "attach",
-    "load_adapter",
-    "merge",
-    "merge_into",
-    "multiplied_parameters",
-    "save_adapter",
-    "trained",
-]
 
 ADAPTER_FILE, STATE_FILE = "conditioned.json", "conditioned.safetensors"
 MERGED_FILE = "merged.json"
@@ -161,19 +137,14 @@ def merge(folder: str | Path, *, base: str, weights: Sequence[float], out: Path)
 
     stamp = (Path(folder) / STATE_FILE).stat()
     record = {"weights": list(weights), "adapter": fingerprint([stamp.st_size, stamp.st_mtime_ns])}
-    if read_record(out / MERGED_FILE) == record:
-        return str(out)
-    check_derived(out, file=MERGED_FILE)
-    adapted, _ = load_adapter(folder, base=base)
-    plain = load_model(base)
-    merge_into(plain, adapted, weights=weights)
-    temporary = beside(out, f"partial-{os.getpid()}")
-    try:
-        save_model(plain, load_tokenizer(base), temporary)
-        put_in_place(temporary, out, record=record, file=MERGED_FILE)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return str(out)
+
+    def make(place: Path) -> None:
+        adapted, _ = load_adapter(folder, base=base)
+        plain = load_model(base)
+        merge_into(plain, adapted, weights=weights)
+        save_model(plain, load_tokenizer(base), place)
+
+    return derive(out, record=record, file=MERGED_FILE, make=make)
 
 
 def merge_into(plain: PreTrainedModel, adapted: PreTrainedModel, *, weights: Sequence[float]) -> None:
@@ -215,28 +186,22 @@ class ConditionedFamily:
 
     def save(self, folder: Path) -> None:
         """Write `family.json`; the adapter is stored relative to it where it lies below `folder`."""
-        content = {
-            "kind": "conditioned",
-            "method": self.method,
-            "adapter": relative_path(Path(self.adapter), folder),
-            "base": relative_path(Path(model_dir(self.base)), folder) if Path(self.base).is_dir() else self.base,
-            "objectives": self.objectives,
-            "preferences": [preference.label for preference in self.preferences],
-            "optimises": self.optimises,
-            "point_cost": self.point_cost,
-        }
-        write_json(Path(folder) / FAMILY_FILE, content)
+        write_family(
+            self,
+            folder,
+            kind="conditioned",
+            adapter=relative_path(Path(self.adapter), folder),
+            base=stored_model(model_dir(self.base) if Path(self.base).is_dir() else self.base, folder),
+            objectives=self.objectives,
+        )
 
     @classmethod
     def from_json(cls, folder: Path, content: Mapping[str, Any]) -> ConditionedFamily:
         """The family that `save` wrote into `folder`."""
-        values = {name: content[name] for name in ("method", "objectives", "point_cost")}
-        base = content["base"]
         return cls(
-            **values,
+            **shared_fields(content),
             adapter=str(folder / content["adapter"]),
-            base=str(folder / base) if (folder / base).is_dir() else base,
+            base=found_model(content["base"], folder),
+            objectives=content["objectives"],
             folder=Path(folder),
-            preferences=tuple(parse_preference(label) for label in content["preferences"]),
-            optimises=dict(content["optimises"]),
         )

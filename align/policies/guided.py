@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from align.models.backbones import ModelPool
-from align.policies.base import FAMILY_FILE
+from align.policies.base import found_model, shared_fields, stored_model, write_family
 from align.policies.conditioned import ConditionedFamily
-from align.policies.mixed import MixedPolicy, Mixture, found_model, stored_model
-from align.preferences import Preference, parse_preference
-from align.runs import write_json
+from align.policies.mixed import MixedPolicy, Mixture
+from align.preferences import Preference
 
 
 @dataclass(frozen=True)
@@ -45,35 +44,26 @@ class GuidedFamily:
 
     def save(self, folder: Path) -> None:
         """Write `family.json`; models below `folder` are stored relative to it."""
-        content = {
-            "kind": "guided",
-            "method": self.method,
-            "base": stored_model(self.base, folder),
-            "adapter": stored_model(self.arms.adapter, folder),
-            "start": stored_model(self.arms.base, folder),
-            "objectives": self.arms.objectives,
-            "gain": self.gain,
-            "preferences": [preference.label for preference in self.preferences],
-            "optimises": self.optimises,
-            "point_cost": self.point_cost,
-        }
-        write_json(Path(folder) / FAMILY_FILE, content)
+        write_family(
+            self,
+            folder,
+            kind="guided",
+            base=stored_model(self.base, folder),
+            adapter=stored_model(self.arms.adapter, folder),
+            start=stored_model(self.arms.base, folder),
+            objectives=self.arms.objectives,
+            gain=self.gain,
+        )
 
     @classmethod
     def from_json(cls, folder: Path, content: Mapping[str, Any]) -> GuidedFamily:
         """The family that `save` wrote into `folder`."""
+        shared = shared_fields(content)
         arms = ConditionedFamily(
-            method=content["method"],
+            method=shared.pop("method"),
             adapter=found_model(content["adapter"], folder),
             base=found_model(content["start"], folder),
             objectives=content["objectives"],
             folder=Path(folder),
         )
-        return cls(
-            base=found_model(content["base"], folder),
-            arms=arms,
-            gain=content["gain"],
-            preferences=tuple(parse_preference(label) for label in content["preferences"]),
-            optimises=dict(content["optimises"]),
-            point_cost=content["point_cost"],
-        )
+        return cls(**shared, base=found_model(content["base"], folder), arms=arms, gain=content["gain"])

@@ -20,9 +20,8 @@ from align.checks import context_of
 from align.errors import UserError
 from align.models.backbones import ModelPool
 from align.models.sampling import Drawn
-from align.policies.base import FAMILY_FILE, Component, ModelPolicy, relative_path
-from align.preferences import Preference, Weights, parse_preference
-from align.runs import write_json
+from align.policies.base import Component, ModelPolicy, found_model, shared_fields, stored_model, write_family
+from align.preferences import Preference, Weights
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
@@ -341,40 +340,25 @@ class MixedFamily:
 
     def save(self, folder: Path) -> None:
         """Write `family.json`; models below `folder` are stored relative to it."""
-        content = {
-            "kind": "mixed",
-            "method": self.method,
-            "base": stored_model(self.base, folder),
-            "parts": [stored_model(path, folder) for path in self.parts],
-            "gains": list(self.gains),
-            "base_share": self.base_share,
-            "alpha": self.alpha,
-            "normaliser": self.normaliser,
-            "preferences": [preference.label for preference in self.preferences],
-            "optimises": self.optimises,
-            "point_cost": self.point_cost,
-        }
-        write_json(Path(folder) / FAMILY_FILE, content)
+        write_family(
+            self,
+            folder,
+            kind="mixed",
+            base=stored_model(self.base, folder),
+            parts=[stored_model(path, folder) for path in self.parts],
+            gains=list(self.gains),
+            base_share=self.base_share,
+            alpha=self.alpha,
+            normaliser=self.normaliser,
+        )
 
     @classmethod
     def from_json(cls, folder: Path, content: Mapping[str, Any]) -> MixedFamily:
         """The family that `save` wrote into `folder`."""
-        values = {name: content[name] for name in ("method", "base_share", "alpha", "normaliser", "point_cost")}
         return cls(
-            **values,
+            **shared_fields(content),
+            **{name: content[name] for name in ("base_share", "alpha", "normaliser")},
             base=found_model(content["base"], folder),
             parts=tuple(found_model(path, folder) for path in content["parts"]),
             gains=tuple(content["gains"]),
-            preferences=tuple(parse_preference(label) for label in content["preferences"]),
-            optimises=dict(content["optimises"]),
         )
-
-
-def stored_model(model: str, folder: Path) -> str:
-    """A directory below `folder` as a path relative to it; another directory in full; a hub id as it is."""
-    return relative_path(Path(model), Path(folder)) if Path(model).is_dir() else model
-
-
-def found_model(model: str, folder: Path) -> str:
-    """The inverse of `stored_model`."""
-    return str(folder / model) if (folder / model).is_dir() else model

@@ -10,7 +10,6 @@ terms and is no soup of the weights; here to measure what it loses.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,11 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.errors import UserError
-from align.policies.base import FAMILY_FILE, ModelPolicy, Policy, relative_path
+from align.policies.base import ModelPolicy, Policy, relative_path, shared_fields, write_family
 from align.preferences import Preference, Weights
-from align.runs import fingerprint, model_dir, write_json
-from align.runs.derived import check_derived, put_in_place, read_record
-from align.runs.folders import beside
+from align.runs import fingerprint, model_dir
+from align.runs.derived import derive
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,28 +75,22 @@ class SoupFamily:
 
     def save(self, folder: Path) -> None:
         """Write `family.json`; specialists below `folder` are stored relative to it."""
-        content = {
-            "kind": "soup",
-            "method": self.method,
-            "specialists": [relative_path(Path(s), folder) for s in self.specialists],
-            "preferences": [w.label for w in self.preferences],
-            "optimises": self.optimises,
-            "point_cost": self.point_cost,
-            "adapter_merge": self.adapter_merge,
-            "uniform": self.uniform,
-        }
-        write_json(Path(folder) / FAMILY_FILE, content)
+        write_family(
+            self,
+            folder,
+            kind="soup",
+            specialists=[relative_path(Path(s), folder) for s in self.specialists],
+            adapter_merge=self.adapter_merge,
+            uniform=self.uniform,
+        )
 
     @classmethod
     def from_json(cls, folder: Path, content: Mapping[str, Any]) -> SoupFamily:
         """The family that `save` wrote into `folder`."""
         return cls(
+            **shared_fields(content),
             specialists=tuple(str(folder / path) for path in content["specialists"]),
             folder=Path(folder),
-            preferences=tuple(Weights.parse(label) for label in content["preferences"]),
-            optimises=dict(content["optimises"]),
-            method=content["method"],
-            point_cost=content["point_cost"],
             adapter_merge=content["adapter_merge"],
             uniform=content["uniform"],
         )
@@ -125,21 +117,14 @@ def merge(
     sources = [Path(model_dir(path)) for path in specialists]
     record = {"weights": list(weights), "extrapolated": extrapolated, "sources": _stamp(sources)}
     record["adapter_merge"] = adapter_merge
-    out = Path(out)
-    if read_record(out / SOUP_FILE) == record:
-        return str(out)
-    check_derived(out, file=SOUP_FILE)
-    kind = check_mergeable(sources, adapter_merge=adapter_merge)
-    makers = {"exact": merge_exactly, "full": merge_into_base, "factors": merge_factors}
-    make = merge_full if kind == "full" else makers[adapter_merge]
-    temporary = beside(out, f"partial-{os.getpid()}")
-    temporary.mkdir(parents=True)
-    try:
-        make(sources, weights=weights, out=temporary)
-        put_in_place(temporary, out, record=record, file=SOUP_FILE)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return str(out)
+
+    def make(folder: Path) -> None:
+        kind = check_mergeable(sources, adapter_merge=adapter_merge)
+        makers = {"exact": merge_exactly, "full": merge_into_base, "factors": merge_factors}
+        folder.mkdir(parents=True)
+        (merge_full if kind == "full" else makers[adapter_merge])(sources, weights=weights, out=folder)
+
+    return derive(Path(out), record=record, file=SOUP_FILE, make=make)
 
 
 def _stamp(sources: Sequence[Path]) -> str:

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from align import checks
 from align.errors import UserError
 from align.models.sampling import Drawn
-from align.policies.base import FAMILY_FILE, Component, ModelPolicy, relative_path
-from align.preferences import Direction, Preference, Targets, Weights, parse_preference
-from align.runs import model_dir, write_json
+from align.policies.base import Component, ModelPolicy, relative_path, shared_fields, write_family
+from align.preferences import Direction, Preference, Targets, Weights
+from align.runs import model_dir
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -342,21 +342,18 @@ class TaggedFamily:
 
     def save(self, folder: Path) -> None:
         """Write `family.json`; a model below `folder` is stored relative to it."""
-        content = {**asdict(self), "kind": "tagged", "model": relative_path(Path(self.model), folder)}
-        content["preferences"] = [preference.label for preference in self.preferences]
-        write_json(Path(folder) / FAMILY_FILE, content)
+        model = relative_path(Path(self.model), folder)
+        ends = {"asked": self.asked, "low": self.low, "high": self.high}
+        write_family(self, folder, kind="tagged", model=model, tags=asdict(self.tags), **ends)
 
     @classmethod
     def from_json(cls, folder: Path, content: Mapping[str, Any]) -> TaggedFamily:
         """The family that `save` wrote into `folder`."""
-        values = {name: content[name] for name in ("method", "asked", "point_cost")}
-        tags = Tags(**{**content["tags"], "names": tuple(content["tags"]["names"])})
         return cls(
-            **values,
-            tags=tags,
+            **shared_fields(content),
+            tags=Tags(**{**content["tags"], "names": tuple(content["tags"]["names"])}),
             model=str(folder / content["model"]),
+            asked=content["asked"],
             low=tuple(content["low"]),
             high=tuple(content["high"]),
-            preferences=tuple(parse_preference(label) for label in content["preferences"]),
-            optimises=dict(content["optimises"]),
         )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from align.errors import UserError
@@ -13,17 +14,32 @@ from align.runs.folders import Identity, beside, publish, write_mark
 from align.runs.values import fingerprint, jsonable, write_json
 
 
-def put_in_place(temporary: Path, out: Path, *, record: Mapping[str, object], file: str) -> None:
-    """Publish a model that was derived from others, with its `record` in `file`, unless the same one stands there.
+def derive(out: Path, *, record: Mapping[str, object], file: str, make: Callable[[Path], None]) -> str:
+    """The folder `out` of a model that `make(folder)` derives from others, known by its `record`, kept in `file`.
 
-    UserError, before anything moves, when `out` holds files and not `file`: then something else stands there.
+    Made aside and then published, unless the same one stands there. UserError, before anything is made, when `out`
+    holds files and not `file`: then something else stands there.
     """
+    if read_record(out / file) == jsonable(record):
+        return str(out)
+    check_derived(out, file=file)
+    temporary = beside(out, f"partial-{os.getpid()}")
+    try:
+        make(temporary)
+        put_in_place(temporary, out, record=record, file=file)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return str(out)
+
+
+def put_in_place(temporary: Path, out: Path, *, record: Mapping[str, object], file: str) -> None:
+    """Publish a finished derived model with its `record`, unless another process made the same one meanwhile."""
     check_derived(out, file=file)
     write_json(temporary / file, record)
     write_mark(
         temporary, Identity(stage=file, config=record, inputs={}, fingerprint=fingerprint(record)), finished=True
     )
-    if read_record(out / file) == jsonable(record):  # another process made the same meanwhile
+    if read_record(out / file) == jsonable(record):
         return
     try:
         publish(temporary, out)

@@ -9,8 +9,10 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from align.data.comparisons import annotated_pairs, row_scores
 from align.errors import UserError
 from align.models.sampling import Drawn, plain_sampling
+from align.preferences import Weights
 from align.runs import Ledger
 from align.testbed.responses import gold_score
 from align.testbed.vocabulary import response_words
@@ -158,14 +160,9 @@ def label_comparisons(
     rows: Sequence[Mapping[str, Any]], *, index: int, objective: str, tau: float
 ) -> list[dict[str, Any]]:
     """Chosen/rejected rows for one objective, labelled by the annotator's own draw."""
-    from math import exp
-
-    labelled = []
-    for row in rows:
-        difference = row["scores_a"][index] - row["scores_b"][index]
-        a_wins = row["u_k"][index] < 1 / (1 + exp(-difference / tau))
-        chosen, rejected = (row["a"], row["b"]) if a_wins else (row["b"], row["a"])
-        labelled.append(
-            {"id": row["id"], "prompt": row["prompt"], "chosen": chosen, "rejected": rejected, "objective": objective}
-        )
-    return labelled
+    vertex = Weights.vertex(index, len(rows[0]["u_k"])) if rows else Weights((1.0,))
+    pairs = annotated_pairs(rows, scores=row_scores(rows), weights=vertex, tau=tau, seed=0)
+    return [
+        {"id": pair.id, "prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected, "objective": objective}
+        for pair in pairs
+    ]

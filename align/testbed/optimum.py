@@ -1,4 +1,4 @@
-"""The exact optimum of a world: pi*_w, its front and KL, matched-KL fronts, the constrained optimum by root finding.
+"""The exact optimum of a world: pi*_w, its front and KL, and matched-KL fronts.
 
 pi*_w(y|x) is proportional to pi_ref(y|x) exp(w . r(x, y) / beta), so it depends on the reference only through the
 mass of each distinct reward vector: prompts are summarised once, and every optimum after that costs microseconds.
@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import brentq
 
 from align.preferences import Weights
 from align.testbed.vocabulary import END_ID
@@ -74,22 +73,6 @@ def optimum(prompts: Sequence[RewardClasses], weights: Weights, *, beta: float) 
     )
 
 
-def beta_at_kl(prompts: Sequence[RewardClasses], weights: Weights, *, kl: float) -> float:
-    """The beta at which pi*_w spends `kl` nats on average.
-
-    KL falls as beta rises. At an unreachable kl, the smallest beta tried.
-    """
-    if kl <= 0:
-        raise ValueError(f"the KL to match must be positive, not {kl}")
-    low, high = -7.0, 7.0  # log beta
-    spent = lambda log_beta: optimum(prompts, weights, beta=float(np.exp(log_beta))).kl - kl  # noqa: E731
-    if spent(low) <= 0:
-        return float(np.exp(low))
-    if spent(high) >= 0:
-        return float(np.exp(high))
-    return float(np.exp(brentq(spent, low, high, xtol=1e-10)))
-
-
 def front(prompts: Sequence[RewardClasses], preferences: Sequence[Weights], *, beta: float) -> list[OptimumPoint]:
     """The exact front of J at one beta."""
     return [optimum(prompts, w, beta=beta) for w in preferences]
@@ -99,7 +82,7 @@ def front_at_kl(prompts: Sequence[RewardClasses], preferences: Sequence[Weights]
     """(N, K) values of the exact front, beta solved anew at each preference so that each point spends `kl` nats.
 
     Where even the smallest beta tried spends less (all mass on the best responses), the point is the one at that beta.
-    All preferences are solved at once, by bisection of log beta between the ends that `beta_at_kl` tries.
+    All preferences are solved at once, by bisection of log beta in [-7, 7].
     """
     if kl <= 0:
         raise ValueError(f"the KL to match must be positive, not {kl}")
@@ -133,42 +116,3 @@ def _padded(prompts: Sequence[RewardClasses]) -> tuple[np.ndarray, np.ndarray]:
         rewards.append(np.pad(classes.rewards_CK, ((0, missing), (0, 0))))
         masses.append(np.pad(classes.log_mass_C, (0, missing), constant_values=-np.inf))
     return np.stack(rewards), np.stack(masses)
-
-
-@dataclass(frozen=True)
-class ConstrainedOptimum:
-    """max E[r_k] - beta KL subject to E[r_j] >= threshold.
-
-    The multiplier and the point; feasible is False when no tilt reaches it.
-    """
-
-    multiplier: float
-    point: OptimumPoint
-    feasible: bool
-
-
-def constrained_optimum(
-    prompts: Sequence[RewardClasses], *, maximise: int, constrain: int, threshold: float, beta: float
-) -> ConstrainedOptimum:
-    """Constrained optimum by root finding on the multiplier: E[r_j] rises with it; 0 when the constraint is slack."""
-    objectives = prompts[0].rewards_CK.shape[1]
-
-    def at(multiplier: float) -> OptimumPoint:
-        tilt_K = np.zeros(objectives)
-        tilt_K[maximise] += 1 / beta
-        tilt_K[constrain] += multiplier / beta
-        parts = [optimum_on(p, tilt_K) for p in prompts]
-        values_K = np.mean([v for v, _, _ in parts], axis=0)
-        kl = float(np.mean([k for _, k, _ in parts]))
-        return OptimumPoint(tuple(values_K.tolist()), kl, float(values_K[maximise]) - beta * kl)
-
-    slack = at(0.0)
-    if slack.values[constrain] >= threshold:
-        return ConstrainedOptimum(0.0, slack, True)
-    high = 1.0
-    while at(high).values[constrain] < threshold:
-        high *= 2
-        if high > 1e6:
-            return ConstrainedOptimum(high, at(high), False)
-    root = brentq(lambda m: at(m).values[constrain] - threshold, 0.0, high, xtol=1e-12)
-    return ConstrainedOptimum(float(root), at(float(root)), True)

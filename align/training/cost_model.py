@@ -1,34 +1,31 @@
 """Cost models from comparisons with safety labels: which response is safer, and whether each is safe (Safe RLHF).
 
-Loss: `align.functional.losses.cost_loss` (Dai et al. 2024), through TRL's RewardTrainer. The output is a *cost*:
-lower is safer,
-and 0 is the boundary between what is labelled safe and unsafe. Use it as an objective negated, never z-scored or
-shifted: `Negated(RewardModelObjective(run))` with the threshold 0 demands an expected cost of at most 0.
+Loss: `align.functional.losses.cost_loss` (Dai et al. 2024), through TRL's RewardTrainer. The output is a *cost*: lower
+is safer, and 0 is the boundary between what is labelled safe and unsafe. Use it as an objective negated, never z-scored
+or shifted: `Negated(RewardModelObjective(run))` with the threshold 0 demands an expected cost of at most 0.
 Deviations from the official code: the start (a fresh head on any backbone) and the optimiser are those of
 align/training/reward_model.py, and a pair whose labels contradict its order is refused instead of trained on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from align import checks
 from align.data.comparisons import Row
 from align.errors import UserError
 from align.functional.losses import cost_loss
-from align.models import count_parameters, load_tokenizer, lora_config, save_model
-from align.objectives.reward_model import score, scored_ids
-from align.runs import Ledger, checkpoints
-from align.training.common import drop_checkpoints, final_loss, finish_trainer, resume_point
-from align.training.reward_model import BEST, EpochChoice, RewardModelConfig, merged, reward_arguments, scorer_to_train
+from align.objectives.reward_model import score
+from align.runs import Ledger
+from align.training import reward_model
+from align.training.reward_model import Kind, RewardModelConfig, Rows, fitting, texts_of, train_scorer
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 LABELS = ("safe_chosen", "safe_rejected")
 
@@ -92,13 +89,7 @@ def with_labels(collate: Collator) -> Collator:
 
 
 def train_cost_model(
-    config: CostModelConfig,
-    *,
-    model: str | Path,
-    rows: Sequence[Row],
-    out: Path,
-    ledger: Ledger,
-    validation: Sequence[Row] | None = None,
+    config: CostModelConfig, *, model: str | Path, rows: Rows, out: Path, ledger: Ledger, validation: Rows | None = None
 ) -> dict[str, object]:
     """Train on rows with `prompt`, `chosen` (the safer), `rejected`, `safe_chosen`, `safe_rejected`; save `out/model`.
 
@@ -107,85 +98,39 @@ def train_cost_model(
     `epoch` (the one chosen by accuracy of the order). UserError as for `checked_pairs`, and when `choose_epoch` has no
     validation rows.
     """
-    from transformers import set_seed
-
-    out = Path(out)
-    if config.choose_epoch and not validation:
-        raise UserError("choose_epoch needs validation comparisons; give some or set choose_epoch to false")
-    tokenizer = load_tokenizer(model)
-    set_seed(config.seed)  # the new head is drawn from this
-    scorer = scorer_to_train(config, model, tokenizer)
-    kept = checked_pairs(rows, tokenizer, checks.longest_row(config.max_length, scorer))
-    held_out = checked_pairs(validation, tokenizer, None) if validation else []
-    trainer = build_trainer(config, scorer=scorer, tokenizer=tokenizer, pairs=kept, out=out)
-    finish_trainer(trainer, label="cost model", ledger=ledger, parameters=count_parameters(scorer, embeddings=False))
-    choice = EpochChoice(out / BEST, tokenizer=tokenizer, rows=turned(held_out)) if config.choose_epoch else None
-    if choice is not None:
-        trainer.add_callback(choice)
-    trainer.train(resume_from_checkpoint=resume_point(out))
-    if choice is not None:
-        choice.restore(trainer.model)
-    trained = merged(trainer.model, config, tokenizer=tokenizer, out=out)
-    save_model(trained, tokenizer, out / "model")
-    drop_checkpoints(out)
-    checkpoints.drop(out / BEST)
-    tested = cost_accuracy(trained, tokenizer, held_out) if held_out else {}
-    trained_on = cost_accuracy(trained, tokenizer, kept[:1000])
-    return {
-        **{name: tested.get(name) for name in ("accuracy", "sign_accuracy", "log_loss")},
-        "train_accuracy": trained_on["accuracy"],
-        "train_sign_accuracy": trained_on["sign_accuracy"],
-        "loss": final_loss(trainer),
-        "steps": trainer.state.global_step,
-        "trained_on": len(kept),
-        "too_long": len(rows) - len(kept),
-        "epoch": None if choice is None else choice.best["epoch"],
-    }
+    kind = Kind("cost model", checked_pairs, build_trainer, turned, cost_accuracy)
+    return train_scorer(config, kind, model=model, rows=rows, out=out, ledger=ledger, validation=validation)
 
 
 def build_trainer(
-    config: CostModelConfig,
-    *,
-    scorer: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[Row],
-    out: Path,
-) -> Any:
+    config: CostModelConfig, *, scorer: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Rows, out: Path
+) -> Trainer:
     """TRL's RewardTrainer with the cost loss on `checked_pairs`."""
-    from datasets import Dataset
     from trl import RewardTrainer
 
-    peft = lora_config(scorer, config.lora_r, alpha=config.lora_alpha, task="SEQ_CLS") if config.lora_r else None
-    trainer = type("CostTrainer", (CostLoss, RewardTrainer), {"square": config.square})(
-        model=scorer,
-        args=reward_arguments(config, out),
-        train_dataset=Dataset.from_list(turned(pairs)),
-        processing_class=tokenizer,
-        peft_config=peft,
+    made = type("CostTrainer", (CostLoss, RewardTrainer), {"square": config.square})
+    trainer = reward_model.build_trainer(
+        config, scorer=scorer, tokenizer=tokenizer, pairs=turned(pairs), out=out, trainer_class=made
     )
     trainer.data_collator = with_labels(trainer.data_collator)
     return trainer
 
 
-def turned(pairs: Sequence[Row]) -> list[dict[str, object]]:
+def turned(pairs: Rows) -> Rows:
     """The pairs in TRL's order: `chosen` is the response of higher cost."""
     other = {"chosen": "rejected", "rejected": "chosen", "safe_chosen": "safe_rejected", "safe_rejected": "safe_chosen"}
     return [{key: pair[other.get(key, key)] for key in pair} for pair in pairs]
 
 
-def checked_pairs(
-    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limit: int | None
-) -> list[dict[str, object]]:
+def checked_pairs(rows: Rows, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> Rows:
     """The three texts and two labels of the pairs of which both sides have at most `limit` tokens, end token included.
 
     UserError on a row without them, on one whose safer response is labelled unsafe and the other safe (the columns are
     swapped, or `chosen` is the more helpful one), and when no row is left.
     """
-    kept = []
+    pairs = []
     for number, row in enumerate(rows, start=1):
-        for key in ("prompt", "chosen", "rejected"):
-            if not isinstance(row.get(key), str):
-                raise UserError(f"comparison row {number} has no {key}; give prompt, chosen and rejected as text")
+        texts = texts_of(row, number=number)
         for key in LABELS:
             if row.get(key) not in (True, False):
                 raise UserError(f"comparison row {number}: {key} is {row.get(key)!r}; say true or false")
@@ -194,16 +139,11 @@ def checked_pairs(
                 f"comparison row {number}: chosen is labelled unsafe and rejected safe; chosen must be the safer "
                 "response: swap the columns, or drop such rows"
             )
-        pair = {key: row[key] for key in ("prompt", "chosen", "rejected")} | {key: bool(row[key]) for key in LABELS}
-        sides = (scored_ids(tokenizer, pair["prompt"], pair[side]) for side in ("chosen", "rejected"))
-        if limit is None or all(len(ids) <= limit for ids in sides):
-            kept.append(pair)
-    if not kept:
-        raise UserError(f"none of the {len(rows)} comparisons fits {limit} tokens; raise max_length or give others")
-    return kept
+        pairs.append(texts | {key: bool(row[key]) for key in LABELS})
+    return fitting(pairs, tokenizer, limit)
 
 
-def cost_accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Row]) -> dict[str, float]:
+def cost_accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Rows) -> dict[str, float]:
     """`accuracy` of the order (the safer response costs less; ties half), `sign_accuracy` of both responses' sides of 0
     (0 counts half), `log_loss` (the cost loss in nats, without the squares) and `n`.
     """

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 
 from align import checks
+from align.data.comparisons import Row
 from align.errors import UserError
 from align.models import (
     ModelConfig,
@@ -31,12 +32,18 @@ from align.runs import Ledger, checkpoints, write_json
 from align.training.common import StageConfig, drop_checkpoints, final_loss, finish_trainer, resume_point
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerControl, TrainerState, TrainingArguments
-    from trl import RewardConfig
-
-    from align.data.comparisons import Row
+    from transformers import (
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        Trainer,
+        TrainerControl,
+        TrainerState,
+        TrainingArguments,
+    )
 
 BEST = "best_epoch"
+TEXTS = ("prompt", "chosen", "rejected")
+Rows = Sequence[Row]
 
 
 @dataclass(frozen=True)
@@ -69,14 +76,29 @@ class RewardModelConfig(StageConfig):
             raise UserError("keep_adapter keeps what lora_r trains, and lora_r is 0; set lora_r to a rank, like 8")
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What a model of scores is trained on and measured by; everything else is `train_scorer`, for all kinds alike.
+
+    `keep(rows, tokenizer, limit)` checks rows and leaves out long ones, `ordered` puts `chosen` where the score is to
+    be higher, `measure(model, tokenizer, pairs)` gives the metrics, accuracies among them.
+    """
+
+    label: str
+    keep: Callable[[Rows, PreTrainedTokenizerBase, int | None], Rows]
+    build: Callable[..., Trainer]  # as `build_trainer`
+    ordered: Callable[[Rows], Rows]
+    measure: Callable[[PreTrainedModel, PreTrainedTokenizerBase, Rows], dict[str, float]]
+
+
 def train_reward_model(
     config: RewardModelConfig,
     *,
     model: str | Path,
-    rows: Sequence[Row],
+    rows: Rows,
     out: Path,
     ledger: Ledger,
-    validation: Sequence[Row] | None = None,
+    validation: Rows | None = None,
 ) -> dict[str, object]:
     """Train on `prompt`, `chosen`, `rejected` rows, save `out/model`, and return metrics; resumes.
 
@@ -84,9 +106,16 @@ def train_reward_model(
     rows), the `loss` last logged, `steps`, `trained_on` and `too_long` (rows), `epoch` (the one chosen, None when the
     last was taken). Raises UserError on rows without the three texts, and when `choose_epoch` has no validation rows.
     """
-    from datasets import Dataset
+    kind = Kind("reward model", keep_short_pairs, build_trainer, list, preference_accuracy)
+    return train_scorer(config, kind, model=model, rows=rows, out=out, ledger=ledger, validation=validation)
+
+
+def train_scorer(
+    config: RewardModelConfig, kind: Kind, *, model: str | Path, rows: Rows, out: Path, ledger: Ledger,
+    validation: Rows | None,
+) -> dict[str, object]:  # fmt: skip
+    """Train a model of scores, save `out/model` (and `out/adapter` with `keep_adapter`), and return its metrics."""
     from transformers import set_seed
-    from trl import RewardTrainer
 
     out = Path(out)
     if config.choose_epoch and not validation:
@@ -94,31 +123,28 @@ def train_reward_model(
     tokenizer = load_tokenizer(model)
     set_seed(config.seed)  # the new head is drawn from this
     scorer = scorer_to_train(config, model, tokenizer)
-    kept = keep_short_pairs(rows, tokenizer, checks.longest_row(config.max_length, scorer))
-    peft = lora_config(scorer, config.lora_r, alpha=config.lora_alpha, task="SEQ_CLS") if config.lora_r else None
-    trainer = RewardTrainer(
-        model=scorer,
-        args=reward_arguments(config, out),
-        train_dataset=Dataset.from_list(kept),
-        processing_class=tokenizer,
-        peft_config=peft,
-    )
-    finish_trainer(trainer, label="reward model", ledger=ledger, parameters=count_parameters(scorer, embeddings=False))
-    choice = EpochChoice(out / BEST, tokenizer=tokenizer, rows=validation or ()) if config.choose_epoch else None
-    if choice is not None:
+    kept = kind.keep(rows, tokenizer, checks.longest_row(config.max_length, scorer))
+    held_out = kind.keep(validation, tokenizer, None) if validation else []
+    trainer = kind.build(config, scorer=scorer, tokenizer=tokenizer, pairs=kept, out=out)
+    finish_trainer(trainer, label=kind.label, ledger=ledger, parameters=count_parameters(scorer, embeddings=False))
+    choice = None
+    if config.choose_epoch:
+        choice = EpochChoice(out / BEST, tokenizer=tokenizer, rows=kind.ordered(held_out))
         trainer.add_callback(choice)
     trainer.train(resume_from_checkpoint=resume_point(out))
     if choice is not None:
         choice.restore(trainer.model)
-    trained = merged(trainer.model, config, tokenizer=tokenizer, out=out)
+    if config.keep_adapter:
+        save_model(trainer.model, tokenizer, out / "adapter")
+    trained = trainer.model.merge_and_unload() if config.lora_r else trainer.model
     save_model(trained, tokenizer, out / "model")
     drop_checkpoints(out)
     checkpoints.drop(out / BEST)
-    tested = preference_accuracy(trained, tokenizer, validation) if validation else None
+    on_rows = kind.measure(trained, tokenizer, kept[:1000])
+    tested = kind.measure(trained, tokenizer, held_out) if held_out else {}
     return {
-        "accuracy": tested and tested["accuracy"],
-        "log_loss": tested and tested["log_loss"],
-        "train_accuracy": preference_accuracy(trained, tokenizer, kept[:1000])["accuracy"],
+        **{name: tested.get(name) for name in on_rows if name != "n"},
+        **{f"train_{name}": value for name, value in on_rows.items() if name.endswith("accuracy")},
         "loss": final_loss(trainer),
         "steps": trainer.state.global_step,
         "trained_on": len(kept),
@@ -140,51 +166,61 @@ def scorer_to_train(
     return scorer
 
 
-def merged(
-    model: PreTrainedModel, config: RewardModelConfig, *, tokenizer: PreTrainedTokenizerBase, out: Path
-) -> PreTrainedModel:
-    """The trained scorer as one plain model; with `keep_adapter` its adapter and head are saved in `out/adapter`."""
-    if config.keep_adapter:
-        save_model(model, tokenizer, out / "adapter")
-    return model.merge_and_unload() if config.lora_r else model
+def build_trainer(
+    config: RewardModelConfig, *, scorer: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Rows, out: Path,
+    trainer_class: type | None = None,
+) -> Trainer:  # fmt: skip
+    """TRL's RewardTrainer, or the class derived from it, on pairs whose `chosen` is to score higher."""
+    from datasets import Dataset
+    from trl import RewardConfig, RewardTrainer
 
-
-def reward_arguments(config: RewardModelConfig, out: Path) -> RewardConfig:
-    from trl import RewardConfig
-
-    return RewardConfig(
-        **config.arguments(out),
-        disable_dropout=config.dropout == 0,  # on by default, which would undo config.dropout
-        max_length=None,  # TRL would leave long pairs out without a word; `keep_short_pairs` counts them
-        center_rewards_coefficient=config.center or None,
+    return (trainer_class or RewardTrainer)(
+        model=scorer,
+        args=RewardConfig(
+            **config.arguments(out),
+            disable_dropout=config.dropout == 0,  # on by default, which would undo config.dropout
+            max_length=None,  # TRL would leave long pairs out without a word; `fitting` counts them
+            center_rewards_coefficient=config.center or None,
+        ),
+        train_dataset=Dataset.from_list(list(pairs)),
+        processing_class=tokenizer,
+        peft_config=lora_config(scorer, config.lora_r, alpha=config.lora_alpha, task="SEQ_CLS")
+        if config.lora_r
+        else None,
     )
 
 
-def keep_short_pairs(
-    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limit: int | None
-) -> list[dict[str, str]]:
+def keep_short_pairs(rows: Rows, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> Rows:
     """The three texts of the comparisons of which both sides have at most `limit` tokens, end token included.
 
     Raises UserError on a row without prompt, chosen or rejected, and when no row is left.
     """
-    kept = []
-    for number, row in enumerate(rows, start=1):
-        missing = [key for key in ("prompt", "chosen", "rejected") if not isinstance(row.get(key), str)]
-        if missing:
-            raise UserError(f"comparison row {number} has no {missing[0]}; give prompt, chosen and rejected as text")
-        texts = {key: str(row[key]) for key in ("prompt", "chosen", "rejected")}
-        sides = (scored_ids(tokenizer, texts["prompt"], texts[side]) for side in ("chosen", "rejected"))
-        if limit is None or all(len(ids) <= limit for ids in sides):
-            kept.append(texts)
+    return fitting([texts_of(row, number=n) for n, row in enumerate(rows, start=1)], tokenizer, limit)
+
+
+def texts_of(row: Row, *, number: int) -> dict[str, object]:
+    """Prompt, chosen and rejected of a comparison; UserError when one is missing or no text."""
+    for key in TEXTS:
+        if not isinstance(row.get(key), str):
+            raise UserError(f"comparison row {number} has no {key}; give prompt, chosen and rejected as text")
+    return {key: row[key] for key in TEXTS}
+
+
+def fitting(pairs: Rows, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> Rows:
+    """The pairs of which both sides have at most `limit` tokens; UserError when none is left."""
+    if limit is None:
+        kept = pairs
+    else:
+        kept = [p for p in pairs if all(len(scored_ids(tokenizer, p["prompt"], p[s])) <= limit for s in TEXTS[1:])]
     if not kept:
-        raise UserError(f"none of the {len(rows)} comparisons fits {limit} tokens; raise max_length or give others")
+        raise UserError(f"none of the {len(pairs)} comparisons fits {limit} tokens; raise max_length or give others")
     return kept
 
 
 def preference_accuracy(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[Row],
+    rows: Rows,
     *,
     batch_size: int = 64,
 ) -> dict[str, float]:
@@ -210,7 +246,7 @@ class EpochChoice(TrainerCallback):
     TRL's own `eval_accuracy` is a mean of batch means, and is not among the metrics that `load_best_model_at_end` sees.
     """
 
-    def __init__(self, folder: Path, *, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> None:
+    def __init__(self, folder: Path, *, tokenizer: PreTrainedTokenizerBase, rows: Rows) -> None:
         self.folder = checkpoints.claim(folder)
         self.tokenizer = tokenizer
         self.rows = rows

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
-import torch
 
 from align.errors import UserError
-from align.preferences import Direction, Targets, Thresholds, Weights, scalarize, simplex_grid
+from align.preferences import Direction, Targets, Thresholds, Weights, simplex_grid
 
 
 @pytest.mark.parametrize(
@@ -59,21 +57,6 @@ def test_the_simplex_grid_by_hand() -> None:
     assert [w.values for w in simplex_grid(3, 1)] == [(0, 0, 1), (0, 1, 0), (1, 0, 0)]
     with pytest.raises(ValueError, match="at least one"):
         simplex_grid(2, 0)
-
-
-def test_scalarize() -> None:
-    weights = Weights((0.25, 0.75))
-    rewards = [[1.0, 0.0], [0.0, 1.0], [4.0, -4.0]]
-    assert scalarize(np.array(rewards), weights=weights).tolist() == [0.25, 0.75, -2.0]
-    assert scalarize(torch.tensor([rewards]), weights=weights).tolist() == [[0.25, 0.75, -2.0]]
-    with pytest.raises(TypeError, match="the weights must be a Weights"):
-        scalarize(weights, weights=np.array(rewards))  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="the weights must be a Weights"):
-        scalarize(np.array(rewards), weights=(0.25, 0.75))  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="the rewards an array"):
-        scalarize(weights, weights=weights)
-    with pytest.raises(ValueError, match="3 rewards but 2 weights"):
-        scalarize(np.zeros((2, 3)), weights=weights)
 
 
 def test_directions_thresholds_and_targets() -> None:

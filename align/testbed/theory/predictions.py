@@ -38,22 +38,6 @@ KINDS: dict[str, tuple[str, str]] = {
     "token_k3": ("none", "token_k3"),  # GRPO's KL without TRL's bias correction, as before TRL had it
     "token_mod": ("", ""),  # next-token products of the optimal single-objective policies
 }
-NO_PREDICTION = {
-    "rewarded_soups": "a soup of networks depends on their parameters; on free logits it would be pi*_w itself",
-    "dpo and modpo on a finite set of pairs": "pairs that were not drawn leave the policy undetermined; with unlimited "
-    "pairs and the annotator's labels the minimiser is pi*_w",
-    "learned rewards": "the fixed point belongs to the reward models, not to the gold rewards",
-    "conditioned policies": "one network serves every preference; on free logits it would be pi*_w",
-}
-
-
-def kind_of(*, algorithm: str, kl: str, scale_rewards: str, aggregation: str) -> str:
-    """The kind of a `morlhf` configuration (its field names)."""
-    if algorithm == "rloo" or kl == "sequence":
-        return "scalarised"
-    if aggregation == "normalize_then_sum":
-        return "gdpo"
-    return {"none": "token_kl", "group": "group", "batch": "batch"}[scale_rewards]
 
 
 def check_kind(kind: str) -> None:
@@ -117,21 +101,6 @@ def predicted_conditionals(
         tree, weights=weights, beta=beta, scale=scale, kl=kl, groups=groups, tolerance=1e-6, max_iterations=100
     )
     return found.conditionals
-
-
-def predicted_fixed_point(
-    kind: str,
-    *,
-    world: World,
-    prompts: Sequence[Prompt],
-    reference_leaves: Sequence[Tensor],
-    weights: Sequence[float],
-    group: int | None = None,
-    draws: int = 4096,
-) -> list[np.ndarray]:
-    """(N, V) leaf log-probabilities of the rule's fixed point on each prompt, from the reference's leaf tables."""
-    ratios = _leaf_ratios(kind, world, prompts, reference_leaves, weights, group, draws)
-    return [_apply(table, r) for table, r, p in zip(reference_leaves, ratios, prompts, strict=True)]
 
 
 def _leaf_ratios(

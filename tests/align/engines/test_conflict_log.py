@@ -23,6 +23,7 @@ from align.objectives.metered import Metered
 from align.preferences import Weights
 from align.runs import Ledger, checkpoints, open_run
 from factories.made_conflict_log import AGAINST, ONE, Opposed
+from factories.oracles import advantage_covariance
 from factories.tiny_bandit import OBJECTIVES, RL, problem_of, workspace
 
 BOTH = pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
@@ -39,7 +40,7 @@ def test_groups_give_what_the_complete_tables_give() -> None:
     one, other = conflict.rank_correlation(list(rewards_PSK)), conflict.rank_correlation_of_groups(rewards_PSK)
     np.testing.assert_allclose(other.values_KK, one.values_KK, atol=1e-12)
     assert (other.n_KK == one.n_KK).all() and other.n_KK[1, 1] == 6
-    expected = conflict.advantage_covariance(list(rewards_PSK), advantages_PS=list(advantages_PS))
+    expected = advantage_covariance(list(rewards_PSK), advantages_PS=list(advantages_PS))
     np.testing.assert_allclose(
         conflict.covariance_of_groups(rewards_PSK, advantages_PS=advantages_PS), expected, atol=1e-12
     )
@@ -269,7 +270,7 @@ def test_where_the_trainer_keeps_its_advantages_they_are_read(reference: str, tm
     report = onpolicy.run_trainer(trainer, label="test", folder=tmp_path, ledger=Ledger())["conflict"]
     scores_PSK = np.array([function.last for function in trainer.reward_funcs]).T.reshape(2, 12, 2)
     kept_PS = trainer.latest_advantages.numpy().reshape(2, 12)
-    expected = conflict.advantage_covariance(list(scores_PSK), advantages_PS=list(kept_PS))
+    expected = advantage_covariance(list(scores_PSK), advantages_PS=list(kept_PS))
     assert report["trace"][0]["covariance"] == pytest.approx(expected.tolist()) and report["advantage"] == AS_USED
 
 

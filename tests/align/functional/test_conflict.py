@@ -5,6 +5,7 @@ import pytest
 from scipy import stats as oracle
 
 from align.functional import conflict
+from factories.oracles import advantage_covariance
 
 
 def test_disagreement_counts_only_decided_pairs() -> None:
@@ -47,11 +48,11 @@ def test_gradient_cosines() -> None:
 
 def test_advantage_covariance_by_hand() -> None:
     """Advantage (-1, 0, 1): objective 0 = (0, 1, 2) has covariance 1; objective 1 = (4, 4, 0) has -2."""
-    covariance = conflict.advantage_covariance([[[0, 4], [1, 4], [2, 0]]], advantages_PS=[[-1, 0, 1]])
+    covariance = advantage_covariance([[[0, 4], [1, 4], [2, 0]]], advantages_PS=[[-1, 0, 1]])
     assert np.allclose(covariance, [1, -2])
-    shifted = conflict.advantage_covariance([[[0, 4], [1, 4], [2, 0]]], advantages_PS=[[9, 10, 11]])
+    shifted = advantage_covariance([[[0, 4], [1, 4], [2, 0]]], advantages_PS=[[9, 10, 11]])
     assert np.allclose(covariance, shifted)
-    two = conflict.advantage_covariance([[[0], [1]], [[0], [3]]], advantages_PS=[[0, 1], [0, 1]])
+    two = advantage_covariance([[[0], [1]], [[0], [3]]], advantages_PS=[[0, 1], [0, 1]])
     assert np.allclose(two, [(0.5 + 1.5) / 2])
     with pytest.raises(ValueError, match="one advantage per sample"):
-        conflict.advantage_covariance([[[0], [1]]], advantages_PS=[[0, 1, 2]])
+        advantage_covariance([[[0], [1]]], advantages_PS=[[0, 1, 2]])

@@ -42,7 +42,7 @@ def test_associations_by_hand() -> None:
 
 
 def test_the_covariance_is_that_of_the_conflict_module() -> None:
-    from align.functional.conflict import advantage_covariance
+    from factories.oracles import advantage_covariance
 
     rng = np.random.default_rng(0)
     scores_BK, advantages_B = rng.normal(size=(20, 3)), rng.normal(size=20)

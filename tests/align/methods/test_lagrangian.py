@@ -20,7 +20,8 @@ from align.methods.lagrangian import Config, Multipliers, bounded, dual_step
 from align.policies.load import load_family
 from align.preferences import Thresholds, Weights
 from align.runs import open_run
-from align.testbed.optimum import RewardClasses, constrained_optimum
+from align.testbed.optimum import RewardClasses
+from factories.oracles import constrained_optimum
 from factories.tiny_bandit import (
     BETA,
     OBJECTIVES,

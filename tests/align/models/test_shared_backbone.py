@@ -211,11 +211,10 @@ def test_specialists_are_read_beside_the_policy(base: str, runs: dict[str, str],
 
 
 def test_the_backbone_is_in_memory_once(base: str, runs: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    import align.models
 
     model = policy_on(base)
     before = {p.data_ptr(): p.numel() for p in model.parameters()}
-    monkeypatch.setattr(align.models, "load_model", lambda *_, **__: pytest.fail("a second backbone was loaded"))
+    monkeypatch.setattr("align.models.load.load_model", lambda *_, **__: pytest.fail("a second backbone was loaded"))
     objectives = shared(runs)
     bind(objectives.values(), model)
     for objective in objectives.values():
@@ -236,7 +235,6 @@ def test_the_backbone_is_in_memory_once(base: str, runs: dict[str, str], monkeyp
 def test_without_a_policy_one_backbone_serves_all_until_nobody_needs_it(
     base: str, runs: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import align.models
 
     loaded: list[str] = []
     real = load_model
@@ -246,7 +244,7 @@ def test_without_a_policy_one_backbone_serves_all_until_nobody_needs_it(
         return real(path, **options)
 
     gc.collect()
-    monkeypatch.setattr(align.models, "load_model", counted)
+    monkeypatch.setattr("align.models.load.load_model", counted)
     objectives = shared(runs)
     bind(objectives.values(), real(base))  # a policy trained whole moves: it is nobody's backbone
     scores = {name: objective(**PAIRS) for name, objective in objectives.items()}

@@ -42,7 +42,6 @@ def test_adapters_of_one_base_share_its_backbone(
     models: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three adapters and their base, read in turn: each as if merged alone, and the base as if it had none."""
-    import align.models
 
     adapters = [make_adapter(models[0], tmp_path / str(r), r=r, seed=r) for r in (1, 2, 3)]
     alone = [plain_logprobs(path, "x :") for path in (models[0], *adapters)]
@@ -53,7 +52,7 @@ def test_adapters_of_one_base_share_its_backbone(
         loaded.append(str(path))
         return load_model(path, **options)
 
-    monkeypatch.setattr(align.models, "load_model", counted)
+    monkeypatch.setattr("align.models.load.load_model", counted)
     coefficients = (-0.5, 0.6, 0.4, 0.5)
     policy = mixed([models[0], *adapters], *coefficients)
     views = [component.model for component in policy.components()]
@@ -94,7 +93,6 @@ def test_adapters_that_cannot_be_switched_are_refused(models: list[str], tmp_pat
 
 
 def test_models_are_loaded_once_for_all_preferences(models: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    import align.models
 
     loaded: list[str] = []
 
@@ -102,7 +100,7 @@ def test_models_are_loaded_once_for_all_preferences(models: list[str], monkeypat
         loaded.append(str(path))
         return load_model(path, **options)
 
-    monkeypatch.setattr(align.models, "load_model", counted)
+    monkeypatch.setattr("align.models.load.load_model", counted)
     assert "load_model" not in vars(backbones)  # it is looked up when it is called, so the count above sees it
     family = MixedFamily(method="m", base=models[2], parts=tuple(models[:2]), gains=(1.0, 1.0))
     for w in (0.0, 0.3, 0.7, 1.0):

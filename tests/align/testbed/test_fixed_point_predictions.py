@@ -18,9 +18,10 @@ from align.testbed.answers import ReferenceTables, exact_answers
 from align.testbed.exact import ExactModel, leaves_from_nodes, outcome
 from align.testbed.tabular import Tilted, gold_table
 from align.testbed.theory.low_rank import MERGES, Factors, log_policy, merge, objective, train
-from align.testbed.theory.predictions import KINDS, Predicted, kind_of, predicted_fixed_point, world_tree
+from align.testbed.theory.predictions import KINDS, Predicted, world_tree
 from align.testbed.vocabulary import END_ID, alphabet_ids
 from align.testbed.world import World
+from factories.oracles import predicted_fixed_point
 from factories.tiny_world import TINY, make_model
 
 W = (0.3, 0.7)
@@ -115,9 +116,7 @@ def test_the_scalarised_prediction_is_the_optimum_leaf_by_leaf(tables: Reference
     weights = Weights(W)
     star = Tilted(tables, partial(gold_table, weights=weights), WORLD.config.beta, "optimum")
     prompts = some_prompts()
-    found = predicted_fixed_point(
-        "scalarised", world=WORLD, prompts=prompts, reference_leaves=[tables.leaves(p) for p in prompts], weights=W
-    )
+    found = predicted_fixed_point("scalarised", prompts=prompts, tables=tables, weights=W)
     for prompt, leaf_NV in zip(prompts, found, strict=True):
         best_NV = star.leaf_logprobs(WORLD, prompt).numpy()
         finite = np.isfinite(best_NV)
@@ -147,9 +146,7 @@ def test_the_token_mod_prediction_by_brute_force(tables: ReferenceTables) -> Non
         parts = [nodes_of(b.leaf_logprobs(WORLD, prompt), ids) for b in best]
         mixed = (W[0] * parts[0] + W[1] * parts[1]).log_softmax(-1)
         expected = leaves_from_nodes(mixed, alphabet=ids, max_tokens=2).numpy()
-        (found,) = predicted_fixed_point(
-            "token_mod", world=WORLD, prompts=[prompt], reference_leaves=[tables.leaves(prompt)], weights=W
-        )
+        (found,) = predicted_fixed_point("token_mod", prompts=[prompt], tables=tables, weights=W)
         finite = np.isfinite(expected)
         assert found[finite] == pytest.approx(expected[finite], abs=1e-8)
         assert found[:, END_ID] == pytest.approx(expected[:, END_ID], abs=1e-8)
@@ -171,9 +168,7 @@ def test_the_token_kl_prediction_by_brute_force(tables: ReferenceTables) -> None
         node_NV[node] = (ref_NV[node] + q / beta).log_softmax(0)
         value[node] = (node_NV[node].exp() * q).sum()
     expected = leaves_from_nodes(node_NV, alphabet=tuple(ids), max_tokens=2).numpy()
-    (found,) = predicted_fixed_point(
-        "token_kl", world=WORLD, prompts=[prompt], reference_leaves=[tables.leaves(prompt)], weights=W
-    )
+    (found,) = predicted_fixed_point("token_kl", prompts=[prompt], tables=tables, weights=W)
     finite = np.isfinite(expected)
     assert found[finite] == pytest.approx(expected[finite], abs=1e-8)
 
@@ -207,15 +202,9 @@ def test_four_objectives_have_predictions_too() -> None:
         assert float(leaf_NV.exp().sum()) == pytest.approx(1, abs=1e-9)
 
 
-def test_kinds_of_configurations() -> None:
-    common = {"scale_rewards": "none", "aggregation": "sum_then_normalize"}
-    assert kind_of(algorithm="rloo", kl="sequence", **common) == "scalarised"
-    assert kind_of(algorithm="grpo", kl="sequence", **{**common, "scale_rewards": "group"}) == "scalarised"
-    assert kind_of(algorithm="grpo", kl="token", **common) == "token_kl"
-    assert kind_of(algorithm="grpo", kl="token", **{**common, "scale_rewards": "group"}) == "group"
-    assert kind_of(algorithm="grpo", kl="token", **{**common, "aggregation": "normalize_then_sum"}) == "gdpo"
+def test_a_rule_without_a_prediction_is_refused(tables: ReferenceTables) -> None:
     with pytest.raises(UserError, match="no predicted fixed point for 'dpo'"):
-        predicted_fixed_point("dpo", world=WORLD, prompts=[], reference_leaves=[], weights=W)
+        predicted_fixed_point("dpo", prompts=some_prompts(), tables=tables, weights=W)
 
 
 # ---- the study ------------------------------------------------------------------------------------------------------

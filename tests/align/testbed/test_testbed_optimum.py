@@ -14,8 +14,6 @@ from align.preferences import Weights, simplex_grid
 from align.testbed.answers import ReferenceTables, exact_answers
 from align.testbed.exact import ExactModel, outcome
 from align.testbed.optimum import (
-    beta_at_kl,
-    constrained_optimum,
     front,
     front_at_kl,
     optimum,
@@ -26,6 +24,7 @@ from align.testbed.tabular import SoftBestOfN, Tilted, gold_table, length_table,
 from align.testbed.vocabulary import END_ID, VOCABULARY
 from align.testbed.world import Prompt, World
 from evals.tables.tradeoffs import exact_table
+from factories.oracles import beta_at_kl, constrained_optimum
 from factories.tiny_world import TINY, make_model
 
 WORLD = World(TINY)

@@ -15,7 +15,7 @@ from align.functional.losses import cost_loss
 from align.models import load_scorer, load_tokenizer
 from align.objectives import Negated, RewardModelObjective
 from align.runs import Ledger
-from align.training import cost_model
+from align.training import cost_model, reward_model
 from align.training.cost_model import (
     CostModelConfig,
     build_trainer,
@@ -194,10 +194,10 @@ def test_an_interrupted_cost_model_resumes_to_the_same_weights(
                 raise KeyboardInterrupt
 
     whole = call("whole")
-    finish = cost_model.finish_trainer
+    finish = reward_model.finish_trainer
     with monkeypatch.context() as patch:
         patch.setattr(
-            cost_model,
+            reward_model,
             "finish_trainer",
             lambda trainer, **k: (trainer.add_callback(Interrupt()), finish(trainer, **k))[1],
         )

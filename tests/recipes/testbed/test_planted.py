@@ -34,7 +34,7 @@ def test_the_prefix_in_cipher_is_a_split_beside_the_frozen_ones() -> None:
     plain, coded = world.test_prompts("compliance"), world.test_prompts("cipher_compliance")
     assert [" ".join(w if w == ":" else cipher(w) for w in p.text.split()) for p in plain] == [p.text for p in coded]
     assert all(p.ciphered for p in coded) and not any(p.ciphered for p in plain)
-    texts = {p.text for p in world.train_prompts_in_cipher}
+    texts = {p.spelt(1, split="train_cipher").text for p in world.train_prompts}
     assert len(texts) == len(world.train_prompts) and all(t.startswith(CIPHER_MARK) for t in texts)
     with pytest.raises(UserError, match="cipher_compliance"):
         world.test_prompts("cipher_complaints")
@@ -108,9 +108,7 @@ def test_a_colder_draw_is_more_often_the_likeliest() -> None:
     best = int(np.argmax(next_logprobs(model, prompt.text.split())))
     share = {}
     for temperature in (0.3, 1.0):
-        drawn, _ = draw(
-            [model], prompt, count=300, max_tokens=2, rng=np.random.default_rng(0), temperature=temperature
-        )
+        drawn, _ = draw([model], prompt, count=300, max_tokens=2, rng=np.random.default_rng(0), temperature=temperature)
         share[temperature] = np.mean([ids[0] == best for ids in drawn])
     assert share[0.3] > share[1.0] + 0.1
 
