@@ -20,6 +20,7 @@ from align.data.comparisons import Pair, annotated_pairs, given_pairs
 from align.engines.pairs import PairTrainingConfig, check_lengths, check_pair_config, dpo_trainer, scores_for
 from align.engines.points import known_as
 from align.engines.problem import Problem
+from align.engines.settings import train_and_save
 from align.errors import UserError
 from align.functional.draws import dirichlet, even_draws
 from align.policies.conditioned import AdapterConfig, attach, multiplied_parameters, save_adapter
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from datasets import Dataset
     from torch import Tensor
+    from transformers import PreTrainedModel
     from trl import DPOTrainer
 
     from align.data.comparisons import Row
@@ -129,23 +131,19 @@ def train_on_pairs(
 
     Returns metrics.
     """
-    from align.models import count_parameters
-    from align.training.common import drop_checkpoints, final_loss, finish_trainer, resume_point
-
-    folder, ledger = run.folder, run.ledger
     kept = check_lengths(pairs, reference=reference, max_length=config.max_length)
     data: dict[str, Any] = {"adapter": adapter, "config": config, "reference": reference, "beta": beta}
-    trainer = build_trainer(pairs, weights, folder=folder, **data)
+    trainer = build_trainer(pairs, weights, folder=run.folder, **data)
     used = multiplied_parameters(trainer.model, tokens_per_preference=mean_length(trainer.train_dataset))
-    plain = count_parameters(trainer.model, embeddings=False)
     spent = Ledger()
-    finish_trainer(trainer, label=f"dpo {adapter.kind}", ledger=spent, parameters=plain)
-    trainer.train(resume_from_checkpoint=resume_point(folder))
+
+    def save(model: PreTrainedModel) -> None:
+        save_adapter(model, adapter, run.folder / "adapter", base=known_as(reference))
+
+    done = train_and_save(trainer, label=f"dpo {adapter.kind}", run=Workspace(run.folder, spent), save=save)
     # One pass of the reference over the pairs (2 N tokens), on top of the training the callback counted.
-    ledger.add(tokens=spent.tokens, flops=(6 + 2) * used * spent.tokens)
-    save_adapter(trainer.model, adapter, folder / "adapter", base=known_as(reference))
-    drop_checkpoints(folder)
-    return {"loss": final_loss(trainer), "pairs": len(pairs), "pairs_dropped_by_length": len(pairs) - kept}
+    run.ledger.add(tokens=spent.tokens, flops=(6 + 2) * used * spent.tokens)
+    return {"loss": done.loss, "pairs": len(pairs), "pairs_dropped_by_length": len(pairs) - kept}
 
 
 def build_trainer(

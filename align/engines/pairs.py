@@ -10,12 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from align import checks
-from align.data.comparisons import LABELS, Pair, Row, row_scores, unique_ids
+from align.data.comparisons import LABELS, Pair, Row, annotated_pairs, given_pairs, row_scores, unique_ids
 from align.engines.problem import Problem
-from align.engines.settings import TrainingConfig, adapter_config, check_training, model_to_train, trainer_arguments
+from align.engines.settings import (
+    TrainingConfig,
+    adapter_config,
+    check_training,
+    model_to_train,
+    train_and_save,
+    trainer_arguments,
+)
 from align.errors import UserError
 from align.objectives.metered import objective_scores
-from align.preferences import Preference
+from align.preferences import Preference, Weights
 from align.runs import Ledger, Workspace
 
 if TYPE_CHECKING:
@@ -69,6 +76,22 @@ def scores_for(
     return objective_scores(rows, objectives=problem.objectives, ledger=ledger)
 
 
+def labelled_at(
+    weights: Weights,
+    *,
+    config: PairTrainingConfig,
+    problem: Problem[Weights],
+    scores: Mapping[str, Sequence[Sequence[float]]] | None,
+    ledger: Ledger,
+) -> list[Pair]:
+    """The comparisons as pairs at `weights`: the given ones without `scores`, else an annotator's, who is charged."""
+    rows = problem.comparisons or ()
+    if scores is None:
+        return given_pairs(rows, weights=weights, names=problem.names)
+    ledger.add(scores_read=len(rows))
+    return annotated_pairs(rows, scores=scores, weights=weights, tau=config.tau, seed=config.seed)
+
+
 def train_on_pairs(
     pairs: Sequence[Pair],
     *,
@@ -83,24 +106,15 @@ def train_on_pairs(
     `shift_reference` maps the prepared dataset (columns id, ref_chosen_logps, ref_rejected_logps) to the trained one.
     Reference log-probabilities are computed once, from the checkpoint on disk, before the first step. Returns metrics.
     """
-    from align.models import count_parameters, save_model
-    from align.training.common import drop_checkpoints, final_loss, finish_trainer, resume_point
-
-    folder, ledger = run.folder, run.ledger
     kept = check_lengths(pairs, reference=reference, max_length=config.max_length)
-    trainer = dpo_trainer(pairs, config=config, reference=reference, beta=beta, folder=folder)
+    trainer = dpo_trainer(pairs, config=config, reference=reference, beta=beta, folder=run.folder)
     if shift_reference is not None:
         trainer.train_dataset = shift_reference(trainer.train_dataset)
-    parameters = count_parameters(trainer.model, embeddings=False)
-    finish_trainer(trainer, label=f"dpo {folder.stem}", ledger=ledger, parameters=parameters)
-    before = ledger.tokens
-    trainer.train(resume_from_checkpoint=resume_point(folder))
+    done = train_and_save(trainer, label=f"dpo {run.folder.stem}", run=run)
     # One pass of the reference over the pairs (2 N tokens), on top of the training the callback counted.
     # The pairs' samples are charged where they were drawn, once for all points that train on them.
-    ledger.add(flops=2 * parameters * (ledger.tokens - before) / config.epochs)
-    save_model(trainer.model, trainer.processing_class, folder / "model")
-    drop_checkpoints(folder)
-    return {"loss": final_loss(trainer), "pairs": len(pairs), "pairs_dropped_by_length": len(pairs) - kept}
+    run.ledger.add(flops=2 * done.work / config.epochs)
+    return {"loss": done.loss, "pairs": len(pairs), "pairs_dropped_by_length": len(pairs) - kept}
 
 
 def check_lengths(pairs: Sequence[Pair], *, reference: str, max_length: int | None) -> int:

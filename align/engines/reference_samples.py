@@ -107,11 +107,12 @@ def draw_ids(drawing: Drawing, *, reference: str, prompts: Sequence[str], ledger
     import torch
 
     from align.engines.on_policy.rollouts import draw
-    from align.models import count_parameters, load_model, load_tokenizer
+    from align.models import count_parameters, load_tokenizer
+    from align.models.load import load_to_read
     from align.models.sampling import plain_sampling
 
     tokenizer = load_tokenizer(reference)
-    model = load_model(reference).eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_to_read(reference)
     heads = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
     checks.fits(
         max(map(len, heads)) + drawing.max_completion_length,

@@ -1,18 +1,19 @@
-"""What every training by gradient steps is told: fields of the config, the model to train, trainer arguments."""
+"""What every training by gradient steps shares: fields of the config, the model, trainer arguments, the run itself."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align import checks
 from align.errors import UserError
-from align.runs import model_dir
+from align.runs import Workspace, model_dir
 
 if TYPE_CHECKING:
     from peft import LoraConfig
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, Trainer
 
     from align.training.common import Schedule
 
@@ -83,3 +84,30 @@ def trainer_arguments(
     from align.training.common import base_arguments
 
     return base_arguments(folder, schedule_of(config, epochs=epochs, max_steps=max_steps))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training: its last loss, and `work`, parameters times tokens, by which further passes are charged."""
+
+    loss: float | None
+    work: int
+
+
+def train_and_save(
+    trainer: Trainer, *, label: str, run: Workspace, save: Callable[[PreTrainedModel], object] | None = None
+) -> Trained:
+    """Train (resuming where a checkpoint lies), charge `run` for it, save `run.folder/model`, or what `save` saves."""
+    from align.models import count_parameters, save_model
+    from align.training.common import drop_checkpoints, final_loss, finish_trainer, resume_point
+
+    parameters = count_parameters(trainer.model, embeddings=False)
+    finish_trainer(trainer, label=label, ledger=run.ledger, parameters=parameters)
+    before = run.ledger.tokens
+    trainer.train(resume_from_checkpoint=resume_point(run.folder))
+    if save is None:
+        save_model(trainer.model, trainer.processing_class, run.folder / "model")
+    else:
+        save(trainer.model)
+    drop_checkpoints(run.folder)
+    return Trained(final_loss(trainer), parameters * (run.ledger.tokens - before))

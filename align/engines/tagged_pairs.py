@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from align import checks
 from align.data.comparisons import Pair
 from align.engines.pairs import PairTrainingConfig, dpo_trainer
-from align.engines.settings import TrainingConfig, adapter_config, model_to_train, trainer_arguments
+from align.engines.settings import TrainingConfig, adapter_config, model_to_train, train_and_save, trainer_arguments
 from align.errors import UserError
 from align.models.reading import Reader, sequence_logprobs
 from align.policies.tagged import Tags, forbid, tag_ids
-from align.runs import Ledger
+from align.runs import Ledger, Workspace
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -50,15 +50,14 @@ class TaggedPair:
 
 
 def imitate(
-    examples: Sequence[Example], *, config: TrainingConfig, model: str, tags: Tags, folder: Path, ledger: Ledger,
-    epochs: float,
-) -> dict[str, float | None]:  # fmt: skip
-    """Train `model` on the likelihood of the responses behind their tags, save it in `folder/model`; metrics.
+    examples: Sequence[Example], *, config: TrainingConfig, model: str, tags: Tags, run: Workspace, epochs: float
+) -> dict[str, float | None]:
+    """Train `model` on the likelihood of the responses behind their tags, save it in `run.folder/model`; metrics.
 
     A method whose stages differ in their learning rate or scheduler changes `config` for each.
     """
-    trainer = build_sft_trainer(examples, config=config, model=model, tags=tags, folder=folder, epochs=epochs)
-    loss = finish(trainer, config=config, label=f"sft {folder.stem}", folder=folder, ledger=ledger)
+    trainer = build_sft_trainer(examples, config=config, model=model, tags=tags, folder=run.folder, epochs=epochs)
+    loss = finish(trainer, config=config, label=f"sft {run.folder.stem}", run=run)
     return {"loss": loss, "trained_on": len(examples), "steps": trainer.state.global_step}
 
 
@@ -66,45 +65,59 @@ def build_sft_trainer(
     examples: Sequence[Example], *, config: TrainingConfig, model: str, tags: Tags, folder: Path, epochs: float
 ) -> SFTTrainer:
     """An SFTTrainer on these ids, the loss on the response only; tag tokens have probability 0."""
-    from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
-
-    from align.models import load_tokenizer, set_dropout
+    from align.models import load_tokenizer
 
     if not examples:
         raise UserError("no response is left to train on; draw more, or filter less")
-    policy, tokenizer = model_to_train(model), load_tokenizer(model)
-    set_dropout(policy, 0.0)
+    tokenizer = load_tokenizer(model)
     heads = head_ids(tokenizer, [tags.apply(e.prompt, e.values) for e in examples])
-    rows = [[*head, *e.ids] for head, e in zip(heads, examples, strict=True)]
-    checks.fits(max(map(len, rows)), policy, what="the longest tagged prompt and response", mend="leave such rows out")
-    labels = [[-100] * len(head) + list(e.ids) for head, e in zip(heads, examples, strict=True)]
-    trainer = SFTTrainer(
-        model=policy,
-        # Rows with ids and labels pass TRL as they are: no template, no end token added, nothing cut or packed.
-        args=SFTConfig(
-            **trainer_arguments(config, folder, epochs=epochs), max_length=None, packing=False, shuffle_dataset=False
-        ),
-        train_dataset=Dataset.from_dict({"input_ids": rows, "labels": labels}),
-        processing_class=tokenizer,
-        peft_config=adapter_config(config, policy),
+    trainer = imitation_trainer(
+        heads, [e.ids for e in examples], config=config, model=model, folder=folder, epochs=epochs
     )
+    longest = max(map(len, trainer.train_dataset["input_ids"]))
+    checks.fits(longest, trainer.model, what="the longest tagged prompt and response", mend="leave such rows out")
     forbid(trainer.model, tag_ids(tokenizer, tags))
     return trainer
 
 
-def finish(trainer: Trainer, *, config: TrainingConfig, label: str, folder: Path, ledger: Ledger) -> float | None:
-    """Train (resuming where a checkpoint lies), charge the ledger, save `folder/model` whole; the last logged loss."""
-    from align.models import count_parameters, save_model
-    from align.training.common import drop_checkpoints, final_loss, finish_trainer, resume_point
+def imitation_trainer(
+    heads: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], *, config: TrainingConfig, model: str,
+    folder: Path, epochs: float,
+) -> SFTTrainer:  # fmt: skip
+    """An SFTTrainer on the ids of responses behind those of their prompts, as they are, the loss on responses only."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
 
-    parameters = count_parameters(trainer.model, embeddings=False)
-    finish_trainer(trainer, label=label, ledger=ledger, parameters=parameters)
-    trainer.train(resume_from_checkpoint=resume_point(folder))
-    trained = trainer.accelerator.unwrap_model(trainer.model)
-    save_model(trained.merge_and_unload() if config.lora_r else trained, trainer.processing_class, folder / "model")
-    drop_checkpoints(folder)
-    return final_loss(trainer)
+    from align.models import load_tokenizer
+
+    policy = model_to_train(model)
+    rows = {
+        "input_ids": [[*head, *ids] for head, ids in zip(heads, responses, strict=True)],
+        "labels": [[-100] * len(head) + list(ids) for head, ids in zip(heads, responses, strict=True)],
+    }
+    return SFTTrainer(
+        model=policy,
+        # Rows with ids and labels pass TRL as they are: no template, no end token added, nothing cut or packed; the
+        # sampler shuffles anew in every epoch.
+        args=SFTConfig(
+            **trainer_arguments(config, folder, epochs=epochs), max_length=None, packing=False, shuffle_dataset=False
+        ),
+        train_dataset=Dataset.from_dict(rows),
+        processing_class=load_tokenizer(model),
+        peft_config=adapter_config(config, policy),
+    )
+
+
+def finish(trainer: Trainer, *, config: TrainingConfig, label: str, run: Workspace) -> float | None:
+    """Train (resuming where a checkpoint lies), charge the ledger, save `run.folder/model` whole; the last loss."""
+    from align.models import save_model
+
+    def save(model: PreTrainedModel) -> None:
+        trained = trainer.accelerator.unwrap_model(model)
+        whole = trained.merge_and_unload() if config.lora_r else trained
+        save_model(whole, trainer.processing_class, run.folder / "model")
+
+    return train_and_save(trainer, label=label, run=run, save=save).loss
 
 
 def head_ids(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
@@ -194,8 +207,6 @@ def reference_logprobs(
 
 def frozen(model: str) -> PreTrainedModel:
     """A checkpoint to read log-probabilities from."""
-    import torch
+    from align.models.load import load_to_read
 
-    from align.models import load_model
-
-    return load_model(model).eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
+    return load_to_read(model).requires_grad_(False)

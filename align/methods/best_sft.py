@@ -23,7 +23,8 @@ from align.engines.on_policy.trainer import required_prompts
 from align.engines.points import check_preferences, train_points
 from align.engines.problem import Problem
 from align.engines.reference_samples import Drawing, Sample, best_samples, shared_samples
-from align.engines.settings import TrainingConfig, adapter_config, check_training, model_to_train, trainer_arguments
+from align.engines.settings import TrainingConfig, check_training, train_and_save
+from align.engines.tagged_pairs import head_ids, imitation_trainer
 from align.errors import UserError
 from align.policies.base import PointFamily
 from align.policies.best_of_n import kl_bound
@@ -75,13 +76,7 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> PointFamil
         return train_on(kept, config=config, reference=problem.reference, run=point)
 
     return train_points(
-        "best_sft",
-        config,
-        problem,
-        run,
-        rows=rows,
-        body=body,
-        optimises=lambda weights: describe(config, weights=weights),
+        "best_sft", config, problem, run, rows=rows, body=body, optimises=lambda w: describe(config, weights=w)
     )
 
 
@@ -111,43 +106,15 @@ def describe(config: Config, *, weights: Weights) -> str:
 
 def train_on(kept: Sequence[Sample], *, config: Config, reference: str, run: Workspace) -> dict[str, float | None]:
     """Train the reference on the likelihood of these responses, save it in `run.folder/model`, and return metrics."""
-    from align.models import count_parameters, save_model
-    from align.training.common import drop_checkpoints, final_loss, finish_trainer, resume_point
-
-    folder, ledger = run.folder, run.ledger
-    trainer = build_trainer(kept, config=config, reference=reference, folder=folder)
-    parameters = count_parameters(trainer.model, embeddings=False)
-    finish_trainer(trainer, label=f"best_sft {folder.stem}", ledger=ledger, parameters=parameters)
-    trainer.train(resume_from_checkpoint=resume_point(folder))
-    save_model(trainer.model, trainer.processing_class, folder / "model")
-    drop_checkpoints(folder)
-    return {"loss": final_loss(trainer), "trained_on": len(kept), "steps": trainer.state.global_step}
+    trainer = build_trainer(kept, config=config, reference=reference, folder=run.folder)
+    done = train_and_save(trainer, label=f"best_sft {run.folder.stem}", run=run)
+    return {"loss": done.loss, "trained_on": len(kept), "steps": trainer.state.global_step}
 
 
 def build_trainer(kept: Sequence[Sample], *, config: Config, reference: str, folder: Path) -> SFTTrainer:
     """An SFTTrainer on the token ids as they were drawn, the loss on the response only."""
-    from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
+    from align.models import load_tokenizer
 
-    from align.models import load_tokenizer, set_dropout
-
-    model, tokenizer = model_to_train(reference), load_tokenizer(reference)
-    set_dropout(model, 0.0)
-    rows: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
-    for sample in kept:
-        head = tokenizer(sample.prompt, add_special_tokens=False)["input_ids"]
-        rows["input_ids"].append([*head, *sample.ids])
-        rows["labels"].append([-100] * len(head) + sample.ids)
-    return SFTTrainer(
-        model=model,
-        # Rows with ids and labels pass TRL as they are: no template, no end token added, nothing cut or packed.
-        args=SFTConfig(
-            **trainer_arguments(config, folder, epochs=config.epochs),
-            max_length=None,
-            packing=False,
-            shuffle_dataset=False,  # the sampler shuffles anew in every epoch
-        ),
-        train_dataset=Dataset.from_dict(rows),
-        processing_class=tokenizer,
-        peft_config=adapter_config(config, model),
-    )
+    heads = head_ids(load_tokenizer(reference), [sample.prompt for sample in kept])
+    responses = [sample.ids for sample in kept]
+    return imitation_trainer(heads, responses, config=config, model=reference, folder=folder, epochs=config.epochs)

@@ -158,13 +158,7 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> PointFamil
         )
 
     return train_points(
-        "chebyshev",
-        config,
-        problem,
-        run,
-        rows=rows,
-        body=body,
-        optimises=lambda weights: describe(config, weights=weights),
+        "chebyshev", config, problem, run, rows=rows, body=body, optimises=lambda w: describe(config, weights=w)
     )
 
 

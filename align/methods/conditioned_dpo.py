@@ -152,5 +152,5 @@ def train(
         folder=run.folder,
         dataset=Dataset.from_list(rows),
     )
-    loss = finish(trainer, config=config, label="conditioned dpo", folder=run.folder, ledger=run.ledger)
+    loss = finish(trainer, config=config, label="conditioned dpo", run=run)
     return {"loss": loss, "pairs": len(rows), "pairs_dropped_by_length": len(pairs) - len(rows)}

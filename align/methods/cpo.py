@@ -89,7 +89,7 @@ def fit(config: Config, problem: Problem[Weights | Targets], run: Workspace) -> 
         with tagged.start_model(problem.reference, tags=tags, folder=place.folder, seed=config.seed) as start:
             return imitate(
                 examples, config=replace(config, learning_rate=config.sft_learning_rate), model=start, tags=tags,
-                folder=place.folder, ledger=place.ledger, epochs=config.sft_epochs,
+                run=place, epochs=config.sft_epochs,
             )  # fmt: skip
 
     def cdpo(place: Workspace) -> Mapping[str, object]:
@@ -208,5 +208,5 @@ def train_pairs(
     trainer = build_pair_trainer(
         settings, start=str(start.path), tags=tags, beta=config.beta, folder=run.folder, dataset=Dataset.from_list(rows)
     )
-    loss = finish(trainer, config=config, label="cpo", folder=run.folder, ledger=run.ledger)
+    loss = finish(trainer, config=config, label="cpo", run=run)
     return {"loss": loss, "pairs": len(rows), "pairs_dropped_by_length": len(pairs) - len(rows), "ties_dropped": ties}

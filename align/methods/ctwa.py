@@ -155,13 +155,7 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> PointFamil
         )
 
     return train_points(
-        "ctwa",
-        config,
-        problem,
-        run,
-        rows=rows,
-        body=body,
-        optimises=lambda weights: describe(config, weights=weights),
+        "ctwa", config, problem, run, rows=rows, body=body, optimises=lambda w: describe(config, weights=w)
     )
 
 

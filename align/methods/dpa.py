@@ -154,8 +154,7 @@ def one_round(
             start = tagged.start_model(problem.reference, tags=tags, folder=place.folder, seed=config.seed)
             source = stack.enter_context(start)
         metrics = imitate(
-            [*earlier, *new], config=config, model=source, tags=tags, folder=place.folder, ledger=place.ledger,
-            epochs=config.epochs,
+            [*earlier, *new], config=config, model=source, tags=tags, run=place, epochs=config.epochs,
         )  # fmt: skip
     values = [[along(r, v.values) for r in group] for group, v in zip(groups, directions, strict=True)]
     gain = sum(max(group) - sum(group) / len(group) for group in values) / len(values)

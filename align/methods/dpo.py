@@ -11,8 +11,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from align.data.comparisons import annotated_pairs, given_pairs
-from align.engines.pairs import PairTrainingConfig, check_pair_config, required_rows, scores_for, train_on_pairs
+from align.data.comparisons import given_pairs
+from align.engines.pairs import (
+    PairTrainingConfig,
+    check_pair_config,
+    labelled_at,
+    required_rows,
+    scores_for,
+    train_on_pairs,
+)
 from align.engines.points import check_preferences, train_points
 from align.engines.problem import Problem
 from align.policies.base import PointFamily
@@ -43,22 +50,12 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> PointFamil
             given_pairs(rows, weights=weights, names=names)
 
     def body(weights: Weights, point: Workspace) -> Mapping[str, object]:
-        if scores is None:
-            pairs = given_pairs(rows, weights=weights, names=names)
-        else:
-            pairs = annotated_pairs(rows, scores=scores, weights=weights, tau=config.tau, seed=config.seed)
-            point.ledger.add(scores_read=len(pairs))
+        pairs = labelled_at(weights, config=config, problem=problem, scores=scores, ledger=point.ledger)
         beta = config.beta / config.tau
         return train_on_pairs(pairs, config=config, reference=problem.reference, beta=beta, run=point)
 
     return train_points(
-        "dpo",
-        config,
-        problem,
-        run,
-        rows=rows,
-        body=body,
-        optimises=lambda weights: describe(config, weights=weights),
+        "dpo", config, problem, run, rows=rows, body=body, optimises=lambda w: describe(config, weights=w)
     )
 
 

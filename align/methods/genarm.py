@@ -27,8 +27,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from align.data.comparisons import annotated_pairs, given_pairs
-from align.engines.pairs import PairTrainingConfig, check_pair_config, required_rows, scores_for, train_on_pairs
+from align.engines.pairs import (
+    PairTrainingConfig,
+    check_pair_config,
+    labelled_at,
+    required_rows,
+    scores_for,
+    train_on_pairs,
+)
 from align.engines.points import check_preferences, train_points
 from align.engines.problem import Problem
 from align.errors import UserError
@@ -71,11 +77,7 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> MixedFamil
     vertices = [Weights.vertex(k, len(names)) for k in range(len(names))]
 
     def body(vertex: Weights, point: Workspace) -> Mapping[str, object]:
-        if scores is None:
-            pairs = given_pairs(rows, weights=vertex, names=names)
-        else:
-            pairs = annotated_pairs(rows, scores=scores, weights=vertex, tau=config.tau, seed=config.seed)
-            point.ledger.add(scores_read=len(pairs))
+        pairs = labelled_at(vertex, config=config, problem=problem, scores=scores, ledger=point.ledger)
         return train_on_pairs(
             pairs,
             config=config,

@@ -30,6 +30,7 @@ from align.engines.pairs import (
 )
 from align.engines.points import check_preferences, train_points
 from align.engines.problem import Problem
+from align.engines.settings import train_and_save
 from align.errors import UserError
 from align.functional.combine import FIXED_POINTS, Combination, check_combiner
 from align.policies.base import PointFamily
@@ -90,13 +91,7 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> PointFamil
         )
 
     return train_points(
-        "gradient_dpo",
-        config,
-        problem,
-        run,
-        rows=rows,
-        body=body,
-        optimises=lambda weights: describe(config, weights=weights),
+        "gradient_dpo", config, problem, run, rows=rows, body=body, optimises=lambda w: describe(config, weights=w)
     )
 
 
@@ -137,25 +132,15 @@ def train_on(
     run: Workspace,
 ) -> dict[str, object]:
     """Train one model on the same pairs under every objective's labels, save it in `run.folder/model`; metrics."""
-    from align.models import count_parameters, save_model
-    from align.training.common import drop_checkpoints, final_loss, finish_trainer, resume_point
-
-    folder, ledger = run.folder, run.ledger
     kept = check_lengths(labelled[0], reference=reference, max_length=config.max_length)
     trainer, record = build_trainer(
-        labelled, combination=combination, config=config, reference=reference, folder=folder
+        labelled, combination=combination, config=config, reference=reference, folder=run.folder
     )
-    parameters = count_parameters(trainer.model, embeddings=False)
-    finish_trainer(trainer, label=f"gradient_dpo {folder.stem}", ledger=ledger, parameters=parameters)
-    before = ledger.tokens
-    trainer.train(resume_from_checkpoint=resume_point(folder))
+    done = train_and_save(trainer, label=f"gradient_dpo {run.folder.stem}", run=run)
     # Beside training: one pass of the reference over the pairs (2 N a token), a backward pass (4 N) per objective more.
-    tokens = ledger.tokens - before
-    ledger.add(flops=2 * parameters * tokens / config.epochs + 4 * parameters * tokens * (len(labelled) - 1))
-    save_model(trainer.model, trainer.processing_class, folder / "model")
-    drop_checkpoints(folder)
+    run.ledger.add(flops=2 * done.work / config.epochs + 4 * done.work * (len(labelled) - 1))
     counts = {"pairs": len(labelled[0]), "pairs_dropped_by_length": len(labelled[0]) - kept}
-    return {"loss": final_loss(trainer), **counts, **record.report()}
+    return {"loss": done.loss, **counts, **record.report()}
 
 
 def build_trainer(

@@ -71,13 +71,7 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> PointFamil
         return {**means, **record.report()}
 
     return train_points(
-        "gradient_rl",
-        config,
-        problem,
-        run,
-        rows=rows,
-        body=body,
-        optimises=lambda weights: describe(config, weights=weights),
+        "gradient_rl", config, problem, run, rows=rows, body=body, optimises=lambda w: describe(config, weights=w)
     )
 
 

@@ -28,7 +28,7 @@ from align import checks
 from align.engines.pairs import required_rows
 from align.engines.points import check_preferences, train_points
 from align.engines.problem import Problem
-from align.engines.settings import adapter_config, model_to_train, trainer_arguments
+from align.engines.settings import adapter_config, model_to_train, train_and_save, trainer_arguments
 from align.engines.unpaired import (
     Example,
     UnpairedConfig,
@@ -85,13 +85,7 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> PointFamil
         return {**metrics, "examples_without_contrast": max(seen - len(examples), 0)}
 
     return train_points(
-        "kto",
-        config,
-        problem,
-        run,
-        rows=rows,
-        body=body,
-        optimises=lambda weights: describe(config, weights=weights),
+        "kto", config, problem, run, rows=rows, body=body, optimises=lambda w: describe(config, weights=w)
     )
 
 
@@ -140,26 +134,20 @@ def side_weights(examples: Sequence[Example], *, config: Config) -> tuple[float,
 
 def train_on(examples: Sequence[Example], *, config: Config, reference: str, run: Workspace) -> dict[str, float | None]:
     """Train one model with TRL's KTOTrainer, save it in `run.folder/model`, and return metrics."""
-    from align.models import count_parameters, load_tokenizer, save_model
-    from align.training.common import drop_checkpoints, final_loss, finish_trainer, resume_point
+    from align.models import load_tokenizer
 
-    folder, ledger, kept = run.folder, run.ledger, list(examples)
+    kept = list(examples)
     if config.max_length is not None:
         ids = load_tokenizer(reference)([example.prompt for example in examples])["input_ids"]
         kept = [example for example, row in zip(examples, ids, strict=True) if len(row) < config.max_length]
         if len({example.label for example in kept}) < 2:
             raise UserError(f"max_length = {config.max_length} leaves no prompts with both labels; raise max_length")
-    trainer = build_trainer(kept, config=config, reference=reference, folder=folder)
-    parameters = count_parameters(trainer.model, embeddings=False)
-    finish_trainer(trainer, label=f"kto {folder.stem}", ledger=ledger, parameters=parameters)
-    before = ledger.tokens
-    trainer.train(resume_from_checkpoint=resume_point(folder))
+    trainer = build_trainer(kept, config=config, reference=reference, folder=run.folder)
+    done = train_and_save(trainer, label=f"kto {run.folder.stem}", run=run)
     # Besides training: the policy on the moved completions, the reference on both, 2 N a token each.
-    ledger.add(flops=6 * parameters * (ledger.tokens - before))
-    save_model(trainer.model, trainer.processing_class, folder / "model")
-    drop_checkpoints(folder)
+    run.ledger.add(flops=6 * done.work)
     return {
-        "loss": final_loss(trainer),
+        "loss": done.loss,
         "examples": len(kept),
         "desirable": sum(example.label for example in kept),
         "examples_dropped_by_length": len(examples) - len(kept),

@@ -13,8 +13,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
-from align.data.comparisons import Pair, annotated_pairs, given_pairs
-from align.engines.pairs import PairTrainingConfig, check_pair_config, required_rows, scores_for, train_on_pairs
+from align.data.comparisons import Pair
+from align.engines.pairs import (
+    PairTrainingConfig,
+    check_pair_config,
+    labelled_at,
+    required_rows,
+    scores_for,
+    train_on_pairs,
+)
 from align.engines.points import check_preferences, train_points
 from align.engines.problem import Problem
 from align.errors import UserError
@@ -68,11 +75,7 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> PointFamil
     def body(weights: Weights, point: Workspace) -> Mapping[str, object]:
         main = mains[weights.label]
         vertex = Weights.vertex(main, len(names))
-        if scores is None:
-            pairs = given_pairs(rows, weights=vertex, names=names)
-        else:
-            pairs = annotated_pairs(rows, scores=scores, weights=vertex, tau=config.tau, seed=config.seed)
-            point.ledger.add(scores_read=len(pairs))
+        pairs = labelled_at(vertex, config=config, problem=problem, scores=scores, ledger=point.ledger)
         rest = [j for j in needed if j != main and weights[j] > 0]
         return train_on_pairs(
             pairs,

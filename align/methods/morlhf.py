@@ -59,13 +59,7 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> PointFamil
         return onpolicy.run_trainer(trainer, label=label, folder=point.folder, ledger=point.ledger)
 
     return train_points(
-        "morlhf",
-        config,
-        problem,
-        run,
-        rows=rows,
-        body=body,
-        optimises=lambda weights: describe(config, weights=weights),
+        "morlhf", config, problem, run, rows=rows, body=body, optimises=lambda w: describe(config, weights=w)
     )
 
 

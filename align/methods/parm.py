@@ -40,6 +40,7 @@ from align.engines.pairs import (
 )
 from align.engines.points import check_preferences, inputs_of, part
 from align.engines.problem import Problem
+from align.engines.settings import train_and_save
 from align.errors import UserError
 from align.methods.genarm import without_reference
 from align.models.backbones import ModelPool
@@ -157,22 +158,17 @@ def train(
     run: Workspace,
 ) -> dict[str, float | None]:
     """Train the adapter and save it in `run.folder/adapter`; metrics. `wins` as `first_wins` gives it."""
-    from align.models import count_parameters
-    from align.training.common import drop_checkpoints, final_loss, finish_trainer, resume_point
-
-    folder, ledger = run.folder, run.ledger
-    trainer = build_trainer(rows, wins=wins, config=config, start=start, folder=folder)
+    trainer = build_trainer(rows, wins=wins, config=config, start=start, folder=run.folder)
     pairs = len(trainer.train_dataset) // config.draws
-    parameters = count_parameters(trainer.model, embeddings=False)
-    finish_trainer(trainer, label=f"parm {folder.stem}", ledger=ledger, parameters=parameters)
-    before = ledger.tokens
-    trainer.train(resume_from_checkpoint=resume_point(folder))
-    # TRL has read each pair once before, for reference log-probabilities that are not used.
-    ledger.add(flops=2 * parameters * (ledger.tokens - before) / (config.epochs * config.draws))
     adapter = adapter_of(config, count=len(next(iter(wins.values()))))
-    save_adapter(trainer.accelerator.unwrap_model(trainer.model), adapter, folder / "adapter", base=start)
-    drop_checkpoints(folder)
-    return {"loss": final_loss(trainer), "pairs": pairs, "pairs_dropped_by_length": len(rows) - pairs}
+
+    def save(model: PreTrainedModel) -> None:
+        save_adapter(trainer.accelerator.unwrap_model(model), adapter, run.folder / "adapter", base=start)
+
+    done = train_and_save(trainer, label=f"parm {run.folder.stem}", run=run, save=save)
+    # TRL has read each pair once before, for reference log-probabilities that are not used.
+    run.ledger.add(flops=2 * done.work / (config.epochs * config.draws))
+    return {"loss": done.loss, "pairs": pairs, "pairs_dropped_by_length": len(rows) - pairs}
 
 
 def build_trainer(

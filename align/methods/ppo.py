@@ -83,13 +83,7 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> PointFamil
         return Trainer(config, problem, point, weights=weights).train(rows)
 
     return train_points(
-        "ppo",
-        config,
-        problem,
-        run,
-        rows=rows,
-        body=body,
-        optimises=lambda weights: describe(config, weights=weights),
+        "ppo", config, problem, run, rows=rows, body=body, optimises=lambda w: describe(config, weights=w)
     )
 
 

@@ -30,7 +30,7 @@ from align.data.comparisons import Pair, responses_of, row_scores
 from align.engines.pairs import PairTrainingConfig, check_lengths, dpo_trainer, required_rows
 from align.engines.points import check_preferences, train_points
 from align.engines.problem import Problem
-from align.engines.settings import TrainingConfig, check_training
+from align.engines.settings import TrainingConfig, check_training, train_and_save
 from align.errors import UserError
 from align.methods.modpo import reference_shift
 from align.objectives.metered import objective_scores
@@ -76,13 +76,7 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> PointFamil
         return train_on(pairs, values=values, config=config, reference=problem.reference, run=point)
 
     return train_points(
-        "rebel",
-        config,
-        problem,
-        run,
-        rows=rows,
-        body=body,
-        optimises=lambda weights: describe(config, weights=weights),
+        "rebel", config, problem, run, rows=rows, body=body, optimises=lambda w: describe(config, weights=w)
     )
 
 
@@ -141,21 +135,12 @@ def train_on(
 
     The loss in the metrics is the mean square in squared reward units.
     """
-    from align.models import count_parameters, save_model
-    from align.training.common import drop_checkpoints, final_loss, finish_trainer, resume_point
-
-    folder, ledger = run.folder, run.ledger
     kept = check_lengths(pairs, reference=reference, max_length=config.max_length)
-    trainer = build_trainer(pairs, values=values, config=config, reference=reference, folder=folder)
-    parameters = count_parameters(trainer.model, embeddings=False)
-    finish_trainer(trainer, label=f"rebel {folder.stem}", ledger=ledger, parameters=parameters)
-    before = ledger.tokens
-    trainer.train(resume_from_checkpoint=resume_point(folder))
+    trainer = build_trainer(pairs, values=values, config=config, reference=reference, folder=run.folder)
+    done = train_and_save(trainer, label=f"rebel {run.folder.stem}", run=run)
     # One pass of the reference over the pairs (2 N a token), on top of the training the callback counted.
-    ledger.add(flops=2 * parameters * (ledger.tokens - before) / config.epochs)
-    save_model(trainer.model, trainer.processing_class, folder / "model")
-    drop_checkpoints(folder)
-    return {"loss": final_loss(trainer), "pairs": len(pairs), "pairs_dropped_by_length": len(pairs) - kept}
+    run.ledger.add(flops=2 * done.work / config.epochs)
+    return {"loss": done.loss, "pairs": len(pairs), "pairs_dropped_by_length": len(pairs) - kept}
 
 
 def build_trainer(

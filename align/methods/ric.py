@@ -123,8 +123,7 @@ def fit(config: Config, problem: Problem[Weights | Targets], run: Workspace) -> 
         examples = [Example(r.prompt, stats(r.scores), r.ids) for r in offline]
         with tagged.start_model(problem.reference, tags=tags, folder=place.folder, seed=config.seed) as start:
             return imitate(
-                examples, config=config, model=start, tags=tags, folder=place.folder, ledger=place.ledger,
-                epochs=config.epochs,
+                examples, config=config, model=start, tags=tags, run=place, epochs=config.epochs,
             )  # fmt: skip
 
     last = part("ric", "offline", run, config=config, inputs=inputs, body=offline_stage)
@@ -235,7 +234,7 @@ def online_round(
     training = replace(config, learning_rate=config.online_learning_rate, scheduler="constant", warmup=0.0)
     metrics = imitate(
         [Example(r.prompt, stats(r.scores), r.ids) for r in mixed], config=training, model=str(previous.path),
-        tags=tags, folder=place.folder, ledger=place.ledger, epochs=config.online_epochs,
+        tags=tags, run=place, epochs=config.online_epochs,
     )  # fmt: skip
     scores_NK = np.array([stats(r.scores) for r in drawn])
     missed = np.abs(scores_NK - targets_NK).mean(0).tolist()
