@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from align.errors import UserError
@@ -70,12 +71,18 @@ def shares(config: object, *names: str, place: str = "") -> None:
             raise UserError(f"{place}{name} is a share in [0, 1), not {value:g}")
 
 
+def one_of(config: object, **allowed: Sequence[str]) -> None:
+    """UserError unless every named field is one of the words that are allowed for it."""
+    for name, words in allowed.items():
+        if getattr(config, name) not in words:
+            raise UserError(f"{name} must be one of {', '.join(words)}, not {getattr(config, name)!r}")
+
+
 def optimiser(config: Optimiser) -> None:
     """UserError on an optimiser, a seed or a checkpoint interval that no trainer here accepts."""
     above_zero(config, "batch_size", "gradient_accumulation", "logging_steps", "save_steps")
     at_least(0, config, "learning_rate", "warmup", "weight_decay", "max_grad_norm")
-    if config.scheduler not in SCHEDULERS:
-        raise UserError(f"scheduler must be one of {', '.join(SCHEDULERS)}, not {config.scheduler!r}")
+    one_of(config, scheduler=SCHEDULERS)
     if not 0 <= config.seed < 2**32:
         raise UserError(f"seed must be in [0, 2**32), not {config.seed}")
 

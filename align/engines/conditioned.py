@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from align import checks
 from align.engines import conditioned_pairs
 from align.engines.on_policy import trainer as onpolicy
 from align.engines.pairs import required_rows
@@ -97,9 +98,7 @@ def fit(
 
 def check_config(config: Config) -> None:
     """UserError on a value that no conditioned run can mean."""
-    for name, allowed in (("data", DATA), ("draw", DRAWS)):
-        if getattr(config, name) not in allowed:
-            raise UserError(f"{name} must be one of {', '.join(allowed)}, not {getattr(config, name)!r}")
+    checks.one_of(config, data=DATA, draw=DRAWS)
     conditioned_pairs.check_config(config)
     if config.data == "on_policy":
         onpolicy.check_sampling(config)

@@ -55,8 +55,7 @@ def check_config(config: PairConfig) -> None:
     """UserError on a value that training on pairs cannot mean."""
     check_pair_config(config)
     checks.above_zero(config, "concentration")
-    if config.aggregate not in AGGREGATES:
-        raise UserError(f"aggregate must be one of {', '.join(AGGREGATES)}, not {config.aggregate!r}")
+    checks.one_of(config, aggregate=AGGREGATES)
     if config.labels == "given" and config.aggregate == "scalarised":
         raise UserError("given labels follow one objective each; use aggregate: losses, or labels: scalarised")
 

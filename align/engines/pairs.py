@@ -50,8 +50,7 @@ class PairTrainingConfig(TrainingConfig):
 def check_pair_config(config: PairTrainingConfig) -> None:
     """UserError on a value that is no DPO configuration."""
     check_training(config)
-    if config.labels not in LABELS:
-        raise UserError(f"labels must be one of {', '.join(LABELS)}, not {config.labels!r}")
+    checks.one_of(config, labels=LABELS)
     if not config.tau > 0 or config.mle_weight < 0 or not config.epochs > 0:
         raise UserError("tau and epochs must be above 0 and mle_weight not below 0")
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import PreTrainedModel, Trainer
 
-    from align.training.common import Schedule
+    from align.training.common import StageConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +68,13 @@ def adapter_config(config: TrainingConfig, model: PreTrainedModel) -> LoraConfig
     return lora_config(model, config.lora_r, alpha=config.lora_alpha or None) if config.lora_r else None
 
 
-def schedule_of(config: TrainingConfig, *, epochs: float = 1.0, max_steps: int = -1) -> Schedule:
+def schedule_of(config: TrainingConfig, *, epochs: float = 1.0, max_steps: int = -1) -> StageConfig:
     """The fields of `config` that trainers take, for so many epochs, or steps where `max_steps` is above 0."""
-    from align.training.common import Schedule
+    from align.training.common import StageConfig
 
     names = ("seed", "learning_rate", "batch_size", "gradient_accumulation", "warmup", "scheduler", "weight_decay")
     fields = {name: getattr(config, name) for name in (*names, "max_grad_norm", "save_steps", "logging_steps")}
-    return Schedule(**fields, epochs=epochs, max_steps=max_steps)
+    return StageConfig(**fields, epochs=epochs, max_steps=max_steps)
 
 
 def trainer_arguments(

@@ -54,9 +54,7 @@ def check_labels(config: UnpairedConfig) -> None:
     """UserError on a value that is no way to label responses."""
     check_training(config)
     checks.at_least(0, config, "tau")
-    for name, allowed in (("labels", LABELS), ("per", SCOPES)):
-        if getattr(config, name) not in allowed:
-            raise UserError(f"{name} must be one of {', '.join(allowed)}, not {getattr(config, name)!r}")
+    checks.one_of(config, labels=LABELS, per=SCOPES)
     number = not isinstance(config.threshold, str) and math.isfinite(config.threshold)
     if not number and config.threshold not in THRESHOLDS:
         raise UserError(f"threshold must be mean, median or a number, not {config.threshold!r}")

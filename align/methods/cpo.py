@@ -110,8 +110,7 @@ def check_config(config: Config, *, objectives: int) -> None:
     check_training(config)
     checks.above_zero(config, "epochs", "sft_epochs", "sft_learning_rate", "control")
     checks.at_least(1, config, "draws", "levels", "max_length")
-    if config.targets not in TARGETS:
-        raise UserError(f"targets must be one of {', '.join(TARGETS)}, not {config.targets!r}")
+    checks.one_of(config, targets=TARGETS)
     if not 0 < config.controlled <= 1:
         raise UserError(f"controlled must be above 0 and at most 1, not {config.controlled:g}")
     if config.importance and (len(config.importance) != objectives or min(config.importance) < 0):

@@ -162,8 +162,7 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> PointFamil
 def check_config(config: Config, *, names: Sequence[str]) -> None:
     """UserError on a value that the rule or the trainer cannot mean."""
     onpolicy.check_sampling(config)
-    if config.measure not in MEASURES:
-        raise UserError(f"measure must be one of {', '.join(MEASURES)}, not {config.measure!r}")
+    checks.one_of(config, measure=MEASURES)
     if len(config.targets) not in (1, len(names)) or not all(math.isfinite(t) for t in config.targets):
         raise UserError(
             f"targets {list(config.targets)} must be one finite number, or one for each of {', '.join(names)}"

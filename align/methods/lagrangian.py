@@ -179,9 +179,7 @@ def fit(config: Config, problem: Problem[Thresholds], run: Workspace) -> PointFa
 def check_config(config: Config) -> None:
     """UserError on a value that the multipliers or the trainer cannot mean."""
     onpolicy.check_sampling(config)
-    for name, allowed in (("dual", DUALS), ("normalise", NORMALISATIONS)):
-        if getattr(config, name) not in allowed:
-            raise UserError(f"{name} must be one of {', '.join(allowed)}, not {getattr(config, name)!r}")
+    checks.one_of(config, dual=DUALS, normalise=NORMALISATIONS)
     checks.above_zero(config, "dual_rate", "window", "max_multiplier")
     checks.at_least(0, config, "initial_multiplier")
     if config.initial_multiplier == 0 and config.dual != "linear":

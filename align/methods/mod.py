@@ -48,12 +48,10 @@ class Config(specialists.Config):
     def check(self, *, objectives: int) -> None:
         """UserError on a value that is no mixture, as far as it can be known before the specialists are trained."""
         super().check(objectives=objectives)
-        if self.divergence not in DIVERGENCES:
-            raise UserError(f"divergence must be one of {', '.join(DIVERGENCES)}, not {self.divergence!r}")
+        checks.one_of(self, divergence=DIVERGENCES)
         checks.above_zero(self, "alpha")
         checks.at_least(0, self, "beta")
-        if self.normaliser not in NORMALISERS:
-            raise UserError(f"normaliser must be one of {', '.join(NORMALISERS)}, not {self.normaliser!r}")
+        checks.one_of(self, normaliser=NORMALISERS)
         if self.betas and (len(self.betas) != objectives or not min(self.betas) > 0):
             raise UserError(f"betas must be {objectives} numbers above 0, one per specialist; got {list(self.betas)}")
         if not self.beta and len(set(self.betas)) > 1:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
+from align import checks
 from align.data.comparisons import Pair
 from align.engines.pairs import (
     PairTrainingConfig,
@@ -102,8 +103,7 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> PointFamil
 def check_config(config: Config, *, names: Sequence[str]) -> None:
     """UserError on a value that is no MODPO configuration for these objectives."""
     check_pair_config(config)
-    if config.margins not in MARGINS:
-        raise UserError(f"margins must be one of {', '.join(MARGINS)}, not {config.margins!r}")
+    checks.one_of(config, margins=MARGINS)
     if config.margin_models and len(config.margin_models) != len(names):
         raise UserError(
             f"margin_models has {len(config.margin_models)} entries for {len(names)} objectives; "

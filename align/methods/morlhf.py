@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from align import checks
 from align.engines.on_policy import trainer as onpolicy
 from align.engines.points import check_preferences, train_points
 from align.engines.problem import Problem
@@ -66,13 +67,7 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> PointFamil
 def check_config(config: Config) -> None:
     """UserError on a value or a combination that TRL would refuse, or accept and mean something else by."""
     onpolicy.check_sampling(config)
-    for name, allowed in (
-        ("kl", KL_PLACES),
-        ("scale_rewards", SCALES),
-        ("aggregation", AGGREGATIONS),
-    ):
-        if getattr(config, name) not in allowed:
-            raise UserError(f"{name} must be one of {', '.join(allowed)}, not {getattr(config, name)!r}")
+    checks.one_of(config, kl=KL_PLACES, scale_rewards=SCALES, aggregation=AGGREGATIONS)
     if config.algorithm == "rloo" and (config.kl, config.scale_rewards, config.aggregation) != (
         "sequence", "none", "sum_then_normalize",
     ):  # fmt: skip

@@ -84,8 +84,7 @@ def check_config(config: Config) -> None:
     """UserError on a value that is no configuration of this method."""
     check_training(config)
     checks.above_zero(config, "epochs")
-    if config.scores not in SCORES:
-        raise UserError(f"scores must be one of {', '.join(SCORES)}, not {config.scores!r}")
+    checks.one_of(config, scores=SCORES)
 
 
 def describe(config: Config, *, weights: Weights) -> str:

@@ -148,14 +148,8 @@ def check_config(config: Config) -> None:
     checks.above_zero(config, "epochs", "online_epochs")
     checks.at_least(0, config, "online_rounds", "replay", "online_learning_rate")
     checks.at_least(1, config, "online_samples", "max_completion_length", "sample_batch_size")
-    for name, allowed in (
-        ("normalise", ("zscore", "minmax")),
-        ("ends", ("data", "normal")),
-        ("aim", tuple(name for name in ASKED if name.startswith("targets"))),
-        ("keep", ("any", "all")),
-    ):
-        if getattr(config, name) not in allowed:
-            raise UserError(f"{name} must be one of {', '.join(allowed)}, not {getattr(config, name)!r}")
+    aims = [name for name in ASKED if name.startswith("targets")]
+    checks.one_of(config, normalise=("zscore", "minmax"), ends=("data", "normal"), aim=aims, keep=("any", "all"))
     if config.ends == "normal" and config.normalise != "zscore":
         raise UserError("ends: normal are extremes of z-scores; set normalise: zscore")
     if not 0 <= config.end_quantile < 0.5 or not 0 <= config.quantile < 1:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from align import checks
 from align.checks import context_of
 from align.errors import UserError
 from align.models.backbones import ModelPool
@@ -101,8 +102,7 @@ class Mixture:
             raise UserError(f"a mixture needs finite coefficients, not all 0; got {self.coefficients}")
         if not (self.alpha >= 0 and math.isfinite(self.alpha)):
             raise UserError(f"alpha must be 0 (log-linear) or above, not {self.alpha:g}")
-        if self.normaliser not in NORMALISERS:
-            raise UserError(f"normaliser must be one of {', '.join(NORMALISERS)}, not {self.normaliser!r}")
+        checks.one_of(self, normaliser=NORMALISERS)
         if self.alpha and min(self.coefficients[1:] if self.normaliser == "root" else self.coefficients) < 0:
             raise UserError("forward_kl and alpha take no negative coefficient; use reverse_kl, or other weights")
 

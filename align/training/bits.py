@@ -36,19 +36,6 @@ class Bits:
         return self.bits / self.bytes
 
 
-def bits_per_byte(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
-    *,
-    context: int | None = None,
-    score_end: bool = False,
-    batch_size: int = 16,
-) -> float:
-    """Total negative log-likelihood of `texts` in bits over their total UTF-8 bytes (not the mean of ratios)."""
-    return text_bits(model, tokenizer, texts, context=context, score_end=score_end, batch_size=batch_size).per_byte
-
-
 def text_bits(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -58,9 +45,10 @@ def text_bits(
     score_end: bool = False,
     batch_size: int = 16,
 ) -> Bits:
-    """The parts of `bits_per_byte`; `context` is in tokens, start token included (None: all the model's positions).
+    """Total negative log-likelihood of `texts`: `per_byte` is over their total bytes, not the mean of ratios.
 
-    Raises UserError when the texts hold no byte.
+    `context` is in tokens, start token included (None: all the model's positions). UserError when the texts hold no
+    byte.
     """
     start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     limit = _limit(model, context)

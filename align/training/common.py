@@ -7,7 +7,6 @@ and floating point operations are the usual estimate `6 N tokens` for one forwar
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 import os
@@ -38,7 +37,8 @@ class StageConfig:
 
     `max_steps` above 0 wins over `epochs`; a step reads batch_size x gradient_accumulation examples. `learning_rate` is
     the peak, `warmup` a share of the steps below 1 and a number of steps from 1 on, `weight_decay` AdamW's, on matrices
-    only. `save_steps`: steps between the checkpoints that an interrupted call resumes from (None: none are written).
+    only. `batch_size` counts examples per device and micro-step. `save_steps`: steps between the checkpoints that an
+    interrupted call resumes from (None: none are written, right for a stage of seconds, which is simply run again).
     """
 
     epochs: float = 1.0
@@ -63,7 +63,7 @@ class StageConfig:
 
     def arguments(self, out: Path) -> dict[str, Any]:
         """These fields through `base_arguments`."""
-        return base_arguments(out, Schedule(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Schedule)}))
+        return base_arguments(out, self)
 
 
 def has_gpu() -> bool:
@@ -73,31 +73,7 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """How long, how fast and how often: what differs between trainers.
-
-    `max_steps` above 0 wins over `epochs`. `warmup` is a share of the steps below 1 and a number of steps from 1 on.
-    `save_steps=None` writes no checkpoint: right for a stage of seconds, which is simply run again.
-    `learning_rate` is the peak; `batch_size` counts examples per device and per micro-step.
-    """
-
-    seed: int
-    learning_rate: float
-    batch_size: int
-    max_steps: int = -1
-    epochs: float = 1.0
-    warmup: float = 0.0
-    weight_decay: float = 0.0
-    scheduler: str = "linear"
-    max_grad_norm: float = 1.0
-    save_steps: int | None = None
-    gradient_accumulation: int = 1
-    logging_steps: int = 10
-    report_to: tuple[str, ...] = ()
-
-
-def base_arguments(out: Path, schedule: Schedule) -> dict[str, Any]:
+def base_arguments(out: Path, schedule: StageConfig) -> dict[str, Any]:
     """Keyword arguments for `TrainingArguments` and for every TRL config; checkpoints go to `out/checkpoints`."""
     import torch
 

@@ -162,12 +162,12 @@ def bits_of(points: Sequence[Point], *, text: str | None, limit: int | None) -> 
     """Per row the reference's bits per byte on `text`, the row's mean over its preferences, and the change."""
     if text is None:
         return {}
-    from align.training.bits import bits_per_byte
+    from align.training.bits import text_bits
 
     texts = [row["text"] for row in text_rows(text, limit=limit)]
     measured: dict[str, list[float]] = {}
     for point in points:
-        value = bits_per_byte(point.policy.model, point.policy.tokenizer, texts)
+        value = text_bits(point.policy.model, point.policy.tokenizer, texts).per_byte
         measured.setdefault(point.row, []).append(value)
         point.policy.release()
     before = measured[REFERENCE][0]

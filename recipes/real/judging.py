@@ -97,7 +97,7 @@ def evaluate(
     """
     from align.objectives import RewardModelObjective
     from align.policies.base import ModelPolicy
-    from align.training.bits import bits_per_byte
+    from align.training.bits import text_bits
     from evals.measure.answers import append_answers
 
     base = ModelPolicy(checkpoint(reference), name="reference")
@@ -117,7 +117,7 @@ def evaluate(
     facts = {"cells": len(cells), "samples_per_response": made.samples_per_response, "passed_over": passed}
     if judged.texts and isinstance(made, ModelPolicy):
         held_out = [row["text"] for row in part_of(data, "validation")[: judged.texts]]
-        facts["bits_per_byte"] = bits_per_byte(made.model, made.tokenizer, held_out)
+        facts["bits_per_byte"] = text_bits(made.model, made.tokenizer, held_out).per_byte
     return facts
 
 

@@ -91,8 +91,8 @@ def check_sampling(config: OnPolicyConfig) -> None:
         )
     if config.steps < 1 or config.max_completion_length < 1:
         raise UserError("steps and max_completion_length must be at least 1")
-    if isinstance(config, AlgorithmConfig) and config.algorithm not in ALGORITHMS:
-        raise UserError(f"algorithm must be one of {', '.join(ALGORITHMS)}, not {config.algorithm!r}")
+    if isinstance(config, AlgorithmConfig):
+        checks.one_of(config, algorithm=ALGORITHMS)
 
 
 def required_prompts(problem: Problem[P], *, method: str) -> Sequence[Row]:

@@ -380,14 +380,14 @@ def test_reward_trainer_minimises_bradley_terry_on_texts_with_the_end_token(many
     from trl import RewardConfig, RewardTrainer
 
     from align.models import load_scorer
-    from align.training.common import Schedule, base_arguments
+    from align.training.common import StageConfig, base_arguments
 
     tokenizer = make_tokenizer()
     rows = [
         {"prompt": "x :", "chosen": f" {a}", "rejected": f" {b}"}
         for a, b in zip(RESPONSES, RESPONSES[::-1], strict=True)
     ]
-    arguments = base_arguments(tmp_path, Schedule(seed=0, learning_rate=1e-3, batch_size=4, max_steps=1))
+    arguments = base_arguments(tmp_path, StageConfig(seed=0, learning_rate=1e-3, batch_size=4, max_steps=1))
     trainer = RewardTrainer(
         model=load_scorer(many_tokens, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id),
         args=RewardConfig(**arguments),

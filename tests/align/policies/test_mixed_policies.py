@@ -226,14 +226,14 @@ def test_weights_outside_the_simplex_are_flagged(models: list[str]) -> None:
 
 def test_bits_per_byte_read_a_mixture_like_a_model(models: list[str]) -> None:
     """What the alignment tax asks of a policy's `model`."""
-    from align.training.bits import bits_per_byte
+    from align.training.bits import text_bits
 
     texts = ["x : A B", "y y : C"]
     policy, alone = mixed(models, 0.5, 0.25, 0.25), ModelPolicy(models[0])
-    assert bits_per_byte(policy.model, policy.tokenizer, texts) > 0
+    assert text_bits(policy.model, policy.tokenizer, texts).per_byte > 0
     same = mixed([models[0]] * 2, 0.5, 0.5)
-    expected = bits_per_byte(alone.model, alone.tokenizer, texts)
-    assert bits_per_byte(same.model, same.tokenizer, texts) == pytest.approx(expected, abs=1e-5)
+    expected = text_bits(alone.model, alone.tokenizer, texts).per_byte
+    assert text_bits(same.model, same.tokenizer, texts).per_byte == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_shortest_context_counts(models: list[str]) -> None:

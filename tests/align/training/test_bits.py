@@ -11,7 +11,7 @@ import torch
 
 from align.errors import UserError
 from align.models import load_model, load_tokenizer
-from align.training.bits import _windows, bits_per_byte, completion_bits, text_bits
+from align.training.bits import _windows, completion_bits, text_bits
 
 
 class Uniform(torch.nn.Module):
@@ -39,7 +39,7 @@ def test_bits_per_byte_of_a_uniform_model_is_known(tiny_model: Path) -> None:
     demonstrations = completion_bits(Uniform(256), tokenizer, rows)  # type: ignore[arg-type]
     assert (demonstrations.tokens, demonstrations.bytes) == (3, 3) and demonstrations.bits == pytest.approx(24)
     with pytest.raises(UserError, match="without a single byte"):
-        bits_per_byte(Uniform(4), tokenizer, [""])  # type: ignore[arg-type]
+        text_bits(Uniform(4), tokenizer, [""])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("length", "first", "limit"), [(30, 1, 8), (8, 1, 8), (9, 1, 8), (30, 12, 7), (5, 4, 2)])
@@ -66,7 +66,7 @@ def test_bits_per_byte_is_the_models_own_likelihood_in_any_batch(tiny_model: Pat
             nats += model(input_ids=ids, labels=ids).loss.item() * (ids.shape[1] - 1)
     expected = nats / math.log(2) / sum(map(len, texts))
     for batch_size in (1, 16):
-        assert bits_per_byte(model, tokenizer, texts, batch_size=batch_size) == pytest.approx(expected, rel=1e-5)
+        assert text_bits(model, tokenizer, texts, batch_size=batch_size).per_byte == pytest.approx(expected, rel=1e-5)
     # Windows change the number only through the shorter context.
-    windowed = bits_per_byte(model, tokenizer, texts, context=6)
+    windowed = text_bits(model, tokenizer, texts, context=6).per_byte
     assert windowed != expected and windowed == pytest.approx(expected, rel=0.1)

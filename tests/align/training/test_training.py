@@ -18,8 +18,8 @@ from align.errors import UserError
 from align.models import ModelConfig, load_model, load_tokenizer
 from align.runs import Ledger
 from align.training import common
-from align.training.bits import bits_per_byte, completion_bits
-from align.training.common import Schedule, StageConfig, base_arguments, resume_point
+from align.training.bits import completion_bits, text_bits
+from align.training.common import StageConfig, base_arguments, resume_point
 from align.training.pretrain import PretrainConfig, pretrain
 from align.training.reward_model import RewardModelConfig, preference_accuracy, train_reward_model
 from align.training.sft import SFTConfig_, sft
@@ -86,7 +86,7 @@ def test_every_surprising_default_is_set(tmp_path: Path) -> None:
 
 def test_checkpoints_fall_on_logged_steps(tmp_path: Path) -> None:
     arguments = base_arguments(
-        tmp_path, Schedule(seed=0, learning_rate=1.0, batch_size=1, save_steps=25, logging_steps=10)
+        tmp_path, StageConfig(seed=0, learning_rate=1.0, batch_size=1, save_steps=25, logging_steps=10)
     )
     assert (arguments["save_strategy"], arguments["save_steps"], arguments["logging_steps"]) == ("steps", 25, 5)
 
@@ -123,7 +123,7 @@ def test_pretraining_learns_charges_the_ledger_and_reports_bits_per_byte(
     metrics = pretrain(config, rows=rows[:40], validation=rows[40:], out=tmp_path, ledger=ledger)
     model, tokenizer = load_model(tmp_path / "model"), load_tokenizer(tmp_path / "model")
     assert metrics["bits_per_byte"] == pytest.approx(
-        bits_per_byte(model, tokenizer, [row["text"] for row in rows[40:]]), rel=1e-5
+        text_bits(model, tokenizer, [row["text"] for row in rows[40:]]).per_byte, rel=1e-5
     )
     assert metrics["bits_per_byte"] < 2.5 < math.log2(300) / 2  # far below an untrained model's
     assert metrics["loss"] < 2.0 and metrics["steps"] == 40
