@@ -58,18 +58,6 @@ def hypervolume(points_NK: Array, *, ref_point: Array) -> float:
     return float(moocore.hypervolume(points, reference, maximise=True))
 
 
-def igd_plus(points_NK: Array, *, true_front_MK: Array) -> float:
-    """Mean over the true front of the distance by which the nearest point falls short of it (IGD+, Ishibuchi 2015).
-
-    0 when every true point is weakly dominated by some point. Units: those of the objectives.
-    """
-    import moocore
-
-    points = _points(points_NK, "points_NK")
-    front = _points(true_front_MK, "true_front_MK", points.shape[1])
-    return float(moocore.igd_plus(points, front, maximise=True))
-
-
 def expected_utility(points_NK: Array, *, weights_MK: Array) -> float:
     """Mean over preferences of the best `w.y` in the set (EUM): an oracle picks the point for each preference."""
     points = _points(points_NK, "points_NK")
@@ -160,11 +148,6 @@ def exchange_rate(points_NK: Array, *, of: int, per: int, tie: float = 1e-12) ->
 
     slopes = tuple(slope(a, b) for a, b in zip(order[:-1], order[1:], strict=True))
     return ExchangeRates(slopes, tuple(int(i) for i in order), slope(order[0], order[-1]))
-
-
-def regret(value: float, *, best: float) -> float:
-    """`J(optimum) - J(policy)`: at least 0 up to rounding, and equal to beta KL(policy || optimum)."""
-    return float(best) - float(value)
 
 
 def regret_share(regrets_M: Array, *, reference_regrets_M: Array) -> float:

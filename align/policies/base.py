@@ -89,6 +89,7 @@ class ModelPolicy:
 
     samples_per_response = 1
     banned: tuple[int, ...] = ()  # tokens that the decoding rule never draws: their probability is 0
+    rows_per_pass = 32  # read at once by `sequence_logprobs`
 
     def __init__(self, path: str | Path, *, name: str | None = None) -> None:
         self.path = model_dir(path)
@@ -128,6 +129,10 @@ class ModelPolicy:
         """How many blocks of logits, of all tokens in a pass, the model holds at once while it is read."""
         return 1
 
+    def asked(self, prompts: Sequence[str]) -> list[str]:
+        """The prompts as the model reads them."""
+        return list(prompts)
+
     def generate(self, prompts: Sequence[str], *, max_new_tokens: int, seed: int, batch_size: int = 64) -> list[str]:
         """One sampled completion per prompt; the same seed gives the same text at the same batch size."""
         drawn = self.draw(prompts, max_new_tokens=max_new_tokens, seed=seed, batch_size=batch_size)
@@ -138,11 +143,12 @@ class ModelPolicy:
         import torch
 
         model, tokenizer = self._load()
+        texts = self.asked(prompts)
         torch.manual_seed(seed)
         drawn: list[Drawn] = []
         for start in range(0, len(prompts), batch_size):
             batch = tokenizer(
-                list(prompts[start : start + batch_size]),
+                texts[start : start + batch_size],
                 return_tensors="pt",
                 padding=True,
                 padding_side="left",
@@ -163,8 +169,8 @@ class ModelPolicy:
                     suppress_tokens=list(self.banned) or None,
                 )
             new_ids = ids[:, batch["input_ids"].shape[1] :].tolist()
-            texts = tokenizer.batch_decode(new_ids, skip_special_tokens=True)
-            drawn += [Drawn.of(row, ends=ends, text=text) for row, text in zip(new_ids, texts, strict=True)]
+            replies = tokenizer.batch_decode(new_ids, skip_special_tokens=True)
+            drawn += [Drawn.of(row, ends=ends, text=text) for row, text in zip(new_ids, replies, strict=True)]
         return drawn
 
     def next_token_logprobs(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
@@ -177,7 +183,7 @@ class ModelPolicy:
         completions: Sequence[str] | Sequence[Drawn],
         *,
         max_new_tokens: int | None = None,
-        batch_size: int = 32,
+        batch_size: int | None = None,
     ) -> list[float]:
         """Sum of log pi over completion tokens and the end token, in nats, for each pair.
 
@@ -186,10 +192,10 @@ class ModelPolicy:
         ended, so that its end token does not count.
         """
         model, tokenizer = self._load()
-        rows = completion_rows(tokenizer, prompts, completions, max_new_tokens=max_new_tokens)
+        rows = completion_rows(tokenizer, self.asked(prompts), completions, max_new_tokens=max_new_tokens)
         reader = Reader(
-            pad_id=tokenizer.pad_token_id, batch_size=batch_size, longest_first=True, banned=self.banned,
-            block_bytes=BLOCK_BYTES // self.blocks,
+            pad_id=tokenizer.pad_token_id, batch_size=batch_size or self.rows_per_pass, longest_first=True,
+            banned=self.banned, block_bytes=BLOCK_BYTES // self.blocks,
         )  # fmt: skip
         return sequence_logprobs(model, rows, reader=reader)
 

@@ -20,7 +20,6 @@ from align import checks
 from align.checks import context_of
 from align.errors import UserError
 from align.models.backbones import ModelPool
-from align.models.sampling import Drawn
 from align.policies.base import Component, ModelPolicy, found_model, shared_fields, stored_model, write_family
 from align.preferences import Preference, Weights
 
@@ -237,6 +236,7 @@ class MixedPolicy(ModelPolicy):
             raise UserError(f"{name} has {len(parts)} models for {len(mixture.coefficients)} coefficients")
         self.parts, self.mixture, self.name = tuple(parts), mixture, name
         self.pool = pool or ModelPool()
+        self.rows_per_pass = max(1, 32 // (1 + len(parts)))  # every component's logits are held at once
         self._loaded: Loaded | None = None
 
     def _load(self) -> Loaded:
@@ -263,18 +263,6 @@ class MixedPolicy(ModelPolicy):
     def blocks(self) -> int:
         """Logits and log-probabilities of every component, and the mixture's."""
         return 1 + 2 * len(self.parts)
-
-    def sequence_logprobs(
-        self,
-        prompts: Sequence[str],
-        completions: Sequence[str] | Sequence[Drawn],
-        *,
-        max_new_tokens: int | None = None,
-        batch_size: int | None = None,
-    ) -> list[float]:
-        """As for a single model; the batch is smaller by default, for every component's logits are held at once."""
-        size = batch_size or max(1, 32 // (1 + len(self.parts)))
-        return super().sequence_logprobs(prompts, completions, max_new_tokens=max_new_tokens, batch_size=size)
 
 
 @dataclass(frozen=True)

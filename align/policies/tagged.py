@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from align import checks
 from align.errors import UserError
-from align.models.sampling import Drawn
 from align.policies.base import Component, ModelPolicy, relative_path, shared_fields, write_family
 from align.preferences import Direction, Preference, Targets, Weights
 from align.runs import model_dir
@@ -228,24 +227,8 @@ class TaggedPolicy(ModelPolicy):
         )
         return super().next_token_logprobs(ids_BT, mask_BT)
 
-    def draw(self, prompts: Sequence[str], *, max_new_tokens: int, seed: int, batch_size: int = 64) -> list[Drawn]:
-        """One sampled response per untagged prompt."""
-        return super().draw(self._tagged(prompts), max_new_tokens=max_new_tokens, seed=seed, batch_size=batch_size)
-
-    def sequence_logprobs(
-        self,
-        prompts: Sequence[str],
-        completions: Sequence[str] | Sequence[Drawn],
-        *,
-        max_new_tokens: int | None = None,
-        batch_size: int = 32,
-    ) -> list[float]:
-        """Sum of log pi over each completion of an untagged prompt, in nats."""
-        return super().sequence_logprobs(
-            self._tagged(prompts), completions, max_new_tokens=max_new_tokens, batch_size=batch_size
-        )
-
-    def _tagged(self, prompts: Sequence[str]) -> list[str]:
+    def asked(self, prompts: Sequence[str]) -> list[str]:
+        """The prompts behind their tags."""
         return [self.tags.apply(prompt, self.values) for prompt in prompts]
 
 

@@ -197,26 +197,24 @@ def build_trainer(
         "processing_class": tokenizer,
         "peft_config": adapter_config(config, model),
     }
+    penalty = None
     if update.algorithm == "rloo":
         args = RLOOConfig(**arguments, beta=config.beta, reward_weights=weights, normalize_advantages=False)
-        trainer = (update.trainer_class or RLOOTrainer)(args=args, reward_funcs=funcs, **common)
-        trainer.add_callback(PlainSampling(max_tokens=config.max_completion_length))
-        bind(funcs, trainer.model)
-        return trainer
-    penalty = None
-    if kl.place == "sequence":
-        penalty = SequenceKL(kl.reference or problem.reference, strip=kl.strip, select=kl.select)
-        funcs, weights = [*funcs, penalty], [*weights, -config.beta]
-    args = GRPOConfig(
-        **arguments,
-        beta=config.beta if kl.place == "token" else 0.0,
-        reward_weights=weights,
-        scale_rewards=update.scale_rewards,
-        multi_objective_aggregation=update.aggregation,
-        loss_type="dr_grpo",  # sums over tokens with a constant divisor: no bias towards short or long responses
-        importance_sampling_level="token",
-    )
-    trainer = (update.trainer_class or GRPOTrainer)(args=args, reward_funcs=funcs, **common)
+    else:
+        if kl.place == "sequence":
+            penalty = SequenceKL(kl.reference or problem.reference, strip=kl.strip, select=kl.select)
+            funcs, weights = [*funcs, penalty], [*weights, -config.beta]
+        args = GRPOConfig(
+            **arguments,
+            beta=config.beta if kl.place == "token" else 0.0,
+            reward_weights=weights,
+            scale_rewards=update.scale_rewards,
+            multi_objective_aggregation=update.aggregation,
+            loss_type="dr_grpo",  # sums over tokens with a constant divisor: no bias towards short or long responses
+            importance_sampling_level="token",
+        )
+    plain_class = RLOOTrainer if update.algorithm == "rloo" else GRPOTrainer
+    trainer = (update.trainer_class or plain_class)(args=args, reward_funcs=funcs, **common)
     trainer.add_callback(PlainSampling(max_tokens=config.max_completion_length))
     bind(funcs, trainer.model)
     if penalty is not None:

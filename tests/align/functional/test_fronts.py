@@ -41,13 +41,6 @@ def test_hypervolume_counts_the_dominated_cells_of_a_grid(width: int) -> None:
     assert fronts.hypervolume(points, ref_point=np.zeros(width)) == pytest.approx(cells)
 
 
-def test_igd_plus_counts_only_shortfalls() -> None:
-    """True front (1,1) and (0,2); the point (0,1) falls short of the first by (1,0) and of the second by (0,1)."""
-    assert fronts.igd_plus([[0, 1]], true_front_MK=[[1, 1], [0, 2]]) == pytest.approx(1.0)
-    assert fronts.igd_plus([[3, 3]], true_front_MK=[[1, 1], [0, 2]]) == 0  # beyond the front is no distance
-    assert fronts.igd_plus([[0, 0]], true_front_MK=[[3, 4]]) == pytest.approx(5.0)
-
-
 def test_utilities_by_hand() -> None:
     """Points (2,0) and (0,1), asked for w = (1,0) and (.5,.5): best 2 and 1; obtained 2 and .5."""
     points, weights = [(2, 0), (0, 1)], [(1, 0), (0.5, 0.5)]
@@ -119,8 +112,7 @@ def test_exchange_rate_by_hand() -> None:
         fronts.exchange_rate([(0, 1), (4, 1)], of=1, per=1)
 
 
-def test_regret_and_share() -> None:
-    assert fronts.regret(0.2, best=0.5) == pytest.approx(0.3)
+def test_the_share_of_regret() -> None:
     assert fronts.regret_share([0.1, 0.3], reference_regrets_M=[0.4, 0.6]) == pytest.approx(0.4)  # not mean of ratios
     with pytest.raises(ValueError, match="no regret"):
         fronts.regret_share([0.1], reference_regrets_M=[0.0])
