@@ -1,4 +1,4 @@
-"""One frozen causal LM in memory for a LoRA policy, its reference and K reward models or specialists, each an adapter.
+"""One frozen causal LM in memory for a LoRA policy, its reference and K reward models, each an adapter.
 
 The policy's adapter stays active and trainable; the reference is the backbone with every adapter off; a reward model is
 one more adapter of PEFT's on the same layers, and a score head outside of the model. Whoever reads another adapter does
@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from align.errors import UserError
-from align.models.backbones import ADAPTER_FILE, Backbone, View, base_of
+from align.models.backbones import ADAPTER_FILE, base_of
 from align.runs import model_dir
 
 if TYPE_CHECKING:
@@ -24,20 +24,22 @@ if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel
-    from transformers.utils import ModelOutput
 
 
 HEAD = "score.weight"
 
 
 @dataclass(eq=False)
-class SharedBackbone(Backbone):
+class SharedBackbone:
     """A backbone whose active adapter is somebody's policy: others are read on it and leave no trace.
 
     What is added is hidden from the policy's `peft_config` and `state_dict()`, so that saving, resuming and TRL's
     reference handling know the policy's adapter alone.
     """
 
+    model: PreTrainedModel
+    peft: PeftModel | None = None  # the wrapper that PEFT puts around `model`, whose layers it replaces in place
+    active: str | None = None  # the policy's adapter
     scorers: dict[str, Scorer] = field(default_factory=dict)  # by adapter directory
     hidden: set[str] = field(default_factory=set)  # names of adapters that are none of the policy's
 
@@ -61,19 +63,6 @@ class SharedBackbone(Backbone):
         """The checkpoint that the backbone was read from."""
         return str(self.model.config._name_or_path)
 
-    @property
-    def reference(self) -> View:
-        """The backbone with every adapter off."""
-        return Reading(self)
-
-    def specialist(self, path: str | Path) -> View:
-        """The policy of an adapter directory, to be read on this backbone; UserError unless it is an adapter of it."""
-        folder = model_dir(path)
-        require_same_base(folder, self.base)
-        if folder not in self.adapters:
-            self.add(folder)
-        return Reading(self, self.adapters[folder])
-
     def scorer(self, path: str | Path, *, pad_token_id: int) -> Scorer:
         """The reward model of an adapter directory that holds its head; UserError unless it is one of this base."""
         folder = adapter_dir(path)
@@ -81,10 +70,6 @@ class SharedBackbone(Backbone):
         if folder not in self.scorers:
             self.scorers[folder] = self._add_scorer(folder, pad_token_id)
         return self.scorers[folder]
-
-    def add(self, folder: str) -> None:
-        """Load a policy's adapter, beside the active one; UserError when it cannot be read."""
-        self._add(lambda: super(SharedBackbone, self).add(folder))
 
     def _add(self, load: Callable[[], object]) -> None:
         """Call `load` and hide what it added; where there is no policy it may stay (PEFT wants one to be known).
@@ -129,10 +114,6 @@ class SharedBackbone(Backbone):
         config_of_scorer = copy.copy(self.model.config)
         config_of_scorer.pad_token_id = pad_token_id
         return Scorer(self, name, head_1H.to(self.model.device), config_of_scorer)
-
-    def switch(self, name: str | None) -> None:
-        """Refused: a view of the parent class would leave its adapter active, and the policy frozen."""
-        raise RuntimeError("a shared backbone is read within reading(name), which restores the policy")
 
     @contextmanager
     def reading(self, name: str | None) -> Iterator[PreTrainedModel]:
@@ -179,19 +160,6 @@ def without(names: set[str]) -> Callable[..., None]:
             del state[key]
 
     return take_out
-
-
-@dataclass(frozen=True)
-class Reading(View):
-    """A causal LM on a shared backbone, without gradients."""
-
-    backbone: SharedBackbone
-
-    def __call__(self, **inputs: object) -> ModelOutput:
-        import torch
-
-        with torch.no_grad(), self.backbone.reading(self.adapter) as model:
-            return model(**inputs)
 
 
 @dataclass(frozen=True)

@@ -40,12 +40,6 @@ KINDS: dict[str, tuple[str, str]] = {
 }
 
 
-def check_kind(kind: str) -> None:
-    """UserError on a kind that has no prediction."""
-    if kind not in KINDS:
-        raise UserError(f"no predicted fixed point for {kind!r}; choose {', '.join(KINDS)}")
-
-
 def world_tree(world: World, *, prompts: Sequence[Prompt], leaves: Sequence[Tensor]) -> Tree:
     """The P prompts' trees from their (N, V) leaf log-probabilities.
 
@@ -90,7 +84,8 @@ def predicted_conditionals(
 
     UserError on a kind that has none. Scales "batch" and "gdpo" pool the tree's prompts as one batch.
     """
-    check_kind(kind)
+    if kind not in KINDS:
+        raise UserError(f"no predicted fixed point for {kind!r}; choose {', '.join(KINDS)}")
     if kind == "token_mod":
         vertices = [Weights.vertex(k, len(weights)).values for k in range(len(weights))]
         return token_mod([optimum(tree, weights=e, beta=beta) for e in vertices], weights=weights)
@@ -108,7 +103,6 @@ def _leaf_ratios(
     group: int | None, draws: int,
 ) -> np.ndarray:  # fmt: skip
     """(P, N, 2) log p/ref of ending well and of ending malformed at each node."""
-    check_kind(kind)
     tree = world_tree(world, prompts=prompts, leaves=leaves)
     found = predicted_conditionals(kind, tree=tree, weights=weights, beta=world.config.beta, group=group, draws=draws)
     reach, out = np.zeros((len(prompts), 1)), []

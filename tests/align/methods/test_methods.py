@@ -390,6 +390,8 @@ def test_an_interrupted_run_resumes_to_the_same_weights(algorithm: str, referenc
 def test_dpo_resumes_to_the_same_weights(reference: str, tmp_path: Path) -> None:
     from transformers import TrainerCallback
 
+    from align.training.common import resume_point
+
     weights, rows = Weights((0.5, 0.5)), pair_rows(192)
     config = dpo.Config(**{**PAIRS, "batch_size": 32, "epochs": 2.0}, save_steps=4)
     whole = fit(dpo, config, reference=reference, weights=[weights], out=tmp_path / "whole", comparisons=rows)
@@ -405,6 +407,6 @@ def test_dpo_resumes_to_the_same_weights(reference: str, tmp_path: Path) -> None
     trainer = pair_training.dpo_trainer(pairs, **settings, folder=folder)
     trainer.add_callback(Kill())
     with pytest.raises(KeyboardInterrupt):
-        trainer.train()
+        trainer.train(resume_from_checkpoint=resume_point(folder))
     pair_training.train_on_pairs(pairs, **settings, run=workspace(folder))
     assert same_weights(whole.points[weights.label], str(folder / "model"))

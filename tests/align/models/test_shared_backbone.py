@@ -183,31 +183,11 @@ def test_the_reference_is_the_base_before_and_after_scoring(base: str, runs: dic
     backbone = SharedBackbone.of(model)
     for objective in objectives.values():
         objective(**PAIRS)
-        found = backbone.reference(**IDS).logits.log_softmax(-1)
-        assert torch.allclose(found, plain, atol=1e-6) and not found.requires_grad
+        with torch.no_grad(), backbone.reading(None) as reference:
+            assert torch.allclose(reference(**IDS).logits.log_softmax(-1), plain, atol=1e-6)
         with torch.no_grad(), model.disable_adapter():  # as TRL reads it
             assert torch.allclose(model(**IDS).logits.log_softmax(-1), plain, atol=1e-6)
     assert trainable(model)
-
-
-def test_specialists_are_read_beside_the_policy(base: str, runs: dict[str, str], tmp_path: Path) -> None:
-    paths = [make_adapter(base, tmp_path / str(seed), r=2, seed=seed) for seed in (1, 2, 3)]
-    with torch.no_grad():
-        alone = [load_model(path).eval()(**IDS).logits for path in paths]
-    model = policy_on(base)
-    names = trainable(model)
-    objective = SharedRewardModel(runs["one"])
-    objective.bind(model)
-    scores = objective(**PAIRS)
-    backbone = SharedBackbone.of(model)
-    specialists = [backbone.specialist(path) for path in paths]
-    for i in (0, 2, 1, 0):
-        assert torch.allclose(specialists[i](**IDS).logits, alone[i], atol=1e-5)
-        assert objective(**PAIRS) == scores and trainable(model) == names and model.training
-    assert (alone[0] - alone[1]).abs().max() > 0.01 and set(model.peft_config) == {"default"}
-    assert model.active_adapter == "default" and backbone.specialist(paths[0]).adapter == specialists[0].adapter
-    with pytest.raises(RuntimeError, match="reading"):
-        backbone.switch("adapter_0")
 
 
 def test_the_backbone_is_in_memory_once(base: str, runs: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -381,8 +361,6 @@ def test_mistakes_are_told_in_one_line(base: str, runs: dict[str, str], tmp_path
     other = make_reference(tmp_path / "other", seed=5)
     with pytest.raises(UserError, match="adapter of .* but the model in memory is"):
         SharedRewardModel(runs["one"]).bind(policy_on(other))
-    with pytest.raises(UserError, match="but the model in memory is"):
-        SharedBackbone.of(policy_on(other)).specialist(policy)
     damaged = Path(make_reward_model(base, tmp_path / "damaged", seed=0)) / "adapter"
     (damaged / "adapter_model.safetensors").write_bytes(b"no tensors")
     with pytest.raises(UserError, match="no model could be read"):
