@@ -53,7 +53,7 @@ test-all: $(STAMP)
 	$(BIN)/python -m pytest -q -n $(WORKERS)
 
 lint: $(STAMP)
-	$(BIN)/ruff check align evals recipes tests benchmarks
+	$(BIN)/ruff check align evals recipes tests benchmarks docs
 	$(BIN)/mypy
 
 clean:
