@@ -1,21 +1,51 @@
-"""What the benchmarks' pages share: Markdown tables, values with their intervals, the stack they ran on."""
+"""What the benchmarks' pages share: templates, Markdown tables, values with their intervals, the stack they ran on."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from jinja2 import Environment, StrictUndefined
+
 from evals.items import Fields
-from evals.report.words import interval, num, signed
+from evals.report.words import amount, interval, num, signed
 
 Entry = Fields  # a published table, or a part of it
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: int | None = None) -> list[str]:
-    """A Markdown table and the empty line behind it; columns from `numbers` on are aligned to the right."""
-    left = len(head) if numbers is None else numbers
-    ruler = "|" + " --- |" * left + " ---: |" * (len(head) - left)
-    return [line(head), ruler, *map(line, rows), ""]
+def render(template: Path, **values: object) -> str:
+    """The page of a template that lies beside its module.
+
+    Templates call the functions of this file and those of evals/report/words.py by their names. A backslash at the end
+    of a line joins it to the next: one line of Markdown may stand on several lines of the template.
+    """
+    shared: dict[str, Callable[..., object]] = {function.__name__: function for function in SHARED}
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["at"] = at
+    source = template.read_text(encoding="utf-8").replace("\\\n", "")
+    return environment.from_string(source).render(shared | values).rstrip() + "\n"
+
+
+def filled(page: str) -> str:
+    """The page with its paragraphs filled to 130 columns; tables, titles and lists stay as they are."""
+    blocks = page.strip().split("\n\n")
+    return "\n\n".join(b if b.startswith(("|", "#", "- ")) else fill(b) for b in blocks) + "\n"
+
+
+def fill(text: str) -> str:
+    return textwrap.fill(" ".join(text.split()), width=130, break_long_words=False, break_on_hyphens=False)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, align: str = "l") -> str:
+    """A Markdown table."""
+    return "\n".join([heading(head, align=align), *map(line, rows)])
+
+
+def heading(head: Sequence[str], *, align: str = "l") -> str:
+    """Head and ruler of a table; `align`: l or r for each column, the last letter for all the rest, too."""
+    letters = align.ljust(len(head), align[-1])
+    return line(head).replace("|  |", "| |") + "\n|" + "".join(" ---: |" if a == "r" else " --- |" for a in letters)
 
 
 def line(cells: Sequence[str]) -> str:
@@ -56,9 +86,17 @@ def at(preference: Sequence[float]) -> str:
     return ", ".join(f"{w:g}" for w in preference)
 
 
+def listed(words: Sequence[object], *, mark: str = "") -> str:
+    """Words with commas between them, each between two marks, or "none"."""
+    return ", ".join(f"{mark}{word}{mark}" for word in words) or "none"
+
+
 def stack(environment: Entry, *, packages: Sequence[str] = ("torch", "transformers", "trl", "peft")) -> str:
     """The versions that numbers were made with."""
     return ", ".join(f"{name} {environment['versions'][name]}" for name in packages)
+
+
+SHARED = (amount, at, excludes_zero, heading, interval, listed, named, num, ranged, signed, stack, stated)
 
 
 def write(folder: Path, files: Mapping[str, str]) -> None:

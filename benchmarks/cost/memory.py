@@ -18,7 +18,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import textwrap
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from typing import TYPE_CHECKING
 from align import checks
 from align.errors import UserError, guarded
 from align.models import ModelConfig
+from benchmarks.pages import filled, render
 from evals.items import Json
 from recipes.config import option, parse
 
@@ -301,43 +301,8 @@ def result_of(runs: Mapping[str, Sequence[Json]], *, objectives: int) -> Json:
 
 
 def page(result: Json) -> str:
-    """The Markdown page; a function of the JSON alone."""
-    step, count, rows = result["step"], result["objectives"], result["variants"]
-    opening = f"""Measured on:
-        a LoRA policy (rank {step["lora_r"]}, {result["policy_parameters"]:,} trained parameters) on a random
-        llama of {result["backbone_parameters"]:,} parameters in float32, {step["batch_size"]} completions of
-        {step["max_completion_length"]} tokens after prompts of {step["prompt_tokens"]}, AdamW, one CPU thread,
-        K = {count}. Peak is that of the resident set over two steps, above what the process held before any of these
-        models was loaded. Medians of {result["repeats"]} rounds; ratios are within a round, with the smallest and the
-        largest in brackets. Made by `python -m benchmarks.cost.memory`."""
-    lines = [
-        "| in memory | peak, MiB | ratio to the first | parameters | optimizer | gradients | the rest | CPU s a step |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows.values():
-        rest = row["peak"] - row["parameters"] - row["optimizer"] - row["gradients"]
-        sizes = [f"{x / 2**20:,.1f}" for x in (row["parameters"], row["optimizer"], row["gradients"], rest)]
-        ratio = f"{row['ratio']:.3f} [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}]"
-        cells = [row["label"], f"{row['peak'] / 2**20:,.0f}", ratio, *sizes, f"{row['cpu_seconds_per_step']:.1f}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    legend = """Columns four to six are counted from the tensors' storages, in MiB; the rest is activations at the peak,
-        caches of sampling, and what the allocator holds without use, which makes peaks of the same work differ by a few
-        per cent between processes: a ratio slightly below 1 is that."""
-    shared, separate = rows["shared"], rows["separate"]
-    whole = rows["policy"]["parameters"]
-    met = "holds" if result["met"] else "does not hold"
-    verdict = f"""What do a reference and reward models cost in memory, beyond the policy?
-        The bar, policy + reference + {count} reward models on one backbone within {result["bound"]:g} times
-        the policy alone in every round, {met}: {shared["ratio"]:.3f} times; separate models take
-        {separate["ratio"]:.2f} times. In parameters alone: {shared["parameters"] / whole:.3f} and
-        {separate["parameters"] / whole:.2f} times. The shared and the separate reward models are the same ones: their
-        scores differ by at most {result["largest_score_gap"]:.1e}."""
-    parts = ["# Memory of one GRPO step", fill(verdict), "\n".join(lines), fill(legend), fill(opening)]
-    return "\n\n".join(parts) + "\n"
-
-
-def fill(text: str) -> str:
-    return textwrap.fill(" ".join(text.split()), width=130, break_long_words=False, break_on_hyphens=False)
+    """The Markdown page; a function of the JSON alone. Paragraphs of the template are filled to 130 columns."""
+    return filled(render(Path(__file__).with_name("memory.md.j2"), **result))
 
 
 def one(variant: str, models: str, tiny: str, objectives: str) -> Json:

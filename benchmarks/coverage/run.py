@@ -135,9 +135,7 @@ def simulate(*, evaluations: int, seed: int, sizes: Sequence[int] = SIZES) -> di
         for part, table in (("coverage", ESTIMATORS), ("hard", HARD))
     }
     cases = [(name, "") for name in TESTS] + [("paired t", "naive")] + [(name, "skewed") for name in TESTS]
-    rows["type_one"] = [
-        type_one_error(name, case=case, groups=size, **asked) for name, case in cases for size in sizes
-    ]
+    rows["type_one"] = [type_one_error(name, case=case, groups=size, **asked) for name, case in cases for size in sizes]
     return rows
 
 

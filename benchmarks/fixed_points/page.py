@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
-
-from benchmarks.pages import table
+from benchmarks.pages import filled, render, table
 from evals.items import Json
 
 NAMES = {
@@ -38,15 +35,10 @@ SOUPS = {
 def page(result: Json) -> str:
     """The Markdown page; a function of the JSON alone. Paragraphs of the template are filled to 130 columns."""
     numbers = Numbers(result)
-    template = Environment(undefined=StrictUndefined).from_string(Path(__file__).with_name("page.md.j2").read_text())
     known = {name: getattr(numbers, name) for name in dir(numbers) if not name.startswith("_")}
-    text = template.render(**known, span=span, exp=math.exp, min=min, max=max, bandit=numbers.row("gdpo")["bandit"])
-    blocks = text.strip().split("\n\n")
-    return "\n\n".join(block if block.startswith(("|", "#", "- ")) else _fill(block) for block in blocks) + "\n"
-
-
-def _fill(text: str) -> str:
-    return textwrap.fill(" ".join(text.split()), width=130, break_long_words=False, break_on_hyphens=False)
+    known |= {"span": span, "tail": tail, "exp": math.exp, "min": min, "max": max, "names": NAMES, "kinds": SOUPS}
+    template = Path(__file__).with_name("page.md.j2")
+    return filled(render(template, **known, bandit=numbers.row("gdpo")["bandit"]))
 
 
 def show(value: float | None) -> str:
@@ -65,12 +57,8 @@ def span(interval: Json | None, *, by: Callable[[float], float] = float) -> str:
     return f"{show(mean)} [{show(low)}, {show(high)}]"
 
 
-def _tail(row: Json) -> str:
+def tail(row: Json) -> str:
     return f"{show(row['median'])}, {show(row['worst'])}, {100 * row['worse_than_reference']:.0f} %"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(table(head, rows, numbers=1)[:-1])
 
 
 @dataclass(frozen=True)
@@ -146,63 +134,18 @@ class Numbers:
 
     def _rules(self, cell: Callable[[Json], str]) -> str:
         worlds = list(self.result["sequences"])
-        rows = [
-            [title, *(cell(numbers[w]) if w in numbers else "" for w in worlds)]
-            for title, numbers in ((title, self.row(name)) for name, title in NAMES.items())
-        ]
-        return _table(["rule", *worlds], rows)
+        rows = []
+        for name, title in NAMES.items():
+            numbers = self.row(name)
+            rows.append([title, *(cell(numbers[w]) if w in numbers else "" for w in worlds)])
+        return table(["rule", *worlds], rows, align="lr")
 
     def shares(self, key: str) -> str:
         return self._rules(lambda numbers: span(numbers[key]))
 
     def tails(self) -> str:
-        return self._rules(_tail)
-
-    def rates(self) -> str:
-        rows = []
-        for name in ("group", "batch", "gdpo"):
-            for world, numbers in self.row(name).items():
-                several = self.result["sequences"][world]["world"]["prompts"] > 1
-                wide = span(numbers["log_ratio_range"], by=math.exp) if several else "one prompt"
-                direction, size = (span(numbers[key], by=math.exp) for key in ("log_ratio", "log_ratio_size"))
-                rows.append([f"{NAMES[name]}, {world}", direction, size, wide])
-        head = ["rule, world", "first objective counts, times", "off by a factor of, either way"]
-        return _table([*head, "largest over smallest in a batch"], rows)
-
-    def soups(self) -> str:
-        rows = []
-        for world, numbers in self.result["soups"].items():
-            for init in ("independent A", "shared A"):
-                for how, name in SOUPS.items():
-                    row = numbers["rows"][f"{how}, {init}"]
-                    wins = "" if how == "delta" else f"{row['exact_better']} of {row['share']['n']}"
-                    cells = [span(row["share"]), _tail(row), span(row["difference"]), wins]
-                    rows.append([f"{world}, {init}: {name}", *cells])
-            row = numbers["rows"]["trained at w"]
-            rows.append([f"{world}: one policy trained at w", span(row["share"]), _tail(row), "", ""])
-        head = ["soup", "regret share", "median, worst, worse than nothing", "difference to the exact soup"]
-        return _table([*head, "exact better in"], rows)
+        return self._rules(tail)
 
     def slopes_left(self) -> str:
         counts = {world: f["rows"]["specialists"] for world, f in self.result["soups"].items()}
         return ", ".join(f"{one['gradient_above_1e-6']} of {one['count']} ({world})" for world, one in counts.items())
-
-    def worlds(self) -> str:
-        head = ["world", "responses", "prompts a batch", "beta", "rewards", "correlation"]
-        return _table(head, [_sequence_world(name, f["world"]) for name, f in self.result["sequences"].items()])
-
-    def soup_worlds(self) -> str:
-        head = ["world of soups", "prompts x responses", "rank", "rank of the rewards", "beta"]
-        return _table(head, [_soup_world(name, f["world"]) for name, f in self.result["soups"].items()])
-
-
-def _sequence_world(name: str, w: Json) -> list[str]:
-    kind = "0 or 1" if w["binary"] else f"normal, scales {w['scales'][0]:g} and {w['scales'][1]:g}"
-    spread = f", by prompt times e^±{w['spread']:g}" if w["spread"] else ""
-    size = f"{w['words']}^{w['length']}"
-    return [name, size, str(w["prompts"]), f"{w['beta']:g}", f"{kind}{spread}", f"{w['correlation']:g}"]
-
-
-def _soup_world(name: str, w: Json) -> list[str]:
-    rewards = f"{w['latent']}, plus noise of sd {w['noise']:g}" if w["noise"] else str(w["latent"])
-    return [name, f"{w['prompts']} x {w['responses']}", str(w["rank"]), rewards, f"{w['beta']:g}"]

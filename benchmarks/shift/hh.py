@@ -141,9 +141,7 @@ def _repeated(
     ]
 
 
-def _mean(
-    answers: Sequence[SampledAnswer], row: str, shift: str, score: Callable[[SampledAnswer], float]
-) -> Json:
+def _mean(answers: Sequence[SampledAnswer], row: str, shift: str, score: Callable[[SampledAnswer], float]) -> Json:
     means = shifted.item_means(shifted.select(answers, row=row, shift=shift), score)
     found = stats.clustered_mean(list(means.values()), clusters_N=list(means), over="prompts")
     return {"value": found.estimate, "ci": found.pair, "over": found.says}

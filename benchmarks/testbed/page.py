@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.command import write_table
-from benchmarks.pages import Entry, named, stack, table, write
+from benchmarks.pages import Entry, render, write
 from benchmarks.testbed import figures
 from benchmarks.testbed.merge import commits_of
 from evals.items import NO_SHIFT
-from evals.report.words import amount, interval, num
 
+GATE = 0.25  # the regret share from which a control fails, and up to which a method passes
 JUDGED = {
     NO_SHIFT: "the held-out prompts (a new verb on known topics)",
     "heldout_topics": "held-out topics, which fine-tuning never saw",
@@ -21,15 +21,18 @@ JUDGED = {
 def write_page(found: Entry, *, folder: Path, command: str) -> None:
     """Write `testbed.json`, `testbed.md` and one figure per world and kind into `folder`."""
     write_table(folder / "testbed.json", found)
-    files, parts = {}, [_opening(found)]
-    for world in found["worlds"]:
-        rows = ranked(found, world)
-        if not rows:
-            continue
-        for name, draw in (("shares", figures.shares), ("cost", figures.cost)):
-            files[f"testbed-{world}-{name}.svg"] = draw(rows, world=world)
-        parts.append(_section(rows, world=world, about=found["worlds"][world]))
-    write(folder, {**files, "testbed.md": "\n".join([*parts, _claims(found), _made(found, command=command)])})
+    worlds = {world: rows for world in found["worlds"] if (rows := ranked(found, world))}
+    split = found.get("split", NO_SHIFT)
+    text = render(
+        Path(__file__).with_name("page.md.j2"), found=found, command=command, gate=GATE, commits=commits_of(found),
+        judged=JUDGED.get(split, f"the prompts of the shift `{split}`"), claims=claims(found),
+        worlds=[(world, rows, summary(rows)) for world, rows in worlds.items()],
+    )  # fmt: skip
+    files = {"testbed.md": text}
+    for world, rows in worlds.items():
+        files[f"testbed-{world}-shares.svg"] = figures.shares(rows, world=world)
+        files[f"testbed-{world}-cost.svg"] = figures.cost(rows, world=world)
+    write(folder, files)
 
 
 def ranked(table: Entry, world: str) -> dict[str, dict[str, object]]:
@@ -42,119 +45,26 @@ def ranked(table: Entry, world: str) -> dict[str, dict[str, object]]:
     return dict(sorted(found.items(), key=lambda item: item[1]["regret_share"]))
 
 
-GATE = 0.25
+def summary(rows: Mapping[str, Entry]) -> Entry:
+    """The names of a world's rows: controls, methods, contenders (by regret share), those that pass the gate from one
+    sample per response, and those that are worse than the reference; and how many seeds rows have.
+    """
+    methods = [row for row, entry in rows.items() if not entry["control"]]
+    return {
+        "controls": [row for row in rows if row not in methods],
+        "methods": methods,
+        "contenders": [row for row in methods if rows[row].get("contender", True)],
+        "passing": [row for row, e in rows.items() if e["regret_share"] <= GATE and e["samples_per_response"] == 1],
+        "worse": [row for row in methods if rows[row]["regret_share"] > 1],
+        "seeds": sorted({len(entry["seeds"]) for entry in rows.values()}),
+    }
 
 
-def _opening(table: Entry) -> str:
-    split = table.get("split", NO_SHIFT)
-    answers = "\n".join(_answer(rows, world) for world in table["worlds"] if (rows := ranked(table, world)))
-    return f"""# Methods on the testbed
-
-Regret share is the mean regret over preferences, divided by the reference model's: 0 is the exact optimum, 1 is no
-better than the reference. Intervals are 95 %, over training seeds.
-
-{answers}
-
-## How to read it
-
-- **Regret share** ranks. Evaluation is exact on {JUDGED.get(split, f"the prompts of the shift `{split}`")}; the
-  interval is a t interval over training seeds.
-- **Wrong objective / unfinished**: the regret of the fixed point of the row's expected update, where it is known, and
-  the rest.
-- **HV at matched KL**: hypervolume recovered against the exact front that spends the row's largest mean KL.
-- **Runs, samples, FLOPs, core-s** are per seed for the whole row (all preferences): its own training, the specialists
-  and the learned rewards that it is made of, and the comparisons that it reads.
-- Negative controls, in italics, must fail at a share of {GATE} or by their samples per response.
-"""
-
-
-def _answer(rows: Mapping[str, Entry], world: str) -> str:
-    """The world in one bullet: the rows nearest to the optimum, how many pass the gate, which do harm, the controls."""
-    methods = {row: entry for row, entry in rows.items() if not entry["control"]}
-    best = [row for row, entry in methods.items() if entry.get("contender", True)][:3]
-    near = ", ".join(f"`{row}` {num(rows[row]['regret_share'])} {_range(rows[row])}".rstrip() for row in best)
-    passing = sum(_passes(entry) for entry in methods.values())
-    worse = ", ".join(f"`{row}`" for row, entry in methods.items() if entry["regret_share"] > 1)
-    wrong = ", ".join(f"`{row}`" for row, entry in rows.items() if entry["control"] and _passes(entry))
-    return (
-        f"- **{world}**: nearest to the optimum are {near}; {passing} of {len(methods)} rows have at most {GATE} from "
-        f"one sample per response; worse than the reference: {worse or 'none'}; negative controls: "
-        f"{f'{wrong} pass, which they must not' if wrong else 'all fail, as they must'}."
-    )
-
-
-def _passes(entry: Entry) -> bool:
-    return bool(entry["regret_share"] <= GATE and entry["samples_per_response"] == 1)
-
-
-def _range(entry: Entry) -> str:
-    return interval(entry["regret_share_ci"]) if entry["regret_share_ci"] else ""
-
-
-def _made(table: Entry, *, command: str) -> str:
-    seeds = ", ".join(map(str, table["seeds"]))
-    earlier = "\nIt adds to what earlier sittings published here." if len(commits_of(table)) > 1 else ""
-    hashes = ", ".join(f"`{name}` {about['hash']}" for name, about in table["worlds"].items())
-    return f"""
-## How it was made
-
-Generated by `python -m benchmarks.testbed.run {command}`; all numbers are in `testbed.json`.
-Worlds: {hashes}.
-Training seeds: {seeds}. Commits {", ".join(commits_of(table))}; {stack(table["environment"])}.{earlier}
-{table["environment"]["cores"]} CPU cores, one thread per process.
-"""
-
-
-HEAD = (
-    "row", "regret share", "95 %", "wrong objective", "unfinished", "HV at matched KL", "KL", "worst regret", "tau",
-    "runs", "samples", "FLOPs", "core-s", "per response",
-)  # fmt: skip
-
-
-def _section(rows: Mapping[str, Entry], *, world: str, about: Entry) -> str:
-    controls = [row for row, entry in rows.items() if entry["control"]]
-    others = [row for row in rows if row not in controls]
-    contenders = [row for row in others if rows[row].get("contender", True)]
-    seeds = sorted({len(entry["seeds"]) for entry in rows.values()})
-    best = f"Best: `{contenders[0]}`, {num(rows[contenders[0]]['regret_share'])}." if contenders else ""
-    return f"""
-## World `{world}`
-
-Hash `{about["hash"]}`; {len(others)} rows and {len(controls)} negative controls; seeds per row:
-{" or ".join(map(str, seeds))}. {best}
-
-![Regret share of every row](testbed-{world}-shares.svg)
-
-![Regret share against training FLOPs](testbed-{world}-cost.svg)
-
-""" + "\n".join(table(HEAD, [[named(row, controls), *_numbers(entry)] for row, entry in rows.items()])[:-1])
-
-
-def _numbers(entry: Entry) -> list[str]:
-    taus = [t for t in entry["kendall_tau"].values() if t is not None]
-    known = {"wrong_objective": 4, "unfinished": 4, "matched_kl_hypervolume": 3}
-    return [
-        num(entry["regret_share"]),
-        _range(entry),
-        *(num(entry[name], digits) if entry[name] is not None else "" for name, digits in known.items()),
-        num(entry["kl"]),
-        num(entry["worst_weight_regret"]),
-        num(min(taus)) if taus else "",
-        num(entry["training_runs"], 0),
-        amount(entry["samples_drawn"]),
-        amount(entry["flops"]),
-        num(entry["seconds"], 0),
-        str(entry["samples_per_response"]),
-    ]
-
-
-def _claims(table: Entry) -> str:
-    lines = ["\n## What each row optimises\n"]
+def claims(table: Entry) -> list[tuple[str, str, str, str]]:
+    """(row, preference, what the row optimises there, note) of every method that says it."""
+    found = []
     for row, entry in table["methods"].items():
         world = next(iter(entry["worlds"].values()), None)
-        if entry["control"] or world is None or not world["optimises"]:
-            continue
-        label, claim = next(iter(world["optimises"].items()))
-        note = f" {entry['note']}" if entry.get("note") else ""
-        lines.append(f"- **{row}** (here at {label}): {claim}.{note}")
-    return "\n".join(lines) + "\n"
+        if not entry["control"] and world is not None and world["optimises"]:
+            found.append((row, *next(iter(world["optimises"].items())), entry.get("note") or ""))
+    return found

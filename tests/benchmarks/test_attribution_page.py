@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.attribution.page import PARTS, _within, verdict
+from benchmarks.attribution.page import PARTS, rank_inside, verdict
 
 
 def test_a_bar_is_met_by_the_interval_only_where_its_lower_end_reaches_it() -> None:
@@ -19,4 +19,4 @@ def test_agreement_inside_a_shift_does_not_come_from_differences_of_shifts() -> 
         {"shift": "st"[k // 3], "exact": dict.fromkeys(PARTS, e), "sampled": dict.fromkeys(PARTS, s)}
         for k, (e, s) in enumerate(zip(exact, sampled, strict=True))
     ]
-    assert "competing: s −1.00, t −1.00" in _within(points, "sampled")
+    assert rank_inside(points, side="sampled", part="competing") == "s −1.00, t −1.00"

@@ -14,7 +14,6 @@ from align.testbed.world import load_world
 from benchmarks.shift import hh as shift_hh
 from benchmarks.shift import page as shift_page
 from benchmarks.shift import plan as planning
-from benchmarks.shift import sections
 from benchmarks.shift import table as tables
 from benchmarks.testbed import plan as testbed_plan
 from factories import synthetic
@@ -25,6 +24,11 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "benchmarks"
 
 GRID = ((1.0, 0.0), (0.5, 0.5), (0.0, 1.0))
+
+ABOUT = {
+    "environment": {"versions": dict.fromkeys(("torch", "transformers", "trl", "peft")), "cores": 2},
+    "commit": "c",
+}
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +77,7 @@ def test_the_front_reuses_the_testbed_benchmark_and_adds_cells(
 def test_the_mitigation_trains_every_arm_on_its_spellings(
     found: planning.Rows, arms: dict[str, planning.Arm], trained: testbed_plan.Rows, tmp_path: Path
 ) -> None:
-    plans = planning.mitigation_plans(
-        found.mitigation, list(arms.values()), trained=trained, out=tmp_path, seeds=[0]
-    )
+    plans = planning.mitigation_plans(found.mitigation, list(arms.values()), trained=trained, out=tmp_path, seeds=[0])
     calls = plans[0].calls
     check_calls(calls)
     named, needs = {call.name: call for call in calls}, needs_of(calls)
@@ -142,8 +144,7 @@ def test_a_planted_mismatch_is_on_the_page_and_the_reference_retains_null(
     assert front["shifts"]["control"]["rows"]["strong"]["gain_retained"]["value"] == pytest.approx(1)
     assert all(s["rows"]["reference"]["gain_retained"]["value"] is None for s in front["shifts"].values())
     assert front["methods"] == ["strong", "weak"] and front["controls"] == ["reference", "kl_overspender"]
-    about = {"environment": {"versions": dict.fromkeys(("torch", "transformers", "trl", "peft")), "cores": 2}}
-    shift_page.write_page({**about, "commit": "c", "front": front}, folder=tmp_path, command="--publish x")
+    shift_page.write_page({**ABOUT, "front": front}, folder=tmp_path, command="--publish x")
     text = (tmp_path / "shift.md").read_text(encoding="utf-8")
     assert "| *reference* | null | null |" in text and "*kl_overspender*" in text
     assert "- **cipher**: even the optimum changes by" in text
@@ -223,6 +224,6 @@ def test_the_mitigation_table_says_what_was_planted(found: planning.Rows) -> Non
     assert [entry["held_out"] for entry in table["matrix"]["without_1"].values()] == [True, False, False, False]
     assert table["groups"]["without (3 families)"]["cost"]["J"]["value"] < 0
     assert table["matrix"]["reference"]["cipher"]["mismatched"]["value"] == pytest.approx(0, abs=1e-12)
-    sentences = sections.mitigation_sentences(table)
-    assert sentences[1].startswith("- `without (3 families)` reduces it on held-out families by +")
-    assert "| without_1 | 0, 2, 3, 4 |" in "\n".join(sections.matrix_table(table))
+    text = shift_page.page({**ABOUT, "mitigation": table}, command="")
+    assert "\n- `without (3 families)` reduces it on held-out families by +" in text
+    assert "| without_1 | 0, 2, 3, 4 |" in text
