@@ -15,6 +15,7 @@ from typing import Literal, Protocol, TypeVar, Union, get_args, get_origin
 import yaml
 
 from align.errors import UserError
+from align.runs import name_today
 
 T = TypeVar("T")
 LARGEST = 2**63 - 1  # no count, seed or size is larger; beyond it libraries overflow
@@ -39,7 +40,9 @@ def shown(value: object) -> str:
 
 
 def nearest(key: str, valid: Sequence[str]) -> str:
-    """The hint of an error about an unknown key: the most similar valid one, else all of them."""
+    """The hint of an error about an unknown key: its name today, else the most similar valid one, else all of them."""
+    if name_today(key) in valid:
+        return f"it is called {name_today(key)} now"
     near = difflib.get_close_matches(key[:100], valid, n=1, cutoff=0.5)
     return f"did you mean {near[0]}?" if near else f"valid keys: {', '.join(valid)}"
 

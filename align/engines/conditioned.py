@@ -51,7 +51,7 @@ class Config(onpolicy.OnPolicyConfig, conditioned_pairs.PairConfig):
 
     data: str = "on_policy"
     draw: str = "prompt"  # on_policy: a preference for each prompt of a step, or one for the whole step
-    rest: bool = False  # embeddings, norms and output are trained as well, alike for every preference
+    train_all: bool = False  # embeddings, norms and output are trained as well, alike for every preference
     adam_beta2: float = 0.999  # on_policy
 
 

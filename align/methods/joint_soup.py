@@ -1,11 +1,11 @@
 """Joint soup (ours): the soup's ingredients trained together, on policy, for every preference that will mix them.
 
-`theta(w) = theta_ref + sum_k w_k D_k` in the linear layers, each prompt of a step at a w of its own, and (`rest`) all
-other weights alike for every w. Rewarded soups (Rame et al. 2023) train the D_k apart, each for its corner, and hope
-for the inside; here the inside is trained as well, on the same straight path.
+`theta(w) = theta_ref + sum_k w_k D_k` in the linear layers, each prompt of a step at a w of its own, and (`train_all`)
+all other weights alike for every w. Rewarded soups (Rame et al. 2023) train the D_k apart, each for its corner, and
+hope for the inside; here the inside is trained as well, on the same straight path.
 Two ablations. `products: true` adds `4 sum_{j<k} w_j w_k D_jk`, which bends the path between the corners; on the
-testbed that was worse after equal steps. `rest: false` leaves embeddings and norms at the reference's, which was worse
-by far: directions in the linear layers alone cannot sharpen what a frozen norm and output say.
+testbed that was worse after equal steps. `train_all: false` leaves embeddings and norms at the reference's, which was
+worse by far: directions in the linear layers alone cannot sharpen what a frozen norm and output say.
 Data: prompts or pairs. Fixed point: the optimum of J (on policy).
 """
 
@@ -28,7 +28,7 @@ class Config(conditioned.Config):
     """How to train (see conditioned), and what is mixed."""
 
     products: bool = False
-    rest: bool = True
+    train_all: bool = True
 
 
 def fit(config: Config, problem: Problem[Weights], run: Workspace) -> ConditionedFamily:
@@ -37,6 +37,6 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> Conditione
     UserError on an impossible configuration or without the rows that it needs.
     """
     adapter = AdapterConfig(
-        kind="dense", objectives=len(problem.objectives), products=config.products, rest=config.rest
+        kind="dense", objectives=len(problem.objectives), products=config.products, train_all=config.train_all
     )
     return conditioned.fit("joint_soup", config, problem, run, adapter=adapter)

@@ -36,6 +36,6 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> Conditione
     UserError on an impossible configuration or without the rows that it needs.
     """
     adapter = AdapterConfig(
-        kind="svd", objectives=len(problem.objectives), rank=config.rank, alpha=config.alpha, rest=config.rest
+        kind="svd", objectives=len(problem.objectives), rank=config.rank, alpha=config.alpha, train_all=config.train_all
     )
     return conditioned.fit("panacea", config, problem, run, adapter=adapter)

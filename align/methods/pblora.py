@@ -41,6 +41,6 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> Conditione
         rank=config.rank,
         preference_rank=config.preference_rank,
         alpha=config.alpha,
-        rest=config.rest,
+        train_all=config.train_all,
     )
     return conditioned.fit("pblora", config, problem, run, adapter=adapter)

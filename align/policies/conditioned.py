@@ -27,7 +27,7 @@ from align.policies.conditioned_layers import (
     Preferences,
 )
 from align.preferences import Preference, Weights
-from align.runs import fingerprint, model_dir, write_json
+from align.runs import fingerprint, model_dir, name_today, write_json
 from align.runs.derived import derive
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ MERGED_FILE = "merged.json"
 def attach(model: PreTrainedModel, config: AdapterConfig, *, seed: int = 0) -> Preferences:
     """Freeze `model` and put an adapter on each linear layer but the output; returns what holds the preferences.
 
-    A batch that carries `preferences` (B, K) as one more input sets them itself. Unless `rest` is trained, the model
+    A batch that carries `preferences` (B, K) as one more input sets them itself. Without `train_all`, the model
     gets PEFT's `disable_adapter()`, within which it is the backbone. UserError when the model has no linear layer to
     adapt (GPT-2 keeps its matrices in another class).
     """
@@ -50,7 +50,7 @@ def attach(model: PreTrainedModel, config: AdapterConfig, *, seed: int = 0) -> P
     places = [(p, name, child) for p, name, child in children if type(child) is nn.Linear and child is not head]
     if not places:
         raise UserError(f"a {model.config.model_type} model has no linear layer for a conditioned adapter; use a llama")
-    model.requires_grad_(config.rest)
+    model.requires_grad_(config.train_all)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for parent, name, layer in places:
@@ -65,7 +65,7 @@ def attach(model: PreTrainedModel, config: AdapterConfig, *, seed: int = 0) -> P
         return args, {name: value for name, value in inputs.items() if name != "preferences"}
 
     model.register_forward_pre_hook(take, with_kwargs=True)
-    if not config.rest:
+    if not config.train_all:
         model.disable_adapter = preferences.off
     return preferences
 
@@ -76,7 +76,7 @@ def adapted_layers(model: PreTrainedModel) -> dict[str, ConditionedLinear]:
 
 
 def trained(model: PreTrainedModel) -> dict[str, nn.Parameter]:
-    """The adapter's parameters by name: those of the layers, and with `rest` all others that are not adapted."""
+    """The adapter's parameters by name: those of the layers, and with `train_all` all others that are not adapted."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
@@ -115,7 +115,7 @@ def load_adapter(folder: str | Path, *, base: str) -> tuple[PreTrainedModel, Pre
         raise UserError(f"{place} holds no conditioned adapter (no {missing}); train it again")
     try:
         content = json.loads((place / ADAPTER_FILE).read_text(encoding="utf-8"))
-        config = AdapterConfig(**{name: value for name, value in content.items() if name != "base"})
+        config = AdapterConfig(**{name_today(name): value for name, value in content.items() if name != "base"})
         state = load_file(place / STATE_FILE)
     except UserError:
         raise

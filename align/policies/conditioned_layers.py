@@ -22,7 +22,7 @@ from align.errors import UserError
 class AdapterConfig:
     """Which conditioned adapter: `rank` shared directions; for pblora also `preference_rank` conditioned ones.
 
-    `rest` trains all weights outside the adapted layers too (embeddings, norms, output), alike for every preference:
+    `train_all` trains the weights outside the adapted layers too (embeddings, norms, output), alike for every w:
     they then belong to the adapter, and the backbone is no longer what remains when it is turned off.
     """
 
@@ -32,7 +32,7 @@ class AdapterConfig:
     preference_rank: int = 4  # pblora only: r2 of Lin et al. 2025
     alpha: float = 16.0  # svd: scale alpha / rank; pblora: scale alpha / preference_rank, as their code has it
     products: bool = True  # dense only: a direction for each product of two weights, besides one for each weight
-    rest: bool = False
+    train_all: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in LAYERS:

@@ -12,7 +12,7 @@ from align.runs.ledger import Ledger, Workspace
 from align.runs.lifecycle import run_stage
 from align.runs.reading import RUN_FILE, Run, model_dir, open_run
 from align.runs.stage import Call, Metrics, Stage, planned, stage
-from align.runs.values import fingerprint, jsonable, read_json, write_json, write_text
+from align.runs.values import fingerprint, jsonable, name_today, read_json, write_json, write_text
 
 __all__ = [
     "RUN_FILE",
@@ -29,6 +29,7 @@ __all__ = [
     "jsonable",
     "last_checkpoint",
     "model_dir",
+    "name_today",
     "open_run",
     "planned",
     "read_json",

@@ -31,9 +31,25 @@ def jsonable(value: object) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be written to a run's JSON")
 
 
+# Settings that have another name since results were published, today's name first. Fingerprints are of the former name,
+# so that the keys of published rows and of runs on disk stay what they were; adapter files may hold the former one too.
+FORMER_NAMES = {"train_all": "rest"}
+
+
+def name_today(name: str) -> str:
+    """What the setting that was called `name` is called today."""
+    return next((today for today, former in FORMER_NAMES.items() if former == name), name)
+
+
+def _under_former_names(value: object) -> object:
+    if isinstance(value, dict):
+        return {FORMER_NAMES.get(name, name): _under_former_names(part) for name, part in value.items()}
+    return [_under_former_names(part) for part in value] if isinstance(value, list) else value
+
+
 def fingerprint(value: object) -> str:
-    """First 16 hex digits of the SHA-256 of the canonical JSON of `value`."""
-    text = json.dumps(jsonable(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    """First 16 hex digits of the SHA-256 of the canonical JSON of `value`, settings under their FORMER_NAMES."""
+    text = json.dumps(_under_former_names(jsonable(value)), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

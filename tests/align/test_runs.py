@@ -292,6 +292,16 @@ def test_fingerprints_depend_on_values_not_on_order_or_type_of_container() -> No
         jsonable({"a": {1}})
 
 
+def test_a_setting_that_was_renamed_keeps_its_fingerprints() -> None:
+    @dataclass(frozen=True)
+    class Config:
+        train_all: bool = True
+
+    assert fingerprint(Config()) == fingerprint({"rest": True}) != fingerprint({"rest": False})
+    assert fingerprint([{"settings": {"train_all": True}}]) == fingerprint([{"settings": {"rest": True}}])
+    assert jsonable(Config()) == {"train_all": True}  # what a run records has today's names
+
+
 def test_json_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "x.json"
     write_json(file, {"a": 1})

@@ -107,6 +107,7 @@ def test_the_harder_rows_learn_from_labels_and_are_judged_on_new_topics(tmp_path
         ({"method": "nonsense"}, "method 'nonsense' is not one of"),
         ({"runs": "once"}, "runs is 'once'; choose from points, family"),
         ({"settings": {"learning": 1}}, "unknown key 'learning'"),
+        ({"method": "joint_soup", "settings": {"rest": True}}, "unknown key 'rest'; it is called train_all now"),
         ({"colour": 1}, "unknown key 'colour'"),
         ({"specialists_of": "below"}, "no row above it"),
         ({"fixed_point": "learned"}, "fixed_point learned needs rewards: learned"),

@@ -129,7 +129,7 @@ def test_samples_are_drawn_at_their_rows_preference(reference: str, tmp_path: Pa
     """Contract of `_generate_and_score_completions`: with directions that force A at (1, 0) and C at (0, 1), they
     come out at the rows that ask for them.
     """
-    trainer = rl_trainer(reference, tmp_path, adapter=AdapterConfig("dense", rest=True), batch_size=64)
+    trainer = rl_trainer(reference, tmp_path, adapter=AdapterConfig("dense", train_all=True), batch_size=64)
     with_weights(trainer, lambda row: (1, 0) if row["prompt"] == "x :" else (0, 1))
     optimizer = torch.optim.Adam(adapters.trained(trainer.model).values(), lr=0.02)
     ids, wanted = torch.tensor([[2, 4], [3, 4], [2, 4], [3, 4]]), torch.tensor([5, 5, 7, 7])
@@ -168,8 +168,8 @@ def test_advantages_are_of_the_rows_own_j(many_tokens: str, tmp_path: Path) -> N
     """w . r - beta (log pi_w - log ref) less the group's mean, the KL read in two halves of the batch, each at its own
     rows' preferences; from explicit passes of the conditioned model and of the checkpoint, row by row.
     """
-    for rest in (False, True):  # the reference is the adapter turned off, or the checkpoint read again
-        adapter = AdapterConfig("dense", rest=rest)
+    for train_all in (False, True):  # the reference is the adapter turned off, or the checkpoint read again
+        adapter = AdapterConfig("dense", train_all=train_all)
         trainer = rl_trainer(
             many_tokens, tmp_path, adapter=adapter, batch_size=8, gradient_accumulation=2, max_completion_length=3
         )

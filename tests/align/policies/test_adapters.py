@@ -29,13 +29,13 @@ from factories.tiny_bandit import WORDS, make_reference
 
 KINDS = ("svd", "pblora", "dense")
 LINEAR = [AdapterConfig("svd"), AdapterConfig("pblora"), AdapterConfig("dense", products=False)]
-ALL = [*LINEAR, AdapterConfig("dense"), AdapterConfig("dense", rest=True), AdapterConfig("svd", rest=True)]
+ALL = [*LINEAR, AdapterConfig("dense"), AdapterConfig("dense", train_all=True), AdapterConfig("svd", train_all=True)]
 IDS = torch.tensor([[2, 4, 5], [3, 4, 6], [2, 4, 7], [3, 4, 8]])
 ROWS = torch.tensor([[0.2, 0.8], [1.0, 0.0], [0.2, 0.8], [0.5, 0.5]])
 
 
 def name_of(config: AdapterConfig) -> str:
-    return f"{config.kind}{'' if config.products else '-straight'}{'-rest' if config.rest else ''}"
+    return f"{config.kind}{'' if config.products else '-straight'}{'-all' if config.train_all else ''}"
 
 
 def layer_of(config: AdapterConfig, *, i: int = 6, o: int = 5, seed: int = 0) -> Any:
@@ -305,7 +305,7 @@ def test_an_adapter_turned_off_is_the_backbone(kind: str, reference: str) -> Non
             assert torch.equal(model(IDS).logits, plain(IDS).logits)
         assert not torch.allclose(model(IDS).logits, plain(IDS).logits, atol=1e-2)
     rest = load_model(reference)
-    attach(rest, AdapterConfig(kind, rest=True))
+    attach(rest, AdapterConfig(kind, train_all=True))
     assert not hasattr(rest, "disable_adapter")  # what remains would not be the reference
 
 
@@ -337,6 +337,22 @@ def test_an_adapter_is_saved_and_loaded(config: AdapterConfig, reference: str, t
         assert torch.equal(model.eval()(IDS).logits, again(IDS).logits)
 
 
+def test_an_adapter_file_of_the_former_name_is_read(reference: str, tmp_path: Path) -> None:
+    """`train_all` was called `rest`; without it the state would hold parameters that the adapter does not have."""
+    model = load_model(reference)
+    preferences = attach(model, AdapterConfig("dense", train_all=True), seed=3)
+    disturb(model)
+    save_adapter(model, AdapterConfig("dense", train_all=True), tmp_path, base=reference)
+    content = json.loads((tmp_path / adapters.ADAPTER_FILE).read_text())
+    content["rest"] = content.pop("train_all")
+    (tmp_path / adapters.ADAPTER_FILE).write_text(json.dumps(content))
+    again, found = load_adapter(tmp_path, base=reference)
+    for holder in (preferences, found):
+        holder.set(ROWS)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(IDS).logits, again(IDS).logits)
+
+
 def test_wrong_files_are_refused(reference: str, tmp_path: Path) -> None:
     model, config = load_model(reference), AdapterConfig("pblora")
     attach(model, config)
@@ -348,7 +364,7 @@ def test_wrong_files_are_refused(reference: str, tmp_path: Path) -> None:
         ({"kind": "svd"}, "does not fit"),
         ({"objectives": 3}, "does not fit"),
         ({"rank": 5}, "does not fit"),
-        ({"rest": True}, "does not fit"),
+        ({"train_all": True}, "does not fit"),
         ({"kind": "lora"}, "not one of"),
         ({"colour": "red"}, "damaged"),
     ):

@@ -247,4 +247,11 @@ def _real(call: str, given: dict) -> None:
         given["prompts"] = given["prompts"]["none"]
 
 
-RENAMED = (_world, _training, _weights, _judged, _spellings, _real)
+def _train_all(call: str, given: dict) -> None:
+    """`rest` of the conditioned adapters is called `train_all`."""
+    settings = given.get("settings")
+    if isinstance(settings, dict) and "rest" in settings:
+        settings["train_all"] = settings.pop("rest")
+
+
+RENAMED = (_world, _training, _weights, _judged, _spellings, _real, _train_all)
