@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from align.data import clean_comparisons, clean_texts, load_comparisons, load_rows
 from align.errors import UserError
 
 PARTS = ("train", "judge", "test")
@@ -50,8 +51,6 @@ def load_pairs(
 
     UserError when an objective has no row, or a row names another objective.
     """
-    from align.data import clean_comparisons, load_comparisons
-
     by_name: dict[str, Rows] = {name: [] for name in names}
     drops: dict[str, Counter[str]] = {name: Counter() for name in names}
     for name, source in comparison_sources(data, names=names).items():
@@ -78,8 +77,6 @@ def load_texts(
     data: str, *, files: Sequence[str], piece: int, limit: int | None, cleaning: Any
 ) -> tuple[Rows, dict[str, int]]:
     """(clean passages of about `piece` characters from the text files, drops by reason)."""
-    from align.data import clean_texts, load_rows
-
     rows: Rows = []
     for source in text_sources(data, files=files):
         for row in load_rows(source, columns=("text",), limit=limit):

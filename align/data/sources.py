@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from align.data import load_comparisons
 from align.data.load import Row, iterate_rows
 from align.errors import UserError
 
@@ -17,8 +18,6 @@ def load_training_rows(
     Several sources are named by their objective, and each row then carries that name. Rows with `a`, `b` (two responses
     that an annotator or the objectives will judge) pass as they are.
     """
-    from align.data import load_comparisons
-
     rows: list[Row] = []
     kinds = set()
     for name, source in sources.items():
@@ -63,8 +62,6 @@ def text_prompts(source: str, *, limit: int | None) -> list[str]:
 
 def demonstrations(source: str, *, limit: int | None, drops: Counter[str]) -> list[Row]:
     """Rows {"prompt", "completion"}; of comparisons the chosen side is the demonstration. UserError on an empty one."""
-    from align.data import load_comparisons
-
     placed = list(iterate_rows(source, limit=limit))
     if "completion" not in placed[0][1] and "chosen" in placed[0][1]:
         pairs = load_comparisons(source, limit=limit, drops=drops)

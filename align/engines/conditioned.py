@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from align import checks
+from align.data.comparisons import Row
 from align.engines import conditioned_pairs
 from align.engines.on_policy import trainer as onpolicy
 from align.engines.pairs import required_rows
@@ -22,6 +23,7 @@ from align.engines.problem import Problem
 from align.engines.settings import model_to_train
 from align.errors import UserError
 from align.functional.draws import even_draws
+from align.models import count_parameters
 from align.objectives.metered import Metered
 from align.policies.conditioned import (
     AdapterConfig,
@@ -38,8 +40,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
     from trl import GRPOTrainer
-
-    from align.data.comparisons import Row
 
 DATA = ("on_policy", "pairs")
 DRAWS = ("prompt", "step")
@@ -213,8 +213,6 @@ def train_on_policy(
     config: Config, problem: Problem[Weights], run: Workspace, *, adapter: AdapterConfig
 ) -> dict[str, object]:
     """Train and save `run.folder/adapter`; the last logged means."""
-    from align.models import count_parameters
-
     folder, ledger = run.folder, run.ledger
     trainer = build_trainer(config, problem, run, adapter=adapter)
     spent = Ledger()

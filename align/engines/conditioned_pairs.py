@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align import checks
-from align.data.comparisons import Pair, annotated_pairs, given_pairs
+from align.data.comparisons import Pair, Row, annotated_pairs, given_pairs
 from align.engines.pairs import PairTrainingConfig, check_lengths, check_pair_config, dpo_trainer, scores_for
 from align.engines.points import known_as
 from align.engines.problem import Problem
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
     from trl import DPOTrainer
-
-    from align.data.comparisons import Row
 
 AGGREGATES = ("losses", "scalarised")
 

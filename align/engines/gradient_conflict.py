@@ -26,6 +26,7 @@ from align.engines.on_policy.rollouts import Rollouts, check_lengths, draw, read
 from align.engines.problem import Problem
 from align.errors import UserError
 from align.functional.conflict import gradient_cosines
+from align.models import attach_lora, count_parameters, load_model, load_tokenizer
 from align.models.sampling import plain_sampling
 from align.objectives.base import Objective
 from align.objectives.metered import Metered, objective_scores
@@ -96,8 +97,6 @@ def gradient_conflict(problem: Problem[P], settings: Settings, *, ledger: Ledger
     that does not fit, an objective that does not apply to a comparison.
     """
     import torch
-
-    from align.models import attach_lora, count_parameters, load_model, load_tokenizer
 
     objectives, prompts, comparisons = problem.objectives, problem.prompts or (), problem.comparisons
     samples, max_tokens, lora_r = settings.samples, settings.max_completion_length, settings.lora_r
@@ -179,8 +178,6 @@ class _Gradients:
     def __call__(self, batch: Rollouts, *, signals_BK: np.ndarray, halves_B: np.ndarray) -> Tensor:
         """(2, K, D), on the policy's device. Charges tokens and flops (K backward passes on one forward pass)."""
         import torch
-
-        from align.models import count_parameters
 
         signals = torch.tensor(signals_BK, dtype=torch.float32, device=batch.ids_BL.device) / len(signals_BK)
         size, count = sum(p.numel() for p in self.trained), signals.shape[1]

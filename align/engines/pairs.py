@@ -21,6 +21,7 @@ from align.engines.settings import (
     trainer_arguments,
 )
 from align.errors import UserError
+from align.models import load_tokenizer
 from align.objectives.metered import objective_scores
 from align.preferences import Preference, Weights
 from align.runs import Ledger, Workspace
@@ -118,8 +119,6 @@ def train_on_pairs(
 
 def check_lengths(pairs: Sequence[Pair], *, reference: str, max_length: int | None) -> int:
     """How many pairs TRL keeps (it drops those whose prompt fills `max_length`); UserError when none is left."""
-    from align.models import load_tokenizer
-
     if max_length is None:
         return len(pairs)
     ids = load_tokenizer(reference)([pair.prompt for pair in pairs])["input_ids"]
@@ -135,8 +134,6 @@ def dpo_trainer(
     """A DPOTrainer on these pairs, with every default that matters set on purpose."""
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
-
-    from align.models import load_tokenizer
 
     model = model_to_train(reference)
     if config.max_length is None:

@@ -9,9 +9,13 @@ from dataclasses import asdict, dataclass
 
 from align import checks
 from align.data.comparisons import Row
+from align.engines.on_policy.rollouts import draw
 from align.engines.points import charged_stage, inputs_of
 from align.engines.problem import Problem
 from align.errors import UserError
+from align.models import count_parameters, load_tokenizer
+from align.models.load import load_to_read
+from align.models.sampling import plain_sampling
 from align.objectives.base import Objective
 from align.objectives.metered import Metered
 from align.policies.best_of_n import ranking, weighted_sums
@@ -81,8 +85,6 @@ def draw_samples(
     drawing: Drawing, *, reference: str, objectives: Mapping[str, Objective], prompts: Sequence[Row], ledger: Ledger
 ) -> list[Sample]:
     """`n` scored samples for every prompt row, row by row; the rows' other columns go to the objectives."""
-    from align.models import load_tokenizer
-
     columns = [name for name in prompts[0] if name != "prompt"]
     for row in prompts:
         if set(row) != {"prompt", *columns}:
@@ -105,11 +107,6 @@ def draw_samples(
 def draw_ids(drawing: Drawing, *, reference: str, prompts: Sequence[str], ledger: Ledger) -> list[list[int]]:
     """The token ids of one response per prompt, up to and with the ending token where one was drawn."""
     import torch
-
-    from align.engines.on_policy.rollouts import draw
-    from align.models import count_parameters, load_tokenizer
-    from align.models.load import load_to_read
-    from align.models.sampling import plain_sampling
 
     tokenizer = load_tokenizer(reference)
     model = load_to_read(reference)

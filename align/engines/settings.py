@@ -9,13 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 from align import checks
 from align.errors import UserError
+from align.models import count_parameters, load_model, lora_config, save_model, set_dropout
 from align.runs import Workspace, model_dir
+from align.training.common import (
+    StageConfig,
+    base_arguments,
+    drop_checkpoints,
+    final_loss,
+    finish_trainer,
+    resume_point,
+)
 
 if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import PreTrainedModel, Trainer
-
-    from align.training.common import StageConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +58,6 @@ def model_to_train(reference: str) -> PreTrainedModel:
 
     TRL reads the reference again from the directory that the loaded model names, which for an adapter is its base.
     """
-    from align.models import load_model, set_dropout
-
     source = model_dir(reference)
     if (Path(source) / "adapter_config.json").is_file():
         raise UserError(f"the reference {source} is an adapter; merge it into its base and give the merged model")
@@ -63,15 +68,11 @@ def model_to_train(reference: str) -> PreTrainedModel:
 
 def adapter_config(config: TrainingConfig, model: PreTrainedModel) -> LoraConfig | None:
     """The LoRA configuration for TRL's `peft_config`, or None for full training."""
-    from align.models import lora_config
-
     return lora_config(model, config.lora_r, alpha=config.lora_alpha or None) if config.lora_r else None
 
 
 def schedule_of(config: TrainingConfig, *, epochs: float = 1.0, max_steps: int = -1) -> StageConfig:
     """The fields of `config` that trainers take, for so many epochs, or steps where `max_steps` is above 0."""
-    from align.training.common import StageConfig
-
     names = ("seed", "learning_rate", "batch_size", "gradient_accumulation", "warmup", "scheduler", "weight_decay")
     fields = {name: getattr(config, name) for name in (*names, "max_grad_norm", "save_steps", "logging_steps")}
     return StageConfig(**fields, epochs=epochs, max_steps=max_steps)
@@ -81,8 +82,6 @@ def trainer_arguments(
     config: TrainingConfig, folder: Path, *, epochs: float = 1.0, max_steps: int = -1
 ) -> dict[str, Any]:
     """`base_arguments` of the config's schedule."""
-    from align.training.common import base_arguments
-
     return base_arguments(folder, schedule_of(config, epochs=epochs, max_steps=max_steps))
 
 
@@ -98,9 +97,6 @@ def train_and_save(
     trainer: Trainer, *, label: str, run: Workspace, save: Callable[[PreTrainedModel], object] | None = None
 ) -> Trained:
     """Train (resuming where a checkpoint lies), charge `run` for it, save `run.folder/model`, or what `save` saves."""
-    from align.models import count_parameters, save_model
-    from align.training.common import drop_checkpoints, final_loss, finish_trainer, resume_point
-
     parameters = count_parameters(trainer.model, embeddings=False)
     finish_trainer(trainer, label=label, ledger=run.ledger, parameters=parameters)
     before = run.ledger.tokens

@@ -16,8 +16,11 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from align import checks
 from align.data.comparisons import Row, responses_of, row_scores
+from align.engines.on_policy.rollouts import draw
 from align.engines.problem import Problem
 from align.errors import UserError
+from align.models import count_parameters, load_tokenizer
+from align.models.sampling import plain_sampling
 from align.objectives.base import Objective
 from align.objectives.metered import Metered, objective_scores
 from align.policies.tagged import Numbers, TaggedFamily, Tags, choose_tags, tagged_checkpoint
@@ -103,8 +106,6 @@ def response_ids(
 
 def scored_pairs(problem: Problem[P], *, source: str, ledger: Ledger) -> list[tuple[Response, Response]]:
     """Both responses of every comparison with all their scores: from the rows, or asked from the objectives."""
-    from align.models import load_tokenizer
-
     rows, objectives = problem.comparisons or (), problem.objectives
 
     if source not in SOURCES:
@@ -176,10 +177,6 @@ def sample(
     objective does not apply.
     """
     import torch
-
-    from align.engines.on_policy.rollouts import draw
-    from align.models import count_parameters
-    from align.models.sampling import plain_sampling
 
     texts = [row["prompt"] if v is None else tags.apply(row["prompt"], v) for row, v in asked]
     longest = max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])) + settings.max_tokens

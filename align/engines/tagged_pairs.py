@@ -17,6 +17,8 @@ from align.data.comparisons import Pair
 from align.engines.pairs import PairTrainingConfig, dpo_trainer
 from align.engines.settings import TrainingConfig, adapter_config, model_to_train, train_and_save, trainer_arguments
 from align.errors import UserError
+from align.models import count_parameters, load_tokenizer, save_model
+from align.models.load import load_to_read
 from align.models.reading import Reader, sequence_logprobs
 from align.policies.tagged import Tags, forbid, tag_ids
 from align.runs import Ledger, Workspace
@@ -65,8 +67,6 @@ def build_sft_trainer(
     examples: Sequence[Example], *, config: TrainingConfig, model: str, tags: Tags, folder: Path, epochs: float
 ) -> SFTTrainer:
     """An SFTTrainer on these ids, the loss on the response only; tag tokens have probability 0."""
-    from align.models import load_tokenizer
-
     if not examples:
         raise UserError("no response is left to train on; draw more, or filter less")
     tokenizer = load_tokenizer(model)
@@ -88,8 +88,6 @@ def imitation_trainer(
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    from align.models import load_tokenizer
-
     policy = model_to_train(model)
     rows = {
         "input_ids": [[*head, *ids] for head, ids in zip(heads, responses, strict=True)],
@@ -110,7 +108,6 @@ def imitation_trainer(
 
 def finish(trainer: Trainer, *, config: TrainingConfig, label: str, run: Workspace) -> float | None:
     """Train (resuming where a checkpoint lies), charge the ledger, save `run.folder/model` whole; the last loss."""
-    from align.models import save_model
 
     def save(model: PreTrainedModel) -> None:
         trained = trainer.accelerator.unwrap_model(model)
@@ -145,8 +142,6 @@ def build_pair_trainer(
     dataset: Dataset | list[dict[str, object]] | None = None,
 ) -> DPOTrainer:
     """A DPOTrainer of coefficient `beta` on rows of `encoded` (set as its `train_dataset`); tag tokens forbidden."""
-    from align.models import load_tokenizer
-
     tokenizer = load_tokenizer(start)
     stand_in = Pair("stand-in", tokenizer.eos_token, "", "", False)
     trainer = dpo_trainer([stand_in], config=config, reference=start, beta=beta, folder=folder)
@@ -195,8 +190,6 @@ def reference_logprobs(
     ledger: Ledger,
 ) -> list[float]:
     """`log p(completion | prompt)` in nats for rows of (prompt ids, completion ids); equal rows are read once."""
-    from align.models import count_parameters
-
     unique = sorted(dict.fromkeys(rows), key=lambda row: len(row[0]) + len(row[1]))
     sums = sequence_logprobs(model, unique, reader=Reader(pad_id=pad_id, batch_size=batch_size))
     found = dict(zip(unique, sums, strict=True))
@@ -207,6 +200,4 @@ def reference_logprobs(
 
 def frozen(model: str) -> PreTrainedModel:
     """A checkpoint to read log-probabilities from."""
-    from align.models.load import load_to_read
-
     return load_to_read(model).requires_grad_(False)

@@ -31,6 +31,7 @@ import numpy as np
 
 from align import checks
 from align.engines.on_policy import trainer as onpolicy
+from align.engines.on_policy.weight_control import Memory, Observed, smoothed, train_point
 from align.engines.points import check_preferences, train_points
 from align.engines.problem import Problem
 from align.errors import UserError
@@ -40,8 +41,6 @@ from align.runs import Workspace
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
-
-    from align.engines.on_policy.weight_control import Memory, Observed
 
 ASKED_BY = (Weights,)
 FAMILY = PointFamily
@@ -112,8 +111,6 @@ class UtilityGradient:
         return {"means": None}
 
     def step(self, memory: Memory, observed: Observed) -> Memory:
-        from align.engines.on_policy.weight_control import smoothed
-
         return {"means": smoothed(memory["means"], observed.means_K, decay=self.decay)}
 
     def weights(self, memory: Memory) -> list[float]:
@@ -143,8 +140,6 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> PointFamil
     rows = onpolicy.required_prompts(problem, method="chebyshev")
 
     def body(weights: Weights, point: Workspace) -> Mapping[str, object]:
-        from align.engines.on_policy.weight_control import train_point
-
         asked = [k for k, w in enumerate(weights) if w]
         rule = UtilityGradient(
             tuple(weights[k] for k in asked), tuple(config.ideal[k] for k in asked), config.smooth, config.decay

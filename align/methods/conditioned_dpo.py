@@ -28,6 +28,7 @@ from align.engines.problem import Problem
 from align.engines.tagged_pairs import TaggedPair, build_pair_trainer, encoded, finish, frozen
 from align.errors import UserError
 from align.functional.draws import draw_weights
+from align.models import load_tokenizer
 from align.policies.tagged import TaggedFamily, Tags
 from align.preferences import Weights
 from align.runs import Workspace
@@ -112,8 +113,6 @@ def judged(
     """Every comparison at `draws` weights, each pass over the comparisons spread evenly; the same draw of the
     annotator's noise serves a row at all weights, as if it were asked each time.
     """
-    from align.models import load_tokenizer
-
     tokenizer, rng = load_tokenizer(reference), np.random.default_rng(config.seed)
     made = []
     for _ in range(config.draws):
@@ -138,8 +137,6 @@ def train(
 ) -> dict[str, float | None]:
     """DPO at `beta / tau` against the original reference; metrics."""
     from datasets import Dataset
-
-    from align.models import load_tokenizer
 
     rows = encoded(
         pairs, tokenizer=load_tokenizer(start), tags=tags, reference=frozen(reference), ledger=run.ledger, config=config

@@ -26,6 +26,8 @@ from align.engines.problem import Problem
 from align.engines.settings import model_to_train
 from align.functional.draws import draw_weights
 from align.methods.conditioned_dpo import check_weight_law
+from align.models import load_tokenizer, save_model
+from align.objectives.metered import Metered
 from align.policies.tagged import TaggedFamily, Tags, forbid, tag_ids
 from align.preferences import Weights
 from align.runs import Workspace
@@ -33,8 +35,6 @@ from align.runs import Workspace
 if TYPE_CHECKING:
     from datasets import Dataset
     from trl import GRPOTrainer
-
-    from align.objectives.metered import Metered
 
 ASKED_BY = (Weights,)
 FAMILY = TaggedFamily
@@ -62,8 +62,6 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> TaggedFami
     tags = tagged.make_tags(config, problem)
 
     def body(place: Workspace) -> Mapping[str, object]:
-        from align.models import save_model
-
         folder, cost = place.folder, place.ledger
         with tagged.start_model(problem.reference, tags=tags, folder=folder, seed=config.seed) as start:
             trainer = build_trainer(config, problem, place, start=start, tags=tags)
@@ -87,8 +85,6 @@ def describe(config: Config) -> str:
 
 def build_trainer(config: Config, problem: Problem[Weights], run: Workspace, *, start: str, tags: Tags) -> GRPOTrainer:
     """The GRPO trainer from the checkpoint `start`, whose data set tells each group its own weights."""
-    from align.models import load_tokenizer
-
     tokenizer, objectives = load_tokenizer(start), problem.objectives
     total = WeightedSum(onpolicy.metered(objectives, ledger=run.ledger), tags=tags)
     model = forbid(model_to_train(start), tag_ids(tokenizer, tags))

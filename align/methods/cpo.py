@@ -39,7 +39,8 @@ from align.engines.tagged_pairs import (
     pair_config,
 )
 from align.errors import UserError
-from align.policies.tagged import TaggedFamily, Tags
+from align.models import load_tokenizer
+from align.policies.tagged import TaggedFamily, Tags, forbid, tag_ids
 from align.preferences import Targets, Weights
 from align.runs import Run, Workspace
 
@@ -194,9 +195,6 @@ def train_pairs(
 ) -> dict[str, float | None]:
     """DPO from the CPSFT model, which is the reference as well, at the tagged prompt."""
     from datasets import Dataset
-
-    from align.models import load_tokenizer
-    from align.policies.tagged import forbid, tag_ids
 
     tokenizer = load_tokenizer(start.path)
     settings = pair_config(config, epochs=config.epochs, max_length=config.max_length)

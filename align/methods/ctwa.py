@@ -31,6 +31,7 @@ import numpy as np
 
 from align import checks
 from align.engines.on_policy import trainer as onpolicy
+from align.engines.on_policy.weight_control import Memory, Observed, smoothed, train_point
 from align.engines.points import check_preferences, train_points
 from align.engines.problem import Problem
 from align.errors import UserError
@@ -40,8 +41,6 @@ from align.runs import Workspace
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
-
-    from align.engines.on_policy.weight_control import Memory, Observed
 
 MEASURES = ("correlation", "covariance")
 ASKED_BY = (Weights,)
@@ -102,8 +101,6 @@ class Growth:
         return {"weights": list(self.preference), "association": None}
 
     def step(self, memory: Memory, observed: Observed) -> Memory:
-        from align.engines.on_policy.weight_control import smoothed
-
         assert observed.advantages_B is not None  # the rule reads them
         latest_K = advantage_association(
             observed.scores_BK, advantages_B=observed.advantages_B, group=observed.group, measure=self.measure
@@ -135,8 +132,6 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> PointFamil
     targets = config.targets * len(names) if len(config.targets) == 1 else config.targets
 
     def body(weights: Weights, point: Workspace) -> Mapping[str, object]:
-        from align.engines.on_policy.weight_control import train_point
-
         asked = [k for k, w in enumerate(weights) if w]
         rule = Growth(
             preference=tuple(weights[k] for k in asked),

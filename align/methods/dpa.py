@@ -33,6 +33,7 @@ from align.engines.tagged import Response
 from align.engines.tagged_pairs import Example, frozen, imitate
 from align.errors import UserError
 from align.functional.draws import draw_directions
+from align.models import load_tokenizer
 from align.policies.tagged import TaggedFamily, Tags, forbid, tag_ids
 from align.preferences import Direction, Weights
 from align.runs import Run, Workspace
@@ -126,8 +127,6 @@ def one_round(
     place: Workspace, *, config: Config, problem: Problem[Weights | Direction], tags: Tags, done: Sequence[Run]
 ) -> dict[str, object]:
     """Draw directions and responses, keep the best, train on them and on those of the rounds `done`; metrics."""
-    from align.models import load_tokenizer
-
     previous, prompts, objectives = done[-1] if done else None, problem.prompts or (), problem.objectives
     rng = np.random.default_rng([config.seed, len(done) + 1])
     source = problem.reference if previous is None else str(previous.path)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align.data.comparisons import Pair, Row, annotated_pairs
+from align.engines.gradient_step import CombinedGradients, ConflictRecord, combine
 from align.engines.pairs import (
     PairTrainingConfig,
     check_lengths,
@@ -40,8 +41,6 @@ from align.runs import Workspace
 if TYPE_CHECKING:
     from torch import Tensor
     from trl import DPOTrainer
-
-    from align.engines.gradient_step import ConflictRecord
 
 ASKED_BY = (Weights,)
 FAMILY = PointFamily
@@ -151,8 +150,6 @@ def build_trainer(
     So pairs and loss at a vertex are those of plain DPO. Signs are joined by id: TRL may drop rows by length.
     """
     from trl import DPOTrainer
-
-    from align.engines.gradient_step import CombinedGradients, combine
 
     signs = {
         pairs[0].id: [1.0 if pair.swapped == pairs[0].swapped else -1.0 for pair in pairs]

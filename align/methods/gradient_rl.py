@@ -20,10 +20,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from align.engines.gradient_step import CombinedGradients, ConflictRecord, combine
 from align.engines.on_policy import trainer as onpolicy
 from align.engines.points import check_preferences, train_points
 from align.engines.problem import Problem
 from align.functional.combine import FIXED_POINTS, Combination, check_combiner
+from align.models import count_parameters
 from align.policies.base import PointFamily
 from align.preferences import Weights
 from align.runs import Workspace
@@ -32,8 +34,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import Tensor
     from trl import GRPOTrainer, RLOOTrainer
-
-    from align.engines.gradient_step import ConflictRecord
 
 ASKED_BY = (Weights,)
 FAMILY = PointFamily
@@ -58,8 +58,6 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> PointFamil
     rows = onpolicy.required_prompts(problem, method="gradient_rl")
 
     def body(weights: Weights, point: Workspace) -> Mapping[str, object]:
-        from align.models import count_parameters
-
         asked = {name: w for name, w in zip(names, weights, strict=True) if w}
         combination = Combination(config.combiner, tuple(asked.values()), tuple(asked), config.c, config.seed)
         trainer, record = build_trainer(config, problem, point, combination=combination)
@@ -97,8 +95,6 @@ def build_trainer(
 ) -> tuple[RLOOTrainer | GRPOTrainer, ConflictRecord]:
     """The on-policy trainer whose steps combine the gradients of the objectives that the combination names."""
     from trl import GRPOTrainer, RLOOTrainer
-
-    from align.engines.gradient_step import CombinedGradients, combine
 
     base = {"rloo": RLOOTrainer, "grpo": GRPOTrainer}[config.algorithm]
     asked = {name: problem.objectives[name] for name in combination.names}

@@ -39,6 +39,7 @@ from align.engines.unpaired import (
     thresholded_examples,
 )
 from align.errors import UserError
+from align.models import load_tokenizer
 from align.policies.base import PointFamily
 from align.preferences import Weights
 from align.runs import Workspace
@@ -134,8 +135,6 @@ def side_weights(examples: Sequence[Example], *, config: Config) -> tuple[float,
 
 def train_on(examples: Sequence[Example], *, config: Config, reference: str, run: Workspace) -> dict[str, float | None]:
     """Train one model with TRL's KTOTrainer, save it in `run.folder/model`, and return metrics."""
-    from align.models import load_tokenizer
-
     kept = list(examples)
     if config.max_length is not None:
         ids = load_tokenizer(reference)([example.prompt for example in examples])["input_ids"]
@@ -158,8 +157,6 @@ def build_trainer(examples: Sequence[Example], *, config: Config, reference: str
     """A KTOTrainer on these examples, with every default that matters set on purpose."""
     from datasets import Dataset
     from trl import KTOConfig, KTOTrainer
-
-    from align.models import load_tokenizer
 
     model, tokenizer = model_to_train(reference), load_tokenizer(reference)
     if config.max_length is None:

@@ -25,19 +25,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from align import checks
 from align.engines.on_policy import trainer as onpolicy
+from align.engines.on_policy.weight_control import Memory, Observed, train_point
 from align.engines.points import check_preferences, train_points
 from align.engines.problem import Problem
 from align.errors import UserError
 from align.policies.base import PointFamily
 from align.preferences import Thresholds
 from align.runs import Workspace
-
-if TYPE_CHECKING:
-    from align.engines.on_policy.weight_control import Memory, Observed
 
 DUALS = ("exp", "official", "linear")
 NORMALISATIONS = ("none", "official")
@@ -144,8 +141,6 @@ def fit(config: Config, problem: Problem[Thresholds], run: Workspace) -> PointFa
     rows = onpolicy.required_prompts(problem, method="lagrangian")
 
     def body(thresholds: Thresholds, point: Workspace) -> Mapping[str, object]:
-        from align.engines.on_policy.weight_control import train_point
-
         asked = used[thresholds.label]
         rule = Multipliers(
             names=tuple(asked),

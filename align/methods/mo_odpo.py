@@ -31,6 +31,7 @@ from align.engines.tagged_pairs import TaggedPair, build_pair_trainer, encoded, 
 from align.errors import UserError
 from align.functional.draws import draw_weights
 from align.methods.conditioned_dpo import check_weight_law
+from align.models import load_tokenizer
 from align.policies.tagged import TaggedFamily, Tags
 from align.preferences import Weights
 from align.runs import Workspace, write_json
@@ -177,8 +178,6 @@ def build_trainer(
 ) -> tuple[DPOTrainer, FreshPairs]:
     """A DPOTrainer whose epochs are rounds: a callback renews its rows before each."""
     from transformers import TrainerCallback
-
-    from align.models import load_tokenizer
 
     source = FreshPairs(config, problem, run, tags=tags, tokenizer=load_tokenizer(start))
     trainer = build_pair_trainer(

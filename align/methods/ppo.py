@@ -40,10 +40,12 @@ from align.functional.policy_gradient import (
     value_loss,
     whiten,
 )
+from align.models import count_parameters, save_model
 from align.models.sampling import plain_sampling
 from align.policies.base import PointFamily
 from align.preferences import Weights
 from align.runs import Workspace
+from align.training.common import Progress, quiet_libraries
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -122,8 +124,6 @@ class Trainer:
         import torch
         from transformers import get_scheduler
 
-        from align.models import count_parameters
-
         torch.manual_seed(config.seed)  # of sampling, of the order of rows and of a new adapter
         asked = {name: f for (name, f), w in zip(problem.objectives.items(), weights, strict=True) if w}
         self.config, self.run, self.label = config, run, f"ppo {weights.label}"
@@ -139,9 +139,6 @@ class Trainer:
     def train(self, prompts: Sequence[Row]) -> dict[str, float]:
         """All steps; saves `run.folder/model` and gives the means of the last `logging_steps` of them."""
         from transformers import TrainerState
-
-        from align.models import save_model
-        from align.training.common import Progress, quiet_libraries
 
         quiet_libraries()
         config, actor, history = self.config, self.actor, list[dict[str, float]]()

@@ -37,6 +37,7 @@ from align.engines.settings import TrainingConfig, check_training
 from align.engines.tagged import Response
 from align.engines.tagged_pairs import Example, frozen, imitate
 from align.errors import UserError
+from align.models import load_tokenizer
 from align.policies.tagged import ASKED, TaggedFamily, Tags, forbid, tag_ids
 from align.preferences import Targets, Weights
 from align.runs import Run, Workspace, write_json
@@ -209,8 +210,6 @@ def online_round(
     previous: Run,
 ) -> dict[str, object]:  # fmt: skip
     """Ask for the boundary, keep what is good, train on with earlier rounds' samples and offline rows; metrics."""
-    from align.models import load_tokenizer
-
     offline, stats, tags, prompts = material.offline, material.stats, material.tags, problem.prompts or ()
     rng = np.random.default_rng([config.seed, number])
     model, tokenizer = frozen(str(previous.path)), load_tokenizer(previous.path)

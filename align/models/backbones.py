@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align.errors import UserError
+from align.models.load import load_to_read, unreadable
+from align.models.tokenizers import load_tokenizer
 from align.runs import model_dir
 
 if TYPE_CHECKING:
@@ -36,8 +38,6 @@ class Backbone:
     def add(self, folder: str) -> None:
         """Load the adapter of `folder`; UserError when it cannot be read, or could not be switched off again."""
         from peft import PeftConfig, PeftModel
-
-        from align.models import unreadable
 
         name = f"adapter_{len(self.adapters)}"
         try:
@@ -127,8 +127,6 @@ class ModelPool:
 
     def tokenizer(self, paths: Sequence[str]) -> PreTrainedTokenizerBase:
         """The tokenizer that all of `paths` share; UserError naming the first one that has another vocabulary."""
-        from align.models import load_tokenizer
-
         for path in paths:
             if path not in self._tokenizers:
                 self._tokenizers[path] = load_tokenizer(path)
@@ -143,8 +141,6 @@ class ModelPool:
         self._backbones = {}
 
     def _backbone(self, folder: str) -> Backbone:
-        from align.models.load import load_to_read
-
         key = str(Path(folder).resolve()) if Path(folder).is_dir() else folder
         if key not in self._backbones:
             self._backbones[key] = Backbone(load_to_read(folder))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from align.errors import UserError
 from align.models.backbones import ADAPTER_FILE, base_of
+from align.models.load import load_to_read, unreadable
 from align.runs import model_dir
 
 if TYPE_CHECKING:
@@ -54,8 +55,6 @@ class SharedBackbone:
     @classmethod
     def load(cls, base: str) -> SharedBackbone:
         """A checkpoint without a policy, frozen; UserError as `load_model`."""
-        from align.models.load import load_to_read
-
         return cls(load_to_read(base).requires_grad_(False))
 
     @property
@@ -89,8 +88,6 @@ class SharedBackbone:
 
     def _add_scorer(self, folder: str, pad_token_id: int) -> Scorer:
         from peft import get_peft_model, set_peft_model_state_dict
-
-        from align.models import unreadable
 
         name = f"scorer_{len(self.scorers)}"
         config, state, head_1H = read_reward_adapter(folder)
@@ -228,8 +225,6 @@ def read_reward_adapter(folder: str) -> tuple[PeftConfig, dict[str, Tensor], Ten
     without trained biases or other whole modules, and with a head of one output.
     """
     from peft import PeftConfig, load_peft_weights
-
-    from align.models import unreadable
 
     try:
         config = PeftConfig.from_pretrained(folder)

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align.errors import UserError
+from align.models import load_tokenizer
+from align.models.load import load_to_read
+from align.models.reading import Reader, completion_rows, sequence_logprobs
 from align.objectives.base import check_texts
 
 if TYPE_CHECKING:
@@ -50,15 +53,10 @@ class ImplicitReward:
 
 
 def _in_memory(path: str) -> Loaded:
-    from align.models import load_tokenizer
-    from align.models.load import load_to_read
-
     return load_to_read(path), load_tokenizer(path)
 
 
 def _logprobs(loaded: Loaded, prompts: Sequence[str], completions: Sequence[str], *, batch_size: int) -> list[float]:
-    from align.models.reading import Reader, completion_rows, sequence_logprobs
-
     model, tokenizer = loaded
     reader = Reader(pad_id=tokenizer.pad_token_id, batch_size=batch_size, longest_first=True)
     return sequence_logprobs(model, completion_rows(tokenizer, prompts, completions), reader=reader)

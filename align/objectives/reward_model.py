@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align.errors import UserError
+from align.models import context_of, load_scorer, load_tokenizer
+from align.models.load import to_read
+from align.models.reading import evaluated, padded
 from align.objectives.base import check_texts
 
 if TYPE_CHECKING:
@@ -38,9 +41,6 @@ def score(
     A text longer than the model's positions loses its beginning, so that the completion and its end are what is scored.
     """
     import torch
-
-    from align.models import context_of
-    from align.models.reading import evaluated, padded
 
     limit = context_of(model)
     pairs = list(zip(prompts, completions, strict=True))
@@ -90,9 +90,6 @@ class RewardModelObjective:
 
     def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         if self._loaded is None:
-            from align.models import load_scorer, load_tokenizer
-            from align.models.load import to_read
-
             tokenizer = load_tokenizer(self.path)
             model = load_scorer(self.path, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
             if not any("SequenceClassification" in name for name in model.config.architectures or ()):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from align.errors import UserError
+from align.models import load_tokenizer
 from align.objectives.base import check_texts
 
 if TYPE_CHECKING:
@@ -45,8 +46,6 @@ class Length:
         if self.per == "character":
             return len(text)
         if self._loaded is None:
-            from align.models import load_tokenizer
-
             assert self.tokenizer is not None
             self._loaded = load_tokenizer(self.tokenizer)
         return len(self._loaded(text, add_special_tokens=False)["input_ids"])

@@ -6,6 +6,7 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from align.models import load_tokenizer
 from align.models.shared_backbone import SharedBackbone, adapter_dir, base_of, require_same_base
 from align.objectives.reward_model import RewardModelObjective
 
@@ -67,8 +68,6 @@ class SharedRewardModel(RewardModelObjective):
         return self._own
 
     def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        from align.models import load_tokenizer
-
         if self._loaded is None:
             self._loaded = (None, load_tokenizer(self.folder))  # the model is asked for anew: a bound one may be gone
         tokenizer = self._loaded[1]

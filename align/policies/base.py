@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from align import checks
 from align.errors import UserError
+from align.models import load_tokenizer
+from align.models.load import load_to_read
 from align.models.reading import (
     BLOCK_BYTES,
     Reader,
@@ -98,9 +100,6 @@ class ModelPolicy:
 
     def _load(self) -> Loaded:
         if self._loaded is None:
-            from align.models import load_tokenizer
-            from align.models.load import load_to_read
-
             self._loaded = (load_to_read(self.path), load_tokenizer(self.path))
         return self._loaded
 

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from align.errors import UserError
 from align.models.sampling import Drawn
+from align.objectives import OBJECTIVES, RewardModelObjective, build_objective
+from align.objectives.base import Objective
 from align.policies.base import ModelPolicy, Policy, found_model, shared_fields, stored_model, write_family
 from align.preferences import Preference, Weights
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from align.objectives.base import Objective
 
 
 Scores = Sequence[float | None]
@@ -219,8 +219,6 @@ class BestOfNFamily:
     @classmethod
     def from_json(cls, folder: Path, content: Mapping[str, Any]) -> BestOfNFamily:
         """The family that `save` wrote into `folder`."""
-        from align.objectives import build_objective
-
         return cls(
             **shared_fields(content),
             reference=found_model(content["reference"], folder),
@@ -236,8 +234,6 @@ class BestOfNFamily:
 
 def _entry(objective: Objective | None, folder: Path) -> dict[str, object] | None:
     """What `build_objective` makes a reward model of again; None for any other objective."""
-    from align.objectives import OBJECTIVES, RewardModelObjective
-
     if not isinstance(objective, RewardModelObjective):
         return None
     kind = next((name for name, make in OBJECTIVES.items() if make is type(objective)), None)

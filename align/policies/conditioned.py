@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from align import checks
 from align.errors import UserError
+from align.models import count_parameters, load_model, load_tokenizer, save_model
 from align.policies.base import ModelPolicy, found_model, relative_path, shared_fields, stored_model, write_family
 from align.policies.conditioned_layers import (
     LAYERS,
@@ -84,8 +86,6 @@ def multiplied_parameters(model: PreTrainedModel, *, tokens_per_preference: floa
     """By how many parameters a token is multiplied in a pass: lookup tables cost nothing, and dense directions are
     mixed once for all tokens that share a preference.
     """
-    from align.models import count_parameters
-
     directions = sum(layer.D.numel() for layer in adapted_layers(model).values() if isinstance(layer, DenseLinear))
     return count_parameters(model, embeddings=False) - directions * (1 - 1 / tokens_per_preference)
 
@@ -93,8 +93,6 @@ def multiplied_parameters(model: PreTrainedModel, *, tokens_per_preference: floa
 def save_adapter(model: PreTrainedModel, config: AdapterConfig, folder: Path, *, base: str) -> None:
     """Write the adapter's parameters and its configuration; `base` is the checkpoint that they change."""
     from safetensors.torch import save_file
-
-    from align import checks
 
     checks.finite_weights(model)
     folder.mkdir(parents=True, exist_ok=True)
@@ -106,8 +104,6 @@ def save_adapter(model: PreTrainedModel, config: AdapterConfig, folder: Path, *,
 def load_adapter(folder: str | Path, *, base: str) -> tuple[PreTrainedModel, Preferences]:
     """The adapted model in memory, and its preferences; UserError when the files do not fit together."""
     from safetensors.torch import load_file
-
-    from align.models import load_model
 
     place = Path(folder)
     if not (place / STATE_FILE).is_file() or not (place / ADAPTER_FILE).is_file():
@@ -133,8 +129,6 @@ def load_adapter(folder: str | Path, *, base: str) -> tuple[PreTrainedModel, Pre
 
 def merge(folder: str | Path, *, base: str, weights: Sequence[float], out: Path) -> str:
     """The plain checkpoint `W + dW(weights)` in `out`, made unless it is there already from the same adapter."""
-    from align.models import load_model, load_tokenizer, save_model
-
     stamp = (Path(folder) / STATE_FILE).stat()
     record = {"weights": list(weights), "adapter": fingerprint([stamp.st_size, stamp.st_mtime_ns])}
 

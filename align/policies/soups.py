@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.errors import UserError
+from align.models import load_model, load_tokenizer, save_model
 from align.policies.base import ModelPolicy, Policy, relative_path, shared_fields, write_family
 from align.preferences import Preference, Weights
 from align.runs import fingerprint, model_dir
@@ -257,8 +258,6 @@ def _copy_others(source: Path, out: Path) -> None:
 
 def merge_into_base(specialists: Sequence[Path], *, weights: Sequence[float], out: Path) -> None:
     """Merge each LoRA adapter into its base, write the average of the full models as a full checkpoint."""
-    from align.models import load_model, load_tokenizer, save_model
-
     models = [load_model(folder) for folder in specialists]
     merged = merge_states([model.state_dict() for model in models], weights=weights)
     models[0].load_state_dict(merged)
@@ -268,8 +267,6 @@ def merge_into_base(specialists: Sequence[Path], *, weights: Sequence[float], ou
 def merge_exactly(specialists: Sequence[Path], *, weights: Sequence[float], out: Path) -> None:
     """Write one LoRA adapter whose weight change is exactly `sum_k weights_k delta W_k`, of the ranks' sum."""
     from peft import PeftConfig, PeftModel
-
-    from align.models import load_model
 
     keys = [set(read_weights(folder)) for folder in specialists]
     odd = {name for names in keys for name in names if any(name not in other for other in keys)}

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from align import checks
 from align.errors import UserError
+from align.models import load_model, load_tokenizer, save_model
 from align.policies.base import Component, ModelPolicy, relative_path, shared_fields, write_family
 from align.preferences import Direction, Preference, Targets, Weights
 from align.runs import model_dir
@@ -122,8 +123,6 @@ def choose_tags(mode: str, *, reference: str, **fields: Any) -> Tags:
 
 def can_say(tags: Tags, reference: str) -> bool:
     """Whether the tokenizer of `reference` encodes the text of every tag, without unknown tokens and without loss."""
-    from align.models import load_tokenizer
-
     tokenizer = load_tokenizer(reference)
     for tag in tags.vocabulary():
         try:
@@ -146,8 +145,6 @@ def tagged_checkpoint(reference: str, *, tags: Tags, out: Path, seed: int = 0) -
     if not tags.tokens:
         return model_dir(reference)
     import torch
-
-    from align.models import load_model, load_tokenizer, save_model
 
     model, tokenizer = load_model(reference), load_tokenizer(reference)
     known, new = len(tokenizer), tags.vocabulary()

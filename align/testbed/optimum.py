@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from align.preferences import Weights
+from align.testbed.responses import gold_rewards
 from align.testbed.vocabulary import END_ID
 from align.testbed.world import Prompt, World
 
@@ -39,8 +40,6 @@ def reward_classes(world: World, prompt: Prompt, reference_leaf_NV) -> RewardCla
 
     The malformed reward is a class of its own.
     """
-    from align.testbed.responses import gold_rewards
-
     p_NV = reference_leaf_NV.exp()
     ended_N = p_NV[:, END_ID].numpy()
     rewards_NK = np.round(gold_rewards(world, prompt.topic), 12)

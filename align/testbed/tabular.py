@@ -14,7 +14,7 @@ import torch
 from align.preferences import Weights
 from align.testbed.exact import TreePolicy
 from align.testbed.responses import gold_rewards, node_tokens
-from align.testbed.vocabulary import END_ID
+from align.testbed.vocabulary import END_ID, vocabulary
 from align.testbed.world import Prompt, World
 
 RewardTable = Callable[[World, Prompt], torch.Tensor]
@@ -37,8 +37,6 @@ def length_table(world: World, prompt: Prompt) -> torch.Tensor:
 
 def leaf_table(world: World, ended_N: torch.Tensor, *, malformed: float) -> torch.Tensor:
     """(N, V) rewards of leaves: (N,) for ending well at each node, one constant for whatever else follows it."""
-    from align.testbed.vocabulary import vocabulary
-
     table_NV = torch.full((len(ended_N), len(vocabulary(world.config.spellings))), malformed, dtype=torch.float64)
     table_NV[:, END_ID] = ended_N
     return table_NV

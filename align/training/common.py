@@ -22,6 +22,7 @@ from transformers import TrainerCallback
 
 from align import checks
 from align.errors import UserError
+from align.models import no_bars
 from align.runs import Ledger, checkpoints, last_checkpoint
 
 if TYPE_CHECKING:
@@ -151,8 +152,6 @@ def final_loss(trainer: Trainer) -> float | None:
 def quiet_libraries() -> None:
     """Silence bars and notices of the libraries below us that would be drawn once per small stage."""
     import datasets
-
-    from align.models import no_bars
 
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")

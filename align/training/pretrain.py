@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align import checks
+from align.data import encode, pack, train_tokenizer
+from align.data.comparisons import Row
 from align.errors import UserError
 from align.models import (
     ModelConfig,
@@ -29,8 +31,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
-
-    from align.data.comparisons import Row
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,6 @@ def pretrain(
     text and on an architecture that is not causal.
     """
     from transformers import Trainer, TrainingArguments, set_seed
-
-    from align.data import pack
 
     out = Path(out)
     if config.model.architecture == "bert" and config.start is None:
@@ -136,8 +134,6 @@ def _one_by_one(
     """One example per document: its tokens and the end token, cut at `length`; the tokens cut off are counted."""
     from datasets import Dataset
 
-    from align.data import encode
-
     documents = [ids + [tokenizer.eos_token_id] for ids in encode(texts, tokenizer)]
     counts["tail tokens dropped"] += sum(max(len(ids) - length, 0) for ids in documents)
     return Dataset.from_dict({"input_ids": [ids[:length] for ids in documents]})
@@ -166,8 +162,6 @@ def _tokenizer(
     config: PretrainConfig, *, texts: list[str], tokenizer: PreTrainedTokenizerBase | str | Path | None, out: Path
 ) -> PreTrainedTokenizerBase:
     if tokenizer is None and config.start is None:
-        from align.data import train_tokenizer
-
         return train_tokenizer(texts, vocab_size=config.vocab_size, out=out / "tokenizer")
     if tokenizer is None or isinstance(tokenizer, (str, Path)):
         return load_tokenizer(tokenizer or str(config.start))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align import checks
+from align.data.comparisons import Row
 from align.errors import UserError
 from align.models import count_parameters, load_model, load_tokenizer, lora_config, save_model, set_dropout
 from align.runs import Ledger
@@ -16,8 +17,6 @@ from align.training.common import StageConfig, drop_checkpoints, final_loss, fin
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from align.data.comparisons import Row
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from align.engines.on_policy.rollouts import Rollouts, read
+from align.engines.settings import model_to_train
+from align.models import attach_lora, load_model, load_tokenizer
+from align.training.common import has_gpu
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,10 +26,6 @@ class ActorCritic:
 
     def __init__(self, reference: str, *, lora_r: int = 0, lora_alpha: float | None = None) -> None:
         import torch
-
-        from align.engines.settings import model_to_train
-        from align.models import attach_lora, load_model, load_tokenizer
-        from align.training.common import has_gpu
 
         device = "cuda" if has_gpu() else "cpu"
         self.tokenizer = load_tokenizer(reference)

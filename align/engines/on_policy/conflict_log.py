@@ -30,13 +30,12 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from align.functional.conflict import covariance_of_groups, rank_correlation_of_groups
+from align.objectives.metered import Metered
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
-
-    from align.objectives.metered import Metered
 
 POINTS = 50  # of the trace, at most; a longer run is averaged over equal windows of steps
 AS_USED = "advantage as the update used it, KL penalty included"
@@ -50,8 +49,6 @@ def attach(trainer: Trainer) -> ConflictLog | None:
     Reward functions that keep no scores of their own are put into a `Kept` in `trainer.reward_funcs`, so that their
     part of the reward (the KL, a sum with the row's own weights) is known.
     """
-    from align.objectives.metered import Metered
-
     objectives = objectives_of(trainer.reward_funcs)
     if len(objectives) < 2:
         return None
@@ -63,8 +60,6 @@ def attach(trainer: Trainer) -> ConflictLog | None:
 
 def objectives_of(functions: Sequence[object]) -> list[Metered]:
     """The metered objectives among reward functions, those inside a weighted sum (its `objectives`) included."""
-    from align.objectives.metered import Metered
-
     found = [f for function in functions for f in (function, *getattr(function, "objectives", ()))]
     return list(dict.fromkeys(f for f in found if isinstance(f, Metered)))
 

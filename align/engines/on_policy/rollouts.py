@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from align import checks
+from align.data.comparisons import Row
 from align.errors import UserError
 from align.models.reading import positions, token_logprobs
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from align.data.comparisons import Row
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from align.models import load_model
 from align.models.reading import Reader, sequence_logprobs
 
 if TYPE_CHECKING:
@@ -59,8 +60,6 @@ class SequenceKL:
 
     def _reference_model(self, policy: PreTrainedModel) -> PreTrainedModel:
         if self._frozen is None:
-            from align.models import load_model
-
             self._frozen = load_model(self.reference).to(policy.device).eval().requires_grad_(False)
         return self._frozen
 

@@ -21,12 +21,14 @@ from align.engines.on_policy.sequence_kl import SequenceKL
 from align.engines.problem import Problem
 from align.engines.settings import TrainingConfig, adapter_config, check_training, model_to_train, trainer_arguments
 from align.errors import UserError
+from align.models import count_parameters, load_tokenizer, save_model
 from align.models.sampling import plain_config, sampled_model
 from align.models.shared_backbone import bind
 from align.objectives.base import Objective
 from align.objectives.metered import Metered
 from align.preferences import Preference
 from align.runs import Ledger, Workspace
+from align.training.common import drop_checkpoints, finish_trainer, resume_point
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -169,8 +171,6 @@ def build_trainer(
     """
     from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-    from align.models import load_tokenizer
-
     model = model_to_train(problem.reference) if start.model is None else start.model
     tokenizer = load_tokenizer(problem.reference) if start.tokenizer is None else start.tokenizer
     prompts = problem.prompts or ()
@@ -228,8 +228,6 @@ def run_trainer(trainer: Trainer, *, label: str, folder: Path, ledger: Ledger, s
     With two objectives or more also `conflict`, how they pulled apart (align/engines/on_policy/conflict_log.py).
     """
     from align.engines.on_policy.conflict_log import attach
-    from align.models import count_parameters, save_model
-    from align.training.common import drop_checkpoints, finish_trainer, resume_point
 
     parameters = count_parameters(trainer.model, embeddings=False)
     finish_trainer(trainer, label=label, ledger=ledger, parameters=parameters)

@@ -17,6 +17,10 @@ import numpy as np
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from align.engines.on_policy import trainer as onpolicy
+from align.engines.on_policy.trainer import AlgorithmConfig
+from align.engines.problem import Problem
+from align.objectives.metered import Metered
 from align.preferences import Preference
 from align.runs import Workspace
 
@@ -24,10 +28,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
     from trl import GRPOTrainer, RLOOTrainer
-
-    from align.engines.on_policy.trainer import AlgorithmConfig
-    from align.engines.problem import Problem
-    from align.objectives.metered import Metered
 
 Memory = dict[str, Any]
 P = TypeVar("P", bound=Preference)
@@ -182,8 +182,6 @@ def controlled_trainer(
     """An on-policy trainer (`config.algorithm`: rloo or grpo, sequence KL, unscaled rewards) and its control."""
     from trl import GRPOTrainer, RLOOTrainer
 
-    from align.engines.on_policy import trainer as onpolicy
-
     base = {"rloo": RLOOTrainer, "grpo": GRPOTrainer}[config.algorithm]
     reward_funcs = onpolicy.metered(problem.objectives, ledger=run.ledger)
     trainer_class = type(base.__name__, (KeepAdvantages, base), {}) if rule.reads_advantages else None
@@ -203,8 +201,6 @@ def train_point(
     config: AlgorithmConfig, problem: Problem[P], run: Workspace, *, rule: Rule, label: str
 ) -> dict[str, object]:
     """Train one point to its last step under `rule`; last means and the report."""
-    from align.engines.on_policy import trainer as onpolicy
-
     trainer, control = controlled_trainer(config, problem, run, rule=rule)
     means = onpolicy.run_trainer(trainer, label=label, folder=run.folder, ledger=run.ledger)
     return {**means, **control.report()}
