@@ -23,16 +23,15 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformers import TrainerCallback
-from transformers.trainer_callback import ExportableState
 
 from align.errors import UserError
 from align.functional.combine import Combination, cosines_of
+from align.training.common import Remembering
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import Tensor
-    from transformers import PreTrainedModel, Trainer, TrainerControl, TrainerState, TrainingArguments
+    from transformers import PreTrainedModel, Trainer, TrainerState, TrainingArguments
 
 _CHUNK = 1 << 22  # weights that are held in double precision at a time
 
@@ -179,7 +178,7 @@ def gram_of(gradients_KD: Tensor) -> np.ndarray:
     return gram_KK.cpu().numpy()
 
 
-class ConflictRecord(TrainerCallback, ExportableState):
+class ConflictRecord(Remembering):
     """How far the objectives' gradients disagreed, step by step, and the coefficients they got.
 
     Kept in the trainer's own state, so that a resumed run goes on counting.
@@ -228,19 +227,7 @@ class ConflictRecord(TrainerCallback, ExportableState):
             return {name: self._named(row) for name, row in zip(self.names, values, strict=True)}
         return {name: float(v) if np.isfinite(v) else None for name, v in zip(self.names, values, strict=True)}
 
-    def state(self) -> dict[str, object]:
-        """What a checkpoint keeps in its `trainer_state.json`."""
-        return {"args": {}, "attributes": {"memory": self.memory}}
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
-        # The trainer could restore callbacks itself, but only as new objects made of plain arguments.
-        self.memory = state.stateful_callbacks[type(self).__name__]["attributes"]["memory"]
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, *_: object, **__: object) -> None:
         if state.global_step % args.logging_steps == 0:
             sums, logged = self.memory["sums"], self.memory["logged"]
             between = {name: np.subtract(sums[name], logged[name]).tolist() for name in sums}

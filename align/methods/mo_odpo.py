@@ -37,7 +37,7 @@ from align.preferences import Weights
 from align.runs import Workspace, write_json
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerControl, TrainerState, TrainingArguments
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState, TrainingArguments
     from trl import DPOTrainer
 
 ROUND_FILE = "round.json"
@@ -186,9 +186,7 @@ def build_trainer(
     )  # fmt: skip
 
     class Renew(TrainerCallback):
-        def on_epoch_begin(
-            self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-        ) -> None:
+        def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, *_: object, **__: object) -> None:
             source.renew(int(state.epoch + 1e-6), trainer.accelerator.unwrap_model(trainer.model))
 
     trainer.add_callback(Renew())

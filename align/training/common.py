@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from align import checks
 from align.errors import UserError
@@ -26,7 +27,7 @@ from align.models import no_bars
 from align.runs import Ledger, checkpoints, last_checkpoint
 
 if TYPE_CHECKING:
-    from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+    from transformers import Trainer, TrainerState, TrainingArguments
 
 CHECKPOINTS = "checkpoints"
 SECONDS_BETWEEN_LINES = 30.0
@@ -168,6 +169,21 @@ def _not_special_tokens(record: logging.LogRecord) -> bool:
     return "The tokenizer has new PAD/BOS/EOS tokens" not in record.getMessage()
 
 
+class Remembering(TrainerCallback, ExportableState):
+    """A callback whose `memory`, plain JSON, is saved in the trainer's own state: a resumed run goes on with it."""
+
+    memory: dict[str, Any]
+
+    def state(self) -> dict[str, object]:
+        """What a checkpoint keeps in its `trainer_state.json`."""
+        return {"args": {}, "attributes": {"memory": self.memory}}
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: object, **__: object) -> None:
+        # The trainer could restore callbacks itself, but only as new objects made of plain arguments. A checkpoint from
+        # before the callback existed has no entry: its memory then begins where the run goes on.
+        self.memory = state.stateful_callbacks.get(type(self).__name__, self.state())["attributes"]["memory"]
+
+
 class LedgerCallback(TrainerCallback):
     """Adds the tokens of this process's training (not those before a resume) and `flops_per_token N tokens` FLOPs."""
 
@@ -176,21 +192,14 @@ class LedgerCallback(TrainerCallback):
         self.flops_per_token = flops_per_parameter_token * parameters
         self.counted = 0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: object, **__: object) -> None:
         # A resumed state remembers what the interrupted process fed; TRL's own counter starts again at 0.
         self.counted = int(state.num_input_tokens_seen)
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: Mapping[str, float] | None = None,
-        **kwargs: object,
+        self, args: TrainingArguments, state: TrainerState, *_: object, logs: Mapping[str, float], **__: object
     ) -> None:
-        seen = int(max(state.num_input_tokens_seen, (logs or {}).get("num_tokens", 0)))
+        seen = int(max(state.num_input_tokens_seen, logs.get("num_tokens", 0)))
         tokens = max(seen - self.counted, 0)
         self.counted = max(seen, self.counted)
         if tokens:
@@ -207,9 +216,7 @@ class Progress(TrainerCallback):
         self.first_step = 0
         self.loss = ""
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: object, **__: object) -> None:
         self.started = self.last_line = time.monotonic()
         self.first_step = state.global_step
         if sys.stderr.isatty() and state.is_world_process_zero:
@@ -218,19 +225,12 @@ class Progress(TrainerCallback):
             self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.label, leave=False)
 
     def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: Mapping[str, float] | None = None,
-        **kwargs: object,
+        self, args: TrainingArguments, state: TrainerState, *_: object, logs: Mapping[str, float], **__: object
     ) -> None:
-        if logs and "loss" in logs:
+        if "loss" in logs:
             self.loss = f"loss {float(logs['loss']):.4g}"
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, *_: object, **__: object) -> None:
         if self.bar is not None:
             self.bar.set_postfix_str(self.loss, refresh=False)
             self.bar.update(state.global_step - self.bar.n)
@@ -246,9 +246,7 @@ class Progress(TrainerCallback):
                 flush=True,
             )
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, *_: object, **__: object) -> None:
         if self.bar is not None:
             self.bar.close()
             self.bar = None

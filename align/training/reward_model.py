@@ -36,7 +36,6 @@ if TYPE_CHECKING:
         PreTrainedModel,
         PreTrainedTokenizerBase,
         Trainer,
-        TrainerControl,
         TrainerState,
         TrainingArguments,
     )
@@ -256,12 +255,7 @@ class EpochChoice(TrainerCallback):
             self.best = json.loads(note.read_text(encoding="utf-8"))
 
     def on_epoch_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: Any = None,
-        **kwargs: object,
+        self, args: TrainingArguments, state: TrainerState, *_: object, model: PreTrainedModel, **__: object
     ) -> None:
         import torch
 

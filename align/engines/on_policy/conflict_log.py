@@ -26,16 +26,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformers import TrainerCallback
-from transformers.trainer_callback import ExportableState
 
 from align.functional.conflict import covariance_of_groups, rank_correlation_of_groups
 from align.objectives.metered import Metered
+from align.training.common import Remembering
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+    from transformers import Trainer, TrainerState, TrainingArguments
 
 POINTS = 50  # of the trace, at most; a longer run is averaged over equal windows of steps
 AS_USED = "advantage as the update used it, KL penalty included"
@@ -76,7 +75,7 @@ class Kept:
         return self.last
 
 
-class ConflictLog(TrainerCallback, ExportableState):
+class ConflictLog(Remembering):
     """The callback; its sums are saved in the trainer's own state, so that a resumed run goes on with them."""
 
     def __init__(self, trainer: Trainer, *, objectives: Sequence[Metered]) -> None:
@@ -90,25 +89,10 @@ class ConflictLog(TrainerCallback, ExportableState):
         self.memory: dict[str, Any] = {"windows": []}
         self._weights_F: list[float] = []
 
-    def state(self) -> dict[str, object]:
-        """What a checkpoint keeps in its `trainer_state.json`."""
-        return {"args": {}, "attributes": {"memory": self.memory}}
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
-        # The trainer could restore callbacks itself, but only as new objects made of plain arguments. A checkpoint from
-        # before this callback existed has no entry: the trace then begins where the run goes on, as its steps say.
-        self.memory = state.stateful_callbacks.get(type(self).__name__, self.state())["attributes"]["memory"]
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, *_: object, **__: object) -> None:
         self._weights_F = self.trainer.reward_weights.tolist()  # a controller moves them before the step's end is told
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, *_: object, **__: object) -> None:
         rewards_BK, advantages_B = self._observe()
         size = self.trainer.num_generations
         rewards_PSK = rewards_BK.reshape(-1, size, len(self.objectives))

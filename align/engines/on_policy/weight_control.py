@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
-from transformers import TrainerCallback
-from transformers.trainer_callback import ExportableState
 
 from align.engines.on_policy import trainer as onpolicy
 from align.engines.on_policy.trainer import AlgorithmConfig
@@ -23,10 +21,11 @@ from align.engines.problem import Problem
 from align.objectives.metered import Metered
 from align.preferences import Preference
 from align.runs import Workspace
+from align.training.common import Remembering
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+    from transformers import Trainer, TrainerState, TrainingArguments
     from trl import GRPOTrainer, RLOOTrainer
 
 Memory = dict[str, Any]
@@ -88,7 +87,7 @@ class Rule(Protocol):
         ...
 
 
-class WeightControl(TrainerCallback, ExportableState):
+class WeightControl(Remembering):
     """Moves the weights of the trainer's first K reward functions, which are `objectives`, by `rule`.
 
     The rule's weights are those of `E[r_k | k applies]`. TRL adds nothing where an objective does not apply, so its
@@ -103,20 +102,11 @@ class WeightControl(TrainerCallback, ExportableState):
         self.memory: Memory = {"rule": rule.start(), "applied": [0] * len(self.objectives), "seen": 0, "trace": []}
         self._apply()
 
-    def state(self) -> dict[str, object]:
-        """What a checkpoint keeps in its `trainer_state.json`."""
-        return {"args": {}, "attributes": {"memory": self.memory}}
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
-        # The trainer could restore callbacks itself, but only as new objects made of plain arguments.
-        self.memory = state.stateful_callbacks[type(self).__name__]["attributes"]["memory"]
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: object, **__: object) -> None:
+        super().on_train_begin(args, state)
         self._apply()
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, *_: object, **__: object) -> None:
         observed = self._observe()
         applied_K = (~np.isnan(observed.scores_BK)).sum(0)
         self.memory = {
