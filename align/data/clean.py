@@ -65,18 +65,11 @@ def clean_texts(
     Raises:
         UserError: a row without text, or `max_tokens` without a tokenizer.
     """
-    config = config or CleanConfig()
-    count_tokens = _token_counter(config, tokenizer)
-    drops: Counter[str] = Counter()
-    kept = []
-    for row in _with_fields(rows, ("text",)):
-        text = clean_text(row["text"], config)
-        reason = _length_fault(text.strip(), text, config, count_tokens) or rubbish(text, config)
-        if reason:
-            drops[reason] += 1
-        else:
-            kept.append({**row, "text": text})
-    return _without_repeats(kept, [(row["text"],) for row in kept], config, drops), drops
+
+    def fault(row: Row, config: CleanConfig, count_tokens: Callable[[str], int]) -> str:
+        return _length_fault(row["text"].strip(), row["text"], config, count_tokens) or rubbish(row["text"], config)
+
+    return _cleaned(rows, config or CleanConfig(), fields=("text",), tokenizer=tokenizer, fault=fault)
 
 
 def clean_comparisons(
@@ -93,19 +86,27 @@ def clean_comparisons(
     Raises:
         UserError: a row without these columns, or `max_tokens` without a tokenizer.
     """
-    config = config or CleanConfig()
+    return _cleaned(
+        rows, config or CleanConfig(), fields=COMPARISON_FIELDS, tokenizer=tokenizer, fault=_comparison_fault
+    )
+
+
+def _cleaned(
+    rows: Sequence[Mapping[str, Any]], config: CleanConfig, *, fields: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase | None, fault: Callable[[Row, CleanConfig, Callable[[str], int]], str],
+) -> tuple[list[Row], Counter[str]]:  # fmt: skip
+    """Rows with these text fields cleaned, without those that have a `fault` (why, or "") or repeat an earlier one."""
     count_tokens = _token_counter(config, tokenizer)
     drops: Counter[str] = Counter()
     kept = []
-    for row in _with_fields(rows, COMPARISON_FIELDS):
-        mended = {**row, **{field: clean_text(row[field], config) for field in COMPARISON_FIELDS}}
-        reason = _comparison_fault(mended, config, count_tokens)
+    for row in _with_fields(rows, fields):
+        mended = {**row, **{field: clean_text(row[field], config) for field in fields}}
+        reason = fault(mended, config, count_tokens)
         if reason:
             drops[reason] += 1
         else:
             kept.append(mended)
-    documents = [tuple(row[field] for field in COMPARISON_FIELDS) for row in kept]
-    return _without_repeats(kept, documents, config, drops), drops
+    return _without_repeats(kept, [tuple(row[field] for field in fields) for row in kept], config, drops), drops
 
 
 def clean_text(text: str, config: CleanConfig | None = None) -> str:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align import checks
-from align.data.comparisons import Pair, Row, annotated_pairs, given_pairs
-from align.engines.pairs import PairTrainingConfig, check_lengths, check_pair_config, dpo_trainer, scores_for
+from align.data.comparisons import Pair, annotated_pairs, given_pairs
+from align.engines.pairs import PairTrainingConfig, carry, check_lengths, check_pair_config, dpo_trainer, scores_for
 from align.engines.points import known_as
 from align.engines.problem import Problem
 from align.engines.settings import train_and_save
@@ -28,10 +28,7 @@ from align.preferences import Weights
 from align.runs import Ledger, Workspace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from datasets import Dataset
-    from torch import Tensor
     from transformers import PreTrainedModel
     from trl import DPOTrainer
 
@@ -165,25 +162,8 @@ def build_trainer(
         raise ValueError("two pairs share an id")
     column = [by_id[i] for i in trainer.train_dataset["id"]]
     trainer.train_dataset = trainer.train_dataset.add_column("preferences", column)
-    trainer._set_signature_columns_if_needed()
-    trainer._signature_columns.append("preferences")  # or it would be dropped before the collator
-    trainer.data_collator = WithPreferences(trainer.data_collator)
+    carry(trainer, "preferences", times=2)
     return trainer
-
-
-class WithPreferences:
-    """DPO's collator, and the preference of each sequence of its batch: all chosen ones, then all rejected ones."""
-
-    def __init__(self, collator: Callable[[Sequence[Row]], dict[str, Tensor]]) -> None:
-        self.collator = collator
-
-    def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
-        """The collator's batch of these rows and `preferences` (2 x rows, K)."""
-        import torch
-
-        w_BK = torch.tensor([row["preferences"] for row in rows])
-        batch = self.collator([{name: value for name, value in row.items() if name != "preferences"} for row in rows])
-        return {**batch, "preferences": torch.cat([w_BK, w_BK])}
 
 
 def mean_length(dataset: Dataset) -> float:

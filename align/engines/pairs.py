@@ -28,6 +28,7 @@ from align.runs import Ledger, Workspace
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from torch import Tensor
     from trl import DPOTrainer
 
 P = TypeVar("P", bound=Preference)
@@ -162,3 +163,21 @@ def dpo_trainer(
         processing_class=load_tokenizer(reference),
         peft_config=adapter_config(config, model),
     )
+
+
+def carry(trainer: DPOTrainer, *names: str, times: int = 1) -> None:
+    """Let batches of B pairs carry these columns of the data set as tensors (times x B, ...).
+
+    TRL's batch has all chosen responses before all rejected ones: `times=2` gives each sequence its pair's entry.
+    """
+    import torch
+
+    trainer._set_signature_columns_if_needed()
+    trainer._signature_columns += names  # or they would be dropped before the collator
+    collate = trainer.data_collator
+
+    def collated(examples: list[Row]) -> dict[str, Tensor]:
+        columns = {name: torch.tensor([example[name] for example in examples] * times) for name in names}
+        return collate(examples) | columns
+
+    trainer.data_collator = collated

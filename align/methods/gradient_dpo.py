@@ -14,15 +14,16 @@ Data: pairs. Fixed point: some Pareto-stationary point; `sum` averages labels, n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from align.data.comparisons import Pair, Row, annotated_pairs
+from align.data.comparisons import Pair, annotated_pairs
 from align.engines.gradient_step import CombinedGradients, ConflictRecord, combine
 from align.engines.pairs import (
     PairTrainingConfig,
+    carry,
     check_lengths,
     check_pair_config,
     dpo_trainer,
@@ -44,8 +45,6 @@ if TYPE_CHECKING:
 
 ASKED_BY = (Weights,)
 FAMILY = PointFamily
-
-Collator = Callable[[list[Row]], dict[str, "Tensor"]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,19 +158,8 @@ def build_trainer(
     # dpo_trainer stays the one place that knows DPO's settings; only the step of what it built is another.
     trainer.__class__ = type("CombinedDPOTrainer", (SignedLosses, CombinedGradients, DPOTrainer), {})
     trainer.train_dataset = trainer.train_dataset.add_column("signs", [signs[i] for i in trainer.train_dataset["id"]])
-    trainer.data_collator = with_signs(trainer.data_collator)
+    carry(trainer, "signs")
     return trainer, combine(trainer, combination)
-
-
-def with_signs(collate: Collator) -> Collator:
-    """A collator that also hands on the column `signs` as a tensor (B, K)."""
-
-    def collate_with_signs(examples: list[Row]) -> dict[str, Tensor]:
-        import torch
-
-        return {**collate(examples), "signs": torch.tensor([example["signs"] for example in examples])}
-
-    return collate_with_signs
 
 
 class SignedLosses:
@@ -182,12 +170,6 @@ class SignedLosses:
     """
 
     beta: float
-    _signature_columns: list[str]
-
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()  # type: ignore[misc]
-        if "signs" not in self._signature_columns:
-            self._signature_columns = [*self._signature_columns, "signs"]
 
     def objective_inputs(self, inputs: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         plain, beta = {name: value for name, value in inputs.items() if name != "signs"}, self.beta

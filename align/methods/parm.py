@@ -32,6 +32,7 @@ from align import checks
 from align.data.comparisons import Pair, Row, annotated_pairs, responses_of
 from align.engines.pairs import (
     PairTrainingConfig,
+    carry,
     check_lengths,
     check_pair_config,
     dpo_trainer,
@@ -188,12 +189,7 @@ def build_trainer(
     columns = columns.add_column("wins", [list(wins[i]) for i in columns["id"]])
     drawn = [rng.dirichlet([config.dirichlet] * count, size=len(columns)).tolist() for _ in range(config.draws)]
     trainer.train_dataset = concatenate_datasets([columns.add_column("weights", list(w)) for w in drawn])
-    trainer._set_signature_columns_if_needed()
-    trainer._signature_columns += ["weights", "wins"]
-    collate = trainer.data_collator
-
-    def collated(examples: list[dict[str, list[float]]]) -> dict[str, Tensor]:
-        return collate(examples) | {name: torch.tensor([e[name] for e in examples]) for name in ("weights", "wins")}
+    carry(trainer, "weights", "wins")
 
     def compute_loss(model: PreTrainedModel, inputs: Mapping[str, Any], return_outputs: bool) -> Any:
         weights_BK, wins_BK = inputs["weights"], inputs["wins"]
@@ -204,7 +200,7 @@ def build_trainer(
         loss = arm_loss(first_B - second_B, wins_BK=wins_BK, weights_BK=weights_BK, beta=beta).mean()
         return (loss, outputs) if return_outputs else loss
 
-    trainer.data_collator, trainer._compute_loss = collated, compute_loss
+    trainer._compute_loss = compute_loss
     trainer.args.include_num_input_tokens_seen = "non_padding"  # TRL counts tokens in the loss that is replaced
     return trainer
 

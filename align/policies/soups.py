@@ -121,9 +121,13 @@ def merge(
 
     def make(folder: Path) -> None:
         kind = check_mergeable(sources, adapter_merge=adapter_merge)
-        makers = {"exact": merge_exactly, "full": merge_into_base, "factors": merge_factors}
         folder.mkdir(parents=True)
-        (merge_full if kind == "full" else makers[adapter_merge])(sources, weights=weights, out=folder)
+        if kind == "full":
+            _write_average(sources, weights=weights, out=folder, file="model.safetensors")
+        elif adapter_merge == "factors":
+            _write_average(sources, weights=weights, out=folder, file="adapter_model.safetensors")
+        else:
+            {"exact": merge_exactly, "full": merge_into_base}[adapter_merge](sources, weights=weights, out=folder)
 
     return derive(Path(out), record=record, file=SOUP_FILE, make=make)
 
@@ -230,17 +234,8 @@ def merge_states(states: Sequence[Mapping[str, Tensor]], *, weights: Sequence[fl
     return merged
 
 
-def merge_full(specialists: Sequence[Path], *, weights: Sequence[float], out: Path) -> None:
-    """Write the interpolated model; everything but the weights is copied from the first specialist."""
-    _write_average(specialists, weights=weights, out=out, file="model.safetensors")
-
-
-def merge_factors(specialists: Sequence[Path], *, weights: Sequence[float], out: Path) -> None:
-    """Write the LoRA adapter of averaged factors, `s (sum_k weights_k B_k)(sum_k weights_k A_k)`: not the exact sum."""
-    _write_average(specialists, weights=weights, out=out, file="adapter_model.safetensors")
-
-
 def _write_average(specialists: Sequence[Path], *, weights: Sequence[float], out: Path, file: str) -> None:
+    """Write averaged tensors (of adapters: A and B apart); all else is copied from the first specialist."""
     from safetensors.torch import save_file
 
     merged = merge_states([read_weights(folder) for folder in specialists], weights=weights)
