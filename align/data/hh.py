@@ -78,7 +78,8 @@ def comparison(row: Mapping[str, Any], *, place: str, as_transcript: bool = Fals
             if not text.strip():
                 raise UserError(f"{place}: empty completion in column '{name}'; delete the row or fill it in")
     pair = {"prompt": prompt, "chosen": as_completion(chosen, prompt), "rejected": as_completion(rejected, prompt)}
-    return {"id": str(row.get("id") or _content_id(pair)), **pair}, ""
+    content = "\0".join(pair.values()).encode("utf-8", "surrogatepass")
+    return {"id": str(row.get("id") or hashlib.sha256(content).hexdigest()[:12]), **pair}, ""
 
 
 def as_completion(text: str, prompt: str) -> str:
@@ -157,8 +158,3 @@ def _prompt(prompt: str, *, place: str, as_transcript: bool) -> str:
             raise UserError(f"{place}: a transcript prompt must end with '\\n\\nAssistant:'; add it at the end")
         return "\n\n" + prompt.strip()
     return as_human_turn(prompt) if as_transcript else prompt
-
-
-def _content_id(pair: Mapping[str, str]) -> str:
-    text = "\0".join(pair[key] for key in ("prompt", "chosen", "rejected"))
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]

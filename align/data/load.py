@@ -73,7 +73,10 @@ def _open(source: str) -> Iterator[Placed]:
         raise UserError(f"{source}: no such file or directory; check the path")
     if not _HUB_ID.fullmatch(stem if colon else source):
         raise UserError(f"{source}: no such file or directory, and not a hub id (org/name[/data_dir][:split])")
-    return _hub_rows(stem if colon else source, split=split if colon else None)
+    name = stem if colon else source
+    owner, title, *folder = name.split("/", 2)
+    options = {"data_dir": folder[0] if folder else None}
+    return _data_set_rows(f"{owner}/{title}", place=name, split=split if colon else None, **options)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -149,11 +152,6 @@ def _folder_rows(path: Path, *, files: Sequence[Path], split: str | None) -> Ite
                 for _ in _line_rows(file):
                     pass
         raise
-
-
-def _hub_rows(name: str, *, split: str | None) -> Iterator[Placed]:
-    owner, title, *folder = name.split("/", 2)
-    return _data_set_rows(f"{owner}/{title}", place=name, split=split, data_dir=folder[0] if folder else None)
 
 
 def _data_set_rows(name: str, *, place: str, split: str | None, **options: Any) -> Iterator[Placed]:

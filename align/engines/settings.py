@@ -71,18 +71,13 @@ def adapter_config(config: TrainingConfig, model: PreTrainedModel) -> LoraConfig
     return lora_config(model, config.lora_r, alpha=config.lora_alpha or None) if config.lora_r else None
 
 
-def schedule_of(config: TrainingConfig, *, epochs: float = 1.0, max_steps: int = -1) -> StageConfig:
-    """The fields of `config` that trainers take, for so many epochs, or steps where `max_steps` is above 0."""
-    names = ("seed", "learning_rate", "batch_size", "gradient_accumulation", "warmup", "scheduler", "weight_decay")
-    fields = {name: getattr(config, name) for name in (*names, "max_grad_norm", "save_steps", "logging_steps")}
-    return StageConfig(**fields, epochs=epochs, max_steps=max_steps)
-
-
 def trainer_arguments(
     config: TrainingConfig, folder: Path, *, epochs: float = 1.0, max_steps: int = -1
 ) -> dict[str, Any]:
-    """`base_arguments` of the config's schedule."""
-    return base_arguments(folder, schedule_of(config, epochs=epochs, max_steps=max_steps))
+    """`base_arguments` of the config's fields, for so many epochs, or steps where `max_steps` is above 0."""
+    names = ("seed", "learning_rate", "batch_size", "gradient_accumulation", "warmup", "scheduler", "weight_decay")
+    fields = {name: getattr(config, name) for name in (*names, "max_grad_norm", "save_steps", "logging_steps")}
+    return base_arguments(folder, StageConfig(**fields, epochs=epochs, max_steps=max_steps))
 
 
 @dataclass(frozen=True)

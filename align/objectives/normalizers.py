@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -101,24 +100,10 @@ def fit_normalizer(kind: str, scores: Sequence[float | None]) -> Normalizer:
     return NoNormalizer() if cls is NoNormalizer else cls.fit(scores)  # type: ignore[union-attr]
 
 
-def to_dict(normalizer: Normalizer) -> dict[str, object]:
-    """The normalizer as plain JSON types, its kind included."""
-    kind = next(name for name, cls in NORMALIZERS.items() if isinstance(normalizer, cls))
-    return {"kind": kind, **dataclasses.asdict(normalizer)}
-
-
-def from_dict(content: Mapping[str, Any], place: str = "the normalizer") -> Normalizer:
-    """The inverse of `to_dict`; UserError naming `place` on anything else."""
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items() if k != "kind"}
-    try:
-        return NORMALIZERS[content["kind"]](**fields)
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{place} is not a saved normalizer ({error}); fit and save it again") from error
-
-
 def save_normalizer(normalizer: Normalizer, path: str | Path) -> None:
-    """Write the normalizer as JSON."""
-    write_json(Path(path), to_dict(normalizer))
+    """Write the normalizer as JSON, its kind included."""
+    kind = next(name for name, cls in NORMALIZERS.items() if isinstance(normalizer, cls))
+    write_json(Path(path), {"kind": kind, **dataclasses.asdict(normalizer)})
 
 
 def load_normalizer(path: str | Path) -> Normalizer:
@@ -127,7 +112,12 @@ def load_normalizer(path: str | Path) -> Normalizer:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as a normalizer ({error}); fit and save it again") from error
-    return from_dict(content if isinstance(content, dict) else {}, str(path))
+    content = content if isinstance(content, dict) else {}
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items() if k != "kind"}
+    try:
+        return NORMALIZERS[content["kind"]](**fields)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a saved normalizer ({error}); fit and save it again") from error
 
 
 class Normalized:

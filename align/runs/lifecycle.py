@@ -61,17 +61,20 @@ def finish(path: Path, *, identity: Identity, body: Body, replace: bool) -> Run:
     _clear(partial, identity)
     try:
         with alone_in(partial):
-            if not _is_finished(partial, identity):  # else it was killed between its last line and its name
+            recorded = (partial / RUN_FILE).is_file() and open_run(partial).fingerprint == identity.fingerprint
+            if not recorded:  # else it was killed between its last line and its name
                 write_mark(partial, identity)
                 _work(partial, identity, body)
             write_mark(partial, identity, finished=True)
-            _report(path, publish(partial, path))
+            aside = publish(partial, path)
     except Exception as error:
         if disk_is_full(error):
             raise UserError(
                 f"no space left on the disk while writing {partial}; free some space and run the same command again"
             ) from error
         raise
+    if aside is not None:
+        print(f"align: {path} held files that its stage did not leave there; it is kept as {aside}", file=sys.stderr)
     return open_run(path)
 
 
@@ -116,10 +119,6 @@ def _standing(path: Path, identity: Identity, *, replace: bool) -> Run | None:
     return None
 
 
-def _is_finished(partial: Path, identity: Identity) -> bool:
-    return (partial / RUN_FILE).is_file() and open_run(partial).fingerprint == identity.fingerprint
-
-
 def _clear(partial: Path, identity: Identity) -> None:
     """Leave `partial` free, or with the unfinished work of this very call; UserError for what no stage made."""
     if not os.path.lexists(partial):
@@ -140,8 +139,3 @@ def _clear(partial: Path, identity: Identity) -> None:
         f"{aside}",
         file=sys.stderr,
     )
-
-
-def _report(path: Path, aside: Path | None) -> None:
-    if aside is not None:
-        print(f"align: {path} held files that its stage did not leave there; it is kept as {aside}", file=sys.stderr)

@@ -33,7 +33,7 @@ class LearnedTable:
     def scores(self, world: World, prompt: Prompt) -> torch.Tensor:
         """(N, K) scores of ending at each node. ValueError where an objective does not apply: there is no table."""
         if prompt.text not in self._scores:
-            completions = [self._text(node, world, prompt) for node in range(_count(world))]
+            completions = [self._text(node, world, prompt) for node in range(level_starts(world.config.max_tokens)[-1])]
             columns: list[Any] = []
             for objective in self.objectives:
                 found = objective([prompt.text] * len(completions), completions)
@@ -53,7 +53,3 @@ class LearnedTable:
     def _text(node: int, world: World, prompt: Prompt) -> str:
         words = node_words(node, world.config.max_tokens)
         return "".join(f" {cipher(w) if prompt.ciphered else w}" for w in words)
-
-
-def _count(world: World) -> int:
-    return level_starts(world.config.max_tokens)[-1]

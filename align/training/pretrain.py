@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from align import checks
 from align.data import encode, pack, train_tokenizer
@@ -94,11 +94,13 @@ def pretrain(
     block = config.block or context_of(model) or config.model.context
     checks.fits(block, model, what="block", mend="lower training.block or raise training.model.context")
     blocks = (pack if config.packed else _one_by_one)(texts, vocabulary, length=block, counts=counts)
+    arguments = config.arguments(out)
+    arguments["bf16"] |= config.bf16_on_cpu and arguments["use_cpu"]
     set_seed(config.seed)
     trainer = Trainer(
         model=model,
         args=TrainingArguments(
-            **_arguments(config, out),
+            **arguments,
             adam_beta2=config.adam_beta2,
             include_num_input_tokens_seen="all" if config.packed else "non_padding",
         ),
@@ -121,11 +123,6 @@ def pretrain(
         "tokens_per_epoch": sum(len(ids) for ids in blocks["input_ids"]),
         "tail_tokens_dropped": counts["tail tokens dropped"],
     }
-
-
-def _arguments(config: PretrainConfig, out: Path) -> dict[str, Any]:
-    arguments = config.arguments(out)
-    return {**arguments, "bf16": arguments["bf16"] or (config.bf16_on_cpu and arguments["use_cpu"])}
 
 
 def _one_by_one(

@@ -238,7 +238,8 @@ def fixed_point(
         if scale == "gdpo":
             raise ValueError("gdpo with the KL as a reward would z-score the KL; its KL stands in the loss")
         conditionals = optimum(tree, weights=weights, beta=beta)
-        return FixedPoint(conditionals, leaf_logprobs(tree, conditionals), _constant(tree, w), 0.0, 0)
+        tilt = np.broadcast_to(w, (*tree.logref[0].shape[:-2], len(w)))
+        return FixedPoint(conditionals, leaf_logprobs(tree, conditionals), tilt, 0.0, 0)
     if groups is not None:
         return _finite(tree, w, beta, scale, kl, groups, tolerance, max_iterations)
     tilt, residual, step = np.zeros((*tree.logref[0].shape[:-2], len(w))), np.inf, 0
@@ -252,10 +253,6 @@ def fixed_point(
         tilt = target if scale == "none" else tilt + (target - tilt) / 4
         step += 1
     return FixedPoint(conditionals, leaf_logp, tilt if kl == "loss" else None, residual, step)
-
-
-def _constant(tree: Tree, weights: np.ndarray) -> np.ndarray:
-    return np.broadcast_to(weights, (*tree.logref[0].shape[:-2], len(weights)))
 
 
 def _finite(
