@@ -116,6 +116,15 @@ def fits(tokens: int, model: PreTrainedModel, *, what: str, mend: str) -> None:
         raise UserError(f"{what}: {tokens} tokens, but the model has {most} positions; {mend}")
 
 
+def prompts_fit(longest: int, model: PreTrainedModel, *, max_completion_length: int) -> None:
+    """UserError when the longest prompt, in tokens, and a response of that length exceed the model's positions."""
+    what, mend = (
+        "the longest prompt and max_completion_length",
+        "leave out such prompts, or lower max_completion_length",
+    )
+    fits(longest + max_completion_length, model, what=what, mend=mend)
+
+
 def finite_weights(model: PreTrainedModel) -> None:
     """UserError when a weight is not finite: the training diverged, and its model must not look finished."""
     for name, weight in model.named_parameters():

@@ -111,12 +111,7 @@ def draw_ids(drawing: Drawing, *, reference: str, prompts: Sequence[str], ledger
     tokenizer = load_tokenizer(reference)
     model = load_to_read(reference)
     heads = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
-    checks.fits(
-        max(map(len, heads)) + drawing.max_completion_length,
-        model,
-        what="the longest prompt and max_completion_length",
-        mend="leave out such prompts, or lower max_completion_length",
-    )
+    checks.prompts_fit(max(map(len, heads)), model, max_completion_length=drawing.max_completion_length)
     torch.manual_seed(drawing.seed)
     with plain_sampling(model, tokenizer, max_tokens=drawing.max_completion_length) as ends:
         ids = draw(model, tokenizer, list(prompts), ends=ends, batch_size=drawing.batch_size).responses()

@@ -59,7 +59,7 @@ def imitate(
     A method whose stages differ in their learning rate or scheduler changes `config` for each.
     """
     trainer = build_sft_trainer(examples, config=config, model=model, tags=tags, folder=run.folder, epochs=epochs)
-    loss = finish(trainer, config=config, label=f"sft {run.folder.stem}", run=run)
+    loss = finish(trainer, label=f"sft {run.folder.stem}", run=run)
     return {"loss": loss, "trained_on": len(examples), "steps": trainer.state.global_step}
 
 
@@ -106,15 +106,16 @@ def imitation_trainer(
     )
 
 
-def finish(trainer: Trainer, *, config: TrainingConfig, label: str, run: Workspace) -> float | None:
+def finish(trainer: Trainer, *, label: str, run: Workspace) -> float | None:
     """Train (resuming where a checkpoint lies), charge the ledger, save `run.folder/model` whole; the last loss."""
+    return train_and_save(trainer, label=label, run=run, save=lambda _: save_whole(trainer, folder=run.folder)).loss
 
-    def save(model: PreTrainedModel) -> None:
-        trained = trainer.accelerator.unwrap_model(model)
-        whole = trained.merge_and_unload() if config.lora_r else trained
-        save_model(whole, trainer.processing_class, run.folder / "model")
 
-    return train_and_save(trainer, label=label, run=run, save=save).loss
+def save_whole(trainer: Trainer, *, folder: Path) -> None:
+    """Save the trained model in `folder/model`, with its adapter merged where it has one."""
+    trained = trainer.accelerator.unwrap_model(trainer.model)
+    whole = trained.merge_and_unload() if hasattr(trained, "merge_and_unload") else trained
+    save_model(whole, trainer.processing_class, folder / "model")
 
 
 def head_ids(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:

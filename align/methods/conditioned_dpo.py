@@ -149,5 +149,5 @@ def train(
         folder=run.folder,
         dataset=Dataset.from_list(rows),
     )
-    loss = finish(trainer, config=config, label="conditioned dpo", run=run)
+    loss = finish(trainer, label="conditioned dpo", run=run)
     return {"loss": loss, "pairs": len(rows), "pairs_dropped_by_length": len(pairs) - len(rows)}

@@ -20,13 +20,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from align.engines import tagged
+from align.engines.conditioned import weighted_sum
 from align.engines.on_policy import trainer as onpolicy
 from align.engines.points import check_preferences, inputs_of, part
 from align.engines.problem import Problem
 from align.engines.settings import model_to_train
+from align.engines.tagged_pairs import save_whole
 from align.functional.draws import draw_weights
 from align.methods.conditioned_dpo import check_weight_law
-from align.models import load_tokenizer, save_model
+from align.models import load_tokenizer
 from align.objectives.metered import Metered
 from align.policies.tagged import TaggedFamily, Tags, forbid, tag_ids
 from align.preferences import Weights
@@ -66,9 +68,7 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> TaggedFami
         with tagged.start_model(problem.reference, tags=tags, folder=folder, seed=config.seed) as start:
             trainer = build_trainer(config, problem, place, start=start, tags=tags)
             means = onpolicy.run_trainer(trainer, label="conditioned rl", folder=folder, ledger=cost, save=False)
-            trained = trainer.accelerator.unwrap_model(trainer.model)
-            merged = trained.merge_and_unload() if config.lora_r else trained
-            save_model(merged, trainer.processing_class, folder / "model")
+            save_whole(trainer, folder=folder)
         return means
 
     trained = part("conditioned_rl", "conditioned", run, config=config, inputs=inputs, body=body)
@@ -136,11 +136,7 @@ class WeightedSum:
         plain = [self.tags.strip(prompt) for prompt in prompts]
         scores_K = [objective(plain, completions, **columns) for objective in self.objectives]
         self.scored = list(completions)
-        sums: list[float | None] = []
-        for w_K, r_K in zip(w, zip(*scores_K, strict=True), strict=True):
-            applying = [weight * r for weight, r in zip(w_K, r_K, strict=True) if r is not None]
-            sums.append(sum(applying) if applying else None)
-        return sums
+        return [weighted_sum(w_K, r_K) for w_K, r_K in zip(w, zip(*scores_K, strict=True), strict=True)]
 
     def parts(self) -> list[_Part]:
         """One reward function per objective, under its name."""

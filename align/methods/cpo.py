@@ -205,5 +205,5 @@ def train_pairs(
     trainer = build_pair_trainer(
         settings, start=str(start.path), tags=tags, beta=config.beta, folder=run.folder, dataset=Dataset.from_list(rows)
     )
-    loss = finish(trainer, config=config, label="cpo", run=run)
+    loss = finish(trainer, label="cpo", run=run)
     return {"loss": loss, "pairs": len(rows), "pairs_dropped_by_length": len(pairs) - len(rows), "ties_dropped": ties}

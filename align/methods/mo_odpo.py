@@ -74,7 +74,7 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> TaggedFami
     def body(place: Workspace) -> Mapping[str, object]:
         with tagged.start_model(problem.reference, tags=tags, folder=place.folder, seed=config.seed) as start:
             trainer, source = build_trainer(config, replace(problem, prompts=rows), place, start=start, tags=tags)
-            loss = finish(trainer, config=config, label="mo_odpo", run=place)
+            loss = finish(trainer, label="mo_odpo", run=place)
         (place.folder / ROUND_FILE).unlink(missing_ok=True)
         return {"loss": loss, "rounds": config.rounds, "ties_dropped": source.ties}
 

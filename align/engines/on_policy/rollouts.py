@@ -54,12 +54,7 @@ def check_lengths(
     for row, tokens in zip(prompts, ids, strict=True):
         if not tokens:
             raise UserError(f"prompt {row.get('id', '?')} has no token to continue from; leave it out")
-    checks.fits(
-        max(map(len, ids)) + max_tokens,
-        model,
-        what="the longest prompt and max_completion_length",
-        mend="leave out such prompts, or lower max_completion_length",
-    )
+    checks.prompts_fit(max(map(len, ids)), model, max_completion_length=max_tokens)
 
 
 def draw(

@@ -260,12 +260,7 @@ def check_prompts(
     """UserError for prompts that do not fit the model's positions, or that TRL would train at shifted ones."""
     refuse_shifted_positions(model, prompts=prompts, tokenizer=tokenizer)
     longest = max(len(ids) for ids in tokenizer([row["prompt"] for row in prompts])["input_ids"])
-    checks.fits(
-        longest + config.max_completion_length,
-        model,
-        what="the longest prompt and max_completion_length",
-        mend="leave out such prompts, or lower max_completion_length",
-    )
+    checks.prompts_fit(longest, model, max_completion_length=config.max_completion_length)
 
 
 def schedule(prompts: Sequence[Row], *, config: OnPolicyConfig, ledger: Ledger) -> Dataset:
