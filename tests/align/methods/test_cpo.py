@@ -13,7 +13,7 @@ from align.engines.tagged import Response
 from align.errors import UserError
 from align.methods import cpo
 from align.preferences import Targets, Weights
-from align.runs import Ledger, open_run
+from align.runs import Ledger, Workspace, open_run
 from factories.tagged_bandit import law, recorders
 from factories.tiny_bandit import (
     BETA,
@@ -168,11 +168,11 @@ def test_cdpo_s_reference_is_the_cpsft_model_behind_the_same_tags(
             assert min(head) < len(WORDS) <= max(head)  # with tag tokens before the prompt's words
 
 
-def save_untrained(trainer: Any, *, folder: Path, **_: Any) -> float:
+def save_untrained(trainer: Any, *, run: Workspace, **_: Any) -> float:
     """Stands for `finish` without its training."""
     from align.models import save_model
 
-    save_model(trainer.model, trainer.processing_class, folder / "model")
+    save_model(trainer.model, trainer.processing_class, run.folder / "model")
     return 0.0
 
 
