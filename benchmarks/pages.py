@@ -37,20 +37,10 @@ def fill(text: str) -> str:
     return textwrap.fill(" ".join(text.split()), width=130, break_long_words=False, break_on_hyphens=False)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, align: str = "l") -> str:
-    """A Markdown table."""
-    return "\n".join([heading(head, align=align), *map(line, rows)])
-
-
 def heading(head: Sequence[str], *, align: str = "l") -> str:
     """Head and ruler of a table; `align`: l or r for each column, the last letter for all the rest, too."""
     letters = align.ljust(len(head), align[-1])
-    return line(head).replace("|  |", "| |") + "\n|" + "".join(" ---: |" if a == "r" else " --- |" for a in letters)
-
-
-def line(cells: Sequence[str]) -> str:
-    """One line of a Markdown table."""
-    return "| " + " | ".join(cells) + " |"
+    return f"| {' | '.join(head)} |\n|" + "".join(" ---: |" if letter == "r" else " --- |" for letter in letters)
 
 
 def stated(entry: Entry, digits: int = 3) -> str:

@@ -13,7 +13,7 @@ from benchmarks.attribution.stages import read_split
 from benchmarks.command import write_table
 from benchmarks.pages import Entry, render, write
 from evals.attribution.regions import CLASSES, REGIONS
-from evals.attribution.validation import RIVALS, Case, agreement, balanced_accuracy, confusion
+from evals.attribution.validation import RIVALS, Agreement, Case, agreement, balanced_accuracy, confusion
 from evals.items import Json
 from evals.report.words import num
 
@@ -114,21 +114,24 @@ def _splits(
                     points[-1]["signals"] = _means(read)
     if len({p["model"] for p in points}) < 2:
         return None
-    found: Json = {"points": points, "agreement": {}}
+    known = [p for p in points if "signals" in p]
+    several = len({p["model"] for p in known}) > 1
+    by_part: Json = {}
     for part in PARTS:
-        pairs = [(p["sampled"][part], p["exact"][part]) for p in points]
-        both = agreement([a for a, _ in pairs], [b for _, b in pairs], models=[p["model"] for p in points])
-        worst = max(abs(a - b) for a, b in pairs)
+        both = _compared(points, "sampled", part)
+        worst = max(abs(p["sampled"][part] - p["exact"][part]) for p in points)
         stated = {"spearman": both.spearman.stated, "kendall": both.kendall.stated}
-        found["agreement"][part] = {**stated, "points": both.points, "largest_difference": worst}
-        known = [p for p in points if "signals" in p]
-        if len({p["model"] for p in known}) > 1:
-            one = agreement(
-                [p["signals"][part] for p in known], [p["exact"][part] for p in known],
-                models=[p["model"] for p in known],
-            )  # fmt: skip
-            found["agreement"][part]["signal"] = {"spearman": one.spearman.stated, "points": one.points}
-    return found
+        by_part[part] = {**stated, "points": both.points, "largest_difference": worst}
+        if several:
+            signal = _compared(known, "signals", part)
+            by_part[part]["signal"] = {"spearman": signal.spearman.stated, "points": signal.points}
+    return {"points": points, "agreement": by_part}
+
+
+def _compared(points: Sequence[Entry], side: str, part: str) -> Agreement:
+    """A side's part against the exact one."""
+    sides = ([p[name][part] for p in points] for name in (side, "exact"))
+    return agreement(*sides, models=[p["model"] for p in points])
 
 
 def _means(signals: Sequence[Signals]) -> dict[str, float]:

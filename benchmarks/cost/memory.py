@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 from align import checks
 from align.errors import UserError, guarded
 from align.models import ModelConfig
-from benchmarks.pages import filled, render
+from benchmarks.pages import filled, render, write
 from evals.items import Json
 from recipes.config import option, parse
 
@@ -321,9 +321,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config, _ = parse(Config, argv, program="python -m benchmarks.cost.memory", about=__doc__ or "")
     checks.at_least(1, config, "repeats", "objectives")
     result = run(config.repeats, config.objectives)
-    config.out.mkdir(parents=True, exist_ok=True)
-    (config.out / "memory.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    (config.out / "memory.md").write_text(page(result), encoding="utf-8")
+    write(config.out, {"memory.json": json.dumps(result, indent=1) + "\n", "memory.md": page(result)})
     print(page(result))
     return 0
 

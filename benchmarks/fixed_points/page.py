@@ -7,36 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.pages import filled, render, table
+from benchmarks.pages import filled, render
 from evals.items import Json
-
-NAMES = {
-    "plain": "plain sum, KL in the reward",
-    "group": 'group scaling (`scale_rewards="group"`)',
-    "batch": 'batch scaling (`scale_rewards="batch"`)',
-    "gdpo": "GDPO (`normalize_then_sum`)",
-    "token_kl": "GRPO's KL, unscaled",
-    "token_k3": "GRPO's KL without bias correction, unscaled",
-    "grpo": "stock GRPO: group scaling and GRPO's KL",
-    "gdpo_trl": "GDPO as TRL runs it: with GRPO's KL",
-    "group_finite": "group scaling, groups of 8",
-    "gdpo_finite": "GDPO, groups of 8",
-    "token_mod": "MOD, token by token",
-    "sequence_mod": "MOD, whole responses",
-}
-SOUPS = {
-    "delta": "exact (sum of weight changes, PEFT `cat`)",
-    "factors": "averaged factors (official rewarded soups)",
-    "peft_linear": "PEFT `linear`",
-    "svd": "exact, cut to the specialists' rank (PEFT `svd`)",
-}
 
 
 def page(result: Json) -> str:
     """The Markdown page; a function of the JSON alone. Paragraphs of the template are filled to 130 columns."""
     numbers = Numbers(result)
     known = {name: getattr(numbers, name) for name in dir(numbers) if not name.startswith("_")}
-    known |= {"span": span, "tail": tail, "exp": math.exp, "min": min, "max": max, "names": NAMES, "kinds": SOUPS}
+    known |= {"span": span, "tail": tail, "exp": math.exp, "min": min, "max": max}
     template = Path(__file__).with_name("page.md.j2")
     return filled(render(template, **known, bandit=numbers.row("gdpo")["bandit"]))
 
@@ -131,20 +110,6 @@ class Numbers:
     def better(self, row: str) -> str:
         counts = [numbers["exact_better"] for numbers in self.row(row, part="soups").values()]
         return f"{sum(counts)} of {self.result['soup_draws'] * len(counts)}"
-
-    def _rules(self, cell: Callable[[Json], str]) -> str:
-        worlds = list(self.result["sequences"])
-        rows = []
-        for name, title in NAMES.items():
-            numbers = self.row(name)
-            rows.append([title, *(cell(numbers[w]) if w in numbers else "" for w in worlds)])
-        return table(["rule", *worlds], rows, align="lr")
-
-    def shares(self, key: str) -> str:
-        return self._rules(lambda numbers: span(numbers[key]))
-
-    def tails(self) -> str:
-        return self._rules(tail)
 
     def slopes_left(self) -> str:
         counts = {world: f["rows"]["specialists"] for world, f in self.result["soups"].items()}

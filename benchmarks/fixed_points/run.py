@@ -13,6 +13,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ from align.testbed.theory.fixed_points import (
 from align.testbed.theory.group_advantages import Groups
 from align.testbed.theory.random_worlds import LowRankWorld, SequenceWorld, draw_trees, latent_rewards
 from benchmarks.fixed_points.page import page
+from benchmarks.pages import write
 from evals.items import Json
 from evals.stats.intervals import seed_interval
 from recipes.config import option, parse
@@ -219,14 +221,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     config, _ = parse(Config, argv, program="python -m benchmarks.fixed_points.run", about=__doc__ or "")
     checks.at_least(3, config, "draws", "soup_draws")
     checks.at_least(0, config, "seed")
-
-    def say(line: str) -> None:
-        print(line, flush=True)
-
-    result = study(draws=config.draws, soup_draws=config.soup_draws, seed=config.seed, say=say)
-    config.out.mkdir(parents=True, exist_ok=True)
-    (config.out / "fixed_points.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    (config.out / "fixed_points.md").write_text(page(result), encoding="utf-8")
+    result = study(draws=config.draws, soup_draws=config.soup_draws, seed=config.seed, say=partial(print, flush=True))
+    write(config.out, {"fixed_points.json": json.dumps(result, indent=1) + "\n", "fixed_points.md": page(result)})
     print(f"written: {config.out / 'fixed_points.json'} and fixed_points.md")
     return 0
 

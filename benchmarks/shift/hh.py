@@ -10,6 +10,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,7 @@ def hh_table(answers: Sequence[SampledAnswer], *, spec: Real) -> Json:
     rows = list(dict.fromkeys(c.row for c in answers))
     every = [tuple(float(x) for x in w) for w in spec.weights]
     spread_out = [*answers, *_repeated(answers, rows=("reference", "length_only"), weights=every)]
+    methods = [row for row in rows if row in spec.rows]
     runs = {0: spread_out}
 
     def utility(answer: SampledAnswer) -> float:
@@ -108,16 +110,17 @@ def hh_table(answers: Sequence[SampledAnswer], *, spec: Real) -> Json:
                     runs, row=row, shift=shift, reference_row="reference", reference_point=point, draws=DRAWS, seed=0
                 ),
                 "utility": shifted.both_intervals(runs, row=row, shift=shift, score=utility),
-                "kl": _mean(spread_out, row, shift, lambda answer: answer.kl),
+                "kl": _mean(shifted.select(spread_out, row=row, shift=shift), lambda answer: answer.kl),
             }
-        methods = [row for row in rows if row in spec.rows]
         sides = [
             {r: shifted.item_means(shifted.select(spread_out, row=r, shift=s), utility) for r in methods}
             for s in (NO_SHIFT, shift)
         ]
-        table[shift] = {"rows": entries, "ranks": shifted.rank_changes(*sides), "judge": _judge(answers, shift)}
+        here = [c for c in answers if c.shift == shift]
+        judge = {name: _mean(here, partial(_judge_change, k=k)) for k, name in enumerate(NAMES)}
+        table[shift] = {"rows": entries, "ranks": shifted.rank_changes(*sides), "judge": judge}
     return {
-        "methods": [row for row in rows if row in spec.rows],
+        "methods": methods,
         "controls": [row for row in rows if row not in spec.rows],
         "prompts": len({c.item for c in plain}),
         "samples": spec.samples,
@@ -141,8 +144,8 @@ def _repeated(
     ]
 
 
-def _mean(answers: Sequence[SampledAnswer], row: str, shift: str, score: Callable[[SampledAnswer], float]) -> Json:
-    means = shifted.item_means(shifted.select(answers, row=row, shift=shift), score)
+def _mean(answers: Sequence[SampledAnswer], score: Callable[[SampledAnswer], float]) -> Json:
+    means = shifted.item_means(answers, score)
     found = stats.clustered_mean(list(means.values()), clusters_N=list(means), over="prompts")
     return {"value": found.estimate, "ci": found.pair, "over": found.says}
 
@@ -153,13 +156,6 @@ def _points(answers: Sequence[SampledAnswer], row: str, shift: str) -> list[Json
     return [point.jsonable() for point in sampled_points(shifted.select(answers, row=row, shift=shift))]
 
 
-def _judge(answers: Sequence[SampledAnswer], shift: str) -> Json:
-    """How the judges' scores of the same responses change when they read the shifted prompt in place of the plain."""
-    kept = [c for c in answers if c.shift == shift]
-    return {name: _mean_change(kept, k) for k, name in enumerate(NAMES)}
-
-
-def _mean_change(answers: Sequence[SampledAnswer], k: int) -> Json:
-    means = shifted.item_means(answers, lambda answer: (answer.values_shifted or answer.values)[k] - answer.values[k])
-    found = stats.clustered_mean(list(means.values()), clusters_N=list(means), over="prompts")
-    return {"value": found.estimate, "ci": found.pair, "over": found.says}
+def _judge_change(answer: SampledAnswer, *, k: int) -> float:
+    """How a judge's score of a response changes when it reads the shifted prompt in place of the plain one."""
+    return (answer.values_shifted or answer.values)[k] - answer.values[k]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from align.data.answers import ExactAnswer, SampledAnswer
@@ -21,6 +21,11 @@ from recipes.testbed.demo_summary import exact_of
 
 DRAWS = 1000
 Runs = dict[int, list[ExactAnswer]]
+
+
+def objective(answer: ExactAnswer) -> float:
+    """J."""
+    return answer.J
 
 
 def collect(
@@ -72,19 +77,20 @@ def front_table(runs: Runs, *, spec: Front, world: World) -> Json:
     for shift in spec.shifts:
         entries = {}
         for row in rows:
-            entry: Json = dict(shifted.exact_parts(runs, row=row, shift=shift))
-            entry["gain_retained"] = shifted.gain_over_seeds(
-                runs, row=row, shift=shift, reference_row="reference", reference_point=point, draws=DRAWS, seed=0
-            )
-            entry["displacement"] = shifted.displacements(runs, row=row, shift=shift, objectives=world.objectives)
-            entries[row] = entry
+            entries[row] = {
+                **shifted.exact_parts(runs, row=row, shift=shift),
+                "gain_retained": shifted.gain_over_seeds(
+                    runs, row=row, shift=shift, reference_row="reference", reference_point=point, draws=DRAWS, seed=0
+                ),
+                "displacement": shifted.displacements(runs, row=row, shift=shift, objectives=world.objectives),
+            }
         table[shift] = {"rows": entries, "ranks": ranks(runs, rows=methods, shift=shift)}
     return {
         "world": {"name": world.config.name, "hash": world.hash},
         "seeds": list(runs),
         "controls": [row for row in rows if row in CONTROLS],
         "methods": methods,
-        "regret": {row: {s: _regret(runs, row, s) for s in (NO_SHIFT, *spec.shifts)} for row in rows},
+        "regret": {row: {s: regret(runs, row, s) for s in (NO_SHIFT, *spec.shifts)} for row in rows},
         "fronts": {row: {s: _points(runs, row, s) for s in (NO_SHIFT, *spec.shifts)} for row in rows},
         "shifts": table,
     }
@@ -94,26 +100,20 @@ def ranks(runs: Runs, *, rows: Sequence[str], shift: str) -> Json:
     """Rank changes by mean J over preferences, seeds averaged within each base item; each pair over seeds, too."""
     pooled = [answer for answers in runs.values() for answer in answers]
     sides = [
-        {row: shifted.item_means(shifted.select(pooled, row=row, shift=side), _objective_value) for row in rows}
+        {row: shifted.item_means(shifted.select(pooled, row=row, shift=side), objective) for row in rows}
         for side in (NO_SHIFT, shift)
     ]
     found = shifted.rank_changes(*sides)
     for entry in found["pairs"]:
         first, second = entry["pair"]
         for name, side in (("home", NO_SHIFT), ("away", shift)):
-            over = shifted.seed_differences(runs, rows=(first, second), shift=side, score=_objective_value)
+            over = shifted.seed_differences(runs, rows=(first, second), shift=side, score=objective)
             entry[name] |= {"ci_seeds": over.pair, "over_seeds": over.says}
     return found
 
 
-def _objective_value(answer: ExactAnswer) -> float:
-    return answer.J
-
-
-def _regret(runs: Runs, row: str, shift: str) -> Json:
-    return families.over_seeds_and_items(
-        {seed: families.regret(cells, row=row, shift=shift) for seed, cells in runs.items()}
-    )
+def regret(runs: Runs, row: str, shift: str) -> Json:
+    return families.level(runs, pairs=[(row, shift)], of=families.regret)
 
 
 def _points(runs: Runs, row: str, shift: str) -> list[Json]:
@@ -138,7 +138,7 @@ def mitigation_table(
         row: {
             split: {
                 "mismatched": families.level(runs, pairs=[(row, split)]),
-                "regret": families.level(runs, pairs=[(row, split)], of=families.regret),
+                "regret": regret(runs, row, split),
                 "held_out": s not in trained.get(row, ()),
             }
             for s, split in splits.items()
@@ -151,7 +151,7 @@ def mitigation_table(
         "seeds": list(runs),
         "arms": {arm: list(on) for arm, on in trained.items()},
         "matrix": matrix,
-        "plain": {row: families.level(runs, pairs=[(row, NO_SHIFT)], of=families.regret) for row in done},
+        "plain": {row: regret(runs, row, NO_SHIFT) for row in done},
         "groups": {
             name: _group(runs, spec=spec, group=group, arms=trained, splits=splits) for name, group in groups.items()
         },
@@ -179,28 +179,18 @@ def _group(
     runs: Runs, *, spec: Mitigation, group: Sequence[str], arms: Mapping[str, Sequence[int]], splits: Mapping[int, str]
 ) -> Json:
     """Held-out levels and reductions of one line, and its cost on plain prompts, all against the arm `plain`."""
-    pairs = [(arm, split) for arm in group for s, split in splits.items() if s not in arms[arm]]
-    seen = [(arm, split) for arm in group for s, split in splits.items() if s in arms[arm]]
+    every = [(arm, s, split) for arm in group for s, split in splits.items()]
     entry: Json = {"arms": list(group), "held_out": None, "seen": None}
-    measures = {"mismatched": families.mismatched, "regret": families.regret}
-    for name, chosen in (("held_out", pairs), ("seen", seen)):
-        if chosen:
-            entry[name] = {f"{k}": families.level(runs, pairs=chosen, of=of) for k, of in measures.items()}
-            entry[name] |= {
-                f"{k}_reduction": families.reduction(runs, baseline="plain", pairs=chosen, of=of)
-                for k, of in measures.items()
-            }
-    scores: dict[str, Callable[[ExactAnswer], float]] = {"J": _objective_value, "kl": lambda answer: answer.kl}
-    entry["cost"] = {
-        name: families.cost(runs, baseline="plain", arms=group, preference=None, score=score)
-        for name, score in scores.items()
-    }
+    for name, seen in (("held_out", False), ("seen", True)):
+        pairs = [(arm, split) for arm, s, split in every if (s in arms[arm]) is seen]
+        if pairs:
+            entry[name] = {}
+            for kind, of in (("mismatched", families.mismatched), ("regret", families.regret)):
+                change = families.reduction(runs, baseline="plain", pairs=pairs, of=of)
+                entry[name] |= {kind: families.level(runs, pairs=pairs, of=of), f"{kind}_reduction": change}
+    cost = partial(families.cost, runs, baseline="plain", arms=group)
+    entry["cost"] = {"J": cost(preference=None, score=objective), "kl": cost(preference=None, score=lambda a: a.kl)}
     for k, name in enumerate(("helpful", "harmless")):
-        entry["cost"][name] = [
-            {"preference": w}
-            | families.cost(
-                runs, baseline="plain", arms=group, preference=w, score=partial(shifted.objective_score, k=k)
-            )
-            for w in spec.weights
-        ]
+        score = partial(shifted.objective_score, k=k)
+        entry["cost"][name] = [{"preference": w, **cost(preference=w, score=score)} for w in spec.weights]
     return entry

@@ -12,20 +12,15 @@ from benchmarks.testbed.merge import commits_of
 from evals.items import NO_SHIFT
 
 GATE = 0.25  # the regret share from which a control fails, and up to which a method passes
-JUDGED = {
-    NO_SHIFT: "the held-out prompts (a new verb on known topics)",
-    "heldout_topics": "held-out topics, which fine-tuning never saw",
-}
 
 
 def write_page(found: Entry, *, folder: Path, command: str) -> None:
     """Write `testbed.json`, `testbed.md` and one figure per world and kind into `folder`."""
     write_table(folder / "testbed.json", found)
     worlds = {world: rows for world in found["worlds"] if (rows := ranked(found, world))}
-    split = found.get("split", NO_SHIFT)
     text = render(
-        Path(__file__).with_name("page.md.j2"), found=found, command=command, gate=GATE, commits=commits_of(found),
-        judged=JUDGED.get(split, f"the prompts of the shift `{split}`"), claims=claims(found),
+        Path(__file__).with_name("page.md.j2"), found=found, split=found.get("split", NO_SHIFT), gate=GATE,
+        command=command, commits=commits_of(found),
         worlds=[(world, rows, summary(rows)) for world, rows in worlds.items()],
     )  # fmt: skip
     files = {"testbed.md": text}
@@ -58,13 +53,3 @@ def summary(rows: Mapping[str, Entry]) -> Entry:
         "worse": [row for row in methods if rows[row]["regret_share"] > 1],
         "seeds": sorted({len(entry["seeds"]) for entry in rows.values()}),
     }
-
-
-def claims(table: Entry) -> list[tuple[str, str, str, str]]:
-    """(row, preference, what the row optimises there, note) of every method that says it."""
-    found = []
-    for row, entry in table["methods"].items():
-        world = next(iter(entry["worlds"].values()), None)
-        if not entry["control"] and world is not None and world["optimises"]:
-            found.append((row, *next(iter(world["optimises"].items())), entry.get("note") or ""))
-    return found
