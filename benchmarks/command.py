@@ -39,11 +39,6 @@ def run_plan(calls: Sequence[Call], arguments: argparse.Namespace, *, label: str
         print(f"{label}: {left} of {len(calls)} stages left; the same command goes on", file=sys.stderr)
 
 
-def command_line(module: str) -> str:
-    """The command that writes a page, for the page."""
-    return " ".join([f"python -m {module}", *sys.argv[1:]])
-
-
 def read_table(file: Path, *, hint: str) -> Json:
     """A JSON table; UserError with the command that makes it where it is missing, or the place of its damage."""
     if not file.is_file():

@@ -23,6 +23,7 @@ from benchmarks.attribution.page import Planting, collect, write_page
 from evals.items import Json
 from recipes.config import build, read_yaml
 from recipes.pipeline.plan import Plan
+from recipes.pipeline.provenance import command_line
 from recipes.testbed.planted import Config, Plant, Planted, calls_of, planted_plans
 
 HERE = Path(__file__).resolve().parent
@@ -100,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
     folders = {seed: (exact.out, sampled.out) for seed, (exact, sampled) in splits.items()}
     table = collect(config, plants=plantings(plans), folders=folders, count=count)
     folder = arguments.publish or Path(config.out)
-    write_page(table, folder=folder, command=command.command_line(MODULE))
+    write_page(table, folder=folder, command=command_line(f"python -m {MODULE}", None))
     print(f"{len(table['cases'])} cases: {folder / 'attribution.md'}")
     return 0
 

@@ -97,13 +97,9 @@ def make_models(folder: Path, *, shape: ModelConfig, vocabulary: int, objectives
 # ------------------------------------------------------------------------------------------------------- one variant
 
 
-class Alternating:
-    """A rule as reward: it needs no model, and rewards within a group differ, so that there is a gradient."""
-
-    __name__ = "rule"
-
-    def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: object) -> list[float | None]:
-        return [float(i % 2) for i in range(len(prompts))]
+def rule(prompts: Sequence[str], completions: Sequence[str], **columns: object) -> list[float | None]:
+    """A reward that needs no model; rewards within a group differ, so that there is a gradient."""
+    return [float(i % 2) for i in range(len(prompts))]
 
 
 def separate_penalty(reference: str) -> SequenceKL:
@@ -164,7 +160,7 @@ def build(variant: str, models: Path, out: Path, *, objectives: int, **changes: 
     words = [f"w{i}" for i in range(200)]
     prompts = [{"prompt": " ".join(words[i * PROMPT_WORDS : (i + 1) * PROMPT_WORDS]) + " "} for i in range(16)]
     config = onpolicy.OnPolicyConfig(**{**STEP, "learning_rate": 1e-4, "logging_steps": 1, **changes})
-    functions: list[Callable[..., Sequence[float | None]]] = [Alternating(), *scorers]
+    functions: list[Callable[..., Sequence[float | None]]] = [rule, *scorers]
     trainer = onpolicy.build_trainer(
         config,
         Problem(reference=base, objectives={}, preferences=(), prompts=prompts),

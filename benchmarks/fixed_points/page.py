@@ -14,10 +14,10 @@ from evals.items import Json
 def page(result: Json) -> str:
     """The Markdown page; a function of the JSON alone. Paragraphs of the template are filled to 130 columns."""
     numbers = Numbers(result)
-    known = {name: getattr(numbers, name) for name in dir(numbers) if not name.startswith("_")}
-    known |= {"span": span, "tail": tail, "exp": math.exp, "min": min, "max": max}
-    template = Path(__file__).with_name("page.md.j2")
-    return filled(render(template, **known, bandit=numbers.row("gdpo")["bandit"]))
+    return filled(render(
+        Path(__file__).with_name("page.md.j2"), result=result, row=numbers.row, extent=numbers.extent,
+        above=numbers.above, residual=numbers.residual(), show=show, span=span, tail=tail, exp=math.exp,
+    ))  # fmt: skip
 
 
 def show(value: float | None) -> str:
@@ -42,7 +42,7 @@ def tail(row: Json) -> str:
 
 @dataclass(frozen=True)
 class Numbers:
-    """What the template asks for: its functions by their names there."""
+    """What the template asks the table for."""
 
     result: Json
 
@@ -70,47 +70,11 @@ class Numbers:
         first, last = (f"{span(intervals[w], by=by)} ({w})" for w in (low, high))
         return first if low == high else f"{first} to {last}"
 
-    def over(self, row: str, key: str = "share") -> str:
-        return self.extent(row, key, part="soups")
-
-    def _above(self, row: str, key: str) -> tuple[int, int]:
+    def above(self, row: str, key: str) -> tuple[int, int]:
         """In how many worlds the whole interval is above 0.01, and of how many."""
         intervals = self.telling(row, key).values()
         return sum(one["low"] > 0.01 for one in intervals), len(intervals)
 
-    def clear(self, row: str, key: str = "share") -> str:
-        return "{} of {} worlds".format(*self._above(row, key))
-
-    def verdict(self, row: str, key: str = "share") -> str:
-        """Yes, No, or in how many worlds."""
-        count, worlds = self._above(row, key)
-        return "Yes" if count == worlds else "No" if count == 0 else f"In {count} of {worlds} worlds"
-
-    def answer(self, row: str, key: str = "share") -> str:
-        return f"{self.verdict(row, key).lower()}; {self.extent(row)}"
-
-    def worse(self, pick: Callable[..., str]) -> str:
-        """The part of draws where GDPO is worse than nothing, in the world where it is least or most."""
-        parts = {world: row["worse_than_reference"] for world, row in self.row("gdpo").items()}
-        world = pick(parts, key=lambda w: parts[w])
-        return f"{100 * parts[world]:.0f} % ({world})"
-
-    @property
-    def plain(self) -> str:
-        return show(max(row["share"]["mean"] for row in self.row("plain").values()))
-
-    @property
-    def residual(self) -> str:
-        worst = max(row["residual"] for world in self.result["sequences"].values() for row in world["rows"].values())
-        return f"{worst:.0e}"
-
-    def medians(self, row: str) -> str:
-        return ", ".join(f"{show(r['median'])} ({w})" for w, r in self.row(row, part="soups").items())
-
-    def better(self, row: str) -> str:
-        counts = [numbers["exact_better"] for numbers in self.row(row, part="soups").values()]
-        return f"{sum(counts)} of {self.result['soup_draws'] * len(counts)}"
-
-    def slopes_left(self) -> str:
-        counts = {world: f["rows"]["specialists"] for world, f in self.result["soups"].items()}
-        return ", ".join(f"{one['gradient_above_1e-6']} of {one['count']} ({world})" for world, one in counts.items())
+    def residual(self) -> float:
+        """The largest anywhere."""
+        return max(row["residual"] for world in self.result["sequences"].values() for row in world["rows"].values())
