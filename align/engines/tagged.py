@@ -141,17 +141,8 @@ def prompts_to_ask(problem: Problem[P], *, method: str) -> list[Row]:
     return [{"prompt": text} for text in texts]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How many tokens a response has at most, how many responses are drawn at a time, and the draw's seed."""
-
-    max_tokens: int
-    batch_size: int
-    seed: int
-
-
 class SamplingFields(Protocol):
-    """A config that says how to sample."""
+    """A config that says how many tokens a response has at most, and how many responses are drawn at a time."""
 
     @property
     def max_completion_length(self) -> int: ...
@@ -160,16 +151,9 @@ class SamplingFields(Protocol):
     def sample_batch_size(self) -> int: ...
 
 
-def sampling(config: SamplingFields, *, rng: np.random.Generator) -> Sampling:
-    """A config's sampling, with a seed drawn from `rng`."""
-    return Sampling(
-        max_tokens=config.max_completion_length, batch_size=config.sample_batch_size, seed=int(rng.integers(2**31))
-    )
-
-
 def sample(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, asked: Sequence[tuple[Row, Numbers | None]],
-    tags: Tags, objectives: Mapping[str, Objective], settings: Sampling, ledger: Ledger,
+    tags: Tags, objectives: Mapping[str, Objective], config: SamplingFields, seed: int, ledger: Ledger,
 ) -> list[Response]:  # fmt: skip
     """One scored response for every prompt row behind tags of these numbers (None: without tags), in order.
 
@@ -179,13 +163,17 @@ def sample(
     import torch
 
     texts = [row["prompt"] if v is None else tags.apply(row["prompt"], v) for row, v in asked]
-    longest = max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])) + settings.max_tokens
+    most = config.max_completion_length
+    longest = max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])) + most
     mend = "leave out such prompts, or lower max_completion_length"
     checks.fits(longest, model, what="the longest tagged prompt and max_completion_length", mend=mend)
     training = model.training
-    with torch.random.fork_rng(), plain_sampling(model.eval(), tokenizer, max_tokens=settings.max_tokens) as ends:
-        torch.manual_seed(settings.seed)
-        drawn = draw(model, tokenizer, texts, ends=ends, batch_size=settings.batch_size)
+    with (
+        torch.random.fork_rng(),
+        plain_sampling(model.eval(), tokenizer, max_tokens=most) as ends,
+    ):
+        torch.manual_seed(seed)
+        drawn = draw(model, tokenizer, texts, ends=ends, batch_size=config.sample_batch_size)
     model.train(training)
     ids = drawn.responses()
     read = int(drawn.attend_BL.sum())

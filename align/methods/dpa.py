@@ -141,7 +141,7 @@ def one_round(
             (prompts[i], None if previous is None else v.values)
             for i, v in zip(order, directions, strict=True) for _ in range(config.n)
         ],
-        tags=tags, objectives=objectives, settings=tagged.sampling(config, rng=rng), ledger=place.ledger,
+        tags=tags, objectives=objectives, config=config, seed=int(rng.integers(2**31)), ledger=place.ledger,
     )  # fmt: skip
     groups = [drawn[i : i + config.n] for i in range(0, len(drawn), config.n)]
     best = [best_of(group, direction=v.values) for group, v in zip(groups, directions, strict=True)]

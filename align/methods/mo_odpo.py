@@ -161,7 +161,7 @@ class FreshPairs:
             asked = [(self.prompts[i], w.values) for i, w in zip(order, weights, strict=True) for _ in range(2)]
             drawn = tagged.sample(
                 model, self.tokenizer, asked=asked, tags=self.tags, objectives=self.objectives,
-                settings=tagged.sampling(config, rng=rng), ledger=self.ledger,
+                config=config, seed=int(rng.integers(2**31)), ledger=self.ledger,
             )  # fmt: skip
             for a, b, w in zip(drawn[::2], drawn[1::2], weights, strict=True):
                 first = label(a, b, weights=w, tau=config.tau, rng=rng)

@@ -218,7 +218,7 @@ def online_round(
     drawn = tagged.sample(
         forbid(model, tag_ids(tokenizer, tags)), tokenizer,
         asked=[(prompts[i], tuple(t)) for i, t in zip(order, targets_NK.tolist(), strict=True)],
-        tags=tags, objectives=problem.objectives, settings=tagged.sampling(config, rng=rng), ledger=place.ledger,
+        tags=tags, objectives=problem.objectives, config=config, seed=int(rng.integers(2**31)), ledger=place.ledger,
     )  # fmt: skip
     new = [drawn[i] for i in np.flatnonzero(_filter(drawn, config))]
     tagged.keep(new, place.folder)

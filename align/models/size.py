@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from align.checks import context_of
-
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-__all__ = ["context_of", "count_parameters"]
 
 
 def count_parameters(model: PreTrainedModel, *, embeddings: bool) -> int:

@@ -259,12 +259,12 @@ def test_sampled_responses_are_scored_on_their_ids_and_metered(many_tokens: str,
         "ledger": ledger,
         "asked": asked,
     }
-    seeded = {seed: tagged.Sampling(max_tokens=4, batch_size=16, seed=seed) for seed in (3, 4)}
+    config = mo_odpo.Config(max_completion_length=4, sample_batch_size=16)
     state = torch.get_rng_state()
-    drawn = tagged.sample(model, tokenizer, settings=seeded[3], **settings)
+    drawn = tagged.sample(model, tokenizer, config=config, seed=3, **settings)
     assert torch.equal(torch.get_rng_state(), state)  # a trainer's own stream of random numbers goes on
     assert [r.prompt for r in drawn] == [row["prompt"] for row, _ in asked]
-    again, other = (tagged.sample(model, tokenizer, settings=seeded[seed], **settings) for seed in (3, 4))
+    again, other = (tagged.sample(model, tokenizer, config=config, seed=seed, **settings) for seed in (3, 4))
     assert drawn == again != other
     for r, ids in zip(drawn, objectives["one"].columns[0]["completion_ids"], strict=True):
         assert r.ids == tuple(ids) and len(ids) <= 4 and max(ids) < len(WORDS)
@@ -273,7 +273,7 @@ def test_sampled_responses_are_scored_on_their_ids_and_metered(many_tokens: str,
     assert any(len(r.ids) == 4 and r.ids[-1] != 1 for r in drawn)  # a cut response has no end token
     assert ledger.samples_drawn == 180 and ledger.scores_read == 360
     with pytest.raises(UserError, match="longest tagged prompt and max_completion_length: 18 tokens"):
-        tagged.sample(model, tokenizer, settings=replace(seeded[3], max_tokens=13), **settings)
+        tagged.sample(model, tokenizer, config=replace(config, max_completion_length=13), seed=3, **settings)
 
 
 def test_response_ids_continue_their_prompts() -> None:
