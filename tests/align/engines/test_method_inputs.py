@@ -15,7 +15,6 @@ from align.methods import METHODS, dpo, morlhf
 from align.objectives.metered import Metered
 from align.preferences import Weights
 from align.runs import Ledger
-from docs.generate.methods_page import asked_by
 from factories.tiny_bandit import PAIRS, PROMPT_ROWS, RL, fit, make_reference, pair_rows
 
 # ------------------------------------------------------------------------------------------------ labelled pairs
@@ -117,7 +116,7 @@ def test_prompts_that_fill_the_length_are_refused(reference: str, tmp_path: Path
 
 def test_weights_must_match_the_objectives(tmp_path: Path) -> None:
     for module in METHODS.values():
-        if Weights not in asked_by(module):  # by thresholds: see test_lagrangian.py
+        if Weights not in module.ASKED_BY:  # by thresholds: see test_lagrangian.py
             continue
         with pytest.raises(UserError, match="3 numbers, but there are 2 objectives"):
             fit(module, module.Config(), reference="none", weights=[Weights((0.5, 0.25, 0.25))], out=tmp_path)
