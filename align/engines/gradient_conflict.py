@@ -17,28 +17,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from align.data.comparisons import Row, responses_of, row_scores
 from align.engines.on_policy.rollouts import Rollouts, check_lengths, draw, read, rollouts
-from align.engines.problem import Problem
+from align.engines.problem import P, Problem
 from align.errors import UserError
 from align.functional.conflict import gradient_cosines
 from align.models import attach_lora, count_parameters, load_model, load_tokenizer
 from align.models.sampling import plain_sampling
 from align.objectives.base import Objective
 from align.objectives.metered import Metered, objective_scores
-from align.preferences import Preference
 from align.runs import Ledger
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-P = TypeVar("P", bound=Preference)
 
 
 @dataclass(frozen=True)

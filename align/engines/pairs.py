@@ -7,11 +7,11 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from align import checks
 from align.data.comparisons import LABELS, Pair, Row, annotated_pairs, given_pairs, row_scores, unique_ids
-from align.engines.problem import Problem
+from align.engines.problem import P, Problem
 from align.engines.settings import (
     TrainingConfig,
     adapter_config,
@@ -23,15 +23,13 @@ from align.engines.settings import (
 from align.errors import UserError
 from align.models import load_tokenizer
 from align.objectives.metered import objective_scores
-from align.preferences import Preference, Weights
+from align.preferences import Weights
 from align.runs import Ledger, Workspace
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor
     from trl import DPOTrainer
-
-P = TypeVar("P", bound=Preference)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 from align.data.comparisons import Row
-from align.engines.problem import Problem
+from align.engines.problem import P, Problem
 from align.errors import UserError
 from align.policies.base import PointFamily
-from align.preferences import Preference, Weights
+from align.preferences import Weights
 from align.runs import RUN_FILE, Ledger, Run, Workspace, fingerprint, open_run, run_stage
-
-P = TypeVar("P", bound=Preference)
 
 
 def check_preferences(problem: Problem[P], *, kinds: tuple[type, ...] = (Weights,)) -> list[str]:

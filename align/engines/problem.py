@@ -10,6 +10,7 @@ from align.data.comparisons import Row
 from align.objectives.base import Objective
 from align.preferences import Preference
 
+P = TypeVar("P", bound=Preference)
 P_co = TypeVar("P_co", bound=Preference, covariant=True)
 
 

@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from align import checks
 from align.data.comparisons import Row, responses_of, row_scores
 from align.engines.on_policy.rollouts import draw
-from align.engines.problem import Problem
+from align.engines.problem import P, Problem
 from align.errors import UserError
 from align.models import count_parameters, load_tokenizer
 from align.models.sampling import plain_sampling
 from align.objectives.base import Objective
 from align.objectives.metered import Metered, objective_scores
 from align.policies.tagged import Numbers, TaggedFamily, Tags, choose_tags, tagged_checkpoint
-from align.preferences import Preference
 from align.runs import Ledger, Run
 from align.runs.folders import holds_only_its_own
 
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 SOURCES = ("rows", "objectives")
 KEPT_FILE = "kept.jsonl"
 T = TypeVar("T")
-P = TypeVar("P", bound=Preference)
 
 
 @dataclass(frozen=True, kw_only=True)

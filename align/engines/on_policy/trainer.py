@@ -11,14 +11,14 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from transformers import TrainerCallback
 
 from align import checks
 from align.data.comparisons import Row
 from align.engines.on_policy.sequence_kl import SequenceKL
-from align.engines.problem import Problem
+from align.engines.problem import P, Problem
 from align.engines.settings import TrainingConfig, adapter_config, check_training, model_to_train, trainer_arguments
 from align.errors import UserError
 from align.models import count_parameters, load_tokenizer, save_model
@@ -26,7 +26,6 @@ from align.models.sampling import plain_config, sampled_model
 from align.models.shared_backbone import bind
 from align.objectives.base import Objective
 from align.objectives.metered import Metered
-from align.preferences import Preference
 from align.runs import Ledger, Workspace
 from align.training.common import drop_checkpoints, finish_trainer, resume_point
 
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, Trainer
     from trl import GRPOTrainer, RLOOTrainer
 
-P = TypeVar("P", bound=Preference)
 ALGORITHMS = ("rloo", "grpo")
 
 

@@ -11,15 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from align.engines.on_policy import trainer as onpolicy
 from align.engines.on_policy.trainer import AlgorithmConfig
-from align.engines.problem import Problem
+from align.engines.problem import P, Problem
 from align.objectives.metered import Metered
-from align.preferences import Preference
 from align.runs import Workspace
 from align.training.common import Remembering
 
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from trl import GRPOTrainer, RLOOTrainer
 
 Memory = dict[str, Any]
-P = TypeVar("P", bound=Preference)
 
 
 @dataclass(frozen=True)
