@@ -10,12 +10,13 @@ import pytest
 
 from align.data.comparisons import annotated_pairs, row_scores
 from align.engines.on_policy import trainer as onpolicy
+from align.engines.problem import Problem
 from align.errors import UserError
 from align.methods import METHODS, dpo, morlhf
 from align.objectives.metered import Metered
 from align.preferences import Weights
-from align.runs import Ledger
-from factories.tiny_bandit import PAIRS, PROMPT_ROWS, RL, fit, make_reference, pair_rows
+from align.runs import Ledger, Workspace
+from factories.tiny_bandit import OBJECTIVES, PAIRS, PROMPT_ROWS, RL, fit, make_reference, pair_rows
 
 # ------------------------------------------------------------------------------------------------ labelled pairs
 
@@ -115,13 +116,14 @@ def test_prompts_that_fill_the_length_are_refused(reference: str, tmp_path: Path
 
 
 def test_weights_must_match_the_objectives(tmp_path: Path) -> None:
+    too_many = [Weights((0.5, 0.25, 0.25))]
     for module in METHODS.values():
         if Weights not in module.ASKED_BY:  # by thresholds: see test_lagrangian.py
             continue
-        with pytest.raises(UserError, match="3 numbers, but there are 2 objectives"):
-            fit(module, module.Config(), reference="none", weights=[Weights((0.5, 0.25, 0.25))], out=tmp_path)
-        with pytest.raises(UserError, match="no preference"):
-            fit(module, module.Config(), reference="none", weights=[], out=tmp_path)
+        for preferences, message in ((too_many, "3 numbers, but there are 2 objectives"), ([], "no preference")):
+            problem = Problem(reference="none", objectives=OBJECTIVES, preferences=preferences)
+            with pytest.raises(UserError, match=message):
+                module.fit(module.Config(), problem, Workspace(tmp_path, Ledger()))
 
 
 def test_metered_objectives_count_and_check() -> None:
