@@ -26,6 +26,18 @@ class Pair:
     swapped: bool
 
 
+def required_rows(rows: Sequence[Row] | None, *, method: str) -> Sequence[Row]:
+    """The rows; UserError when there are none, and where one has no id or an earlier row's: scores are joined by id."""
+    if not rows:
+        raise UserError(f"{method} needs comparisons; pass rows with id, prompt and two responses")
+    seen: set[str] = set()
+    for number, row in enumerate(rows, 1):
+        if "id" not in row or str(row["id"]) in seen:
+            raise UserError(f"comparison {number} has {'no id' if 'id' not in row else 'the id of an earlier row'}")
+        seen.add(str(row["id"]))
+    return rows
+
+
 def responses_of(row: Row) -> tuple[str, str]:
     """The row's two responses in stored order: `a`, `b` or `chosen`, `rejected`; UserError when it has neither."""
     for first, second in (("a", "b"), ("chosen", "rejected")):
@@ -83,6 +95,25 @@ def annotated_pairs(
     return pairs
 
 
+@dataclass(frozen=True, kw_only=True)
+class JudgedRows:
+    """Comparisons of the objectives `names` and what their annotator sees: each row's K scores of both responses, by
+    id, or None where the rows keep the labels that they came with.
+    """
+
+    rows: Sequence[Row]
+    names: Sequence[str]
+    scores: Mapping[str, Sequence[Sequence[float]]] | None
+    tau: float
+    seed: int
+
+    def labelled_at(self, weights: Weights) -> list[Pair]:
+        """(N,) pairs as labelled at `weights`; errors as of `given_pairs` and `annotated_pairs`."""
+        if self.scores is None:
+            return given_pairs(self.rows, weights=weights, names=self.names)
+        return annotated_pairs(self.rows, scores=self.scores, weights=weights, tau=self.tau, seed=self.seed)
+
+
 def _sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
 
@@ -114,12 +145,3 @@ def _finite_numbers(values: object) -> bool:
     if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
         return False
     return all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
-
-
-def unique_ids(rows: Sequence[Row]) -> None:
-    """UserError when a comparison has no id or shares one: scores and margins are joined by id, never by position."""
-    seen: set[str] = set()
-    for number, row in enumerate(rows, 1):
-        if "id" not in row or str(row["id"]) in seen:
-            raise UserError(f"comparison {number} has {'no id' if 'id' not in row else 'the id of an earlier row'}")
-        seen.add(str(row["id"]))

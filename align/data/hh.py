@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from align.data.load import Row, iterate_rows
+from align.data.load import Placed, Row, check_columns, iterate_rows
 from align.errors import UserError
 
 HUMAN = "\n\nHuman:"
@@ -43,8 +43,22 @@ def load_comparisons(
     Raises:
         UserError: a missing column, an empty completion, a value that is not text; with file and line.
     """
+    placed = iterate_rows(source, limit=limit)
+    return comparisons_in(placed, source=source, objective=objective, as_transcript=as_transcript, drops=drops)
+
+
+def comparisons_in(
+    placed: Iterable[Placed],
+    *,
+    source: str | Path,
+    objective: str | None = None,
+    as_transcript: bool = False,
+    drops: Counter[str] | None = None,
+) -> list[Row]:
+    """`load_comparisons` of rows that were read from `source` already, each with its place."""
     rows = []
-    for place, row in iterate_rows(source, columns=("chosen", "rejected"), limit=limit):
+    for place, row in placed:
+        check_columns(row, ("chosen", "rejected"), place=place)
         pair, reason = comparison(row, place=place, as_transcript=as_transcript)
         if pair is None:
             if drops is None:

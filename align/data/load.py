@@ -50,13 +50,18 @@ def iterate_rows(source: str | Path, *, columns: Sequence[str] = (), limit: int 
     seen = False
     for place, row in islice(_open(str(source)), limit):
         seen = True
-        for column in columns:
-            if column not in row:
-                have = ", ".join(sorted(row))
-                raise UserError(f"{place}: no column '{column}' (it has: {have}); rename the column or add it")
+        check_columns(row, columns, place=place)
         yield place, row
     if not seen:
         raise UserError(f"{source}: no rows in it; give a file with at least one row")
+
+
+def check_columns(row: Row, columns: Sequence[str], *, place: str) -> None:
+    """UserError naming `place` and the first of the columns that the row lacks."""
+    for column in columns:
+        if column not in row:
+            have = ", ".join(sorted(row))
+            raise UserError(f"{place}: no column '{column}' (it has: {have}); rename the column or add it")
 
 
 def _open(source: str) -> Iterator[Placed]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from align.data import load_comparisons
+from align.data.hh import comparisons_in
 from align.data.load import Row, iterate_rows
 from align.errors import UserError
 
@@ -26,7 +26,7 @@ def load_training_rows(
         first = placed[0][1]
         kinds.add(kind := "judged later" if "a" in first else "compared" if "chosen" in first else "prompts")
         if kind == "compared":
-            loaded = load_comparisons(source, objective=objective, limit=limit, drops=drops)
+            loaded = comparisons_in(placed, source=source, objective=objective, drops=drops)
         else:
             columns = ("prompt", "a", "b") if kind == "judged later" else ("prompt",)
             loaded = [filled(row, columns, place=place) for place, row in placed]
@@ -64,7 +64,7 @@ def demonstrations(source: str, *, limit: int | None, drops: Counter[str]) -> li
     """Rows {"prompt", "completion"}; of comparisons the chosen side is the demonstration. UserError on an empty one."""
     placed = list(iterate_rows(source, limit=limit))
     if "completion" not in placed[0][1] and "chosen" in placed[0][1]:
-        pairs = load_comparisons(source, limit=limit, drops=drops)
+        pairs = comparisons_in(placed, source=source, drops=drops)
         return [{"prompt": row["prompt"], "completion": row["chosen"]} for row in pairs]
     rows = [filled(row, ("prompt", "completion"), place=place) for place, row in placed]
     return [{"prompt": row["prompt"], "completion": row["completion"]} for row in rows]

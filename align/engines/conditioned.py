@@ -14,10 +14,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from align import checks
-from align.data.comparisons import Row
+from align.data.comparisons import Row, required_rows
 from align.engines import conditioned_pairs
 from align.engines.on_policy import trainer as onpolicy
-from align.engines.pairs import required_rows
 from align.engines.points import check_preferences, inputs_of, known_as, part
 from align.engines.problem import Problem
 from align.engines.settings import model_to_train
@@ -72,7 +71,7 @@ def fit(
     if config.data == "on_policy":
         rows = onpolicy.required_prompts(problem, method=method)
     else:
-        rows = required_rows(problem, method=method)
+        rows = required_rows(problem.comparisons, method=method)
 
     def body(place: Workspace) -> Mapping[str, object]:
         if config.data == "on_policy":

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from align import checks
 from align.data.comparisons import Pair, annotated_pairs, given_pairs
-from align.engines.pairs import PairTrainingConfig, carry, check_lengths, check_pair_config, dpo_trainer, scores_for
+from align.engines.pairs import PairTrainingConfig, carry, check_lengths, check_pair_config, dpo_trainer, judged_rows
 from align.engines.points import known_as
 from align.engines.problem import Problem
 from align.engines.settings import train_and_save
@@ -90,7 +90,7 @@ def labelled_pairs(
                 weights.append(dirichlet([config.concentration + (j == k) for j in range(len(names))], rng=rng))
                 pairs.append(dataclasses.replace(found[i % len(found)], id=f"{names[k]}/{i}"))
         return pairs, weights
-    scores = scores_for(config, problem, ledger)
+    scores = judged_rows(config, problem, ledger, method="training on pairs").scores
     assert scores is not None  # labels are not given
     label: dict[str, Any] = {"scores": scores, "tau": config.tau, "seed": config.seed}
     total = max(1, round(config.epochs * len(rows)))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align import checks
-from align.data.comparisons import LABELS, Pair, Row, annotated_pairs, given_pairs, row_scores, unique_ids
+from align.data.comparisons import LABELS, JudgedRows, Pair, Row, required_rows, row_scores
 from align.engines.problem import P, Problem
 from align.engines.settings import (
     TrainingConfig,
@@ -23,7 +23,6 @@ from align.engines.settings import (
 from align.errors import UserError
 from align.models import load_tokenizer
 from align.objectives.metered import objective_scores
-from align.preferences import Weights
 from align.runs import Ledger, Workspace
 
 if TYPE_CHECKING:
@@ -55,40 +54,18 @@ def check_pair_config(config: PairTrainingConfig) -> None:
         raise UserError("tau and epochs must be above 0 and mle_weight not below 0")
 
 
-def required_rows(problem: Problem[P], *, method: str) -> Sequence[Row]:
-    """The comparisons, with ids checked; UserError when there are none."""
-    if not problem.comparisons:
-        raise UserError(f"{method} needs comparisons; pass rows with id, prompt and two responses")
-    unique_ids(problem.comparisons)
-    return problem.comparisons
+def judged_rows(config: PairTrainingConfig, problem: Problem[P], ledger: Ledger, *, method: str) -> JudgedRows:
+    """The problem's comparisons, checked, with what their annotator sees; scores asked from the objectives are charged.
 
-
-def scores_for(
-    config: PairTrainingConfig, problem: Problem[P], ledger: Ledger
-) -> Mapping[str, Sequence[Sequence[float]]] | None:
-    """What the annotator sees of each of the problem's comparisons (None with given labels)."""
-    rows = problem.comparisons or ()
-    if config.labels == "given":
-        return None
+    UserError when there are none, or they do not carry what `labels` needs.
+    """
+    rows = required_rows(problem.comparisons, method=method)
+    scores: Mapping[str, Sequence[Sequence[float]]] | None = None  # with given labels
     if config.labels == "scalarised":
-        return row_scores(rows)
-    return objective_scores(rows, objectives=problem.objectives, ledger=ledger)
-
-
-def labelled_at(
-    weights: Weights,
-    *,
-    config: PairTrainingConfig,
-    problem: Problem[Weights],
-    scores: Mapping[str, Sequence[Sequence[float]]] | None,
-    ledger: Ledger,
-) -> list[Pair]:
-    """The comparisons as pairs at `weights`: the given ones without `scores`, else an annotator's, who is charged."""
-    rows = problem.comparisons or ()
-    if scores is None:
-        return given_pairs(rows, weights=weights, names=problem.names)
-    ledger.add(scores_read=len(rows))
-    return annotated_pairs(rows, scores=scores, weights=weights, tau=config.tau, seed=config.seed)
+        scores = row_scores(rows)
+    elif config.labels == "objectives":
+        scores = objective_scores(rows, objectives=problem.objectives, ledger=ledger)
+    return JudgedRows(rows=rows, names=problem.names, scores=scores, tau=config.tau, seed=config.seed)
 
 
 def train_on_pairs(
@@ -103,8 +80,11 @@ def train_on_pairs(
     """Train one model on labelled pairs with TRL's DPOTrainer at its coefficient `beta`; save `run.folder/model`.
 
     `shift_reference` maps the prepared dataset (columns id, ref_chosen_logps, ref_rejected_logps) to the trained one.
-    Reference log-probabilities are computed once, from the checkpoint on disk, before the first step. Returns metrics.
+    Reference log-probabilities are computed once, from the checkpoint on disk, before the first step. An annotator's
+    look at each pair is charged to `run`. Returns metrics.
     """
+    if config.labels != "given":
+        run.ledger.add(scores_read=len(pairs))
     kept = check_lengths(pairs, reference=reference, max_length=config.max_length)
     trainer = dpo_trainer(pairs, config=config, reference=reference, beta=beta, folder=run.folder)
     if shift_reference is not None:

@@ -22,7 +22,7 @@ import numpy as np
 from align import checks
 from align.data.comparisons import Row, annotated_pairs
 from align.engines import tagged
-from align.engines.pairs import PairTrainingConfig, check_pair_config, required_rows, scores_for
+from align.engines.pairs import PairTrainingConfig, check_pair_config, judged_rows
 from align.engines.points import check_preferences, inputs_of, part
 from align.engines.problem import Problem
 from align.engines.tagged_pairs import TaggedPair, build_pair_trainer, encoded, finish, frozen
@@ -54,10 +54,10 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> TaggedFami
     """
     names = check_preferences(problem)
     check_config(config)
-    rows = required_rows(problem, method="conditioned_dpo")
-    inputs = inputs_of(problem, rows=rows)
     tags = tagged.make_tags(config, problem)
-    scores = scores_for(config, problem, run.ledger)
+    asked = judged_rows(config, problem, run.ledger, method="conditioned_dpo")
+    rows, scores = asked.rows, asked.scores
+    inputs = inputs_of(problem, rows=rows)
     assert scores is not None  # given labels were refused
 
     def body(place: Workspace) -> Mapping[str, object]:

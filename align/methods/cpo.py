@@ -22,8 +22,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from align import checks
+from align.data.comparisons import required_rows
 from align.engines import tagged
-from align.engines.pairs import required_rows
 from align.engines.points import check_preferences, inputs_of, part
 from align.engines.problem import Problem
 from align.engines.settings import TrainingConfig, check_training
@@ -75,7 +75,7 @@ def fit(config: Config, problem: Problem[Weights | Targets], run: Workspace) -> 
     """
     names = check_preferences(problem, kinds=ASKED_BY)
     check_config(config, objectives=len(names))
-    rows = required_rows(problem, method="cpo")
+    rows = required_rows(problem.comparisons, method="cpo")
     inputs = inputs_of(problem, rows=rows)
     pairs = tagged.scored_pairs(problem, source=config.scores, ledger=run.ledger)
     rate = Rater.fit([r.scores for pair in pairs for r in pair], levels=config.levels)

@@ -11,15 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from align.data.comparisons import given_pairs
-from align.engines.pairs import (
-    PairTrainingConfig,
-    check_pair_config,
-    labelled_at,
-    required_rows,
-    scores_for,
-    train_on_pairs,
-)
+from align.engines.pairs import PairTrainingConfig, check_pair_config, judged_rows, train_on_pairs
 from align.engines.points import check_preferences, train_points
 from align.engines.problem import Problem
 from align.policies.base import PointFamily
@@ -41,21 +33,17 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> PointFamil
 
     UserError when comparisons are missing or do not carry what `labels` needs.
     """
-    names = check_preferences(problem)
+    check_preferences(problem)
     check_pair_config(config)
-    rows = required_rows(problem, method="dpo")
-    scores = scores_for(config, problem, run.ledger)
-    if scores is None:
-        for weights in problem.preferences:  # a mixture is refused before the first point is trained
-            given_pairs(rows, weights=weights, names=names)
+    judged = judged_rows(config, problem, run.ledger, method="dpo")
+    pairs = {w.label: judged.labelled_at(w) for w in problem.preferences}  # a mixture of given labels is refused here
 
     def body(weights: Weights, point: Workspace) -> Mapping[str, object]:
-        pairs = labelled_at(weights, config=config, problem=problem, scores=scores, ledger=point.ledger)
         beta = config.beta / config.tau
-        return train_on_pairs(pairs, config=config, reference=problem.reference, beta=beta, run=point)
+        return train_on_pairs(pairs[weights.label], reference=problem.reference, beta=beta, config=config, run=point)
 
     return train_points(
-        "dpo", config, problem, run, rows=rows, body=body, optimises=lambda w: describe(config, weights=w)
+        "dpo", config, problem, run, rows=judged.rows, body=body, optimises=lambda w: describe(config, weights=w)
     )
 
 

@@ -27,14 +27,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from align.engines.pairs import (
-    PairTrainingConfig,
-    check_pair_config,
-    labelled_at,
-    required_rows,
-    scores_for,
-    train_on_pairs,
-)
+from align.engines.pairs import PairTrainingConfig, check_pair_config, judged_rows, train_on_pairs
 from align.engines.points import check_preferences, train_points
 from align.engines.problem import Problem
 from align.errors import UserError
@@ -68,18 +61,17 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> MixedFamil
     check_pair_config(config)
     betas = arm_betas(config, names=names)
     start = config.start or problem.reference
-    rows = required_rows(problem, method="genarm")
     pool = ModelPool()
     pool.tokenizer(
         [model_dir(problem.reference), model_dir(start)]
     )  # whether they share one, before anything is trained
-    scores = scores_for(config, problem, run.ledger)
+    judged = judged_rows(config, problem, run.ledger, method="genarm")
     vertices = [Weights.vertex(k, len(names)) for k in range(len(names))]
+    pairs = {vertex.label: judged.labelled_at(vertex) for vertex in vertices}
 
     def body(vertex: Weights, point: Workspace) -> Mapping[str, object]:
-        pairs = labelled_at(vertex, config=config, problem=problem, scores=scores, ledger=point.ledger)
         return train_on_pairs(
-            pairs,
+            pairs[vertex.label],
             config=config,
             reference=start,
             beta=betas[vertex.values.index(1.0)],
@@ -92,7 +84,7 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> MixedFamil
         config,
         replace(problem, reference=start, preferences=vertices),
         replace(run, folder=run.folder / "arms"),
-        rows=rows,
+        rows=judged.rows,
         body=body,
         optimises=lambda vertex: f"likelihood of {names[vertex.values.index(1.0)]} labels",
     )

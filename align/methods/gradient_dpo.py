@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from align.data.comparisons import Pair, annotated_pairs
+from align.data.comparisons import Pair
 from align.engines.gradient_step import CombinedGradients, ConflictRecord, combine
 from align.engines.pairs import (
     PairTrainingConfig,
@@ -27,8 +27,7 @@ from align.engines.pairs import (
     check_lengths,
     check_pair_config,
     dpo_trainer,
-    required_rows,
-    scores_for,
+    judged_rows,
 )
 from align.engines.points import check_preferences, train_points
 from align.engines.problem import Problem
@@ -64,24 +63,17 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> PointFamil
     """
     names = check_preferences(problem)
     check_config(config)
-    rows = required_rows(problem, method="gradient_dpo")
-    scores = scores_for(config, problem, run.ledger)
-    assert scores is not None  # labels are not given
+    judged = judged_rows(config, problem, run.ledger, method="gradient_dpo")
 
     def body(weights: Weights, point: Workspace) -> Mapping[str, object]:
         counts = [k for k, w in enumerate(weights) if w]
-        labelled = {
-            k: annotated_pairs(
-                rows, scores=scores, weights=Weights.vertex(k, len(names)), tau=config.tau, seed=config.seed
-            )
-            for k in counts
-        }
-        point.ledger.add(scores_read=len(counts) * len(rows))
+        labelled = [judged.labelled_at(Weights.vertex(k, len(names))) for k in counts]
+        point.ledger.add(scores_read=len(counts) * len(judged.rows))
         combination = Combination(
             config.combiner, tuple(weights[k] for k in counts), tuple(names[k] for k in counts), config.c, config.seed
         )
         return train_on(
-            [labelled[k] for k in counts],
+            labelled,
             combination=combination,
             config=config,
             reference=problem.reference,
@@ -89,7 +81,13 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> PointFamil
         )
 
     return train_points(
-        "gradient_dpo", config, problem, run, rows=rows, body=body, optimises=lambda w: describe(config, weights=w)
+        "gradient_dpo",
+        config,
+        problem,
+        run,
+        rows=judged.rows,
+        body=body,
+        optimises=lambda w: describe(config, weights=w),
     )
 
 

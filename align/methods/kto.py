@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align import checks
-from align.engines.pairs import required_rows
+from align.data.comparisons import required_rows
 from align.engines.points import check_preferences, train_points
 from align.engines.problem import Problem
 from align.engines.settings import adapter_config, model_to_train, train_and_save, trainer_arguments
@@ -70,7 +70,7 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> PointFamil
     """
     names = check_preferences(problem)
     check_config(config)
-    rows = required_rows(problem, method="kto")
+    rows = required_rows(problem.comparisons, method="kto")
     scores = known_scores(config, problem, run.ledger)
     if scores is None:
         for weights in problem.preferences:  # a mixture is refused before the first point is trained

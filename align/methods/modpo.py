@@ -15,14 +15,7 @@ from typing import TYPE_CHECKING
 
 from align import checks
 from align.data.comparisons import Pair
-from align.engines.pairs import (
-    PairTrainingConfig,
-    check_pair_config,
-    labelled_at,
-    required_rows,
-    scores_for,
-    train_on_pairs,
-)
+from align.engines.pairs import PairTrainingConfig, check_pair_config, judged_rows, train_on_pairs
 from align.engines.points import check_preferences, train_points
 from align.engines.problem import Problem
 from align.errors import UserError
@@ -66,17 +59,15 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> PointFamil
     """
     names = check_preferences(problem)
     check_config(config, names=names)
-    rows = required_rows(problem, method="modpo")
     mains = {weights.label: main_objective(config, weights=weights, names=names) for weights in problem.preferences}
-    scores = scores_for(config, problem, run.ledger)
+    judged = judged_rows(config, problem, run.ledger, method="modpo")
     needed = [j for j in range(len(names)) if any(w[j] > 0 and mains[w.label] != j for w in problem.preferences)]
-    known = scores if config.labels == "objectives" else None
+    known = judged.scores if config.labels == "objectives" else None
     tables = margin_tables(config, problem, run, needed=needed, known=known)
 
     def body(weights: Weights, point: Workspace) -> Mapping[str, object]:
         main = mains[weights.label]
-        vertex = Weights.vertex(main, len(names))
-        pairs = labelled_at(vertex, config=config, problem=problem, scores=scores, ledger=point.ledger)
+        pairs = judged.labelled_at(Weights.vertex(main, len(names)))
         rest = [j for j in needed if j != main and weights[j] > 0]
         return train_on_pairs(
             pairs,
@@ -94,7 +85,7 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> PointFamil
         config,
         problem,
         run,
-        rows=rows,
+        rows=judged.rows,
         body=body,
         optimises=lambda weights: describe(config, weights=weights, main=names[mains[weights.label]]),
     )

@@ -36,8 +36,7 @@ from align.engines.pairs import (
     check_lengths,
     check_pair_config,
     dpo_trainer,
-    required_rows,
-    scores_for,
+    judged_rows,
 )
 from align.engines.points import check_preferences, inputs_of, part
 from align.engines.problem import Problem
@@ -83,11 +82,11 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> GuidedFami
     names = check_preferences(problem)
     check_config(config)
     start, pool = config.start or problem.reference, ModelPool()
-    rows = required_rows(problem, method="parm")
     pool.tokenizer(
         [model_dir(problem.reference), model_dir(start)]
     )  # whether they share one, before anything is trained
-    scores = scores_for(config, problem, run.ledger)
+    judged = judged_rows(config, problem, run.ledger, method="parm")
+    rows, scores = judged.rows, judged.scores
     assert scores is not None  # given labels were refused
 
     def body(place: Workspace) -> Mapping[str, object]:

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align import checks
-from align.data.comparisons import Pair, responses_of, row_scores
-from align.engines.pairs import PairTrainingConfig, check_lengths, dpo_trainer, required_rows
+from align.data.comparisons import Pair, required_rows, responses_of, row_scores
+from align.engines.pairs import PairTrainingConfig, check_lengths, dpo_trainer
 from align.engines.points import check_preferences, train_points
 from align.engines.problem import Problem
 from align.engines.settings import TrainingConfig, check_training, train_and_save
@@ -66,7 +66,7 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> PointFamil
     """
     names = check_preferences(problem)
     check_config(config)
-    rows = required_rows(problem, method="rebel")
+    rows = required_rows(problem.comparisons, method="rebel")
     used = [k for k in range(len(names)) if any(weights[k] > 0 for weights in problem.preferences)]
     scores = scores_of(config, problem, run.ledger, used=used)
     pairs = [Pair(str(row["id"]), row["prompt"], *responses_of(row), swapped=False) for row in rows]

@@ -29,8 +29,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from align import checks
+from align.data.comparisons import required_rows
 from align.engines import tagged
-from align.engines.pairs import required_rows
 from align.engines.points import check_preferences, inputs_of, part
 from align.engines.problem import Problem
 from align.engines.settings import TrainingConfig, check_training
@@ -111,7 +111,7 @@ def fit(config: Config, problem: Problem[Weights | Targets], run: Workspace) -> 
     """
     check_preferences(problem, kinds=ASKED_BY)
     check_config(config)
-    rows = required_rows(problem, method="ric")
+    rows = required_rows(problem.comparisons, method="ric")
     inputs = inputs_of(problem, rows=[*rows, *(problem.prompts or ())])
     pairs = tagged.scored_pairs(problem, source=config.scores, ledger=run.ledger)
     offline = [response for pair in pairs for response in pair]
