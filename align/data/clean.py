@@ -1,4 +1,4 @@
-"""Rows cleaned for training: Unicode and control characters mended, bad rows dropped and counted by reason."""
+"""Rows cleaned for training: Unicode and control characters fixed, bad rows dropped and counted by reason."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def clean_texts(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> tuple[list[Row], Counter[str]]:
-    """Clean rows with a `text` column: (kept rows with mended text, number of drops by reason).
+    """Clean rows with a `text` column: (kept rows with fixed text, number of drops by reason).
 
     Rows keep their other columns and their order. `tokenizer` is needed for `max_tokens` only.
 
@@ -78,7 +78,7 @@ def clean_comparisons(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> tuple[list[Row], Counter[str]]:
-    """Clean rows with `prompt`, `chosen`, `rejected`: (kept rows with mended texts, number of drops by reason).
+    """Clean rows with `prompt`, `chosen`, `rejected`: (kept rows with fixed texts, number of drops by reason).
 
     Beside the faults of a text: a completion that is empty after mending, and two completions that are the same. The
     rubbish filter reads the completions, not the prompt: odd prompts are what a safety data set is about.
@@ -100,12 +100,12 @@ def _cleaned(
     drops: Counter[str] = Counter()
     kept = []
     for row in _with_fields(rows, fields):
-        mended = {**row, **{field: clean_text(row[field], config) for field in fields}}
-        reason = fault(mended, config, count_tokens)
+        fixed = {**row, **{field: clean_text(row[field], config) for field in fields}}
+        reason = fault(fixed, config, count_tokens)
         if reason:
             drops[reason] += 1
         else:
-            kept.append(mended)
+            kept.append(fixed)
     return _without_repeats(kept, [tuple(row[field] for field in fields) for row in kept], config, drops), drops
 
 

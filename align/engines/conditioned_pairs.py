@@ -71,7 +71,7 @@ def labelled_pairs(
 ) -> tuple[list[Pair], list[tuple[float, ...]]]:
     """`epochs` passes over the rows: (P,) labelled pairs with ids of their own, and the preference of each.
 
-    Every pass draws anew. Labels and scores are charged once, however often they are seen; an annotator who sees w . r
+    Every pass draws again. Labels and scores are charged once, however often they are seen; an annotator who sees w . r
     is asked for each preference. Given labels count alike for every objective, whatever its number of rows.
     """
     rows = problem.comparisons or ()

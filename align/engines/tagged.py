@@ -1,6 +1,6 @@
 """What the in-context methods share: tags of a config, parts of a training as runs, scored responses, tagged samples.
 
-Objectives read prompts without tags. Responses are kept as the token ids that were drawn: nothing is spelled anew
+Objectives read prompts without tags. Responses are kept as the token ids that were drawn: nothing is spelled again
 between sampling, scoring and training, and a response that was cut has no end token.
 """
 

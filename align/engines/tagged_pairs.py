@@ -96,7 +96,7 @@ def imitation_trainer(
     return SFTTrainer(
         model=policy,
         # Rows with ids and labels pass TRL as they are: no template, no end token added, nothing cut or packed; the
-        # sampler shuffles anew in every epoch.
+        # sampler shuffles again in every epoch.
         args=SFTConfig(
             **trainer_arguments(config, folder, epochs=epochs), max_length=None, packing=False, shuffle_dataset=False
         ),

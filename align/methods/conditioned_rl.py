@@ -1,4 +1,4 @@
-"""Preference-conditioned reinforcement learning: one GRPO run over the whole simplex, the weights told in the prompt.
+"""Preference-conditioned reinforcement learning: one GRPO run over the whole simplex, weights in the prompt.
 
 Every step draws weights for its prompts, spread evenly over the simplex (all samples of a group share theirs, so that
 the group's mean stays an unbiased baseline), and maximises `w . r(x, y) - beta log(pi(y | x, w) / ref(y | x))`: the
@@ -100,8 +100,8 @@ def build_trainer(config: Config, problem: Problem[Weights], run: Workspace, *, 
         start=onpolicy.Start(model=model, tokenizer=tokenizer),
     )
     trainer.train_dataset = with_weights(trainer.train_dataset, config=config, tags=tags)
-    told = [{"prompt": text} for text in dict.fromkeys(trainer.train_dataset["prompt"])]
-    onpolicy.check_prompts(told, config=config, model=model, tokenizer=tokenizer)  # numbers differ in length as text
+    texts = [{"prompt": text} for text in dict.fromkeys(trainer.train_dataset["prompt"])]
+    onpolicy.check_prompts(texts, config=config, model=model, tokenizer=tokenizer)  # numbers differ in length as text
     return trainer
 
 

@@ -7,7 +7,7 @@ of `J = E[w . r] - beta KL(pi || ref)` is the fixed point for every w; with tau 
 meaning in reward units. The reference is the original model at the prompt without tags.
 *Deviations*: no code was released. Rounds of `pairs` pairs stand for sampling at every step (with `pairs` equal to
 `batch_size` they are the same); one optimiser goes through all rounds. Scores are the objectives' own, not normalised.
-Pairs that say nothing (equal w . r at tau 0, the same response twice) are drawn anew and counted.
+Pairs that say nothing (equal w . r at tau 0, the same response twice) are drawn again and counted.
 Data: prompts. Fixed point: the optimum of J with tau above 0, else none.
 """
 

@@ -69,6 +69,6 @@ class SharedRewardModel(RewardModelObjective):
 
     def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         if self._loaded is None:
-            self._loaded = (None, load_tokenizer(self.folder))  # the model is asked for anew: a bound one may be gone
+            self._loaded = (None, load_tokenizer(self.folder))  # the model is asked for again: a bound one may be gone
         tokenizer = self._loaded[1]
         return self.backbone.scorer(self.folder, pad_token_id=tokenizer.pad_token_id), tokenizer

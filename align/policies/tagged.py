@@ -1,4 +1,4 @@
-"""Preferences told to a policy in its prompt: tags as text or as tokens of their own, and the family of such policies.
+"""Preferences given to a policy in its prompt: tags as text or as tokens of their own, and the family of such policies.
 
 A tag says one number per objective, rounded to a level: `<helpful: 0.3> <harmless: 0.7> ` before the prompt. As tokens,
 every level of every objective is one added token, which the policy reads and never writes: `forbid` takes its
@@ -70,7 +70,7 @@ class Tags:
             raise UserError("these tags say a number for every objective; None needs tags with free")
         width = (self.high - self.low) / self.levels
         places = [None if v is None else (min(max(v, self.low), self.high) - self.low) / width for v in values]
-        # Halves go to the even level (.25 and .75 still sum to 1), and are told from what floating point makes of them.
+        # Halves go to the even level (.25 and .75 still sum to 1), whatever floating point makes of them.
         return tuple(None if place is None else float(self._level(round(round(place, 9)))) for place in places)
 
     def text(self, values: Numbers) -> str:
@@ -314,7 +314,7 @@ class TaggedFamily:
         return f"every preference over {names}, told as {self.asked} in {self.tags.levels} steps"
 
     def policy(self, preference: Preference) -> TaggedPolicy:
-        """The policy told `preference`; UserError for a kind or a number of entries that the family does not know."""
+        """The policy given `preference`; UserError for a kind or a number of entries that the family does not know."""
         if len(preference.values) != len(self.tags.names):
             raise UserError(f"{self.method} answers {len(self.tags.names)} objectives, not {preference.label}")
         values = ASKED[self.asked](preference, self.low, self.high)

@@ -78,7 +78,7 @@ def front(prompts: Sequence[RewardClasses], preferences: Sequence[Weights], *, b
 
 
 def front_at_kl(prompts: Sequence[RewardClasses], preferences: Sequence[Weights], *, kl: float) -> np.ndarray:
-    """(N, K) values of the exact front, beta solved anew at each preference so that each point spends `kl` nats.
+    """(N, K) values of the exact front, beta solved for at each preference so that each point spends `kl` nats.
 
     Where even the smallest beta tried spends less (all mass on the best responses), the point is the one at that beta.
     All preferences are solved at once, by bisection of log beta in [-7, 7].

@@ -100,7 +100,7 @@ def base_arguments(out: Path, schedule: StageConfig) -> dict[str, Any]:
         "lr_scheduler_type": schedule.scheduler,
         "max_grad_norm": schedule.max_grad_norm,
         "optim": "adamw_torch",  # the default is the fused kernel, whose rounding depends on the build
-        # TRL asks for bf16 and gradient checkpointing unless told otherwise; the first is an error without a GPU.
+        # TRL asks for bf16 and gradient checkpointing unless set otherwise; the first is an error without a GPU.
         "use_cpu": not gpu,
         "bf16": gpu and torch.cuda.is_bf16_supported(),
         "fp16": False,

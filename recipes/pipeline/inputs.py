@@ -81,7 +81,7 @@ def load_objectives(entries: Sequence[str | Mapping[str, object]]) -> dict[str, 
         if source in OBJECTIVES and not Path(source).exists():
             objectives.append(build_objective({"kind": source, "name": name}))
         else:
-            model_dir(source)  # a missing folder is told now, not after hours of training
+            model_dir(source)  # a missing folder is reported now, not after hours of training
             objectives.append(RewardModelObjective(source, name=name))
     check_names(objectives)
     return {objective.__name__: objective for objective in objectives}

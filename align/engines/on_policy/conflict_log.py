@@ -90,7 +90,7 @@ class ConflictLog(Remembering):
         self._weights_F: list[float] = []
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, *_: object, **__: object) -> None:
-        self._weights_F = self.trainer.reward_weights.tolist()  # a controller moves them before the step's end is told
+        self._weights_F = self.trainer.reward_weights.tolist()  # a controller moves them before on_step_end
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, *_: object, **__: object) -> None:
         rewards_BK, advantages_B = self._observe()

@@ -94,7 +94,7 @@ def train(
 
             options = {"maxiter": polish, "maxfun": 2 * polish, "gtol": 1e-10, "ftol": 0.0, "maxcor": 30}
             found = np.concatenate([b[index].ravel(), a[index].ravel()])
-            for _ in range(5):  # a line search may give up: begin anew where it stopped
+            for _ in range(5):  # a line search may give up: begin again where it stopped
                 result = minimize(loss, found, jac=True, method="L-BFGS-B", options=options)
                 found = result.x
                 if np.abs(result.jac).max() < 1e-8:
