@@ -18,7 +18,8 @@ def render(template: Path, **values: object) -> str:
     """The page of a template that lies beside its module.
 
     Templates call the functions of this file and those of evals/report/words.py by their names. A backslash at the end
-    of a line joins it to the next: one line of Markdown may stand on several lines of the template.
+    of a line joins it to the next, so that one line of Markdown may stand on several lines of the template; a block tag
+    takes the end of its line with it, unless it closes with +%}.
     """
     shared: dict[str, Callable[..., object]] = {function.__name__: function for function in SHARED}
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -29,12 +30,10 @@ def render(template: Path, **values: object) -> str:
 
 def filled(page: str) -> str:
     """The page with its paragraphs filled to 130 columns; tables, titles and lists stay as they are."""
+    wrapper = textwrap.TextWrapper(width=130, break_long_words=False, break_on_hyphens=False)
     blocks = page.strip().split("\n\n")
-    return "\n\n".join(b if b.startswith(("|", "#", "- ")) else fill(b) for b in blocks) + "\n"
-
-
-def fill(text: str) -> str:
-    return textwrap.fill(" ".join(text.split()), width=130, break_long_words=False, break_on_hyphens=False)
+    kept = ("|", "#", "- ")
+    return "\n\n".join(b if b.startswith(kept) else wrapper.fill(" ".join(b.split())) for b in blocks) + "\n"
 
 
 def heading(head: Sequence[str], *, align: str = "l") -> str:

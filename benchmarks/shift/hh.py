@@ -91,7 +91,11 @@ def hh_table(answers: Sequence[SampledAnswer], *, spec: Real) -> Json:
     point = (mean_K - spread_K).tolist()
     rows = list(dict.fromkeys(c.row for c in answers))
     every = [tuple(float(x) for x in w) for w in spec.weights]
-    spread_out = [*answers, *_repeated(answers, rows=("reference", "length_only"), weights=every)]
+    unasked = [c for c in answers if c.row in ("reference", "length_only")]  # they know no preference: one for all
+    spread_out = [
+        *answers,
+        *(dataclasses.replace(c, preference=w) for c in unasked for w in every if c.preference != w),
+    ]
     methods = [row for row in rows if row in spec.rows]
     runs = {0: spread_out}
 
@@ -129,19 +133,6 @@ def hh_table(answers: Sequence[SampledAnswer], *, spec: Real) -> Json:
         "shifts": table,
         "split": "null: sampled responses, no exact optimum to split a drop with",
     }
-
-
-def _repeated(
-    answers: Sequence[SampledAnswer], *, rows: Sequence[str], weights: Sequence[tuple[float, ...]]
-) -> list[SampledAnswer]:
-    """Answers of rows that know no preference, for the preferences at which they were not written."""
-    return [
-        dataclasses.replace(answer, preference=w)
-        for answer in answers
-        if answer.row in rows
-        for w in weights
-        if answer.preference != w
-    ]
 
 
 def _mean(answers: Sequence[SampledAnswer], score: Callable[[SampledAnswer], float]) -> Json:
