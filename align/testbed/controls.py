@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from align.errors import UserError
 from align.preferences import Weights, simplex_grid
-from align.testbed.answers import ReferenceTables
-from align.testbed.exact import TreePolicy
-from align.testbed.optimum import front, optimum_on, reward_classes
-from align.testbed.tabular import SoftBestOfN, Tilted, gold_table, length_table
 from align.testbed.world import World
+
+if TYPE_CHECKING:  # a plan and a help text name the controls without torch
+    from align.testbed.answers import ReferenceTables
+    from align.testbed.exact import TreePolicy
 
 KINDS = ("reference", "optimum", "perturbed", "kl_overspender", "length_only", "best_of_n")
 
@@ -33,6 +34,8 @@ def closed_form_policy(kind: str, *, reference: ReferenceTables, weights: Weight
     optimum of beta / `overspend`. length_only: the best policy for a length-only reward model. best_of_n: soft
     best-of-n of the gold sum, n draws for each response.
     """
+    from align.testbed.tabular import SoftBestOfN, Tilted, gold_table, length_table
+
     beta = reference.world.config.beta
     gold = partial(gold_table, weights=weights)
     if kind == "reference":
@@ -54,6 +57,8 @@ def optimum_facts(
     tables: ReferenceTables, *, weights: Sequence[Weights], dense: int, temperature: float
 ) -> dict[str, object]:
     """JSON-ready: the dense exact front, reward classes per prompt, the regret that beta KL predicts, the dial."""
+    from align.testbed.optimum import front
+
     world = tables.world
     prompts = world.test_prompts("none")
     classes = [tables.classes(p) for p in prompts]
@@ -78,6 +83,8 @@ def optimum_facts(
 
 def _predicted_regret(tables: ReferenceTables, weights: Weights, *, temperature: float) -> float:
     """beta KL(perturbed || pi*_w), leaf by leaf, averaged over in-distribution prompts."""
+    from align.testbed.tabular import Tilted, gold_table
+
     world, beta = tables.world, tables.world.config.beta
     gold = partial(gold_table, weights=weights)
     star, other = (Tilted(tables, gold, beta, "optimum", temperature=t) for t in (1.0, temperature))
@@ -96,6 +103,8 @@ def _front_span(tables: ReferenceTables, dial: float) -> float:
     In units of the reward range of well-formed responses, which is 1. Uses the same reference model and prompts.
     """
     import numpy as np
+
+    from align.testbed.optimum import optimum_on, reward_classes
 
     world = World(replace(tables.world.config, conflict=dial))
     classes = [reward_classes(world, p, tables.leaves(p)) for p in tables.world.test_prompts("none")]

@@ -23,8 +23,6 @@ from evals.shifts.base import Shift
 from evals.suites.base import SAFETY
 from evals.suites.safety import turns_of
 
-MEASURES = ("completion", "verdict")
-
 
 def harmful_and_benign(results: Mapping[str, Evaluated]) -> list[Cell]:
     """The cells of all safety suites, their items named suite:id; UserError without harmful and benign requests."""

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from align import checks
 from align.errors import UserError
-from evals.attribution.from_cells import MEASURES, harmful_and_benign, read_thresholds, refusing, result_of, tables_of
 from recipes.commands.suites import Options, backend_for, check, measure, suites_of
 from recipes.config import build, option, parse
 
+MEASURES = ("completion", "verdict")  # what attribution reads of every cell
 CONTROLS = ("prefix_injection_hello", "refusal_suppression_inv")  # added where the shifts asked for have no control
 
 
@@ -84,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config, where = parse(Config, argv, program="align attribute", about=__doc__ or "", positional=("run",))
     from align.data.sources import text_prompts
     from align.runs import write_json
+    from evals.attribution.from_cells import harmful_and_benign, read_thresholds, refusing, result_of, tables_of
     from evals.backends.transformers import TransformersBackend
     from evals.report.attribution import page
     from evals.shifts.requested import check_shifts

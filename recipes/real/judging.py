@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align.data import real as source
-from align.objectives import Normalized
 from align.preferences import Weights
 from align.runs import Ledger, Metrics, Run, Workspace, stage, write_json
 from evals.measure.sampling import Point, Sampling, sample_answers
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedTokenizerBase
 
+    from align.objectives import Normalized
     from align.policies.base import Policy
 
 CONTROLS = ("kl_overspender", "best_of_n", "length_only")
@@ -45,7 +45,7 @@ class Judged:
 
 def _annotator(pairs: Run, reward_models: Mapping[str, Run]) -> dict[str, Normalized]:
     """The z-scored reward models: what the annotator's utility weighs."""
-    from align.objectives import RewardModelObjective, load_normalizer
+    from align.objectives import Normalized, RewardModelObjective, load_normalizer
 
     return {
         name: Normalized(

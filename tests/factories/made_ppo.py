@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from align.engines.on_policy.rollouts import Rollouts, rollouts
+from align.engines.problem import Problem
 from align.methods import ppo
 from align.preferences import Weights
-from align.runs import Ledger
+from align.runs import Ledger, Workspace
 from factories.tiny_bandit import (
     OBJECTIVES,
     PROMPTS,
@@ -44,9 +46,9 @@ def enumerated(depth: int) -> tuple[Rollouts, list[tuple[str, list[int]]]]:
 def make_trainer(reference: str, *, away: float = 0.1, **changes: Any) -> ppo.Trainer:
     """A trainer whose policy has left its reference, with a value head that knows nothing."""
     config = ppo.Config(**{**SETTINGS, **changes})
-    trainer = ppo.Trainer(
-        config, reference=reference, objectives=OBJECTIVES, weights=Weights((0.3, 0.7)), ledger=Ledger()
-    )
+    weights = Weights((0.3, 0.7))
+    problem = Problem(reference=reference, objectives=OBJECTIVES, preferences=[weights])
+    trainer = ppo.Trainer(config, problem, Workspace(Path("unused"), Ledger()), weights=weights)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in trainer.actor.policy.parameters():
