@@ -17,8 +17,9 @@ from align.runs.values import fingerprint, jsonable, write_json
 def derive(out: Path, *, record: Mapping[str, object], file: str, make: Callable[[Path], None]) -> str:
     """The folder `out` of a model that `make(folder)` derives from others, known by its `record`, kept in `file`.
 
-    Made aside and then published, unless the same one stands there. UserError, before anything is made, when `out`
-    holds files and not `file`: then something else stands there.
+    Made aside and then published, unless the same one stands there; one with another record is kept as `X.replaced`,
+    and a line on stderr reports it. UserError, before anything is made, when `out` holds files and not `file`: then
+    something else stands there.
     """
     if read_record(out / file) == jsonable(record):
         return str(out)
@@ -42,10 +43,13 @@ def put_in_place(temporary: Path, out: Path, *, record: Mapping[str, object], fi
     if read_record(out / file) == jsonable(record):
         return
     try:
-        publish(temporary, out)
+        aside = publish(temporary, out)
     except OSError:
-        if not (out / file).is_file():
+        if read_record(out / file) != jsonable(record):
             raise
+        return
+    if aside is not None:
+        print(f"align: {out} held another model; it is kept as {aside} until you delete it", file=sys.stderr)
 
 
 def check_derived(out: Path, *, file: str) -> None:

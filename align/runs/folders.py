@@ -1,7 +1,8 @@
 """Folders that a stage made, kept apart from a user's by a mark: only what carries it is ever replaced or removed.
 
 The mark is a small file, `.align-run.json`: what the folder is for and, once it is finished, every file that the stage
-left in it. A folder without the mark, or a file that the mark does not list, is a user's.
+left in it. A folder without the mark, or a file that the mark does not list, is a user's. A finished folder in the way
+of another is never removed, marked or not: it is set aside under a free name.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ except ImportError:  # Windows: two commands with the same --out are not kept ap
     fcntl = None  # type: ignore[assignment]
 
 MARK = ".align-run.json"
+_OURS = re.compile(re.escape(MARK) + r"(\.[0-9]+-[0-9a-f]{8}\.tmp)?")  # the mark, or one half written (values.py)
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Identity:
 
 
 def write_mark(folder: Path, identity: Identity, *, finished: bool = False) -> None:
-    """Mark a folder as the work of a stage; a finished one lists its files with their sizes in bytes."""
+    """Mark a folder as the work of a stage; a finished one lists its files, each as bytes and time of change in ns."""
     write_json(folder / MARK, {**dataclasses.asdict(identity), "files": _files(folder) if finished else None})
 
 
@@ -59,14 +61,15 @@ def _mark(folder: Path) -> dict[str, object]:
     return content if isinstance(content, dict) else {}
 
 
-def _files(folder: Path) -> dict[str, int]:
-    """Every file and link below the folder but the mark, by its relative path, with its size; links are not followed"""
-    sizes = {}
+def _files(folder: Path) -> dict[str, list[int]]:
+    """Every file and link below the folder but the mark: relative path to bytes and time of change; follows no link."""
+    stamps = {}
     for root, folders, files in os.walk(folder):
         for name in [*files, *(f for f in folders if os.path.islink(os.path.join(root, f)))]:
             file = Path(root, name)
-            sizes[file.relative_to(folder).as_posix()] = file.lstat().st_size
-    return {name: size for name, size in sizes.items() if not name.startswith(MARK)}
+            state = file.lstat()
+            stamps[file.relative_to(folder).as_posix()] = [state.st_size, state.st_mtime_ns]
+    return {name: stamp for name, stamp in stamps.items() if not _OURS.fullmatch(name)}
 
 
 def holds_only_its_own(folder: Path) -> bool:
@@ -74,12 +77,12 @@ def holds_only_its_own(folder: Path) -> bool:
     known = _mark(folder).get("files")
     if folder.is_symlink() or not isinstance(known, dict):
         return False
-    return all(known.get(name) == size for name, size in _files(folder).items())
+    return all(known.get(name) == stamp for name, stamp in _files(folder).items())
 
 
 def is_empty(folder: Path) -> bool:
     """Whether nothing but a mark (or one that a kill left unfinished) is in a folder."""
-    return all(entry.name.startswith(MARK) for entry in folder.iterdir())
+    return all(_OURS.fullmatch(entry.name) for entry in folder.iterdir())
 
 
 def beside(path: Path, kind: str) -> Path:
@@ -92,23 +95,17 @@ def beside(path: Path, kind: str) -> Path:
 
 
 def publish(partial: Path, path: Path) -> Path | None:
-    """Give a finished folder its name. What stood there goes, or is set aside where it holds more than its stage left.
+    """Give a finished folder its name. What stood there is set aside as the first free `X.replaced`, and stays.
 
-    Returns where it was set aside. No kill leaves half of anything: the earlier folder is renamed before it goes.
+    Returns where it was set aside; None where nothing stood there.
     """
     aside = None
     if path.is_symlink() or (path.exists() and any(path.iterdir())):
-        leftover = path.with_name(path.name + ".replaced")  # of a call that was killed right here
-        if holds_only_its_own(leftover):
-            shutil.rmtree(leftover)
         aside = beside(path, "replaced")
         os.rename(path, aside)
     elif path.exists():
         path.rmdir()  # an empty folder
     os.rename(partial, path)
-    if aside is not None and holds_only_its_own(aside):
-        shutil.rmtree(aside)
-        aside = None
     return aside
 
 

@@ -39,9 +39,9 @@ def run_stage(
     """Run `body(folder, ledger) -> metrics` once for this fingerprint and return the finished run.
 
     A finished run with another fingerprint is refused, in one line that names what differs. With `replace` (what the
-    plan of an experiment asks for, whose folders are its own) it makes way: it is removed when it holds nothing but
-    what its stage left there, and else kept as `<path>.replaced`. Unfinished work of another call is kept as
-    `<path>.partial-2`. Both are reported on stderr.
+    plan of an experiment asks for) one of the same stage makes way: it is kept as `<path>.replaced`, or the next free
+    name (`-2`, ...). Unfinished work of another call is kept as `<path>.partial-2`. Both are reported on stderr;
+    nothing finished is ever removed.
 
     Raises UserError for that, when `path` or `<path>.partial` is a folder that no stage made, when another process
     works on it, and when the disk fills (the unfinished folder keeps its `.partial` name). Whatever else `body` raises
@@ -66,6 +66,7 @@ def finish(path: Path, *, identity: Identity, body: Body, replace: bool) -> Run:
                 write_mark(partial, identity)
                 _work(partial, identity, body)
             write_mark(partial, identity, finished=True)
+            _standing(path, identity, replace=replace)  # what came meanwhile is refused as if it had been there
             aside = publish(partial, path)
     except Exception as error:
         if disk_is_full(error):
@@ -74,7 +75,7 @@ def finish(path: Path, *, identity: Identity, body: Body, replace: bool) -> Run:
             ) from error
         raise
     if aside is not None:
-        print(f"align: {path} held files that its stage did not leave there; it is kept as {aside}", file=sys.stderr)
+        print(f"align: {path} held an earlier run; it is kept as {aside} until you delete it", file=sys.stderr)
     return open_run(path)
 
 
@@ -105,7 +106,7 @@ def _standing(path: Path, identity: Identity, *, replace: bool) -> Run | None:
     run = open_run(path)
     if run.fingerprint == identity.fingerprint:
         return run
-    if not replace:
+    if not replace or run.stage != identity.stage:
         earlier = Identity(stage=run.stage, config=run.config, inputs=run.inputs, fingerprint=run.fingerprint)
         raise UserError(
             f"{path} holds a finished run that differs from this call ({differences(earlier, identity)}); "

@@ -12,8 +12,9 @@ The key of a run has these parts:
 - a value with a text attribute `fingerprint` is an input, too, known by that text alone (a world, a file's content);
 - every other parameter is configuration, known by its JSON; of a dataclass, the fields that differ from their default.
 
-What equals its default is no part of the key, so a new parameter with a default leaves finished runs finished. The
-whole configuration is recorded in `run.json` in any case.
+What equals its default is no part of the key, so a new parameter with a default leaves finished runs finished; a
+changed default does, too: delete them, or give another `out`. `run.json` records every parameter with its default
+filled in, but a mapping of overrides (the settings of a method in a plan) as it was given, without the defaults.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ class Call:
         return tuple(dict.fromkeys(folders))
 
     def __call__(self) -> Run:
-        """Run it as a part of a plan: an earlier run of this folder with another key makes way."""
+        """Run it as a part of a plan: an earlier run of this stage with another key is set aside."""
         return self.finish(replace=True)
 
     def finish(self, *, replace: bool) -> Run:

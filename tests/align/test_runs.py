@@ -26,6 +26,8 @@ from align.runs import (
     run_stage,
     write_json,
 )
+from align.runs.derived import derive
+from align.runs.folders import holds_only_its_own
 
 
 class Body:
@@ -84,17 +86,69 @@ def test_a_finished_run_of_another_call_is_refused_and_kept(change: dict, words:
     assert body.calls == 1 and open_run(path) == first
 
 
-def test_an_experiment_replaces_its_own_run(tmp_path: Path) -> None:
-    body, path = Body(), tmp_path / "run"
+def test_an_experiment_sets_an_earlier_run_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    body, path, aside = Body(), tmp_path / "run", tmp_path / "run.replaced"
     first = run(path, body)
     second = run(path, body, config={"a": 2}, replace=True)
     assert body.calls == 2 and second.fingerprint != first.fingerprint
     assert not (path / "work-1").exists() and (path / "work-2").exists()  # nothing of the old run is left
-    assert {p.name for p in tmp_path.iterdir()} == {"run"}
+    assert capsys.readouterr().err == f"align: {path} held an earlier run; it is kept as {aside} until you delete it\n"
+    assert open_run(aside).fingerprint == first.fingerprint and (aside / "work-1").exists()
+    run(path, body, config={"a": 3}, replace=True)  # a marked X.replaced is no leftover: it stays
+    assert {p.name for p in tmp_path.iterdir()} == {"run", "run.replaced", "run.replaced-2"}
+    assert [open_run(tmp_path / name).config["a"] for name in ("run.replaced", "run.replaced-2", "run")] == [1, 2, 3]
+
+
+def test_an_experiment_refuses_a_run_of_another_stage(tmp_path: Path) -> None:
+    body, path = Body(), tmp_path / "run"
+    first = run(path, body)
+    with pytest.raises(UserError, match="it is a run of the stage s, not other"):
+        run(path, body, stage="other", replace=True)
+    assert body.calls == 1 and open_run(path) == first and {p.name for p in tmp_path.iterdir()} == {"run"}
+
+
+def test_a_run_that_comes_while_another_works_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    theirs = run(elsewhere, Body(), config={"a": 2})
+
+    def body(folder: Path, ledger: Ledger) -> dict[str, object]:
+        elsewhere.rename(path)
+        return {}
+
+    with pytest.raises(UserError, match=r"differs from this call \(a 2, not 1\)"):
+        run_stage(path, stage="s", config={"a": 1}, body=body)
+    assert open_run(path).fingerprint == theirs.fingerprint and (path / "work-1").exists()
+    assert run(path, Body(), replace=True).config == {"a": 1}  # the finished work has kept its .partial name
+    assert {p.name for p in tmp_path.iterdir()} == {"run", "run.replaced"}
+    assert open_run(tmp_path / "run.replaced").fingerprint == theirs.fingerprint
+
+
+def test_whether_a_folder_holds_only_what_its_stage_left(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    run(path, Body())
+    path.rename(tmp_path / "moved")
+    path = tmp_path / "moved"
+    assert holds_only_its_own(path)
+    (path / ".align-run.json.12-0123abcd.tmp").write_text("{")  # a mark that a kill left half written
+    assert holds_only_its_own(path)
+    (path / ".align-run.json.notes").write_text("precious")
+    assert not holds_only_its_own(path)
+    (path / ".align-run.json.notes").unlink()
+    state = (path / "work-1").stat()
+    (path / "work-1").write_text("HALF")  # as many bytes
+    os.utime(path / "work-1", ns=(state.st_atime_ns, state.st_mtime_ns + 1))
+    assert not holds_only_its_own(path)
+
+
+def test_a_partial_with_a_file_named_like_the_mark_is_a_strangers(tmp_path: Path) -> None:
+    (tmp_path / "run.partial").mkdir()
+    (tmp_path / "run.partial" / ".align-run.json.notes").write_text("precious")
+    with pytest.raises(UserError, match=r"run\.partial is in the way"):
+        run(tmp_path / "run", Body())
 
 
 @pytest.mark.parametrize("kind", ["file", "changed", "link", "link to the run"])
-def test_a_run_that_holds_more_than_its_stage_left_is_kept_beside(
+def test_a_run_with_a_users_files_is_set_aside_whole(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     body, path, elsewhere = Body(), tmp_path / "run", tmp_path / "elsewhere"
@@ -209,7 +263,22 @@ def test_a_strangers_replaced_is_never_touched(tmp_path: Path) -> None:
     stranger.mkdir()
     (stranger / "precious").write_text("")
     run(path, body, config={"a": 2}, replace=True)
-    assert {p.name for p in tmp_path.iterdir()} == {"run", "run.replaced"} and (stranger / "precious").exists()
+    assert {p.name for p in tmp_path.iterdir()} == {"run", "run.replaced", "run.replaced-2"}
+    assert [p.name for p in stranger.iterdir()] == ["precious"]
+
+
+def test_a_derived_model_of_another_record_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "soup"
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "model").write_text("weights")
+
+    for weight in (1, 1, 2):
+        derive(out, record={"weight": weight}, file="soup.json", make=make)
+    assert {p.name for p in tmp_path.iterdir()} == {"soup", "soup.replaced"}
+    assert json.loads((tmp_path / "soup.replaced" / "soup.json").read_text()) == {"weight": 1}
+    assert capsys.readouterr().err.count(f"it is kept as {tmp_path / 'soup.replaced'}") == 1
 
 
 def test_a_partial_behind_a_link_is_used(tmp_path: Path) -> None:
@@ -227,7 +296,7 @@ def test_killed_between_its_last_line_and_its_name_a_stage_is_only_named(tmp_pat
     path.rename(tmp_path / "run.partial")
     shutil.copytree(tmp_path / "run.replaced", path)
     assert run(path, body, config={"a": 2}, replace=True) == first and body.calls == 2 and earlier != first
-    assert {p.name for p in tmp_path.iterdir()} == {"run"}
+    assert {p.name for p in tmp_path.iterdir()} == {"run", "run.replaced", "run.replaced-2"}
 
 
 def test_two_processes_never_work_in_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,10 +208,11 @@ def test_a_plan_is_made_before_its_runs_exist_and_pickles(tmp_path: Path) -> Non
     assert json.loads((tmp_path / "out" / "run.json").read_text())["stage"] == "joined texts"
 
 
-def test_a_plan_replaces_its_own_earlier_run_and_a_call_alone_does_not(tmp_path: Path) -> None:
+def test_a_plan_sets_an_earlier_run_aside_and_a_call_alone_refuses_it(tmp_path: Path) -> None:
     first = source(tmp_path / "x", text="a")
     with pytest.raises(UserError, match=r'differs from this call \(text "a", not "b"\); give another --out'):
         source(tmp_path / "x", text="b")
     assert open_run(tmp_path / "x") == first
     assert source.call(tmp_path / "x", text="b")().config["text"] == "b"
-    assert {p.name for p in tmp_path.iterdir()} == {"x"}
+    assert open_run(tmp_path / "x.replaced").fingerprint == first.fingerprint
+    assert {p.name for p in tmp_path.iterdir()} == {"x", "x.replaced"}
