@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from align.errors import UserError
 from align.models.sampling import Drawn
 
 if TYPE_CHECKING:
@@ -164,10 +165,16 @@ class Reader:
     def read(self, model: PreTrainedModel, rows: Sequence[Row]) -> Iterator[tuple[Padded, Tensor]]:
         """For each pass the padded rows and (B, T - 1) log-probabilities of their tokens but the first.
 
-        0 where a token belongs to no completion. A completion needs a prompt: a row's first token has no probability.
+        0 where a token belongs to no completion. UserError, before the first pass, for a row without a prompt token:
+        nothing predicts the first token of its completion.
         """
         import torch
 
+        if not all(len(head) for head, _ in rows):
+            raise UserError(
+                "a prompt has no token, so that nothing predicts the first token of its completion; "
+                "give every completion a prompt of at least one token"
+            )
         vocabulary = vocabulary_of(model)
         for chosen in self.passes(rows, vocabulary=vocabulary):
             part = rows[chosen]

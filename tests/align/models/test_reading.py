@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from align.errors import UserError
 from align.models import ModelConfig, build_model
 from align.models.reading import (
     BLOCK_BYTES,
@@ -25,6 +25,7 @@ from align.models.reading import (
     token_logprobs,
 )
 from align.models.sampling import Drawn
+from align.policies.base import ModelPolicy
 from factories.tiny_bandit import make_tokenizer
 
 V = 5
@@ -253,5 +254,21 @@ def test_a_text_is_encoded_again_and_a_drawn_response_is_read_as_it_was_drawn() 
     assert Drawn.of([5, 0], ends=(3, 1)) == Drawn((5, 0), False)
 
 
-def test_a_row_of_one_token_has_no_probability(tmp_path: Path) -> None:
-    assert sequence_logprobs(Table(), [([1], []), ([], [2])], reader=Reader(pad_id=0)) == [0.0, 0.0]
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_completion_without_a_prompt_is_refused_before_anything_is_read(side: str, batch_size: int) -> None:
+    model, reader = Table(), Reader(pad_id=0, side=side, batch_size=batch_size)
+    for read in (sequence_logprobs, completion_logprobs):
+        with pytest.raises(UserError, match="prompt of at least one token"):
+            read(model, [*ROWS, ([], [2, 3])], reader=reader)
+    assert model.shapes == []
+
+
+def test_a_policy_refuses_an_empty_prompt(many_tokens: str) -> None:
+    with pytest.raises(UserError, match="prompt of at least one token"):
+        ModelPolicy(many_tokens).sequence_logprobs(["x :", ""], [" A", " A B"])
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_row_without_a_completion_has_log_probability_0(side: str) -> None:
+    assert sequence_logprobs(Table(), [([1], []), ([4, 1], [])], reader=Reader(pad_id=0, side=side)) == [0.0, 0.0]
