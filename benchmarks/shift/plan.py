@@ -166,6 +166,10 @@ class Spellings(Testbed):
         """The held-out prompts in every spelling but the plain one."""
         return tuple(spelling_split(s) for s in range(1, self.world.config.spellings + 1))
 
+    @property
+    def row_keys(self) -> frozenset[str]:
+        return frozenset({"spellings", "average_of", "graft"})
+
     def folder(self, kind: str) -> Path:
         return self.base / kind
 

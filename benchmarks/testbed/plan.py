@@ -95,6 +95,10 @@ class Benchmark(Testbed):
     base: Path
     predicted: tuple[tuple[str, int], ...] = ()
 
+    @property
+    def row_keys(self) -> frozenset[str]:
+        return super().row_keys | {"asks", "fixed_point", "worlds", "contender", "smoke"}
+
     def folder(self, kind: str) -> Path:
         return (self.base if kind in ("pretrain", "sft") else self.out) / kind
 

@@ -61,14 +61,24 @@ class Row:
         size = self.settings.get("n", self.settings.get("num_generations", 0))
         return size if isinstance(size, int) else 0
 
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """Its keys that differ from their defaults; those without a default, too."""
+        keys: list[str] = []
+        for one in dataclasses.fields(self):
+            default = one.default_factory() if callable(one.default_factory) else one.default
+            if one.name != "name" and getattr(self, one.name) != default:
+                keys.append(one.name)
+        return tuple(keys)
+
     def given(self) -> dict[str, object]:
         """What differs from the defaults, with the fixed point where it is known: the row as its file could hold it."""
         values: dict[str, object] = {}
-        for one in dataclasses.fields(Row):
-            value = getattr(self, one.name)
-            default = one.default_factory() if callable(one.default_factory) else one.default
-            if one.name != "name" and value != default:
-                values[one.name] = list(value) if isinstance(value, tuple) else value
+        known = {one.name for one in dataclasses.fields(Row)}
+        for key in self.changed:
+            if key in known:
+                value = getattr(self, key)
+                values[key] = list(value) if isinstance(value, tuple) else value
         return values | ({} if self.target == "none" else {"fixed_point": self.target})
 
 
@@ -107,13 +117,13 @@ def read_rows(
         if not isinstance(entry, Mapping):
             raise UserError(f"{place} is {entry!r}; give a row's keys: method, settings, rewards, ...")
         row = build(kind, {**(every or {}), **entry, "name": str(row_name)}, where=place)
-        check_row(row, above=[other.name for other in rows], where=place)
+        check_row(row, above=rows, where=place)
         rows.append(row)
     return tuple(rows)
 
 
-def check_row(row: Row, *, above: Sequence[str], where: str) -> None:
-    """UserError beginning with `where` on what no plan could run; `above` are the names of the rows before it."""
+def check_row(row: Row, *, above: Sequence[Row], where: str) -> None:
+    """UserError beginning with `where` on what no plan could run; `above` are the rows before it."""
     from align.methods import METHODS
     from align.testbed.world import SHIFTS
 
@@ -125,10 +135,44 @@ def check_row(row: Row, *, above: Sequence[str], where: str) -> None:
         raise UserError(f"{where}: fixed_point {row.fixed_point!r} is not one of {', '.join(FIXED_POINTS)}")
     if row.fixed_point == "learned" and not row.learned:
         raise UserError(f"{where}: fixed_point learned needs rewards: learned")
-    if row.specialists_of is not None and row.specialists_of not in above:
-        raise UserError(f"{where}: specialists_of names {row.specialists_of!r}, which is no row above it")
+    if row.asks == "thresholds" and row.runs == "family":
+        raise UserError(f"{where}: asks: thresholds trains one run per preference; leave out runs: family")
     for name, settings in (("settings", row.settings), ("smoke", row.smoke)):
         section(METHODS[row.method].Config, settings, where=where, name=name)
+    _check_specialists(row, above=above, where=where)
+
+
+def _check_specialists(row: Row, *, above: Sequence[Row], where: str) -> None:
+    """UserError on specialists that could not be trained, or that the row or the method cannot be made of."""
+    from align.engines import specialists
+    from align.methods import METHODS
+    from recipes.pipeline.specialists import makes_specialists, specialist_settings
+
+    cls = METHODS[row.method].Config
+    if row.specialists_of is not None:
+        source = next((other for other in above if other.name == row.specialists_of), None)
+        if source is None:
+            raise UserError(f"{where}: specialists_of names {row.specialists_of!r}, which is no row above it")
+        if not issubclass(cls, specialists.Config):
+            raise UserError(f"{where}: method {row.method} takes no specialists; leave out specialists_of")
+        if source.runs == "family" or not makes_specialists(METHODS[source.method]):
+            raise UserError(f"{where}: specialists_of names {source.name!r}, which trains no policy per preference")
+    elif issubclass(cls, specialists.Config):
+        for smoke in (False, True):
+            config = section(cls, settings_of(row, smoke=smoke), where=where, name="settings")
+            if not config.specialists:
+                specialist_settings(config, where=f"{where}: ")
+
+
+def settings_of(row: Row, *, smoke: bool) -> Settings:
+    """The row's own settings; those of a quick check win, key by key also within a section such as method_config."""
+    settings = dict(row.settings)
+    for key, value in (row.smoke if smoke else {}).items():
+        below = settings.get(key)
+        if isinstance(value, Mapping) and isinstance(below, Mapping):
+            value = {**below, **value}
+        settings[key] = value
+    return settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,5 +200,5 @@ def fit_of(row: Row, preferences: Sequence[Weights], *, fixed: Settings, smoke: 
 
     known = {one.name for one in dataclasses.fields(METHODS[row.method].Config)}
     below = {name: value for name, value in fixed.items() if name in known}
-    settings = {**below, **row.settings, **(row.smoke if smoke else {})}
+    settings = {**below, **settings_of(row, smoke=smoke)}
     return Fit(method=row.method, settings=settings, preferences=tuple(preferences))

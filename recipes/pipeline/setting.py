@@ -19,6 +19,10 @@ class Setting(Protocol):
     def objectives(self) -> tuple[str, ...]:
         """Names, in the order of a preference's weights."""
 
+    @property
+    def row_keys(self) -> frozenset[str]:
+        """A row's keys that this setting reads besides those of plan.ALWAYS_READ; any other is refused."""
+
     def reference(self) -> Sequence[Call]:
         """What makes the model that every KL is measured against, that model last."""
 

@@ -25,7 +25,7 @@ def with_specialists(config: object, problem: Problem, run: Workspace) -> Proble
     if config.specialists or problem.specialists:
         return problem
     vertices = [Weights.vertex(k, len(problem.objectives)) for k in range(len(problem.objectives))]
-    settings = _settings(config)
+    settings = specialist_settings(config)
     place = replace(run, folder=run.folder / "specialists")
     family = METHODS[config.method].fit(settings, replace(problem, preferences=vertices), place)
     assert isinstance(family, PointFamily)  # what FAMILY says, and a test holds it to
@@ -37,17 +37,21 @@ def with_specialists(config: object, problem: Problem, run: Workspace) -> Proble
     return replace(problem, specialists=trained)
 
 
-def _settings(config: specialists.Config) -> object:
-    able = [name for name, module in METHODS.items() if _makes_specialists(module)]
+def specialist_settings(config: specialists.Config, *, where: str = "") -> object:
+    """The Config of the method that trains them; UserError, after `where`, on an unfit method or an unknown key."""
+    able = [name for name, module in METHODS.items() if makes_specialists(module)]
     if config.method not in able:
-        raise UserError(f"no method {config.method!r} to train specialists with; choose one of {', '.join(able)}")
+        choices = ", ".join(able)
+        raise UserError(f"{where}no method {config.method!r} to train specialists with; choose one of {choices}")
     cls = METHODS[config.method].Config
     known = {f.name for f in fields(cls)}
     for key in config.method_config:
         if key not in known:
-            raise UserError(f"method_config of {config.method} has no key {key!r}, only {', '.join(sorted(known))}")
+            names = ", ".join(sorted(known))
+            raise UserError(f"{where}method_config of {config.method} has no key {key!r}, only {names}")
     return cls(**config.method_config)
 
 
-def _makes_specialists(module: Method) -> bool:
+def makes_specialists(module: Method) -> bool:
+    """Whether a method trains one model per preference, given as weights."""
     return module.FAMILY is PointFamily and Weights in module.ASKED_BY

@@ -139,7 +139,7 @@ def row_info(plan: Plan, *, about: About) -> dict[str, dict[str, object]]:
         if row is not None:
             points = {label: open_run(call.out).metrics for label, call in plan.fits[name].items()}
             claims = {label: claim_at(metrics["optimises"], label) for label, metrics in points.items()}
-            entry |= {"optimises": joined_claims(claims), "note": row.note, "rewards": row.rewards}
+            entry |= {"optimises": joined_claims(claims), "note": row.note, "rewards": plan.rewards_of(row)}
             entry["ledger"] = ledger_table({str(path): run.ledger for path, run in charged(plan, row).items()})["total"]
         entry |= about.info.get(name, {})
     return info
@@ -159,7 +159,7 @@ def charged(plan: Plan, row: Row) -> dict[Path, Run]:
 def shared(plan: Plan, row: Row) -> list[Call]:
     """Runs that a row has in common with others: what learned rewards are made of, or the pairs that it trains on."""
     pairs = list(plan.setting.comparisons())[-1:]
-    if row.learned:
+    if plan.rewards_of(row) == "learned":
         return [*pairs, *plan.setting.reward_models().values()]
     return pairs if trains_on_pairs(row) else []
 

@@ -99,6 +99,10 @@ class RealData:
     def objectives(self) -> tuple[str, ...]:
         return self.data.names
 
+    @property
+    def row_keys(self) -> frozenset[str]:
+        return frozenset({"rewards", "specialists_of"})
+
     def made(self, kind: str) -> Run:
         """A shared stage's run, which may not exist yet."""
         return planned(self.out / kind)
@@ -225,6 +229,9 @@ def runs(calls: Mapping[str, Call]) -> dict[str, Run]:
 def setting_of(config: Config, *, where: str) -> tuple[RealData, tuple[Row, ...]]:
     """The setting and its rows; UserError naming `where`, the section and the key for what no stage could read."""
     rows = read_rows(config.methods, where=where, kind=Row, every={"rewards": "learned"}, name="methods")
+    gold = next((row for row in rows if not row.learned), None)
+    if gold is not None:
+        raise UserError(f"{where}: methods: {gold.name}: rewards: gold needs exact objectives, which real data lack")
     texts = build(Texts, config.rows, where=f"{where}: rows")
     if set(texts.parts) != set(PARTS):
         raise UserError(f"{where}: rows: parts are {', '.join(texts.parts)}; give shares of {', '.join(PARTS)}")

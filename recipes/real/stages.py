@@ -33,7 +33,7 @@ class Data:
     def fingerprint(self) -> str:
         read = [*source.comparison_sources(self.path, names=self.names).values()]
         read += source.text_sources(self.path, files=self.files)
-        return fingerprint([content_key(one) for one in read])
+        return fingerprint({"files": [content_key(one) for one in read], "names": self.names})
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,8 @@ def prepare(work: Workspace, *, data: Data, seed: int, rows: Texts) -> Metrics:
     }
     for name, content in written.items():
         source.write_rows(work.folder / f"{name}.jsonl", content)
-    return {"rows": {n: len(c) for n, c in written.items()}, "dropped": {**drops, "text": text_drops}}
+    counts = {part: len(content) for part, content in written.items()}
+    return {"names": list(names), "rows": counts, "dropped": {**drops, "text": text_drops}}
 
 
 @stage
@@ -192,9 +193,9 @@ def pairs(
     options = {"max_new_tokens": drawn.max_new_tokens, "batch_size": drawn.batch_size}
     first, second = (policy.generate(texts, seed=seed + side, **options) for side in (0, 1))
     work.ledger.add(samples_drawn=2 * len(texts), scores_read=2 * len(texts) * len(reward_models))
-    columns = []
-    for name, run in reward_models.items():
-        scores = RewardModelObjective(run.path, name=name)(texts + texts, first + second)
+    columns, names = [], data.metrics["names"]  # whose order is in the data's key, where a mapping's is in none
+    for name in names:
+        scores = RewardModelObjective(reward_models[name].path, name=name)(texts + texts, first + second)
         normalizer = ZScore.fit(scores)
         save_normalizer(normalizer, work.folder / f"normalizer-{name}.json")
         columns.append(normalizer(scores))
@@ -204,7 +205,7 @@ def pairs(
         if first[i].strip() != second[i].strip():
             rows.append({**row, "a": first[i], "b": second[i], "scores_a": a, "scores_b": b})
     source.write_rows(work.folder / "rows.jsonl", rows)
-    return {"rows": len(rows), "same completion twice": len(found) - len(rows)}
+    return {"names": names, "rows": len(rows), "same completion twice": len(found) - len(rows)}
 
 
 class Scored:
@@ -239,8 +240,8 @@ def finetune(
 
     rows = source.read_rows(pairs.path / "rows.jsonl")
     objectives = {
-        name: Scored(pairs, rows=rows, index=k, name=name, model=run)
-        for k, (name, run) in enumerate(reward_models.items())
+        name: Scored(pairs, rows=rows, index=k, name=name, model=reward_models[name])
+        for k, name in enumerate(pairs.metrics["names"])
     }
     problem = Problem(
         reference=checkpoint(reference), objectives=objectives, preferences=fit.preferences, comparisons=rows,

@@ -53,6 +53,10 @@ class Demo(Testbed):
     away: tuple[Weights, ...]
     dense: int
 
+    @property
+    def row_keys(self) -> frozenset[str]:
+        return super().row_keys | {"shifts"}
+
     def more(self) -> Sequence[Call]:
         cosines = stages.gradient_cosines.call(
             self.folder("gradient-cosines"), world=self.world, reference=self.made("sft"),

@@ -98,6 +98,10 @@ class Planted(Testbed):
     about: Reference
     samples: int
 
+    @property
+    def row_keys(self) -> frozenset[str]:
+        return frozenset({"reference", "weights", "truth", "cover_cipher", "temperature", "split"})
+
     def folder(self, kind: str) -> Path:
         return self.out / f"{self.name}-{kind}"
 

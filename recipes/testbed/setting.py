@@ -103,6 +103,10 @@ class Testbed:
     def objectives(self) -> tuple[str, ...]:
         return self.world.objectives
 
+    @property
+    def row_keys(self) -> frozenset[str]:
+        return frozenset({"rewards", "specialists_of"})
+
     def folder(self, kind: str) -> Path:
         """Where a shared stage's run lies."""
         return self.out / kind
@@ -145,13 +149,10 @@ class Testbed:
 
     def fixes(self, row: Row) -> Settings:
         c = self.world.config
-        fixed: dict[str, object] = {
+        return {
             "seed": self.seed, "beta": c.beta, "tau": c.tau, "max_completion_length": c.max_tokens + 1,
             "ideal": (1.0,) * c.objectives,
         }  # fmt: skip
-        if row.specialists_of is not None:
-            fixed["betas"] = (c.beta,) * c.objectives  # every specialist's own coefficient
-        return fixed
 
     def fit(self, row: Row, fit: Fit, specialists: Mapping[str, Run]) -> Call:
         label = fit.preferences[0].label if len(fit.preferences) == 1 else "all"

@@ -288,6 +288,7 @@ def test_a_damaged_summary(content: str, capsys: Any, tmp_path: Path) -> None:
         (["--set", "sft.zz=1"], "sft: unknown key 'zz'"),
         (["--set", "pretrain.documents=x"], "pretrain: documents is 'x'"),
         (["--set", "controls.n=0"], "n must be above 0"),
+        (["--set", "rows.x.method=mod", "--set", "rows.x.settings.method=nosuch"], "rows: x: no method 'nosuch'"),
     ],
 )
 def test_the_demo_checks_its_sections_before_it_starts(

@@ -54,6 +54,7 @@ class Dials:
 
     out: Path
     objectives: tuple[str, ...] = ("left", "right")
+    row_keys: frozenset[str] = frozenset()
 
     def reference(self) -> Sequence[Call]:
         return [dial.call(self.out / "base", strength=0.5)]
