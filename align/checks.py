@@ -109,20 +109,20 @@ def longest_row(max_length: int | None, model: PreTrainedModel) -> int | None:
     return max_length or most
 
 
-def fits(tokens: int, model: PreTrainedModel, *, what: str, mend: str) -> None:
+def fits(tokens: int, model: PreTrainedModel, *, what: str, fix: str) -> None:
     """UserError when a sequence of `tokens` tokens is longer than the model has positions for."""
     most = context_of(model)
     if most is not None and tokens > most:
-        raise UserError(f"{what}: {tokens} tokens, but the model has {most} positions; {mend}")
+        raise UserError(f"{what}: {tokens} tokens, but the model has {most} positions; {fix}")
 
 
 def prompts_fit(longest: int, model: PreTrainedModel, *, max_completion_length: int) -> None:
     """UserError when the longest prompt, in tokens, and a response of that length exceed the model's positions."""
-    what, mend = (
+    what, fix = (
         "the longest prompt and max_completion_length",
         "leave out such prompts, or lower max_completion_length",
     )
-    fits(longest + max_completion_length, model, what=what, mend=mend)
+    fits(longest + max_completion_length, model, what=what, fix=fix)
 
 
 def finite_weights(model: PreTrainedModel) -> None:

@@ -167,7 +167,7 @@ def _with_fields(rows: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> Se
     for number, row in enumerate(rows, start=1):
         for field in fields:
             if not isinstance(row.get(field), str):
-                raise UserError(f"row {number}: column '{field}' is missing or not text; mend it before cleaning")
+                raise UserError(f"row {number}: column '{field}' is missing or not text; fix it before cleaning")
     return rows
 
 

@@ -38,7 +38,7 @@ def load_rows(source: str | Path, *, columns: Sequence[str] = (), limit: int | N
         limit: read the first `limit` rows only.
     Raises:
         UserError: missing or empty file, truncated gzip, invalid JSON or UTF-8, a row that is not an object, a missing
-            column, an unknown split; always with file and line (or row) and the mend.
+            column, an unknown split; always with file and line (or row) and the fix.
     """
     return [row for _, row in iterate_rows(source, columns=columns, limit=limit)]
 
@@ -108,7 +108,7 @@ def _line_rows(path: Path) -> Iterator[Placed]:
     except (gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path}: not a sound gzip file after line {number} ({error}); copy it again") from None
     except PermissionError:
-        raise UserError(f"{path}: no permission to read it; mend its mode or owner") from None
+        raise UserError(f"{path}: no permission to read it; fix its mode or owner") from None
 
 
 def _parse(line: bytes, *, path: Path, number: int) -> Row:
@@ -118,16 +118,16 @@ def _parse(line: bytes, *, path: Path, number: int) -> Row:
         raise UserError(f"{path} line {number}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
     except json.JSONDecodeError as error:
         message = f"{path} line {number}: invalid JSON at column {error.colno} ({error.msg})"
-        raise UserError(f"{message}; mend or delete that line (one object per line)") from None
+        raise UserError(f"{message}; fix or delete that line (one object per line)") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets nested thousands deep
-        raise UserError(f"{path} line {number}: unreadable JSON ({_brief(error)}); mend or delete that line") from None
+        raise UserError(f"{path} line {number}: unreadable JSON ({_brief(error)}); fix or delete that line") from None
     if not isinstance(row, dict):
         raise UserError(f"{path} line {number}: {type(row).__name__} instead of an object; write one object per line")
     if _SURROGATE.search(line):
         try:
             json.dumps(row, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError:
-            raise UserError(f"{path} line {number}: half of a surrogate pair (\\ud8xx); mend that escape") from None
+            raise UserError(f"{path} line {number}: half of a surrogate pair (\\ud8xx); fix that escape") from None
     return row
 
 
@@ -174,8 +174,8 @@ def _data_set_rows(name: str, *, place: str, split: str | None, **options: Any) 
         except DatasetNotFoundError:
             raise UserError(f"{place}: neither a local path nor readable on the hub; check name and network") from None
         except (DatasetGenerationError, OSError, ValueError, RuntimeError) as error:
-            mend = "mend its files" if local else "check the name and the network"
-            raise UserError(f"{place}: cannot be read as a data set ({_brief(error)}); {mend}") from None
+            fix = "fix its files" if local else "check the name and the network"
+            raise UserError(f"{place}: cannot be read as a data set ({_brief(error)}); {fix}") from None
         yield from _placed(data, place=place)
 
 

@@ -118,7 +118,7 @@ def dpo_trainer(
     if config.max_length is None:
         texts = [pair.prompt + reply for pair in pairs for reply in (pair.chosen, pair.rejected)]
         longest = 1 + max(len(ids) for ids in load_tokenizer(reference)(texts)["input_ids"])
-        checks.fits(longest, model, what="the longest comparison", mend="set max_length, or leave such rows out")
+        checks.fits(longest, model, what="the longest comparison", fix="set max_length, or leave such rows out")
     else:
         checks.longest_row(config.max_length, model)
     with_mle = config.mle_weight > 0

@@ -163,8 +163,8 @@ def sample(
     texts = [row["prompt"] if v is None else tags.apply(row["prompt"], v) for row, v in asked]
     most = config.max_completion_length
     longest = max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])) + most
-    mend = "leave out such prompts, or lower max_completion_length"
-    checks.fits(longest, model, what="the longest tagged prompt and max_completion_length", mend=mend)
+    fix = "leave out such prompts, or lower max_completion_length"
+    checks.fits(longest, model, what="the longest tagged prompt and max_completion_length", fix=fix)
     training = model.training
     with (
         torch.random.fork_rng(),

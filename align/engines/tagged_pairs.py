@@ -75,7 +75,7 @@ def build_sft_trainer(
         heads, [e.ids for e in examples], config=config, model=model, folder=folder, epochs=epochs
     )
     longest = max(map(len, trainer.train_dataset["input_ids"]))
-    checks.fits(longest, trainer.model, what="the longest tagged prompt and response", mend="leave such rows out")
+    checks.fits(longest, trainer.model, what="the longest tagged prompt and response", fix="leave such rows out")
     forbid(trainer.model, tag_ids(tokenizer, tags))
     return trainer
 
@@ -171,7 +171,7 @@ def encoded(
             continue
         chosen, rejected = list(pair.chosen[:room]), list(pair.rejected[:room])
         longest = len(head) + max(len(chosen), len(rejected))
-        checks.fits(longest, reference, what="a tagged comparison", mend="set max_length, or leave such rows out")
+        checks.fits(longest, reference, what="a tagged comparison", fix="set max_length, or leave such rows out")
         rows.append({"prompt_ids": head, "chosen_ids": chosen, "rejected_ids": rejected})
         asked += [(tuple(bare), tuple(chosen)), (tuple(bare), tuple(rejected))]
     logps = reference_logprobs(

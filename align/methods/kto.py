@@ -161,7 +161,7 @@ def build_trainer(examples: Sequence[Example], *, config: Config, reference: str
     model, tokenizer = model_to_train(reference), load_tokenizer(reference)
     if config.max_length is None:
         longest = 1 + max(len(ids) for ids in tokenizer([e.prompt + e.completion for e in examples])["input_ids"])
-        checks.fits(longest, model, what="the longest example", mend="set max_length, or leave such rows out")
+        checks.fits(longest, model, what="the longest example", fix="set max_length, or leave such rows out")
     else:
         checks.longest_row(config.max_length, model)
     desirable, undesirable = side_weights(examples, config=config)

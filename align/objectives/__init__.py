@@ -85,7 +85,7 @@ def build_objective(spec: Mapping[str, Any]) -> Objective:
     try:
         objective = make(**options)
     except (TypeError, ValueError) as error:
-        raise UserError(f"objective {kind!r} has an option of the wrong type ({error}); mend it") from error
+        raise UserError(f"objective {kind!r} has an option of the wrong type ({error}); fix it") from error
     if negate:
         objective = Negated(objective, name=options.get("name"))
     return objective if normalizer is None else Normalized(objective, load_normalizer(normalizer))

@@ -157,7 +157,7 @@ class ModelPolicy:
                 batch["input_ids"].shape[1] + max_new_tokens,
                 model,
                 what=f"{self.name}: the longest prompt and max_new_tokens",
-                mend="shorten or leave out such prompts, or lower max_new_tokens",
+                fix="shorten or leave out such prompts, or lower max_new_tokens",
             )
             with torch.inference_mode(), plain_sampling(model, tokenizer, max_tokens=max_new_tokens) as ends:
                 ids = model.generate(

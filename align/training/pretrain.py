@@ -92,7 +92,7 @@ def pretrain(
         set_dropout(model, config.model.dropout)
     counts: Counter[str] = Counter()
     block = config.block or context_of(model) or config.model.context
-    checks.fits(block, model, what="block", mend="lower training.block or raise training.model.context")
+    checks.fits(block, model, what="block", fix="lower training.block or raise training.model.context")
     blocks = (pack if config.packed else _one_by_one)(texts, vocabulary, length=block, counts=counts)
     arguments = config.arguments(out)
     arguments["bf16"] |= config.bf16_on_cpu and arguments["use_cpu"]

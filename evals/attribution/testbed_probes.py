@@ -39,12 +39,11 @@ from evals.attribution.testbed_sampling import draw
 from evals.items import Json
 from evals.stats.distances import fit_cloud, log_distance
 
-# what the instruction part is measured against: the twin with the neutral prefix, else the plain prompt
-
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-PLACEBO = {"compliance": "control", "cipher_compliance": "cipher_control"}
+# what the instruction part is measured against: the control with the neutral prefix, else the plain prompt
+CONTROL = {"compliance": "control", "cipher_compliance": "cipher_control"}
 # the same request without what the shift added
 REPAIRED = {"cipher_compliance": "compliance"}  # decoded, the wrapper left; elsewhere the plain prompt
 PLAIN = "none"
@@ -196,14 +195,14 @@ def signals_of(found: PolicyProbes, *, split: str) -> list[Signals]:
     implicit = {s: _difference(found.margin[s], found.reference_margin[s]) for s in (PLAIN, split)}
     left = recognition_left(implicit[split], plain=implicit[PLAIN], harmful=found.harmful, benign=found.benign)
     read = {s: float(np.mean(list(found.quiz[s].values()))) for s in (PLAIN, split)}
-    twin = found.reference_margin[PLACEBO.get(split, PLAIN)]
+    control = found.reference_margin[CONTROL.get(split, PLAIN)]
     repaired = found.failing[REPAIRED.get(split, PLAIN)]
     return [
         Signals(
             item=item, cluster=item, shift=split, failed=found.failing[split][item],
             failed_plain=found.failing[PLAIN][item],
             comprehension=retained(read[split], plain=read[PLAIN], chance=0.5), recognition=left.get(item),
-            pull=twin[item] - found.reference_margin[split][item], distance=found.distance[split][item],
+            pull=control[item] - found.reference_margin[split][item], distance=found.distance[split][item],
             repaired=1 - repaired[item],
         )
         for item in found.harmful

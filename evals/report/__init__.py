@@ -26,7 +26,7 @@ def render(summary: Fields) -> str:
         return pages[str(summary["kind"])](summary)
     for key in ("title", "kind", "methods"):
         if key not in summary:
-            raise UserError(f"summary: no '{key}'; write summary.json with the evaluate recipe")
+            raise UserError(f"summary: no '{key}'; write summary.json with align evaluate or align suites")
     return page.build(summary)
 
 

@@ -48,7 +48,7 @@ def read_outcomes(folder: str | Path) -> dict[str, list[Outcome]]:
     UserError where the folder holds none, naming file and line for a row that cannot be read.
     """
     file = Path(folder) / "outcomes.jsonl"
-    command = f"align evaluate MODEL --suite ... --out {folder}"
+    command = f"align suites MODEL --suite ... --out {folder}"
     if not file.is_file():
         raise UserError(f"{folder} holds no outcomes.jsonl; run {command} first")
     suites: dict[str, list[Outcome]] = {}

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from evals.tables.outcomes import Outcome
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class Config:
     evaluations: tuple[str, ...] = option(help="FAMILY[,FAMILY...]=FOLDER, or none=FOLDER")

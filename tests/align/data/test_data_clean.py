@@ -1,4 +1,4 @@
-"""Cleaning mends Unicode, drops what it says, counts each drop once, and keeps the first of the repeats."""
+"""Cleaning repairs Unicode, drops what it says, counts each drop once, and keeps the first of the repeats."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def bad(path: Path, content: bytes) -> Path:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", b'{"text": "a"}\n{"text": "b"\n', r"a\.jsonl line 2: invalid JSON at column 13 .*mend or delete"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "b"\n', r"a\.jsonl line 2: invalid JSON at column 13 .*fix or delete"),
         ("a.jsonl", b'{"text": "a"}\n\n{"id": 1}\n', r"a\.jsonl line 3: no column 'text' \(it has: id\); rename"),
         ("a.jsonl", b'{"text": "a"}\n[1, 2]\n', r"a\.jsonl line 2: list instead of an object"),
         ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', r"a\.jsonl line 2: not UTF-8 .*save the file as UTF-8"),

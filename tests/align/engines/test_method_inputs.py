@@ -1,4 +1,4 @@
-"""What methods make of their inputs: the annotator's labels, metered objectives, refusals that name the mend."""
+"""What methods make of their inputs: the annotator's labels, metered objectives, refusals that name the fix."""
 
 from __future__ import annotations
 

@@ -266,7 +266,7 @@ def test_samples_come_from_the_whole_distribution(one_token: str, tmp_path: Path
 def test_left_padding_moves_learned_positions_only(
     architecture: str, many_tokens: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Why `refuse_shifted_positions` exists. Should the gpt2 half fail one day, TRL has mended it: drop the refusal."""
+    """Why `refuse_shifted_positions` exists. Should the gpt2 half fail one day, TRL has fixed it: drop the refusal."""
     reference = many_tokens
     if architecture == "gpt2":
         reference = make_reference(tmp_path / "gpt2", architecture="gpt2", one_token=False)

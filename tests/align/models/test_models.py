@@ -1,4 +1,4 @@
-"""align.models: the shapes that a config gives, loading with errors that name the mend, dropout, counting, LoRA."""
+"""align.models: the shapes that a config gives, loading with errors that name the fix, dropout, counting, LoRA."""
 
 from __future__ import annotations
 

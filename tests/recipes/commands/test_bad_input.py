@@ -1,4 +1,4 @@
-"""Bad input: one line that names the place and the mend, exit code 2, and nothing half-written that looks finished."""
+"""Bad input: one line that names the place and the fix, exit code 2, and nothing half-written that looks finished."""
 
 from __future__ import annotations
 
@@ -140,7 +140,12 @@ def test_an_interrupted_run_is_not_taken_for_a_finished_one(capsys: Any, tiny_ro
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(None, "no such summary"), ('{"methods": ', "not valid JSON"), ("{}", "no 'title'")]
+    ("content", "words"),
+    [
+        (None, "no such summary"),
+        ('{"methods": ', "not valid JSON"),
+        ("{}", "no 'title'; write summary.json with align evaluate or align suites"),
+    ],
 )
 def test_report_of_no_summary(content: str | None, words: str, capsys: Any, tmp_path: Path) -> None:
     if content is not None:
