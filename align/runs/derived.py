@@ -58,13 +58,15 @@ def check_derived(out: Path, *, file: str) -> None:
         raise UserError(f"{out} is in the way: it has no {file}, so no call like this made it; move it away")
 
 
-def keep_strangers(file: Path, *pages: Path, key: str = "provenance") -> None:
-    """Set aside a JSON file, and the pages of its name, that no call like this wrote (it is no object with `key`).
+def keep_strangers(file: Path, *pages: Path, like: Mapping[str, object]) -> None:
+    """Set aside a JSON file, and the pages of its name, that no call wrote which writes a file `like` this one.
 
-    Each is kept as `NAME.replaced`, and a line on stderr reports it.
+    Such a call's file is an object with a provenance, and with the kind and the title of `like`. Each is kept as
+    `NAME.replaced`, and a line on stderr reports it.
     """
     content = read_record(file)
-    if isinstance(content, dict) and key in content:
+    alike = isinstance(content, dict) and all(content.get(name) == like.get(name) for name in ("kind", "title"))
+    if isinstance(content, dict) and "provenance" in content and alike:
         return
     for one in (file, *pages):
         if os.path.lexists(one):

@@ -83,14 +83,23 @@ def with_controls(names: Sequence[str]) -> tuple[str, ...]:
 def main(argv: Sequence[str] | None = None) -> int:
     config, where = parse(Config, argv, program="align attribute", about=__doc__ or "", positional=("run",))
     from align.data.sources import text_prompts
-    from align.runs import write_json
+    from align.runs import write_json, write_text
+    from align.runs.derived import keep_strangers
     from evals.attribution.from_cells import harmful_and_benign, read_thresholds, refusing, result_of, tables_of
     from evals.backends.transformers import TransformersBackend
     from evals.report.attribution import page
     from evals.shifts.requested import check_shifts
+    from recipes.pipeline.numbers import check_target
     from recipes.pipeline.provenance import provenance
 
     options, folder = evaluation_of(config)
+    out = Path(config.out) if config.out else folder
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{where}: {out} is a file; --out names a folder")
+    if out.is_dir():
+        reads = [file for file in (config.thresholds, config.training) if file]
+        for file in (out / "attribution.json", out / "attribution.html"):
+            check_target(file, inputs=reads, where=where)
     bounds = read_thresholds(config.thresholds) if config.thresholds else None  # before anything is measured
     checks.at_least(1, config, "training_limit", place=f"{where}: ")
     checks.at_least(0, config, "layer", place=f"{where}: ")
@@ -111,10 +120,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     result = result_of(
         tables, shifts=shifts, model=backend.name, by=by, refused=refusing(cells), bounds=bounds
     )  # fmt: skip
-    out = Path(config.out) if config.out else folder
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "attribution.json", {**result, "provenance": provenance(config, seed=0)})
-    (out / "attribution.html").write_text(page(result), encoding="utf-8")
+    numbers = {**result, "kind": "attribution", "provenance": provenance(config, seed=0)}
+    keep_strangers(out / "attribution.json", out / "attribution.html", like=numbers)
+    write_json(out / "attribution.json", numbers)
+    write_text(out / "attribution.html", page(result))
     if not (folder / "provenance.json").is_file():
         write_json(folder / "provenance.json", provenance(options, seed=0))
     for entry in result["shifts"].values():

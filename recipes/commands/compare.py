@@ -54,8 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     from evals.report import write_report
     from evals.tables.outcomes import compare_outcomes
     from evals.tables.suite_outcomes import read_outcomes
+    from recipes.pipeline.numbers import check_target, files_of
     from recipes.pipeline.provenance import command_line, provenance
 
+    target = Path(config.out) if config.out else Path(config.runs[1]) / "comparison.json"
+    if target.suffix != ".json":
+        raise UserError(f"{where}: --out {target} must end in .json; the report goes beside it, ending in .html")
+    html = target.with_suffix(".html")
     first, second = (read_outcomes(folder) for folder in config.runs)
     if set(first) != set(second):
         odd = sorted(set(first) ^ set(second))[0]
@@ -63,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     compared = {
         suite: compare_outcomes(first[suite], second[suite], max_missing=config.max_missing) for suite in first
     }
-    target = Path(config.out) if config.out else Path(config.runs[1]) / "comparison.json"
+    for file in (target, html):
+        check_target(file, inputs=files_of(config.runs), where=where)
     summaries = [read_summary(folder) for folder in config.runs]
     sides = [
         {"folder": folder, "model": summary.get("model", folder), "fingerprint": summary.get("fingerprint", "unknown")}
@@ -74,9 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "title": config.title, "kind": "comparison", "first": sides[0], "second": sides[1], "suites": compared,
         "shifts": shifts, "command": command_line("align compare", argv), "provenance": provenance(config, seed=0),
     }  # fmt: skip
-    keep_strangers(target, target.with_suffix(".html"))
+    keep_strangers(target, html, like=summary)
     write_json(target, summary)
-    page = write_report(target, target.with_suffix(".html"))
+    page = write_report(target, html)
     print("\n".join(lines_of(compared)))
     print(f"report: {page}\nnumbers: {target}")
     return 0

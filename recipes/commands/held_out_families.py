@@ -73,9 +73,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     about = __doc__ or ""
     config, where = parse(Config, argv, program="align held-out-families", about=about, positional=("evaluations",))
     checks.shares(config, "max_missing", place=f"{where}: ")
-    from align.runs import write_json
     from evals.tables.heldout_families import transfer_matrix
+    from recipes.pipeline.numbers import check_target, files_of, write_numbers
 
+    if config.out:
+        folders = [entry.partition("=")[2] for entry in config.evaluations]
+        check_target(Path(config.out), inputs=files_of(folders), where=where)
     outcomes: dict[frozenset[str], Sequence[Outcome]] = {}
     families: dict[str, str] = {}
     for entry in config.evaluations:
@@ -92,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     print("\n".join(lines_of(matrix)))
     if config.out:
-        write_json(Path(config.out), matrix)
+        write_numbers(Path(config.out), matrix, kind="held-out-families", config=config, seed=0)
     return 0
 
 

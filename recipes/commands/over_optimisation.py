@@ -57,9 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     checks.shares(config, "max_missing", place=f"{where}: ")
     checks.at_least(0, config, "seed", place=f"{where}: ")
     from align.data.load import iterate_rows
-    from align.runs import write_json
     from evals.tables.overoptimisation import curve_table, scores_of
+    from recipes.pipeline.numbers import check_target, write_numbers
 
+    if config.out:
+        check_target(Path(config.out), inputs=[config.file], where=where)
     rows = iterate_rows(config.file, columns=(config.item, config.proxy, config.gold))
     proxy, gold, counts = scores_of(
         rows, item=config.item, proxy=config.proxy, gold=config.gold, shift=config.shift,
@@ -71,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{counts['prompts']} prompts x {counts['samples']} samples ({lost})")
     print(f"intervals: 95 % over prompts, seed {config.seed}")
     if config.out:
-        write_json(Path(config.out), table)
+        write_numbers(Path(config.out), table, kind="over-optimisation", config=config, seed=config.seed)
     return 0
 
 

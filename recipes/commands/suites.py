@@ -28,6 +28,7 @@ from evals.backends.keys import named_for, read_keys, unsent
 from evals.measure.by_name import MEASURES, Reads, measurements_for
 from recipes.config import option, parse
 from recipes.pipeline.inputs import load_objectives, objective_keys
+from recipes.pipeline.numbers import EVALUATION
 
 if TYPE_CHECKING:
     from evals.backends.base import Backend
@@ -113,7 +114,7 @@ def check(options: Options, *, where: str) -> None:
 def check_folder(out: Path) -> None:
     """UserError for a folder that holds a file of a name that this command writes, but no store of its cells."""
     if not any((out / name).exists() for name in ("cells.jsonl", "cells.jsonl.lock")):
-        for name in ("table.json", "provenance.json", "outcomes.jsonl", "summary.json", "report.html"):
+        for name in EVALUATION:
             if os.path.lexists(out / name):
                 raise UserError(f"{out} holds {name}, which no evaluation of suites wrote there; give another --out")
 

@@ -54,7 +54,7 @@ def publish(summary: Fields, *, out: Path, words: str) -> None:
     from align.runs.derived import keep_strangers
     from evals.report import write_report
 
-    keep_strangers(out / "summary.json", out / "report.html")
+    keep_strangers(out / "summary.json", out / "report.html", like=summary)
     write_json(out / "summary.json", summary)
     write_report(out / "summary.json", out / "report.html")
     print(f"{words}\nreport: {out / 'report.html'}\nnumbers: {out / 'summary.json'}")

@@ -141,7 +141,7 @@ def test_exact_duplicates_do_not_join_parts() -> None:
 
 
 def test_bad_rows_and_limits_are_named() -> None:
-    with pytest.raises(UserError, match="row 2: column 'text' is missing"):
+    with pytest.raises(UserError, match="row 2: column 'text' is missing or not text; fix it"):
         clean_texts([{"text": "a"}, {"txt": "b"}])
     with pytest.raises(UserError, match="near_threshold=1.5"):
         CleanConfig(near_threshold=1.5)

@@ -67,6 +67,17 @@ def test_an_evaluation_gets_what_it_lacks_and_frozen_bounds_decide(model: Path, 
     assert attribute.main([str(out), "--thresholds", str(file), "--out", str(tmp_path / "elsewhere")]) == 0
     found = json.loads((tmp_path / "elsewhere" / "attribution.json").read_text())
     assert {entry["region"] for entry in found["shifts"].values()} == {"neither"}, "nothing can cross such bounds"
+    elsewhere, frozen = tmp_path / "elsewhere", str(tmp_path / "elsewhere" / "attribution.json")
+    shutil.copy(file, frozen)  # another's file, and then the input itself
+    (elsewhere / "attribution.html").write_text("precious")
+    with pytest.raises(UserError, match=r"would overwrite .*attribution\.json"):
+        attribute.main([str(out), "--thresholds", frozen, "--out", str(elsewhere)])
+    assert json.loads(Path(frozen).read_text()) == {"thresholds": bounds}
+    assert attribute.main([str(out), "--thresholds", str(file), "--out", str(elsewhere)]) == 0
+    assert json.loads(Path(f"{frozen}.replaced").read_text()) == {"thresholds": bounds}
+    assert (elsewhere / "attribution.html.replaced").read_text() == "precious"
+    with pytest.raises(UserError, match="bounds.json is a file; --out names a folder"):
+        attribute.main([str(out), "--out", str(file)])
     file.write_text("{}")
     with pytest.raises(UserError, match="missing or unknown"):
         attribute.main([str(out), "--thresholds", str(file)])

@@ -74,10 +74,18 @@ def test_the_command_reads_what_suites_writes(tmp_path: Path, capsys: pytest.Cap
     assert cli.main(["held-out-families", *names, "--out", str(tmp_path / "m.json")]) == 0
     said = capsys.readouterr().out
     assert "12.5 " in said and "62.5*" in said and "a: held out minus trained on +68.8 points" in said
-    assert json.loads((tmp_path / "m.json").read_text()) == transfer_matrix(EVALUATIONS, families=FAMILIES)
+    written = json.loads((tmp_path / "m.json").read_text())
+    assert (written.pop("kind"), written.pop("provenance")["seed"]) == ("held-out-families", 0)
+    assert written == transfer_matrix(EVALUATIONS, families=FAMILIES)
+    (tmp_path / "a" / "m.json").write_text("precious")
+    assert cli.main(["held-out-families", *names, "--out", str(tmp_path / "a" / "m.json")]) == 0
+    assert (tmp_path / "a" / "m.json.replaced").read_text() == "precious"
+    assert "m.json was written by something else" in capsys.readouterr().err
     for wrong, words in (([names[0], names[0]], "two evaluations"), ([str(tmp_path)], "FAMILY=FOLDER"),
                          ([names[0], f"a={tmp_path}"], "no such file"), ([*names, "--suite", "x"], "no suite 'x'"),
-                         ([*names, "--max-missing", "1"], "a share in")):
+                         ([*names, "--max-missing", "1"], "a share in"),
+                         ([*names, "--out", str(tmp_path / "a" / "summary.json")], "would overwrite"),
+                         ([*names, "--out", str(tmp_path / "x" / "m.json")], f"{tmp_path}/x/m.json cannot be written")):
         assert cli.main(["held-out-families", *wrong]) == 2
         told = capsys.readouterr().err
         assert words in told and told.count("\n") == 1

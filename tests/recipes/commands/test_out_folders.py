@@ -177,17 +177,25 @@ def test_two_runs_or_prompt_files_of_one_name_are_refused(
 def test_a_summary_that_no_recipe_wrote_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from align.runs.derived import keep_strangers
 
+    like = {"kind": "suites", "title": "mine", "provenance": {}}
     summary, page = tmp_path / "summary.json", tmp_path / "report.html"
     page.write_text("precious")
-    keep_strangers(summary, page)
+    keep_strangers(summary, page, like=like)
     assert tree(tmp_path) == {"report.html.replaced": b"precious"}
     assert f"it is kept as {page}.replaced" in capsys.readouterr().err
     for content in ("[1]", "no JSON", '{"title": "mine"}'):
         summary.write_text(content)
-        keep_strangers(summary, page)
+        keep_strangers(summary, page, like=like)
         assert not summary.exists()
     kept = {f"summary.json.replaced{n}": c for n, c in (("", b"[1]"), ("-2", b"no JSON"), ("-3", b'{"title": "mine"}'))}
     assert tree(tmp_path) == {"report.html.replaced": b"precious", **kept}
-    summary.write_text('{"provenance": {}}')
-    keep_strangers(summary, page)
-    assert summary.exists()
+    ours = '{"kind": "suites", "title": "mine", "provenance": {}}'
+    for content in ('{"provenance": {}}', ours.replace("suites", "testbed"), ours.replace("mine", "another")):
+        summary.write_text(content)
+        page.write_text("its page")
+        keep_strangers(summary, page, like=like)
+        assert not summary.exists() and not page.exists()
+    summary.write_text(ours)
+    page.write_text("our page")
+    keep_strangers(summary, page, like=like)
+    assert summary.read_text() == ours and page.read_text() == "our page"

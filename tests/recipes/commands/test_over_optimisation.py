@@ -78,7 +78,24 @@ def test_the_command_from_a_file_to_numbers(
         (["--proxy", "p"], "gold is missing"),
         (["--proxy", "p", "--gold", "g", "--max-missing", "-0.1"], "max_missing is a share in [0, 1), not -0.1"),
         (["--proxy", "p", "--gold", "g", "--seed", "-1"], "seed must be at least 0"),
+        (["--proxy", "p", "--gold", "g", "--out", str(file)], f"--out would overwrite {file}"),
+        (["--proxy", "p", "--gold", "g", "--out", str(tmp_path)], f"{tmp_path} is a folder"),
+        (["--proxy", "p", "--gold", "g", "--out", str(tmp_path / "x" / "o.json")], "x/o.json cannot be written: there"),
     ):
         assert cli.main(["over-optimisation", str(file), *wrong]) == 2
         error = capsys.readouterr().err
         assert words in error and error.count("\n") == 1
+
+
+def test_a_strangers_file_is_kept_and_the_commands_own_is_written_over(
+    tmp_path: Path, write_rows: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_rows(tmp_path / "dump.jsonl", [{"item": "i", "p": 0, "g": 0}, {"item": "i", "p": 1, "g": 1}])
+    out = tmp_path / "curve.json"
+    out.write_text('{"kind": "testbed", "provenance": {}}')
+    words = ["over-optimisation", str(file), "--proxy", "p", "--gold", "g", "--out", str(out)]
+    assert cli.main(words) == cli.main(words) == 0
+    assert (tmp_path / "curve.json.replaced").read_text() == '{"kind": "testbed", "provenance": {}}'
+    assert capsys.readouterr().err.count("it is kept as") == 1
+    assert json.loads(out.read_text())["kind"] == "over-optimisation"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.json", "curve.json.replaced", "dump.jsonl"]

@@ -86,6 +86,17 @@ def test_two_evaluations_are_compared_item_by_item(
         compare.main([str(tmp_path / "a"), str(tmp_path)])
     with pytest.raises(UserError, match="two folders"):
         compare.main([str(tmp_path / "a")])
+    before = {path: path.read_bytes() for path in (tmp_path / "b").iterdir()}
+    for out, refusal in (
+        ("c.html", r"c\.html must end in \.json"),
+        ("b/summary.json", "would overwrite .*summary.json"),
+        ("b/report.json", "would overwrite .*report.html"),
+        ("x/c.json", r"x/c\.json cannot be written: there is no folder"),
+    ):
+        with pytest.raises(UserError, match=refusal):
+            both = [str(tmp_path / "a"), str(tmp_path / "b")]
+            compare.main([*both, "--max-missing", "0.9", "--out", str(tmp_path / out)])
+    assert {path: path.read_bytes() for path in (tmp_path / "b").iterdir()} == before
 
 
 @pytest.mark.parametrize(
