@@ -286,6 +286,7 @@ def test_objectives_are_built_from_config_entries(tmp_path: Path) -> None:
         ({"kind": "lenght"}, "reward_model, shared_reward_model, implicit"),
         ({}, "None is not one of"),
         ({"kind": "length", "unit": "word"}, "no option 'unit'"),
+        ({"kind": "pattern", "pattern": 3}, "an option of the wrong type .*; fix it"),
         ({"kind": "pattern"}, "needs 'pattern'"),
     ):
         with pytest.raises(UserError, match=said):
