@@ -12,6 +12,7 @@ from align.errors import UserError
 from align.policies.base import PointFamily
 from align.preferences import Weights
 from align.runs import RUN_FILE, Ledger, Run, Workspace, fingerprint, open_run, run_stage
+from align.runs.contents import model_contents
 
 
 def check_preferences(problem: Problem[P], *, kinds: tuple[type, ...] = (Weights,)) -> list[str]:
@@ -46,8 +47,8 @@ def train_points(
     """Run `body` once per preference below `points/` and return the family of the models it saved in `folder/model`.
 
     Points that an interrupted call finished are reused, and charged to the ledger all the same. A point is known by its
-    config, preference, reference, `rows` and the names of the objectives; the code of the objectives is not part of
-    that: other objectives, another folder.
+    config, preference, reference (its contents), `rows` and the names of the objectives; UserError where the folder
+    holds a point of others. The code of the objectives is not part of that: other objectives, another folder.
     """
     points, claims = {}, {}
     inputs = inputs_of(problem, rows=rows)
@@ -121,8 +122,8 @@ def inputs_of(problem: Problem[P], *, rows: Sequence[Row]) -> dict[str, str]:
 
 
 def known_as(model: str) -> str:
-    """A model in a fingerprint: the fingerprint of the run that it belongs to, else its path or hub id."""
+    """A model in a fingerprint: that of the run that it belongs to, else its files' contents, else its hub id."""
     for folder in (Path(model), Path(model).parent):
         if (folder / RUN_FILE).is_file():
             return open_run(folder).fingerprint
-    return str(model)
+    return model_contents(Path(model)) or str(model)
