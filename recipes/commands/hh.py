@@ -31,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     summary = real_summary(config, made, setting)
     lines = ["hypervolume gained over the reference model (judges' units), mean KL:"]
     for row, entry in summary.methods.items():
-        low, high = entry["raw_hypervolume_ci"] or (float("nan"), float("nan"))
+        interval = entry["raw_hypervolume_ci"]  # None with too few prompts
+        low, high = interval if isinstance(interval, (list, tuple)) else (float("nan"), float("nan"))
         lines.append(f"  {row:<16} {entry['raw_hypervolume']:+.3f} [{low:.3f}, {high:.3f}]  {entry['kl']:.2f}")
     publish(summary.jsonable(), out=setting.out, words="\n".join(lines))
     return 0

@@ -6,16 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from align.runs import RUN_FILE, Run, open_run
-from evals.items import Json
 
 
-def training_conflict(rows: Mapping[str, Mapping[str, Path]]) -> dict[str, list[Json]]:
+def training_conflict(rows: Mapping[str, Mapping[str, Path]]) -> dict[str, list[dict[str, object]]]:
     """Row -> what its points logged (conflict_log.py), each with the preference that it was `asked` for.
 
     `rows[row]` maps labels to fine-tuning runs; one run may hold all points. Rows that logged nothing are left out:
     offline methods, points of one objective, policies that were not trained but interpolated.
     """
-    table: dict[str, list[Json]] = {}
+    table: dict[str, list[dict[str, object]]] = {}
     for row, runs in rows.items():
         for folder in dict.fromkeys(runs.values()):
             for part in sorted([*folder.glob(f"*/{RUN_FILE}"), *folder.glob(f"points/*/{RUN_FILE}")]):
@@ -26,10 +25,10 @@ def training_conflict(rows: Mapping[str, Mapping[str, Path]]) -> dict[str, list[
     return table
 
 
-def gradient_cosines(run: Run) -> Json:
+def gradient_cosines(run: Run) -> dict[str, object]:
     """The summary's entries from the run of `demo_stages.gradient_cosines`."""
     found = run.metrics
-    rows = {
+    rows: dict[str, object] = {
         "gradient_cosines": found["policy"],
         "gradient_cosines_over": f"{found['samples']:,} reference samples, all {found['weights']:,} weights; "
         + _halves(found["reliability"]),

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from align.runs import Run
-from evals.items import Fields, Json
 
 
 def ledger_table(stages: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
@@ -19,7 +18,7 @@ def ledger_table(stages: Mapping[str, Mapping[str, float]]) -> dict[str, dict[st
     return {**{stage: dict(ledger) for stage, ledger in stages.items()}, "total": total}
 
 
-def provenance(config: object, *, seed: int, runs: Iterable[Run] = ()) -> Json:
+def provenance(config: object, *, seed: int, runs: Iterable[Run] = ()) -> dict[str, object]:
     """Where the numbers come from: config, versions, seed, commit, platform, threads.
 
     `commit` is that of this summary; `run_commits` those at which the runs behind it were made, which differ when
@@ -48,7 +47,7 @@ def command_line(program: str, argv: Sequence[str] | None) -> str:
     return f"{program} {shlex.join(sys.argv[1:] if argv is None else list(argv))}"
 
 
-def publish(summary: Fields, *, out: Path, words: str) -> None:
+def publish(summary: Mapping[str, object], *, out: Path, words: str) -> None:
     """Write `summary.json` and `report.html` of a finished recipe, and say so on the terminal after `words`."""
     from align.runs import write_json
     from align.runs.derived import keep_strangers

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from align.data.answers import SampledAnswer
-from evals.items import Fields, Json
 from evals.measure.sampling import REFERENCE
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ def reference_point(answers: Sequence[SampledAnswer]) -> list[float]:
     return (values_NK.mean(0) - values_NK.std(0)).tolist()
 
 
-def conflict_of(answers: Sequence[SampledAnswer], *, names: Sequence[str]) -> Json:
+def conflict_of(answers: Sequence[SampledAnswer], *, names: Sequence[str]) -> dict[str, object]:
     """How far the objectives disagree on the reference model's own samples, pairs taken within a prompt."""
     import numpy as np
 
@@ -49,7 +48,7 @@ def _finite(values_KK: np.ndarray) -> list[list[float | None]]:
     return [[float(value) if math.isfinite(value) else None for value in row] for row in values_KK]
 
 
-def shown_samples(answers: Sequence[SampledAnswer], *, prompts: int = 4) -> list[Json]:
+def shown_samples(answers: Sequence[SampledAnswer], *, prompts: int = 4) -> list[dict[str, object]]:
     """The first sample of every row and preference on the first few prompts, for reading."""
     first = list(dict.fromkeys(answer.prompt for answer in answers if answer.shift == "none"))[:prompts]
     kept = [c for c in answers if c.shift == "none" and c.sample == 0 and c.prompt in first]
@@ -65,9 +64,9 @@ def sampled_summary(
     title: str,
     names: Sequence[str],
     headline: str,
-    info: Mapping[str, Fields],
+    info: Mapping[str, Mapping[str, object]],
     seed: int,
-) -> Json:
+) -> dict[str, object]:
     """The tables of summary.json from sampled answers; the caller adds provenance and ledger."""
     from evals.tables.generalization import shifts_table
     from evals.tables.tradeoffs import sampled_table

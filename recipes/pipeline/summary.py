@@ -10,7 +10,6 @@ from pathlib import Path
 from align.data.answers import ExactAnswer, SampledAnswer
 from align.preferences import Weights
 from align.runs import Call, Run, open_run
-from evals.items import Fields
 from evals.tables.tradeoffs import Front
 from recipes.pipeline.conflict_summary import training_conflict
 from recipes.pipeline.inputs import joined_claims
@@ -20,7 +19,7 @@ from recipes.pipeline.rows import Row
 from recipes.pipeline.sampled import conflict_of, reference_point, shown_samples
 from recipes.pipeline.setting import REFERENCE
 
-Table = Fields
+Table = Mapping[str, object]
 Tables = Mapping[str, Table]
 
 
@@ -82,9 +81,7 @@ def summary(plan: Plan, *, about: About, config: object, seed: int) -> Summary:
     point = list(about.point) if about.point is not None else reference_point(drawn)
     info = row_info(plan, about=about)
     if exact:
-        methods = exact_table(
-            exact, objectives=names, reference_point=point, front_at_kl=about.front_at_kl, info=info
-        )
+        methods = exact_table(exact, objectives=names, reference_point=point, front_at_kl=about.front_at_kl, info=info)
     else:
         methods = sampled_table(drawn, objectives=names, reference_point=point, info=info, seed=seed)
     controls = [row for row in plan.cells if row not in plan.fits and row not in about.apart]

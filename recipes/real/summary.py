@@ -9,7 +9,7 @@ from pathlib import Path
 
 from align.data.answers import SampledAnswer
 from align.runs import Call, open_run
-from evals.items import Json
+from evals.items import Fields, Json
 from recipes.pipeline.plan import Plan
 from recipes.pipeline.setting import REFERENCE
 from recipes.pipeline.summary import About, Summary, Table, answers_of, preferences, summary
@@ -22,8 +22,8 @@ CONTROL_NOTES = {
 }
 
 
-def read_json(path: Path) -> Mapping[str, Sequence[Table]]:
-    found: Mapping[str, Sequence[Table]] = json.loads(path.read_text(encoding="utf-8"))
+def read_json(path: Path) -> Mapping[str, Sequence[Fields]]:
+    found: Mapping[str, Sequence[Fields]] = json.loads(path.read_text(encoding="utf-8"))
     return found
 
 
@@ -111,7 +111,7 @@ def sampled_of(calls: Sequence[Call]) -> list[SampledAnswer]:
     return [answer for answer in answers_of(calls) if isinstance(answer, SampledAnswer)]
 
 
-def _notes(model: Table, leads: Sequence[Table], second: Table) -> list[str]:
+def _notes(model: Fields, leads: Sequence[Fields], second: Fields) -> list[str]:
     """Sentences that open the report."""
     notes = []
     if model:

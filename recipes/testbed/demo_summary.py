@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from align.data.answers import ExactAnswer
 from align.runs import Call, open_run
 from align.testbed.world import World
+from evals.items import Fields
 from evals.tables.tradeoffs import Front
 from recipes.pipeline.conflict_summary import gradient_cosines
 from recipes.pipeline.plan import Plan
@@ -100,7 +101,7 @@ def front_at_kl(classes: Sequence[Mapping[str, list[float]]], *, count: int, den
     return lambda kl: front(found, grid, kl=kl)
 
 
-def _optimum(facts: Table, plan: Plan) -> Table:
+def _optimum(facts: Fields, plan: Plan) -> Table:
     """The dense front, the largest regret of pi*_w through the evaluator, and the perturbed optimum's regret."""
     from evals.tables.surfaces import exact_points
 

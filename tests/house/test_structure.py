@@ -11,7 +11,7 @@ import io
 import re
 import statistics
 import tokenize
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
 
 import pytest
@@ -125,6 +125,59 @@ def too_many_untyped_values() -> Iterator[str]:
         yield f"more than {MOST_ANY} Any"
 
 
+def untyped_values_in_signatures_of_the_pipeline() -> Iterator[str]:
+    """Public signatures and fields of recipes/pipeline hold no Any, under no alias either."""
+    aliases = aliases_of_any({module_name(path): tree(path) for path in FILES})
+    for path in FILES:
+        if path.relative_to(ROOT).parts[:2] == ("recipes", "pipeline"):
+            names = untyped_annotations(tree(path), aliases=aliases[module_name(path)])
+            yield from (f"{name_of(path)} {name}" for name in names)
+
+
+def untyped_annotations(module: ast.Module, *, aliases: Set[str]) -> Iterator[str]:
+    """Names of public functions, of fields and of variables whose annotations hold one of `aliases`."""
+    for node in ast.walk(module):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and not node.name.startswith("_"):
+            name, annotations = node.name, [*(one.annotation for one in _arguments(node)), node.returns]
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            name, annotations = node.target.id, [node.annotation]
+        else:
+            continue
+        if any(annotation is not None and _names(annotation) & aliases for annotation in annotations):
+            yield name
+
+
+def aliases_of_any(modules: Mapping[str, ast.Module]) -> dict[str, set[str]]:
+    """Module -> its names for `Any`, for a type made of it (`Json = dict[str, Any]`), or for another module's such."""
+    aliases: dict[str, set[str]] = {"typing": {"Any"}, **{name: set() for name in modules}}
+    given = [(name, node) for name, module in modules.items() for node in ast.walk(module)]
+    imports = [(name, node) for name, node in given if isinstance(node, ast.ImportFrom)]
+    types = [
+        (name, node) for name in modules for node in modules[name].body
+        if isinstance(node, ast.Assign) and isinstance(node.value, (ast.Name, ast.Subscript, ast.BinOp))
+    ]  # fmt: skip
+    before = -1
+    while sum(map(len, aliases.values())) > before:
+        before = sum(map(len, aliases.values()))
+        for name, node in imports:
+            there = aliases.get(node.module or "", set())
+            aliases[name] |= {one.asname or one.name for one in node.names if one.name in there}
+        for name, node in types:
+            if _names(node.value) & aliases[name]:
+                aliases[name] |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return aliases
+
+
+def _names(node: ast.AST) -> set[str]:
+    return {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
+
+
+def _arguments(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast.arg]:
+    given = function.args
+    every = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]
+    return [one for one in every if one is not None]
+
+
 def recipes_and_benchmarks_too_long() -> Iterator[str]:
     files = [path for path in FILES if path.relative_to(ROOT).parts[0] in ("recipes", "benchmarks")]
     if sum(len(path.read_text().splitlines()) for path in files) > MOST_RECIPE_LINES:
@@ -139,8 +192,8 @@ def readme_too_long() -> Iterator[str]:
 RULES: tuple[Callable[[], Iterator[str]], ...] = (
     circles_among_modules, circles_within_a_folder, imports_upward_in_align, too_many_layers_in_align,
     folders_with_too_many_entries, files_too_long, median_file_too_long, functions_with_too_many_parameters,
-    search_path_changed, imports_below_code_excused, too_many_untyped_values, recipes_and_benchmarks_too_long,
-    readme_too_long,
+    search_path_changed, imports_below_code_excused, too_many_untyped_values,
+    untyped_values_in_signatures_of_the_pipeline, recipes_and_benchmarks_too_long, readme_too_long,
 )  # fmt: skip
 KNOWN: dict[str, set[str]] = {
     "recipes_and_benchmarks_too_long": {"more than 7500 lines"},
@@ -156,6 +209,17 @@ def test_rule(rule: Callable[[], Iterator[str]]) -> None:
 
 def test_known_breaches_belong_to_a_rule() -> None:
     assert set(KNOWN) <= {rule.__name__ for rule in RULES}
+
+
+def test_an_alias_of_any_is_seen_through_across_modules() -> None:
+    items = "from typing import Any\nJson = dict[str, Any]\nPlain = dict[str, object]\n"
+    user = "from items import Json as J, Plain\nRows = list[J]\nclass C:\n    a: Rows\n    b: Plain\n"
+    user += "def f(x: J | None) -> int: ...\ndef g(x: int) -> Plain: ...\ndef _h() -> J: ...\n"
+    other = "Json = dict[str, object]\ndef f(x: Json) -> int: ...\n"
+    modules = {name: ast.parse(text) for name, text in {"user": user, "items": items, "other": other}.items()}
+    aliases = aliases_of_any(modules)
+    assert aliases["items"] == {"Any", "Json"} and aliases["user"] == {"J", "Rows"} and aliases["other"] == set()
+    assert sorted(untyped_annotations(modules["user"], aliases=aliases["user"])) == ["a", "f"]
 
 
 def test_circles_and_layers_on_a_graph_drawn_by_hand() -> None:
