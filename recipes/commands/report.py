@@ -20,11 +20,14 @@ class Config:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    config, _ = parse(Config, argv, program="align report", about=__doc__ or "", positional=("run",))
+    config, where = parse(Config, argv, program="align report", about=__doc__ or "", positional=("run",))
     from evals.report import write_report
+    from recipes.pipeline.numbers import check_target
 
     source = Path(config.run)
     summary = source if source.is_file() else source / "summary.json"
+    if config.out:
+        check_target(Path(config.out), inputs=[summary], where=where)
     print(write_report(summary, config.out or summary.with_name("report.html")))
     return 0
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from align.errors import UserError
-from evals.items import Fields
 
 # what `align suites` writes into the folder of an evaluation
 EVALUATION = ("cells.jsonl", "table.json", "provenance.json", "outcomes.jsonl", "summary.json", "report.html")
@@ -28,7 +27,7 @@ def check_target(target: Path, *, inputs: Iterable[str | Path], where: str) -> N
         raise UserError(f"{where}: {target} cannot be written: there is no folder {target.parent}; make it first")
 
 
-def write_numbers(target: Path, numbers: Fields, *, kind: str, config: object, seed: int) -> None:
+def write_numbers(target: Path, numbers: Mapping[str, object], *, kind: str, config: object, seed: int) -> None:
     """Write a command's numbers with their kind and provenance; a file that is not of this kind is set aside."""
     from align.runs import write_json
     from align.runs.derived import keep_strangers

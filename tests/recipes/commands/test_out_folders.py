@@ -199,3 +199,10 @@ def test_a_summary_that_no_recipe_wrote_is_kept(tmp_path: Path, capsys: pytest.C
     page.write_text("our page")
     keep_strangers(summary, page, like=like)
     assert summary.read_text() == ours and page.read_text() == "our page"
+
+
+def test_a_report_is_not_written_over_its_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    summary = tmp_path / "summary.json"
+    summary.write_text('{"kind": "sampled"}')
+    assert cli.main(["report", str(tmp_path), "--out", str(summary)]) == 2
+    assert "would overwrite" in capsys.readouterr().err and summary.read_text() == '{"kind": "sampled"}'
