@@ -5,6 +5,7 @@ Weights are float32; on a GPU the trainers compute in bf16. `reading` is the one
 
 from align.checks import context_of
 from align.models.build import ARCHITECTURES, ModelConfig, build_model
+from align.models.convert import gguf_to_folder
 from align.models.dropout import set_dropout
 from align.models.load import load_model, load_scorer, refuse_missing, unreadable
 from align.models.lora import attach_lora, lora_config
@@ -19,6 +20,7 @@ __all__ = [
     "build_model",
     "context_of",
     "count_parameters",
+    "gguf_to_folder",
     "load_model",
     "load_scorer",
     "load_tokenizer",

@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align.errors import UserError
+from align.models.gguf import gguf_model
 from align.models.save import no_bars
-from align.runs import model_dir
+from align.runs import is_gguf, model_dir
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 def load_model(path: str | Path, *, dtype: str = "float32") -> PreTrainedModel:
-    """A causal LM from a run, a model directory or a hub id; a LoRA adapter directory is merged into its base.
+    """A causal LM from a run, a model directory or a hub id; a LoRA adapter directory is merged into its base,
+    a `.gguf` file unpacked.
 
     float32 whatever the checkpoint says (transformers 5 would keep bf16, in which small updates are lost).
     Raises UserError when the directory lacks a config, a tokenizer or readable weights.
@@ -25,6 +27,8 @@ def load_model(path: str | Path, *, dtype: str = "float32") -> PreTrainedModel:
     no_bars()
     source = model_dir(path)
     try:
+        if is_gguf(source):
+            return gguf_model(source, dtype=dtype)
         if (Path(source) / "adapter_config.json").is_file():
             from peft import AutoPeftModelForCausalLM
 

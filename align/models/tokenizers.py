@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align.errors import UserError
+from align.models.gguf import gguf_tokenizer
 from align.models.load import first_line
-from align.runs import model_dir
+from align.runs import is_gguf, model_dir
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,7 +28,9 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 
     source = model_dir(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = gguf_tokenizer(source) if is_gguf(source) else AutoTokenizer.from_pretrained(source)
+    except UserError:
+        raise
     except Exception as error:  # a damaged file shows as TypeError, KeyError or a bare Exception of the Rust library
         raise UserError(f"no tokenizer could be read from {source} ({first_line(error)}); save one there") from error
     require_special_tokens(tokenizer, f"the tokenizer of {source}")

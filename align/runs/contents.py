@@ -6,6 +6,8 @@ import functools
 import hashlib
 from pathlib import Path
 
+from align.runs.reading import is_gguf
+
 # Weights, configs, and the tokenizer that decides which ids a model is trained on.
 MODEL_FILES = ("*.safetensors", "*.bin", "*.json", "*.model")
 
@@ -23,7 +25,12 @@ def _digest(path: Path, size: int, mtime_ns: int) -> bytes:
 
 
 def model_contents(folder: Path) -> str | None:
-    """16 hex digits of the names and bytes of a model's files, in `folder` or its `model/`; None without such files."""
+    """16 hex digits of the names and bytes of a model's files, in `folder` or its `model/`; None without such files.
+
+    A `.gguf` file is known by its bytes.
+    """
+    if is_gguf(folder):
+        return file_digest(folder).hex()[:16]
     folder = folder / "model" if (folder / "model").is_dir() else folder
     matching = {file for pattern in MODEL_FILES for file in folder.glob(pattern)}
     files = sorted(file for file in matching if file.is_file() and not file.name.startswith("."))

@@ -50,9 +50,19 @@ def open_run(path: str | Path) -> Run:
         ) from error
 
 
+def is_gguf(path: str | Path) -> bool:
+    """Whether a path is a file in the format of llama.cpp."""
+    return Path(path).suffix == ".gguf" and Path(path).is_file()
+
+
 def model_dir(path: str | Path) -> str:
-    """What `from_pretrained` takes, from a run directory, a Hugging Face model directory, or a hub id."""
+    """What `from_pretrained` takes, from a run directory, a Hugging Face model directory, or a hub id.
+
+    A `.gguf` file is given back as it is: `load_model` and `load_tokenizer` read it.
+    """
     folder = Path(path)
+    if is_gguf(folder):
+        return str(folder)
     if folder.with_name(folder.name + ".partial").is_dir() and not folder.exists():
         open_run(folder)
     if not folder.is_dir():
