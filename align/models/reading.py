@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from align.errors import UserError
+from align.models.formats import formatter
 from align.models.sampling import Drawn
 
 if TYPE_CHECKING:
@@ -267,17 +268,17 @@ def completion_rows(
     *,
     max_new_tokens: int | None = None,
 ) -> list[Row]:
-    """Token ids of each pair: those that were drawn, or a text encoded apart from its prompt, and the end token.
+    """Token ids of each pair in the tokenizer's prompt format: those that were drawn, or a text and what closes it.
 
-    A text of `max_new_tokens` tokens or more was cut before it ended and gets no end token.
+    A text of `max_new_tokens` tokens or more was cut before it ended, and nothing closes it.
     """
+    form = formatter(tokenizer)
     rows: list[Row] = []
     for prompt, completion in zip(prompts, completions, strict=True):
-        head = tokenizer(prompt, add_special_tokens=False)["input_ids"]
         if isinstance(completion, Drawn):
-            rows.append((head, completion.ids))
+            rows.append((form.prompt_ids(prompt), completion.ids))
             continue
-        tail = tokenizer(completion, add_special_tokens=False)["input_ids"]
-        ended = max_new_tokens is None or len(tail) < max_new_tokens
-        rows.append((head, [*tail, tokenizer.eos_token_id] if ended else tail))
+        head, tail = form.row(prompt, completion, ended=False)
+        cut = max_new_tokens is not None and len(tail) >= max_new_tokens
+        rows.append((head, tail if cut else form.reply_ids(prompt, completion)))
     return rows

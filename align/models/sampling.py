@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from align.models.formats import formatter
+
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -30,11 +32,14 @@ class Drawn:
 
 
 def ending_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that end a response: those of the model's generation config, else the tokenizer's end token."""
-    ends = model.generation_config.eos_token_id
-    if ends is None:
-        return [tokenizer.eos_token_id]
-    return [ends] if isinstance(ends, int) else list(ends)
+    """The tokens that end a response: those of the model's generation config, and of its prompt format.
+
+    Without a generation config that lists any they are the prompt format's own.
+    """
+    listed = model.generation_config.eos_token_id
+    known = [] if listed is None else [listed] if isinstance(listed, int) else list(listed)
+    fmt = formatter(tokenizer).format
+    return list(dict.fromkeys([*known, fmt.end] if known else fmt.ends))
 
 
 def plain_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int) -> GenerationConfig:

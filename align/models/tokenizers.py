@@ -1,17 +1,33 @@
-"""The tokenizer of a run, a model directory or a hub id, with an end and a padding token."""
+"""The tokenizer of a run, a model directory or a hub id, with an end and a padding token and its prompt format."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align.errors import UserError
+from align.models.formats import Choice, bind, resolve, settle, stored_format
 from align.models.gguf import gguf_tokenizer
 from align.models.load import first_line
 from align.runs import is_gguf, model_dir
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+_CHOSEN: dict[str, Choice] = {}
+
+
+def choose_format(path: str | Path, template: str = "auto", chat_kwargs: Mapping[str, object] | None = None) -> None:
+    """Let this process read the checkpoint at `path` in a format of the user's choice; once, at a command's start.
+
+    UserError where the checkpoint carries another format already.
+    """
+    choice = Choice(template, chat_kwargs or {})
+    if choice == Choice():
+        return
+    _CHOSEN[model_dir(path)] = choice
+    load_tokenizer(path)
 
 
 def require_special_tokens(tokenizer: PreTrainedTokenizerBase, place: str) -> None:
@@ -23,7 +39,10 @@ def require_special_tokens(tokenizer: PreTrainedTokenizerBase, place: str) -> No
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a run, a model directory or a hub id, with a padding token; UserError when there is none."""
+    """The tokenizer of a run, a model directory or a hub id, with a padding token and its prompt format bound to it.
+
+    UserError when there is none, or where it carries another format than the one chosen for it.
+    """
     from transformers import AutoTokenizer
 
     source = model_dir(path)
@@ -35,4 +54,20 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         raise UserError(f"no tokenizer could be read from {source} ({first_line(error)}); save one there") from error
     require_special_tokens(tokenizer, f"the tokenizer of {source}")
     tokenizer.padding_side = "right"
+    carried, choice = stored_format(tokenizer), _CHOSEN.get(source, Choice())
+    if carried is None:
+        bind(tokenizer, resolve(tokenizer, choice, ends=_stops(source)))
+    else:
+        settle(tokenizer, choice, place=source)
     return tokenizer
+
+
+def _stops(source: str) -> list[int]:
+    """The ids at which a checkpoint's generation config stops; none where it has no such config."""
+    from transformers import GenerationConfig
+
+    try:
+        ends = GenerationConfig.from_pretrained(source).eos_token_id
+    except OSError:
+        return []
+    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)

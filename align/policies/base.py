@@ -6,19 +6,22 @@ Legend: B rows, T tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from align import checks
 from align.errors import UserError
 from align.models import load_tokenizer
+from align.models.formats import formatter
 from align.models.load import load_to_read
 from align.models.reading import (
     BLOCK_BYTES,
     Reader,
+    Row,
     completion_rows,
     next_token_logprobs,
+    padded,
     sequence_logprobs,
 )
 from align.models.sampling import Drawn, plain_sampling
@@ -129,8 +132,13 @@ class ModelPolicy:
         return 1
 
     def asked(self, prompts: Sequence[str]) -> list[str]:
-        """The prompts as the model reads them."""
+        """The prompts as the policy puts them, still without a template (a tagged policy adds its tags)."""
         return list(prompts)
+
+    def prompt_ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        """The prompts as the model reads them: token ids in its prompt format."""
+        form = formatter(self.tokenizer)
+        return [form.prompt_ids(prompt) for prompt in self.asked(prompts)]
 
     def generate(self, prompts: Sequence[str], *, max_new_tokens: int, seed: int, batch_size: int = 64) -> list[str]:
         """One sampled completion per prompt; the same seed gives the same text at the same batch size."""
@@ -142,34 +150,29 @@ class ModelPolicy:
         import torch
 
         model, tokenizer = self._load()
-        texts = self.asked(prompts)
+        heads, form = self.prompt_ids(prompts), formatter(tokenizer)
         torch.manual_seed(seed)
         drawn: list[Drawn] = []
         for start in range(0, len(prompts), batch_size):
-            batch = tokenizer(
-                texts[start : start + batch_size],
-                return_tensors="pt",
-                padding=True,
-                padding_side="left",
-                add_special_tokens=False,
-            ).to(model.device)
+            rows: list[Row] = [(head, ()) for head in heads[start : start + batch_size]]
+            batch = padded(rows, pad_id=tokenizer.pad_token_id, side="left", device=model.device)
             checks.fits(
-                batch["input_ids"].shape[1] + max_new_tokens,
+                batch.ids_BT.shape[1] + max_new_tokens,
                 model,
                 what=f"{self.name}: the longest prompt and max_new_tokens",
                 fix="shorten or leave out such prompts, or lower max_new_tokens",
             )
             with torch.inference_mode(), plain_sampling(model, tokenizer, max_tokens=max_new_tokens) as ends:
                 ids = model.generate(
-                    input_ids=batch["input_ids"],
-                    attention_mask=batch["attention_mask"],
+                    input_ids=batch.ids_BT,
+                    attention_mask=batch.attend_BT,
                     max_new_tokens=max_new_tokens,
                     pad_token_id=tokenizer.pad_token_id,
                     suppress_tokens=list(self.banned) or None,
                 )
-            new_ids = ids[:, batch["input_ids"].shape[1] :].tolist()
-            replies = tokenizer.batch_decode(new_ids, skip_special_tokens=True)
-            drawn += [Drawn.of(row, ends=ends, text=text) for row, text in zip(new_ids, replies, strict=True)]
+            for row in ids[:, batch.ids_BT.shape[1] :].tolist():
+                response = Drawn.of(row, ends=ends)
+                drawn.append(replace(response, text=form.decode(response.ids)))
         return drawn
 
     def next_token_logprobs(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import pytest
 from evals.report.figures.dots import ZERO, Bar, Dot, Layout, Panel, figure
 from evals.report.figures.svg import Board, Mark, Scale, Stroke, decades, legend, swatch
 
-HOSTILE = "<script>alert(1)</script> & \"quoted\""
+HOSTILE = '<script>alert(1)</script> & "quoted"'
 
 
 def circles(drawn: str) -> list[tuple[float, float]]:

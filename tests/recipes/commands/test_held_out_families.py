@@ -81,11 +81,15 @@ def test_the_command_reads_what_suites_writes(tmp_path: Path, capsys: pytest.Cap
     assert cli.main(["held-out-families", *names, "--out", str(tmp_path / "a" / "m.json")]) == 0
     assert (tmp_path / "a" / "m.json.replaced").read_text() == "precious"
     assert "m.json was written by something else" in capsys.readouterr().err
-    for wrong, words in (([names[0], names[0]], "two evaluations"), ([str(tmp_path)], "FAMILY=FOLDER"),
-                         ([names[0], f"a={tmp_path}"], "no such file"), ([*names, "--suite", "x"], "no suite 'x'"),
-                         ([*names, "--max-missing", "1"], "a share in"),
-                         ([*names, "--out", str(tmp_path / "a" / "summary.json")], "would overwrite"),
-                         ([*names, "--out", str(tmp_path / "x" / "m.json")], f"{tmp_path}/x/m.json cannot be written")):
+    for wrong, words in (
+        ([names[0], names[0]], "two evaluations"),
+        ([str(tmp_path)], "FAMILY=FOLDER"),
+        ([names[0], f"a={tmp_path}"], "no such file"),
+        ([*names, "--suite", "x"], "no suite 'x'"),
+        ([*names, "--max-missing", "1"], "a share in"),
+        ([*names, "--out", str(tmp_path / "a" / "summary.json")], "would overwrite"),
+        ([*names, "--out", str(tmp_path / "x" / "m.json")], f"{tmp_path}/x/m.json cannot be written"),
+    ):
         assert cli.main(["held-out-families", *wrong]) == 2
         told = capsys.readouterr().err
         assert words in told and told.count("\n") == 1

@@ -83,9 +83,7 @@ def test_one_changed_weight_is_measured_anew(tiny_model: Path, suite: Path, tmp_
     assert len((out / "cells.jsonl").read_text().splitlines()) == 48, "every cell was measured anew"
 
 
-def test_kill_minus_9_in_the_middle_and_again_is_the_same_table(
-    tiny_model: Path, suite: Path, tmp_path: Path
-) -> None:
+def test_kill_minus_9_in_the_middle_and_again_is_the_same_table(tiny_model: Path, suite: Path, tmp_path: Path) -> None:
     more = ("--shift", "uppercase", "base64", "--batch-size", "1", "--max-missing", "0.9")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert cli.main(command(tiny_model, suite, whole, *more)) == 0

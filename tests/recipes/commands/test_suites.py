@@ -124,9 +124,7 @@ def test_two_evaluations_are_compared_item_by_item(
         (["--batch-size", "0"], "at least 1"),
     ],
 )
-def test_a_mistake_is_one_line(
-    tiny_model: Path, suite: Path, tmp_path: Path, arguments: list[str], words: str
-) -> None:
+def test_a_mistake_is_one_line(tiny_model: Path, suite: Path, tmp_path: Path, arguments: list[str], words: str) -> None:
     with pytest.raises(UserError, match=words) as caught:
         run(tiny_model, suite, tmp_path, *arguments)
     assert "sk_live" not in str(caught.value), "a key may stand where a variable's name belongs"
@@ -141,9 +139,7 @@ def test_what_is_missing_for_an_export_is_reported_before_the_model_is_loaded(
         run(Path("no/such/model"), suite, tmp_path, "--export", "inspect")
 
 
-def test_suites_that_share_a_name_and_empty_ones_are_refused(
-    tiny_model: Path, suite: Path, tmp_path: Path
-) -> None:
+def test_suites_that_share_a_name_and_empty_ones_are_refused(tiny_model: Path, suite: Path, tmp_path: Path) -> None:
     twin = tmp_path / "other" / suite.name
     twin.parent.mkdir()
     twin.write_bytes(suite.read_bytes())
