@@ -187,7 +187,8 @@ def test_at_a_vertex_it_is_the_model_logit_by_logit_and_token_by_token(vertex: i
     assert policy.parts == (models[vertex],)
     ids = ids_of("y y :")
     ones = torch.ones_like(ids)
-    assert torch.equal(policy.next_token_logprobs(ids, ones), alone.next_token_logprobs(ids, ones))
+    ours, own = policy.next_token_logprobs(ids, ones), alone.next_token_logprobs(ids, ones)
+    torch.testing.assert_close(ours, own, rtol=0, atol=1e-6)  # where its matrices lie may change a kernel's last bit
     texts = alone.generate(prompts, max_new_tokens=8, seed=4, batch_size=16)
     assert policy.generate(prompts, max_new_tokens=8, seed=4, batch_size=16) == texts
     assert len({len(text.split()) for text in texts}) > 3  # responses of many lengths
@@ -207,7 +208,8 @@ def test_a_third_objective_of_weight_zero_changes_nothing(models: list[str]) -> 
     three = MixedFamily(method="m", base=models[0], parts=tuple(models), gains=(1.0, 1.0, 1.0))
     ids = ids_of("x :")
     narrow, wide = two.policy(Weights((0.6, 0.4))), three.policy(Weights((0.6, 0.4, 0.0)))
-    assert torch.equal(*(p.next_token_logprobs(ids, torch.ones_like(ids)) for p in (narrow, wide)))
+    found = [p.next_token_logprobs(ids, torch.ones_like(ids)) for p in (narrow, wide)]
+    torch.testing.assert_close(*found, rtol=0, atol=1e-6)
     every = three.policy(Weights((0.6, 0.3, 0.1)))
     assert len(every.components()) == 3
     assert not torch.allclose(
