@@ -17,6 +17,7 @@ from align import checks
 from align.data.comparisons import Row, required_rows
 from align.engines import conditioned_pairs
 from align.engines.on_policy import trainer as onpolicy
+from align.engines.on_policy.objective_log import log_row_weighted
 from align.engines.points import check_preferences, inputs_of, known_as, part
 from align.engines.problem import Problem
 from align.engines.settings import model_to_train
@@ -150,6 +151,8 @@ class RowWeighted:
             known = [s for s in scores if s is not None]
             if known and "log_metric" in columns:
                 columns["log_metric"](f"rewards/{objective.__name__}/mean", sum(known) / len(known))
+        names, log_metric = [objective.__name__ for objective in self.objectives], columns.get("log_metric")
+        log_row_weighted(log_metric, names, scores_KB=scores_KB, weights_BK=columns["w"])
         self.last_BK = [list(row) for row in zip(*scores_KB, strict=True)]
         return [weighted_sum(w, row) for w, row in zip(columns["w"], self.last_BK, strict=True)]
 

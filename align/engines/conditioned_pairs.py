@@ -137,7 +137,7 @@ def train_on_pairs(
     done = train_and_save(trainer, label=f"dpo {adapter.kind}", run=Workspace(run.folder, spent), save=save)
     # One pass of the reference over the pairs (2 N tokens), on top of the training the callback counted.
     run.ledger.add(tokens=spent.tokens, flops=(6 + 2) * used * spent.tokens)
-    return {"loss": done.loss, "pairs": len(pairs), "pairs_dropped_by_length": len(pairs) - kept}
+    return {"loss": done.loss, **done.pairs, "pairs": len(pairs), "pairs_dropped_by_length": len(pairs) - kept}
 
 
 def build_trainer(

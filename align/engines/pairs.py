@@ -93,7 +93,7 @@ def train_on_pairs(
     # One pass of the reference over the pairs (2 N tokens), on top of the training the callback counted.
     # The pairs' samples are charged where they were drawn, once for all points that train on them.
     run.ledger.add(flops=2 * done.work / config.epochs)
-    return {"loss": done.loss, "pairs": len(pairs), "pairs_dropped_by_length": len(pairs) - kept}
+    return {"loss": done.loss, **done.pairs, "pairs": len(pairs), "pairs_dropped_by_length": len(pairs) - kept}
 
 
 def check_lengths(pairs: Sequence[Pair], *, reference: str, max_length: int | None) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from align.training.common import (
     finish_trainer,
     resume_point,
 )
+from align.training.logs import check_trackers
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -40,7 +41,8 @@ class TrainingConfig:
     lora_r: int = 0  # 0 trains all weights
     lora_alpha: float = 0.0  # 0 means 2 r
     save_steps: int | None = None  # None writes no checkpoint while training
-    logging_steps: int = 50
+    logging_steps: int = 50  # a shorter training logs ten times
+    report_to: tuple[str, ...] = ()  # tensorboard, wandb, trackio; the run's log.jsonl is written in any case
     seed: int = 0
 
 
@@ -49,6 +51,7 @@ def check_training(config: TrainingConfig) -> None:
     checks.above_zero(config, "beta", "learning_rate")
     checks.optimiser(config)
     checks.at_least(0, config, "lora_alpha")
+    check_trackers(config.report_to)
     if config.lora_r < 0:
         raise UserError(f"lora_r must be 0 (train all weights) or a rank, not {config.lora_r}")
 
@@ -76,16 +79,22 @@ def trainer_arguments(
 ) -> dict[str, Any]:
     """`base_arguments` of the config's fields, for so many epochs, or steps where `max_steps` is above 0."""
     names = ("seed", "learning_rate", "batch_size", "gradient_accumulation", "warmup", "scheduler", "weight_decay")
-    fields = {name: getattr(config, name) for name in (*names, "max_grad_norm", "save_steps", "logging_steps")}
+    fields = {
+        name: getattr(config, name) for name in (*names, "max_grad_norm", "save_steps", "logging_steps", "report_to")
+    }
     return base_arguments(folder, StageConfig(**fields, epochs=epochs, max_steps=max_steps))
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished training: its last loss, and `work`, parameters times tokens, by which further passes are charged."""
+    """A finished training: its last loss, and `work`, parameters times tokens, by which further passes are charged.
+
+    `pairs` has the `accuracy` and `margin` of the implicit rewards as last logged, where it was on pairs.
+    """
 
     loss: float | None
     work: int
+    pairs: Mapping[str, float] = field(default_factory=dict)
 
 
 def train_and_save(
@@ -101,4 +110,6 @@ def train_and_save(
     else:
         save(trainer.model)
     drop_checkpoints(run.folder)
-    return Trained(final_loss(trainer), parameters * (run.ledger.tokens - before))
+    last = next((entry for entry in reversed(trainer.state.log_history) if "rewards/accuracies" in entry), {})
+    pairs = {"accuracy": last["rewards/accuracies"], "margin": last["rewards/margins"]} if last else {}
+    return Trained(final_loss(trainer), parameters * (run.ledger.tokens - before), pairs)

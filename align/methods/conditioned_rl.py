@@ -15,13 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from align.engines import tagged
 from align.engines.conditioned import weighted_sum
 from align.engines.on_policy import trainer as onpolicy
+from align.engines.on_policy.objective_log import log_row_weighted
 from align.engines.points import check_preferences, inputs_of, part
 from align.engines.problem import Problem
 from align.engines.settings import model_to_train
@@ -130,12 +131,13 @@ class WeightedSum:
         self.scored: list[str] = []
 
     def __call__(
-        self, prompts: Sequence[str], completions: Sequence[str], *, w: Sequence[Sequence[float]], **columns: object
+        self, prompts: Sequence[str], completions: Sequence[str], *, w: Sequence[Sequence[float]], **columns: Any
     ) -> list[float | None]:
         """One sum per completion over the objectives that apply; None where none does."""
         plain = [self.tags.strip(prompt) for prompt in prompts]
         scores_K = [objective(plain, completions, **columns) for objective in self.objectives]
-        self.scored = list(completions)
+        self.scored, names = list(completions), [objective.__name__ for objective in self.objectives]
+        log_row_weighted(columns.get("log_metric"), names, scores_KB=scores_K, weights_BK=w)
         return [weighted_sum(w_K, r_K) for w_K, r_K in zip(w, zip(*scores_K, strict=True), strict=True)]
 
     def parts(self) -> list[_Part]:

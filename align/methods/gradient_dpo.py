@@ -136,7 +136,7 @@ def train_on(
     # Beside training: one pass of the reference over the pairs (2 N a token), a backward pass (4 N) per objective more.
     run.ledger.add(flops=2 * done.work / config.epochs + 4 * done.work * (len(labelled) - 1))
     counts = {"pairs": len(labelled[0]), "pairs_dropped_by_length": len(labelled[0]) - kept}
-    return {"loss": done.loss, **counts, **record.report()}
+    return {"loss": done.loss, **done.pairs, **counts, **record.report()}
 
 
 def build_trainer(

@@ -29,7 +29,7 @@ from align.engines.on_policy.actor_critic import ActorCritic
 from align.engines.on_policy.rollouts import Rollouts, check_lengths, draw
 from align.engines.points import check_preferences, train_points
 from align.engines.problem import Problem
-from align.engines.settings import check_training
+from align.engines.settings import check_training, trainer_arguments
 from align.errors import UserError
 from align.functional.policy_gradient import (
     Targets,
@@ -45,7 +45,8 @@ from align.models.sampling import plain_sampling
 from align.policies.base import PointFamily
 from align.preferences import Weights
 from align.runs import Workspace
-from align.training.common import Progress, quiet_libraries
+from align.training.common import Progress
+from align.training.logs import LoopLog
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -138,27 +139,24 @@ class Trainer:
 
     def train(self, prompts: Sequence[Row]) -> dict[str, float]:
         """All steps; saves `run.folder/model` and gives the means of the last `logging_steps` of them."""
-        from transformers import TrainerState
-
-        quiet_libraries()
         config, actor, history = self.config, self.actor, list[dict[str, float]]()
         check_lengths(prompts, model=actor.model, tokenizer=actor.tokenizer, max_tokens=config.max_completion_length)
         schedule = onpolicy.schedule(prompts, config=config, ledger=self.run.ledger)
         groups = len(schedule) // config.steps
-        state, progress = TrainerState(max_steps=config.steps), Progress(self.label)
-        progress.on_train_begin(None, state, None)
+        arguments = trainer_arguments(config, self.run.folder, max_steps=config.steps)
+        watched = {"model": actor.policy, "tokenizer": actor.tokenizer}
+        log = LoopLog(arguments, **watched, label=self.label, callbacks=[Progress(self.label)])
+        log.begin()
         try:
             with plain_sampling(actor.model, actor.tokenizer, max_tokens=config.max_completion_length) as ends:
                 for start in range(0, len(schedule), groups):
                     history.append(self.step(schedule[start : start + groups], ends=ends))
-                    state.global_step += 1
-                    progress.on_log(None, state, None, logs={"loss": -history[-1]["reward"]})  # -J as sampled
-                    progress.on_step_end(None, state, None)
+                    log.step({"loss": -history[-1]["reward"], **history[-1]})  # -J as sampled
         except RuntimeError:
             checks.finite_weights(actor.policy)  # sampling from a policy that is not a number
             raise
         finally:
-            progress.on_train_end(None, state, None)
+            log.end()
         save_model(actor.policy, actor.tokenizer, self.run.folder / "model")
         last = history[-config.logging_steps :]
         return {name: sum(entry[name] for entry in last) / len(last) for name in last[0]}
@@ -182,6 +180,8 @@ class Trainer:
         self.run.ledger.add(tokens=config.epochs * tokens, flops=6.0 * self.size * tokens * (config.epochs + 1))
         means_K = scores_BK.nanmean(0).nan_to_num().tolist()
         named = {f"rewards/{f.__name__}/mean": mean for f, mean in zip(self.rewards, means_K, strict=True)}
+        weighed = zip(self.rewards, self.weights, means_K, strict=True)
+        named |= {f"rewards/{f.__name__}/weighted": weight * mean for f, weight, mean in weighed}
         return {**measured, **named, "clipped": clipped / (config.epochs * int(batch.mask_BT.sum()))}
 
     def scores(self, batch: Rollouts, rows: Mapping[str, Sequence[str]]) -> Tensor:

@@ -25,6 +25,7 @@ from align import checks
 from align.errors import UserError
 from align.models import no_bars
 from align.runs import Ledger, checkpoints, last_checkpoint
+from align.training.logs import attach_logs, check_trackers
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerState, TrainingArguments
@@ -41,6 +42,8 @@ class StageConfig:
     the peak, `warmup` a share of the steps below 1 and a number of steps from 1 on, `weight_decay` AdamW's, on matrices
     only. `batch_size` counts examples per device and micro-step. `save_steps`: steps between the checkpoints that an
     interrupted call resumes from (None: none are written, right for a stage of seconds, which is simply run again).
+    What is logged lies in the run's `log.jsonl`; `report_to` names trackers that get it too (tensorboard, wandb,
+    trackio; align/training/logs.py).
     """
 
     epochs: float = 1.0
@@ -60,6 +63,7 @@ class StageConfig:
     def __post_init__(self) -> None:
         checks.optimiser(self)
         checks.above_zero(self, "epochs")
+        check_trackers(self.report_to)
         if self.max_steps < 1 and self.max_steps != -1:
             raise UserError(f"max_steps must be at least 1 (or -1: as many as epochs take), not {self.max_steps}")
 
@@ -121,12 +125,13 @@ def base_arguments(out: Path, schedule: StageConfig) -> dict[str, Any]:
 
 
 def finish_trainer(trainer: Trainer, *, label: str, ledger: Ledger, parameters: int) -> Trainer:
-    """Give a trainer the ledger and progress callbacks, and take away the one that prints dictionaries."""
+    """Give a trainer the ledger, progress and log callbacks, and take away the one that prints dictionaries."""
     from transformers import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(LedgerCallback(ledger, parameters))
     trainer.add_callback(Progress(label))
+    attach_logs(trainer, label=label)
     return trainer
 
 

@@ -226,9 +226,11 @@ def run_trainer(trainer: Trainer, *, label: str, folder: Path, ledger: Ledger, s
     With two objectives or more also `conflict`, how they pulled apart (align/engines/on_policy/conflict_log.py).
     """
     from align.engines.on_policy.conflict_log import attach
+    from align.engines.on_policy.objective_log import attach_weighted_means
 
     parameters = count_parameters(trainer.model, embeddings=False)
     finish_trainer(trainer, label=label, ledger=ledger, parameters=parameters)
+    attach_weighted_means(trainer)
     before, conflict = ledger.tokens, attach(trainer)
     try:
         trainer.train(resume_from_checkpoint=resume_point(folder))

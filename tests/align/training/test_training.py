@@ -129,7 +129,7 @@ def test_pretraining_learns_charges_the_ledger_and_reports_bits_per_byte(
     assert metrics["loss"] < 2.0 and metrics["steps"] == 40
     assert ledger.tokens == 10 * metrics["tokens_per_epoch"] == 10 * 30 * 32  # 30 blocks are batches of 8, 8, 8, 6
     assert ledger.flops == pytest.approx(6 * metrics["parameters_without_tables"] * ledger.tokens)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "tokenizer"]  # no checkpoint stays
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["log.jsonl", "model", "tokenizer"]  # no checkpoint stays
 
 
 def test_pretraining_after_a_kill_ends_with_the_same_weights(
@@ -414,7 +414,7 @@ def test_the_best_epoch_is_kept_also_over_an_interruption(
     assert call("again", choose_epoch=True) == whole
     again = weights("again")
     assert all(torch.equal(chosen[name], again[name]) for name in chosen)
-    assert [p.name for p in (tmp_path / "again").iterdir()] == ["model"]
+    assert sorted(p.name for p in (tmp_path / "again").iterdir()) == ["log.jsonl", "model"]
 
 
 def test_long_pairs_are_counted_and_wrong_rows_are_named(tiny_model: Path, tmp_path: Path) -> None:
