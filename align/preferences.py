@@ -25,19 +25,32 @@ def _numbers(values: Sequence[float], what: str) -> tuple[float, ...]:
     return numbers
 
 
+def _to_six_digits(values: Sequence[float]) -> tuple[float, ...]:
+    """Numbers as labels write them: preferences of one label are one preference, in keys, folders and cells."""
+    return tuple(float(f"{v:.6g}") for v in values)
+
+
 @dataclass(frozen=True)
 class Weights:
-    """A point of the simplex, one weight per objective; UserError when negative or not summing to 1 (1e-6)."""
+    """A point of the simplex, one weight per objective; UserError when negative or not summing to 1 (1e-6).
+
+    Weights are what their label says: values are kept to its six digits (and scaled to sum to 1, as thirds need). What
+    lies within 1e-6 below 0 is 0.
+    """
 
     values: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        numbers = _numbers(self.values, "weights")
+        numbers = tuple(0.0 if -_TOLERANCE <= v <= 0 else v for v in _numbers(self.values, "weights"))
         if min(numbers) < 0:
             raise UserError(f"weights {self.label_of(numbers)} contain a negative number; give values in [0, 1]")
-        if abs(sum(numbers) - 1) > _TOLERANCE:
+        if abs(sum(numbers) - 1) > _TOLERANCE * len(numbers):  # labels are rounded
             raise UserError(f"weights {self.label_of(numbers)} sum to {sum(numbers):g}; make them sum to 1")
-        object.__setattr__(self, "values", numbers)
+        rounded = _to_six_digits(numbers)
+        scaled = tuple(v / math.fsum(rounded) for v in rounded)
+        if abs(math.fsum(rounded) - 1) > 1e-12 and self.label_of(scaled) == self.label_of(rounded):
+            rounded = scaled  # thirds, say
+        object.__setattr__(self, "values", rounded)
 
     @staticmethod
     def label_of(values: Sequence[float]) -> str:
@@ -50,14 +63,11 @@ class Weights:
 
     @classmethod
     def parse(cls, text: str) -> Weights:
-        """Weights from "0.25,0.75"; UserError on anything else. A label's rounding (thirds) is scaled away."""
+        """Weights from "0.25,0.75"; UserError on anything else."""
         try:
             numbers = tuple(float(part) for part in text.split(","))
         except ValueError as error:
             raise UserError(f"weights {text!r} are not numbers separated by commas, like 0.25,0.75") from error
-        total = sum(numbers)
-        if 0 < abs(total - 1) <= _TOLERANCE * len(numbers):
-            numbers = tuple(number / total for number in numbers)
         return cls(numbers)
 
     @classmethod
@@ -89,7 +99,7 @@ class Direction:
         numbers = _numbers(self.values, "a direction")
         if abs(math.hypot(*numbers) - 1) > 1e-4:
             raise UserError(f"direction {numbers} has length {math.hypot(*numbers):g}; scale it to 1")
-        object.__setattr__(self, "values", numbers)
+        object.__setattr__(self, "values", _to_six_digits(numbers))
 
     @property
     def label(self) -> str:
@@ -109,7 +119,8 @@ class Thresholds:
     values: tuple[float | None, ...]
 
     def __post_init__(self) -> None:
-        _numbers([v for v in self.values if v is not None], "thresholds")
+        known = iter(_to_six_digits(_numbers([v for v in self.values if v is not None], "thresholds")))
+        object.__setattr__(self, "values", tuple(None if v is None else next(known) for v in self.values))
 
     @property
     def label(self) -> str:
@@ -124,7 +135,7 @@ class Targets:
     values: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "values", _numbers(self.values, "targets"))
+        object.__setattr__(self, "values", _to_six_digits(_numbers(self.values, "targets")))
 
     @property
     def label(self) -> str:

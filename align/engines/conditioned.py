@@ -18,6 +18,7 @@ from align.data.comparisons import Row, required_rows
 from align.engines import conditioned_pairs
 from align.engines.on_policy import trainer as onpolicy
 from align.engines.on_policy.objective_log import log_row_weighted
+from align.engines.on_policy.partial_rewards import filled_rows
 from align.engines.points import check_preferences, inputs_of, known_as, part
 from align.engines.problem import Problem
 from align.engines.settings import model_to_train
@@ -136,7 +137,7 @@ def scheduled_weights(config: Config, *, objectives: int) -> list[tuple[float, .
 class RowWeighted:
     """The reward `sum_k w_k r_k` with the row's own w, from its column `w`; each objective's plain mean is logged.
 
-    An objective that does not apply (None) adds nothing; where none applies there is no reward. `last_BK` holds the
+    Where an objective does not apply (None) it counts as the mean of its scores in the group. `last_BK` holds the
     scores of the latest call.
     """
 
@@ -154,7 +155,9 @@ class RowWeighted:
         names, log_metric = [objective.__name__ for objective in self.objectives], columns.get("log_metric")
         log_row_weighted(log_metric, names, scores_KB=scores_KB, weights_BK=columns["w"])
         self.last_BK = [list(row) for row in zip(*scores_KB, strict=True)]
-        return [weighted_sum(w, row) for w, row in zip(columns["w"], self.last_BK, strict=True)]
+        keys = [(prompt, *w) for prompt, w in zip(prompts, columns["w"], strict=True)]
+        rows = zip(*filled_rows(scores_KB, keys=keys), strict=True)
+        return [weighted_sum(w, row) for w, row in zip(columns["w"], rows, strict=True)]
 
 
 def weighted_sum(weights: Sequence[float], scores: Sequence[float | None]) -> float | None:

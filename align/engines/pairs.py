@@ -24,6 +24,7 @@ from align.errors import UserError
 from align.models import load_tokenizer
 from align.objectives.metered import objective_scores
 from align.runs import Ledger, Workspace
+from align.training.token_mean import with_token_mean
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -41,7 +42,7 @@ class PairTrainingConfig(TrainingConfig):
 
     labels: str = "given"
     tau: float = 1.0  # the annotator's temperature, in reward units; DPO's own beta becomes beta / tau
-    mle_weight: float = 0.0  # weight of the mean token negative log-likelihood of the chosen response in the loss
+    mle_weight: float = 0.0  # weight of the chosen responses' negative log-likelihood per token (training/token_mean)
     epochs: float = 1.0
     max_length: int | None = None  # tokens kept of prompt + response; a prompt that fills it drops its row
 
@@ -125,7 +126,7 @@ def dpo_trainer(
     columns = ("id", "prompt", "chosen", "rejected")
     if not sys.stderr.isatty():
         os.environ["TQDM_DISABLE"] = "1"  # a log file is no place for a bar; TRL has no other switch for this one
-    return DPOTrainer(
+    trainer = DPOTrainer(
         model=model,
         args=DPOConfig(
             **trainer_arguments(config, folder, epochs=config.epochs),
@@ -141,6 +142,7 @@ def dpo_trainer(
         processing_class=load_tokenizer(reference),
         peft_config=adapter_config(config, model),
     )
+    return with_token_mean(trainer, mle_weight=config.mle_weight) if with_mle else trainer
 
 
 def carry(trainer: DPOTrainer, *names: str, times: int = 1) -> None:

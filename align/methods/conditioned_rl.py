@@ -23,6 +23,7 @@ from align.engines import tagged
 from align.engines.conditioned import weighted_sum
 from align.engines.on_policy import trainer as onpolicy
 from align.engines.on_policy.objective_log import log_row_weighted
+from align.engines.on_policy.partial_rewards import filled_rows
 from align.engines.points import check_preferences, inputs_of, part
 from align.engines.problem import Problem
 from align.engines.settings import model_to_train
@@ -54,8 +55,8 @@ class Config(tagged.TagFields, onpolicy.OnPolicyConfig):
 def fit(config: Config, problem: Problem[Weights], run: Workspace) -> TaggedFamily:
     """One model for all weights, trained on samples for the prompts. Comparisons are not used.
 
-    Where an objective does not apply (None) it adds nothing to that completion's sum. UserError on an impossible
-    configuration or when there are no prompts.
+    Where an objective does not apply (None) it has no part in that completion's advantage. UserError on an
+    impossible configuration or when there are no prompts.
     """
     check_preferences(problem)
     onpolicy.check_sampling(config)
@@ -138,7 +139,8 @@ class WeightedSum:
         scores_K = [objective(plain, completions, **columns) for objective in self.objectives]
         self.scored, names = list(completions), [objective.__name__ for objective in self.objectives]
         log_row_weighted(columns.get("log_metric"), names, scores_KB=scores_K, weights_BK=w)
-        return [weighted_sum(w_K, r_K) for w_K, r_K in zip(w, zip(*scores_K, strict=True), strict=True)]
+        rows = zip(*filled_rows(scores_K, keys=list(prompts)), strict=True)  # the tag in a prompt tells its weights
+        return [weighted_sum(w_K, r_K) for w_K, r_K in zip(w, rows, strict=True)]
 
     def parts(self) -> list[_Part]:
         """One reward function per objective, under its name."""

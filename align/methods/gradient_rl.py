@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from align.engines.gradient_step import CombinedGradients, ConflictRecord, combine
 from align.engines.on_policy import trainer as onpolicy
+from align.engines.on_policy.partial_rewards import PartialRewards
 from align.engines.points import check_preferences, train_points
 from align.engines.problem import Problem
 from align.functional.combine import FIXED_POINTS, Combination, check_combiner
@@ -50,7 +51,7 @@ class Config(onpolicy.AlgorithmConfig):
 def fit(config: Config, problem: Problem[Weights], run: Workspace) -> PointFamily:
     """One policy per preference, trained on samples for the prompts. Comparisons are not used.
 
-    Objectives of weight 0 are not asked. Where an objective does not apply (None) it counts as 0, as in MORLHF's sum.
+    Objectives of weight 0 are not asked. Where an objective does not apply (None) it counts as in MORLHF.
     UserError on an impossible configuration or when there are no prompts.
     """
     names = check_preferences(problem)
@@ -98,7 +99,7 @@ def build_trainer(
 
     base = {"rloo": RLOOTrainer, "grpo": GRPOTrainer}[config.algorithm]
     asked = {name: problem.objectives[name] for name in combination.names}
-    trainer_class = type(f"Combined{base.__name__}", (ObjectiveAdvantages, CombinedGradients, base), {})
+    trainer_class = type(f"Combined{base.__name__}", (ObjectiveAdvantages, CombinedGradients, PartialRewards, base), {})
     trainer = onpolicy.build_trainer(
         config,
         problem,
@@ -145,7 +146,7 @@ def advantages_apart(rewards_BF: Tensor, *, weights: Sequence[float], group: int
     """(B, K) what to add to the advantages of `w . r` (with whatever else is rewarded) for those of each r_k.
 
     `r_k - w . r` minus its baseline, for groups of `group` completions that lie together: the mean of the group, or of
-    its other members. nan is an objective that does not apply, which counts as 0; a completion that no reward function
+    its other members. nan is an objective that applies to none of the group, which adds 0; one that no function
     applies to is left out of the baseline and gets 0, and so does one without others (TRL does the same).
     """
     import torch

@@ -47,8 +47,9 @@ class Config(onpolicy.AlgorithmConfig):
 def fit(config: Config, problem: Problem[Weights], run: Workspace) -> PointFamily:
     """One policy per preference, trained on samples for the prompts. Comparisons are not used.
 
-    Objectives of weight 0 are not asked. Where an objective does not apply (None) it adds nothing to that completion's
-    sum. UserError on an impossible configuration or when there are no prompts.
+    Objectives of weight 0 are not asked. Where an objective does not apply (None) it has no part in that
+    completion's advantage (align/engines/on_policy/partial_rewards.py). UserError on an impossible configuration or
+    when there are no prompts.
     """
     check_preferences(problem)
     check_config(config)

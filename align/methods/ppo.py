@@ -26,6 +26,7 @@ from align import checks
 from align.data.comparisons import Row
 from align.engines.on_policy import trainer as onpolicy
 from align.engines.on_policy.actor_critic import ActorCritic
+from align.engines.on_policy.partial_rewards import filled
 from align.engines.on_policy.rollouts import Rollouts, check_lengths, draw
 from align.engines.points import check_preferences, train_points
 from align.engines.problem import Problem
@@ -75,8 +76,9 @@ class Config(onpolicy.OnPolicyConfig):
 def fit(config: Config, problem: Problem[Weights], run: Workspace) -> PointFamily:
     """One policy per preference, trained on samples for the prompts. Comparisons are not used.
 
-    Objectives of weight 0 are not asked. Where an objective does not apply (None) it adds nothing to that response's
-    sum. UserError on an impossible configuration or when there are no prompts.
+    Objectives of weight 0 are not asked. Where an objective does not apply (None) it counts as the mean of its
+    scores in the group, or in the batch where a prompt has one response. UserError on an impossible configuration or
+    when there are no prompts.
     """
     check_preferences(problem)
     check_config(config)
@@ -169,7 +171,8 @@ class Trainer:
         rows = {name: [v for v in values for _ in range(config.num_generations)] for name, values in columns.items()}
         batch = draw(actor.policy, actor.tokenizer, rows["prompt"], ends=ends, batch_size=config.batch_size)
         scores_BK = self.scores(batch, rows)
-        total_B = scores_BK.nan_to_num() @ scores_BK.new_tensor(self.weights)
+        group = config.num_generations if config.num_generations > 1 else len(scores_BK)
+        total_B = filled(scores_BK, group=group).nan_to_num() @ scores_BK.new_tensor(self.weights)
         targets, measured = self.targets(batch, scores_B=total_B)
         clipped = 0
         for _ in range(config.epochs):

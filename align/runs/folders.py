@@ -8,9 +8,11 @@ of another is never removed, marked or not: it is set aside under a free name.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import re
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -109,11 +111,21 @@ def publish(partial: Path, path: Path) -> Path | None:
     return aside
 
 
+@functools.cache
+def _say_once_what_is_missing() -> None:
+    print(
+        "align: made for POSIX systems; here (no fcntl) run directories are not locked, so do not start two commands "
+        "on one, and peak memory is not measured",
+        file=sys.stderr,
+    )
+
+
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Hold a folder against other processes (a killed one lets go); UserError when one keeps it for 10 seconds."""
     folder.mkdir(parents=True, exist_ok=True)
     if fcntl is None:
+        _say_once_what_is_missing()
         yield
         return
     handle = os.open(folder, os.O_RDONLY)

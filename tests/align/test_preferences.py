@@ -83,3 +83,26 @@ def test_a_label_of_thirds_is_read_back_as_thirds() -> None:
     assert Weights.parse("0.25,0.75").values == (0.25, 0.75)
     with pytest.raises(UserError, match="sum to"):
         Weights.parse("0.33333,0.33333,0.33333")
+
+
+def test_rounding_below_zero_is_zero_and_no_negative_weight() -> None:
+    """1 - 0.8 - 0.2 is -5.6e-17."""
+    for i in range(11):
+        for j in range(11 - i):
+            weights = Weights((i / 10, j / 10, 1 - i / 10 - j / 10))
+            assert min(weights) >= 0 and weights == Weights.parse(weights.label)
+    assert Weights((0.8, 0.2, 1 - 0.8 - 0.2)).values == (0.8, 0.2, 0.0)
+    assert Weights((1.0, -0.0)).label == "1,0"
+    with pytest.raises(UserError, match="negative"):
+        Weights((1.00001, -0.00001))
+
+
+def test_preferences_of_one_label_are_one_preference() -> None:
+    for values in [(1 / 3,) * 3, (0.1 * 3, 0.7), (0.12345678, 0.87654322), (1 / 7, 2 / 7, 4 / 7), (1e-9, 1 - 1e-9)]:
+        weights = Weights(values)
+        nearby = Weights((values[0] + 1e-9, *values[1:]))
+        assert weights == Weights.parse(weights.label) == Weights(weights.values)
+        assert (weights == nearby) is (weights.label == nearby.label)
+        assert sum(weights) == pytest.approx(1, abs=2e-6)
+    assert Thresholds((None, 0.55 + 1e-12)) == Thresholds((None, 0.55))
+    assert Targets((0.1 + 0.2,)) == Targets((0.3,)) and Direction((0.6, -0.8 + 1e-9)) == Direction((0.6, -0.8))

@@ -299,6 +299,18 @@ def test_killed_between_its_last_line_and_its_name_a_stage_is_only_named(tmp_pat
     assert {p.name for p in tmp_path.iterdir()} == {"run", "run.replaced", "run.replaced-2"}
 
 
+def test_without_posix_locks_a_stage_works_and_says_so_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from align.runs import folders
+
+    monkeypatch.setattr(folders, "fcntl", None)
+    for name in "ab":
+        run_stage(tmp_path / name, stage="s", config={}, body=lambda *_: {})
+    said = capsys.readouterr().err
+    assert said.count("POSIX") == 1 and said.count("\n") == 1
+
+
 def test_two_processes_never_work_in_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import fcntl
 

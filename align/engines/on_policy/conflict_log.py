@@ -147,12 +147,12 @@ class ConflictLog(Remembering):
 
 
 def centred_sum(scores_BF: np.ndarray, *, weights_F: Sequence[float], group: int) -> np.ndarray:
-    """`sum_f w_f s_f` less its mean over the prompt's group; functions that do not apply (nan) add nothing.
-
-    A completion that no function applies to has advantage 0 and no part in the mean, as in TRL.
+    """`sum_f w_f s_f` less its mean over the prompt's group; a function that does not apply (nan) has no part in it, as
+    in `partial_rewards`.
     """
-    total_PS = (np.nan_to_num(scores_BF) @ np.asarray(weights_F, dtype=float)).reshape(-1, group)
-    scored_PS = np.isfinite(scores_BF).any(1).reshape(-1, group)
-    counts_P1 = np.maximum(scored_PS.sum(1, keepdims=True), 1)
-    mean_P1 = np.where(scored_PS, total_PS, 0.0).sum(1, keepdims=True) / counts_P1
-    return np.where(scored_PS, total_PS - mean_P1, 0.0).ravel()
+    scores_PSF = scores_BF.reshape(-1, group, scores_BF.shape[1])
+    known_PSF = np.isfinite(scores_PSF)
+    counts_P1F = np.maximum(known_PSF.sum(1, keepdims=True), 1)
+    means_P1F = np.where(known_PSF, scores_PSF, 0.0).sum(1, keepdims=True) / counts_P1F
+    centred_PSF = np.where(known_PSF, scores_PSF - means_P1F, 0.0)
+    return (centred_PSF @ np.asarray(weights_F, dtype=float)).ravel()

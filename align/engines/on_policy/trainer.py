@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 
 from align import checks
 from align.data.comparisons import Row
+from align.engines.on_policy.partial_rewards import PartialRewards
 from align.engines.on_policy.sequence_kl import SequenceKL
 from align.engines.problem import P, Problem
 from align.engines.settings import TrainingConfig, adapter_config, check_training, model_to_train, trainer_arguments
@@ -212,7 +213,9 @@ def build_trainer(
             importance_sampling_level="token",
         )
     plain_class = RLOOTrainer if update.algorithm == "rloo" else GRPOTrainer
-    trainer = (update.trainer_class or plain_class)(args=args, reward_funcs=funcs, **common)
+    base = update.trainer_class or plain_class
+    kind = base if issubclass(base, PartialRewards) else type(base.__name__, (PartialRewards, base), {})
+    trainer = kind(args=args, reward_funcs=funcs, **common)
     trainer.add_callback(PlainSampling(max_tokens=config.max_completion_length))
     bind(funcs, trainer.model)
     if penalty is not None:

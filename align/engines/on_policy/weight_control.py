@@ -88,7 +88,7 @@ class Rule(Protocol):
 class WeightControl(Remembering):
     """Moves the weights of the trainer's first K reward functions, which are `objectives`, by `rule`.
 
-    The rule's weights are those of `E[r_k | k applies]`. TRL adds nothing where an objective does not apply, so its
+    The rule's weights are those of `E[r_k | k applies]`. An objective has no part where it does not apply, so its
     share p of the completions is a factor of its gradient, and the trainer gets `weight / p` (p over all samples so
     far; exact where the prompt decides what applies). ValueError when the first reward functions are not `objectives`.
     """
