@@ -75,6 +75,11 @@ class Weights:
         """All weight on one of `count` objectives."""
         return cls(tuple(1.0 if k == index else 0.0 for k in range(count)))
 
+    @classmethod
+    def vertices(cls, count: int) -> list[Weights]:
+        """Each of `count` objectives alone, in order."""
+        return [cls.vertex(k, count) for k in range(count)]
+
     @property
     def is_vertex(self) -> bool:
         return max(self.values) == 1.0

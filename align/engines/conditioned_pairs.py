@@ -77,7 +77,7 @@ def labelled_pairs(
     rows = problem.comparisons or ()
     names, rng = problem.names, random.Random(f"pairs {config.seed}")
     settings: dict[str, Any] = {"objectives": len(names), "concentration": config.concentration, "rng": rng}
-    vertices = [Weights.vertex(k, len(names)) for k in range(len(names))]
+    vertices = Weights.vertices(len(names))
     pairs: list[Pair] = []
     weights: list[tuple[float, ...]] = []
     if config.labels == "given":
@@ -90,7 +90,8 @@ def labelled_pairs(
                 weights.append(dirichlet([config.concentration + (j == k) for j in range(len(names))], rng=rng))
                 pairs.append(dataclasses.replace(found[i % len(found)], id=f"{names[k]}/{i}"))
         return pairs, weights
-    scores = judged_rows(config, problem, ledger, method="training on pairs").scores
+    at = vertices if config.aggregate == "losses" else None
+    scores = judged_rows(config, problem, ledger, method="training on pairs", at=at).scores
     assert scores is not None  # labels are not given
     label: dict[str, Any] = {"scores": scores, "tau": config.tau, "seed": config.seed}
     total = max(1, round(config.epochs * len(rows)))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from align import checks
 from align.data.comparisons import LABELS, JudgedRows, Pair, Row, required_rows, row_scores
+from align.data.label_noise import label_report, tell
 from align.engines.problem import P, Problem
 from align.engines.settings import (
     TrainingConfig,
@@ -23,6 +24,7 @@ from align.engines.settings import (
 from align.errors import UserError
 from align.models import load_tokenizer
 from align.objectives.metered import objective_scores
+from align.preferences import Weights
 from align.runs import Ledger, Workspace
 from align.training.token_mean import with_token_mean
 
@@ -55,10 +57,13 @@ def check_pair_config(config: PairTrainingConfig) -> None:
         raise UserError("tau and epochs must be above 0 and mle_weight not below 0")
 
 
-def judged_rows(config: PairTrainingConfig, problem: Problem[P], ledger: Ledger, *, method: str) -> JudgedRows:
+def judged_rows(
+    config: PairTrainingConfig, problem: Problem[P], ledger: Ledger, *, method: str, at: Sequence[Weights] | None = None
+) -> JudgedRows:
     """The problem's comparisons, checked, with what their annotator sees; scores asked from the objectives are charged.
 
-    UserError when there are none, or they do not carry what `labels` needs.
+    Says on stderr how much its labels tell at the weights `at` (None: those of the problem). UserError when there are
+    no comparisons, or they do not carry what `labels` needs.
     """
     rows = required_rows(problem.comparisons, method=method)
     scores: Mapping[str, Sequence[Sequence[float]]] | None = None  # with given labels
@@ -66,7 +71,11 @@ def judged_rows(config: PairTrainingConfig, problem: Problem[P], ledger: Ledger,
         scores = row_scores(rows)
     elif config.labels == "objectives":
         scores = objective_scores(rows, objectives=problem.objectives, ledger=ledger)
-    return JudgedRows(rows=rows, names=problem.names, scores=scores, tau=config.tau, seed=config.seed)
+    judged = JudgedRows(rows=rows, names=problem.names, scores=scores, tau=config.tau, seed=config.seed)
+    report = label_report(judged, at=at or [w for w in problem.preferences if isinstance(w, Weights)])
+    if report is not None:
+        tell(report, method=method)
+    return judged
 
 
 def train_on_pairs(

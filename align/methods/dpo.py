@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from align.data.label_noise import label_report
 from align.engines.pairs import PairTrainingConfig, check_pair_config, judged_rows, train_on_pairs
 from align.engines.points import check_preferences, train_points
 from align.engines.problem import Problem
@@ -38,9 +39,12 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> PointFamil
     judged = judged_rows(config, problem, run.ledger, method="dpo")
     pairs = {w.label: judged.labelled_at(w) for w in problem.preferences}  # a mixture of given labels is refused here
 
+    report = label_report(judged, at=problem.preferences)
+
     def body(weights: Weights, point: Workspace) -> Mapping[str, object]:
-        beta = config.beta / config.tau
-        return train_on_pairs(pairs[weights.label], reference=problem.reference, beta=beta, config=config, run=point)
+        beta, labelled = config.beta / config.tau, pairs[weights.label]
+        metrics = train_on_pairs(labelled, reference=problem.reference, beta=beta, config=config, run=point)
+        return metrics if report is None else {**metrics, "labels": report.metrics(weights)}
 
     return train_points(
         "dpo", config, problem, run, rows=judged.rows, body=body, optimises=lambda w: describe(config, weights=w)

@@ -65,8 +65,8 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> MixedFamil
     pool.tokenizer(
         [model_dir(problem.reference), model_dir(start)]
     )  # whether they share one, before anything is trained
-    judged = judged_rows(config, problem, run.ledger, method="genarm")
-    vertices = [Weights.vertex(k, len(names)) for k in range(len(names))]
+    vertices = Weights.vertices(len(names))
+    judged = judged_rows(config, problem, run.ledger, method="genarm", at=vertices)
     pairs = {vertex.label: judged.labelled_at(vertex) for vertex in vertices}
 
     def body(vertex: Weights, point: Workspace) -> Mapping[str, object]:

@@ -63,7 +63,7 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> PointFamil
     """
     names = check_preferences(problem)
     check_config(config)
-    judged = judged_rows(config, problem, run.ledger, method="gradient_dpo")
+    judged = judged_rows(config, problem, run.ledger, method="gradient_dpo", at=Weights.vertices(len(names)))
 
     def body(weights: Weights, point: Workspace) -> Mapping[str, object]:
         counts = [k for k, w in enumerate(weights) if w]

@@ -60,7 +60,7 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> PointFamil
     names = check_preferences(problem)
     check_config(config, names=names)
     mains = {weights.label: main_objective(config, weights=weights, names=names) for weights in problem.preferences}
-    judged = judged_rows(config, problem, run.ledger, method="modpo")
+    judged = judged_rows(config, problem, run.ledger, method="modpo", at=Weights.vertices(len(names)))
     needed = [j for j in range(len(names)) if any(w[j] > 0 and mains[w.label] != j for w in problem.preferences)]
     known = judged.scores if config.labels == "objectives" else None
     tables = margin_tables(config, problem, run, needed=needed, known=known)

@@ -85,7 +85,7 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> GuidedFami
     pool.tokenizer(
         [model_dir(problem.reference), model_dir(start)]
     )  # whether they share one, before anything is trained
-    judged = judged_rows(config, problem, run.ledger, method="parm")
+    judged = judged_rows(config, problem, run.ledger, method="parm", at=Weights.vertices(len(names)))
     rows, scores = judged.rows, judged.scores
     assert scores is not None  # given labels were refused
 
