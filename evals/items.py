@@ -68,6 +68,14 @@ class Prompt:
         system = {"system"} if any(turn.role == "system" for turn in self.turns) else set()
         return frozenset(system | ({"prefill"} if self.prefill else set()))
 
+    def led_by(self, text: str) -> Prompt | Missing:
+        """The same turns, the user's last one beginning with `text`; Missing where the user has none."""
+        place = max((i for i, turn in enumerate(self.turns) if turn.role == "user"), default=None)
+        if place is None:
+            return Missing("no_user_turn", "tags stand in the user's turn, and there is none", lasting=True)
+        led = Message("user", text + self.turns[place].content)
+        return Prompt((*self.turns[:place], led, *self.turns[place + 1 :]))
+
     def jsonable(self) -> list[list[str]]:
         return [[turn.role, turn.content] for turn in self.turns]
 

@@ -76,6 +76,20 @@ def turns_of(prompt: str) -> tuple[Turn, ...]:
     return tuple(turns)
 
 
+def last_question(prompt: str) -> int | None:
+    """The place where the content of the last user turn begins: 0 in a plain question; None where no turn is a user's.
+
+    What is inserted there is read as the beginning of that turn, to the last space.
+    """
+    if not is_transcript(prompt):
+        return 0
+    border = prompt.rfind(MARKERS["user"])
+    if border < 0:
+        return None
+    place = border + len(MARKERS["user"])
+    return place + prompt.startswith(" ", place)
+
+
 def turns_from(messages: object, *, place: str) -> tuple[Turn, ...]:
     """Chat messages, {"role", "content"} or {"from", "value"}, as turns; UserError naming `place` and what is wrong.
 

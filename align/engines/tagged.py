@@ -20,6 +20,7 @@ from align.engines.on_policy.rollouts import draw
 from align.engines.problem import P, Problem
 from align.errors import UserError
 from align.models import count_parameters, load_tokenizer
+from align.models.formats import formatter
 from align.models.sampling import plain_sampling
 from align.objectives.base import Objective
 from align.objectives.metered import Metered, objective_scores
@@ -93,13 +94,9 @@ def family(
 def response_ids(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], texts: Sequence[str]
 ) -> list[tuple[int, ...]]:
-    """Token ids of each response after its prompt, with the end token; read apart where both would share a token."""
-    heads, wholes, alone = (
-        tokenizer(list(rows), add_special_tokens=False)["input_ids"]
-        for rows in (prompts, [p + t for p, t in zip(prompts, texts, strict=True)], texts)
-    )
-    tails = (w[len(h) :] if w[: len(h)] == h else a for h, w, a in zip(heads, wholes, alone, strict=True))
-    return [(*tail, tokenizer.eos_token_id) for tail in tails]
+    """Token ids of each response to its prompt, closed as its format closes a reply."""
+    form = formatter(tokenizer)
+    return [tuple(form.reply_ids(prompt, text)) for prompt, text in zip(prompts, texts, strict=True)]
 
 
 def scored_pairs(problem: Problem[P], *, source: str, ledger: Ledger) -> list[tuple[Response, Response]]:
@@ -161,8 +158,8 @@ def sample(
     import torch
 
     texts = [row["prompt"] if v is None else tags.apply(row["prompt"], v) for row, v in asked]
-    most = config.max_completion_length
-    longest = max(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])) + most
+    form, most = formatter(tokenizer), config.max_completion_length
+    longest = max(len(form.prompt_ids(text)) for text in dict.fromkeys(texts)) + most
     fix = "leave out such prompts, or lower max_completion_length"
     checks.fits(longest, model, what="the longest tagged prompt and max_completion_length", fix=fix)
     training = model.training
@@ -176,7 +173,7 @@ def sample(
     ids = drawn.responses()
     read = int(drawn.attend_BL.sum())
     ledger.add(samples_drawn=len(ids), flops=2 * count_parameters(model, embeddings=False) * read)
-    plain, written = [row["prompt"] for row, _ in asked], tokenizer.batch_decode(ids, skip_special_tokens=True)
+    plain, written = [row["prompt"] for row, _ in asked], [form.decode(row) for row in ids]
     columns = {name: [row[name] for row, _ in asked] for name in asked[0][0] if name != "prompt"}
     by_objective = []
     for name, objective in objectives.items():

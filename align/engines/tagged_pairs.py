@@ -18,6 +18,7 @@ from align.engines.pairs import PairTrainingConfig, dpo_trainer
 from align.engines.settings import TrainingConfig, adapter_config, model_to_train, train_and_save, trainer_arguments
 from align.errors import UserError
 from align.models import count_parameters, load_tokenizer, save_model
+from align.models.formats import formatter
 from align.models.load import load_to_read
 from align.models.reading import Reader, sequence_logprobs
 from align.policies.tagged import Tags, forbid, tag_ids
@@ -119,9 +120,9 @@ def save_whole(trainer: Trainer, *, folder: Path) -> None:
 
 
 def head_ids(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
-    """Token ids of prompts, nothing added; equal prompts are read once."""
-    unique = list(dict.fromkeys(prompts))
-    read = dict(zip(unique, tokenizer(unique, add_special_tokens=False)["input_ids"], strict=True)) if unique else {}
+    """Token ids of prompts in the tokenizer's format; equal prompts are read once."""
+    form = formatter(tokenizer)
+    read = {prompt: form.prompt_ids(prompt) for prompt in dict.fromkeys(prompts)}
     return [read[prompt] for prompt in prompts]
 
 

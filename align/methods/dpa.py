@@ -1,6 +1,6 @@
 """Directional preference alignment (DPA, Wang et al. 2024): SFT on the best of n samples in the prompt's direction
 
-A preference is a unit vector v of objective space, whose coordinates stand before the prompt. Each round draws a
+A preference is a unit vector v of objective space, whose coordinates begin the prompt. Each round draws a
 direction for every prompt, n responses, keeps `argmax v . r`, and trains on (x, v, y) with those of the earlier rounds.
 The first round's responses are the reference's, at the prompt without tags; later ones are the model's own, behind
 them. Asked for weights w, the family goes in the direction `w / |w|`, along which `v . r` orders responses as w . r.

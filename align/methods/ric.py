@@ -9,7 +9,7 @@ with `f_k = w_k / |w|_2` (the paper's choice at evaluation), or its linf or line
 
 There is no KL to the reference and no J: the fixed point of the offline stage is ref(y | x, z(x, y) = z), the law of
 the pairs' responses among those of the asked scores, and online rounds move it towards the boundary.
-*Deviations from the official code*: tags stand before the prompt, which is otherwise untouched (theirs stand before
+*Deviations from the official code*: tags begin the last user turn, which is otherwise untouched (theirs stand before
 "Assistant:", where `rstrip` of that string eats the last letters of prompts); high and low are quantiles of the offline
 scores (`ends: normal` gives theirs, the extremes of 100,000 normal draws, +-4.3, which no response has); the response
 is sampled at temperature 1 from the whole distribution (theirs: 0.7, top_p 0.9); the loss covers the end token (theirs

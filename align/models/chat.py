@@ -21,6 +21,8 @@ FIRST_MASK, MASKS = 0xE000, 6400  # the private use area of Unicode
 _MASKED = re.compile(f"([{chr(FIRST_MASK)}-{chr(FIRST_MASK + MASKS - 1)}])")
 _NOW = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 DATE = "2024-07-26"  # the date that Llama's templates write where they are given none
+# Special tokens that hold this are ours (preference tags): it is no character, so that no text can quote them.
+OURS = "\ufdd0"
 PROBE = "a marker that no template writes"
 
 
@@ -126,8 +128,9 @@ def _dated(tokenizer: PreTrainedTokenizerBase, today: datetime.date) -> str:
 
 
 def _special(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The special tokens as text, by id; of two that begin alike the longer one is masked."""
-    return [token.content for _, token in sorted(tokenizer.added_tokens_decoder.items()) if token.special][:MASKS]
+    """The special tokens that a text can quote, by id; of two that begin alike the longer one is masked."""
+    known = (token for _, token in sorted(tokenizer.added_tokens_decoder.items()))
+    return [token.content for token in known if token.special and OURS not in token.content][:MASKS]
 
 
 def _mask(text: str, special: Sequence[str]) -> str:

@@ -75,7 +75,7 @@ class Policy(Protocol):
         ...
 
     def next_token_logprobs(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
-        """(B, V) log-probabilities of the next token after the decoding rule."""
+        """(B, V) log-probabilities of the next token after the decoding rule, behind ids as the policy reads them."""
         ...
 
     def sequence_logprobs(

@@ -1,8 +1,9 @@
 """Preferences given to a policy in its prompt: tags as text or as tokens of their own, and the family of such policies.
 
-A tag says one number per objective, rounded to a level: `<helpful: 0.3> <harmless: 0.7> ` before the prompt. As tokens,
-every level of every objective is one added token, which the policy reads and never writes: `forbid` takes its
-probability away in training, `TaggedPolicy` when the policy is asked. Legend: B rows, T tokens, K objectives.
+A tag says one number per objective, rounded to a level: `<helpful: 0.3> <harmless: 0.7> ` begins the last user turn, or
+the plain prompt; the prompt format then reads it as it reads the rest. As tokens, every level of every objective is one
+added token, which the policy reads and never writes: `forbid` takes its probability away in training, `TaggedPolicy`
+when the policy is asked. No text that somebody else wrote is read as a tag token. Legend: K objectives.
 """
 
 from __future__ import annotations
@@ -15,14 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align import checks
+from align.data.turns import last_question
 from align.errors import UserError
 from align.models import load_model, load_tokenizer, save_model
+from align.models.chat import OURS, FormatError
+from align.models.formats import formatter
 from align.policies.base import Component, ModelPolicy, relative_path, shared_fields, write_family
 from align.preferences import Direction, Preference, Targets, Weights
 from align.runs import model_dir
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from align.policies.base import Loaded
@@ -37,7 +40,7 @@ Numbers = Sequence[float | None]  # one per objective; None: said to be free, wh
 
 @dataclass(frozen=True)
 class Tags:
-    """How K numbers in [low, high] are written before a prompt, in `levels` steps; UserError when they cannot be.
+    """How K numbers in [low, high] are written into a prompt, in `levels` steps; UserError when they cannot be.
 
     With `free`, None is written as `<helpful: any>`: the prompt asks nothing of that objective.
     """
@@ -74,17 +77,21 @@ class Tags:
         return tuple(None if place is None else float(self._level(round(round(place, 9)))) for place in places)
 
     def text(self, values: Numbers) -> str:
-        """The tags of K numbers, with the space that parts them from the prompt."""
+        """The tags of K numbers, with the space that parts them from the question."""
         said = (FREE if v is None else _decimal(v) for v in self.rounded(values))
-        return "".join(f"<{name}: {value}> " for name, value in zip(self.names, said, strict=True))
+        return "".join(f"{self._tag(name, value)} " for name, value in zip(self.names, said, strict=True))
 
     def apply(self, prompt: str, values: Numbers) -> str:
-        """The prompt behind its tags."""
-        return self.text(values) + prompt
+        """The prompt with its tags before its last question; FormatError for a transcript in which no user speaks."""
+        place = last_question(prompt)
+        if place is None:
+            raise FormatError("no_user_turn", f"no user turn for the tags to stand in: {prompt[:60]!r}; leave it out")
+        return prompt[:place] + self.text(values) + prompt[place:]
 
     def strip(self, prompt: str) -> str:
-        """The prompt without its tags, as it was before `apply`; UserError when it does not begin with them."""
-        return prompt[self._match(prompt).end() :]
+        """The prompt without its tags, as it was before `apply`; UserError when its last question has none."""
+        found = self._match(prompt)
+        return prompt[: found.start()] + prompt[found.end() :]
 
     def values(self, prompt: str) -> tuple[float | None, ...]:
         """The numbers that a tagged prompt says."""
@@ -93,14 +100,19 @@ class Tags:
     def vocabulary(self) -> list[str]:
         """Every tag, objective by objective, levels rising, a free one last."""
         said = [self._level(i) for i in range(self.levels + 1)] + [FREE] * self.free
-        return [f"<{name}: {value}>" for name in self.names for value in said]
+        return [self._tag(name, value) for name in self.names for value in said]
+
+    def _tag(self, name: str, value: str) -> str:
+        return f"<{name}: {value}>{OURS * self.tokens}"
 
     def _level(self, step: int) -> str:
         return _decimal(self.low + step * (self.high - self.low) / self.levels)
 
     def _match(self, prompt: str) -> re.Match[str]:
         number = rf"(-?[0-9.]+|{FREE})" if self.free else r"(-?[0-9.]+)"
-        found = re.match("".join(f"<{re.escape(name)}: {number}> " for name in self.names), prompt)
+        tags = re.compile("".join(f"{self._tag(re.escape(name), number)} " for name in self.names))
+        place = last_question(prompt)
+        found = None if place is None else tags.match(prompt, place)
         if found is None:
             raise UserError(f"the prompt {prompt[:60]!r} does not begin with the tags of {', '.join(self.names)}")
         return found
@@ -165,8 +177,16 @@ def tagged_checkpoint(reference: str, *, tags: Tags, out: Path, seed: int = 0) -
 
 
 def tag_ids(tokenizer: PreTrainedTokenizerBase, tags: Tags) -> list[int]:
-    """Ids of the tag tokens, which a policy never writes; empty with text tags."""
-    return [tokenizer.convert_tokens_to_ids(tag) for tag in tags.vocabulary()] if tags.tokens else []
+    """Ids of the tag tokens, which a policy never writes; empty with text tags.
+
+    UserError where the tokenizer lacks them: it is not the policy's, or an earlier version wrote its tags otherwise.
+    """
+    if not tags.tokens:
+        return []
+    known, asked = tokenizer.get_vocab(), tags.vocabulary()
+    if not all(tag in known for tag in asked):
+        raise UserError(f"the tokenizer has no token for tags like {asked[0]}; train the policy again")
+    return [known[tag] for tag in asked]
 
 
 def forbid(model: PreTrainedModel, ids: Sequence[int]) -> PreTrainedModel:
@@ -189,7 +209,10 @@ def forbid(model: PreTrainedModel, ids: Sequence[int]) -> PreTrainedModel:
 
 
 class TaggedPolicy(ModelPolicy):
-    """A causal LM that reads its preference as tags before the prompt."""
+    """A causal LM that reads its preference as tags in the prompt.
+
+    Its prompts are told to it without tags; token ids (`prompt_ids`, `next_token_logprobs`) are those with them.
+    """
 
     def __init__(self, path: str | Path, *, tags: Tags, values: Numbers, name: str) -> None:
         super().__init__(path, name=name)
@@ -200,32 +223,19 @@ class TaggedPolicy(ModelPolicy):
         self.banned = tuple(tag_ids(loaded[1], self.tags))
         return loaded
 
-    def prefix(self) -> tuple[int, ...]:
-        """Ids of the tags, read apart from the prompt; UserError where the tokenizer may join both into one token."""
-        text = self.tags.text(self.values)
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if ids != self.tokenizer(text.rstrip(), add_special_tokens=False)["input_ids"]:
-            raise UserError(f"{self.name}: text tags may share a token with the prompt; train it with tags: tokens")
-        return tuple(ids)
-
     def components(self) -> list[Component]:
-        """The model behind the ids of its tags."""
-        return [Component(self.model, self.prefix())]
+        """The model behind the ids of its tags: what an exact evaluation puts before the words of a plain prompt.
 
-    def next_token_logprobs(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
-        """(B, V) float32 log-probabilities after the last position of untagged, left-padded rows."""
-        import torch
-
-        tags_BT = torch.tensor(self.prefix(), device=input_ids_BT.device).expand(len(input_ids_BT), -1)
-        # Before the padding, which has no position and is not attended to.
-        ids_BT, mask_BT = (
-            torch.cat([first, rest], -1)
-            for first, rest in ((tags_BT, input_ids_BT), (torch.ones_like(tags_BT), attention_mask_BT))
-        )
-        return super().next_token_logprobs(ids_BT, mask_BT)
+        UserError where tags and prompt have no ids of their own: in a chat template, or where words may join.
+        """
+        form, text = formatter(self.tokenizer), self.tags.text(self.values)
+        ids = form.prompt_ids(text)
+        if form.format.template != "plain" or ids != form.prompt_ids(text.rstrip()):
+            raise UserError(f"{self.name}: its tags are no tokens before the prompt's own; it has no exact evaluation")
+        return [Component(self.model, tuple(ids))]
 
     def asked(self, prompts: Sequence[str]) -> list[str]:
-        """The prompts behind their tags."""
+        """The prompts with their tags."""
         return [self.tags.apply(prompt, self.values) for prompt in prompts]
 
 

@@ -104,8 +104,9 @@ def backend_of(path: str, *, weights: str | None, template: str = "auto", batch_
     policy = family.policy(parse_preference(weights))
     name = f"{Path(path).name}@{weights}"
     if isinstance(policy, TaggedPolicy):
+        lead = policy.tags.text(policy.values)
         return TransformersBackend(
-            policy.model, policy.tokenizer, name=name, prefix=policy.prefix(), banned=policy.banned, **options
+            policy.model, policy.tokenizer, name=name, lead=lead, banned=policy.banned, **options
         )
     if type(policy) is ModelPolicy:
         return TransformersBackend(policy.model, policy.tokenizer, name=name, **options)

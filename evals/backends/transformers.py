@@ -31,19 +31,19 @@ Encoded = list[int] | Missing
 class TransformersBackend:
     """Generates and scores with one model. With `adapters=False` a PEFT model answers as its base: the reference.
 
-    `batch_size` is where automatic halving starts. `prefix` are token ids put before every prompt (tagged policies),
-    `banned` ids that are never drawn.
+    `batch_size` is where automatic halving starts. `lead` is text that begins the user's last turn, whatever
+    shift the prompt went through (a tagged policy's tags); `banned` are ids that are never drawn.
     """
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str, template: str = "auto",
-        batch_size: int = 64, adapters: bool = True, prefix: Sequence[int] = (), banned: Sequence[int] = (),
+        batch_size: int = 64, adapters: bool = True, lead: str = "", banned: Sequence[int] = (),
     ) -> None:  # fmt: skip
         checks_batch(batch_size)
         self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
         self.renderer = renderer(tokenizer, template=template)
         self.batcher, self.adapters = Batcher(batch_size), adapters
-        self.prefix, self.banned = tuple(prefix), tuple(banned)
+        self.lead, self.banned = lead, tuple(banned)
         self.can = self.renderer.can | {"logprobs"}
         self._fingerprint: str | None = None
 
@@ -76,11 +76,11 @@ class TransformersBackend:
 
     @property
     def fingerprint(self) -> str:
-        """Of weights, whether adapters are on, tokenizer, template, tag tokens and banned tokens; computed once."""
+        """Of weights, whether adapters are on, tokenizer, template, tags and banned tokens; computed once."""
         if self._fingerprint is None:
             self._fingerprint = digest(
                 weights_fingerprint(self.model), self.adapters, tokenizer_fingerprint(self.tokenizer),
-                self.renderer.template, self.prefix, self.banned,
+                self.renderer.template, self.lead, self.banned,
             )[:16]  # fmt: skip
         return self._fingerprint
 
@@ -91,12 +91,16 @@ class TransformersBackend:
 
     def encode(self, prompt: Prompt) -> Encoded:
         """Token ids of a rendered prompt; Missing where the template has no place for one of its turns."""
-        text = self.renderer.text(prompt)
+        text = self._text(prompt)
         return text if isinstance(text, Missing) else self._ids(text)
+
+    def _text(self, prompt: Prompt) -> str | Missing:
+        led = prompt.led_by(self.lead) if self.lead else prompt
+        return led if isinstance(led, Missing) else self.renderer.text(led)
 
     def _ids(self, text: str) -> list[int]:
         try:
-            return [*self.prefix, *self.tokenizer(text, add_special_tokens=False)["input_ids"]]
+            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         except Exception as error:  # the type that tokenizers raises
             if "Missing [UNK] token" not in str(error):
                 raise
@@ -191,7 +195,7 @@ class TransformersBackend:
         The two are encoded together, as the text would be read, and the continuation is what follows the prompt's own
         number of tokens; white space at the prompt's end belongs to the continuation (as in lm_eval).
         """
-        text = self.renderer.text(prompt)
+        text = self._text(prompt)
         if isinstance(text, Missing):
             return text
         head = text.rstrip()

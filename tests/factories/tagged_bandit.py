@@ -62,7 +62,7 @@ def killed_at(call: int, function: Any) -> Any:
 
 def law(policy: TaggedPolicy, prompt: str) -> list[float]:
     """Probabilities of the words of the vocabulary as the first token."""
-    ids = torch.tensor([[WORDS.index(word) for word in prompt.split()]])
+    ids = torch.tensor(policy.prompt_ids([prompt]))
     return policy.next_token_logprobs(ids, torch.ones_like(ids))[0].exp()[: len(WORDS)].tolist()
 
 

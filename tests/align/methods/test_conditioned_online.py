@@ -15,6 +15,7 @@ from align.engines.tagged import Response
 from align.errors import UserError
 from align.methods import conditioned_rl, mo_odpo
 from align.models import load_model, load_tokenizer
+from align.models.formats import formatter
 from align.policies.base import ModelPolicy
 from align.policies.tagged import Tags, tagged_checkpoint
 from align.preferences import Weights
@@ -115,7 +116,8 @@ def test_every_round_trains_on_fresh_pairs_of_the_current_policy(reference: str,
     assert [number for number, _, _ in drawn] == [0, 1, 2] and trainer.state.global_step == 3
     assert len({weights for _, weights, _ in drawn}) == 3  # the policy moved between rounds
     for (_, _, pairs), batch in zip(drawn, fed, strict=True):
-        heads = [load_tokenizer(tmp_path / "start")(TAGS.apply(p.prompt, p.values))["input_ids"] for p in pairs]
+        form = formatter(load_tokenizer(tmp_path / "start"))
+        heads = [form.prompt_ids(TAGS.apply(p.prompt, p.values)) for p in pairs]
         rows = [h + list(ids) for h, p in zip(heads, pairs, strict=True) for ids in (p.chosen, p.rejected)]
         width = max(map(len, rows))
         assert batch == sorted(tuple(row + [0] * (width - len(row))) for row in rows)

@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from align.data.turns import Turn, transcript, turns_of
 from align.errors import UserError
 from align.functional.draws import draw_directions, draw_weights
 from align.models import load_model, load_tokenizer
+from align.models.chat import OURS, FormatError
+from align.models.formats import Choice, formatter, settle
 from align.policies.base import ModelPolicy
 from align.policies.load import load_family
 from align.policies.tagged import (
@@ -28,6 +31,7 @@ from align.policies.tagged import (
     tagged_checkpoint,
 )
 from align.preferences import Direction, Targets, Thresholds, Weights
+from factories.chat_styles import STYLES, chat_checkpoint
 from factories.tiny_bandit import PROMPTS, WORDS, make_reference, make_tokenizer, next_distribution
 
 NAMES = ("one", "two", "three", "four", "five")
@@ -70,7 +74,7 @@ def test_ric_rstrip_bug_the_prompt_minus_its_tags_is_the_prompt(prompt: str) -> 
     """RiC's code strips a character set off the prompt: "i miss my person" became "i miss my per"."""
     tags = Tags(("one", "two"), low=-1.0)
     told = tags.apply(prompt, (-0.5, 1.0))
-    assert told.endswith(prompt) and tags.strip(told) == prompt
+    assert told.replace(tags.text((-0.5, 1.0)), "", 1) == prompt and tags.strip(told) == prompt
     assert tags.strip(tags.strip(tags.apply(told, (0.0, 0.0)))) == prompt  # one layer of tags at a time
 
 
@@ -128,7 +132,71 @@ def test_prompts_without_the_tags_are_refused() -> None:
         tags.text((0.1, 0.2, 0.3))
 
 
+@pytest.mark.parametrize(
+    ("prompt", "told"),
+    [
+        ("\n\nHuman: hi\n\nAssistant: yo\n\nHuman: bye\n\nAssistant:",
+         "\n\nHuman: hi\n\nAssistant: yo\n\nHuman: <one: 1> bye\n\nAssistant:"),
+        ("\n\nSystem: be kind\n\nHuman:no space", "\n\nSystem: be kind\n\nHuman:<one: 1> no space"),
+        ("\n\nHuman:  two spaces\n\nAssistant: Sure", "\n\nHuman: <one: 1>  two spaces\n\nAssistant: Sure"),
+        ("so \n\nHuman: quoted", "<one: 1> so \n\nHuman: quoted"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("tokens", [False, True])
+def test_tags_begin_the_last_user_turn(prompt: str, told: str, tokens: bool) -> None:
+    """... as the turns see it: the content of that turn is the tags and the content that it had."""
+    tags = Tags(("one",), tokens=tokens)
+    assert tags.apply(prompt, (1.0,)).replace(OURS, "") == told
+    before, after = turns_of(prompt), turns_of(tags.apply(prompt, (1.0,)))
+    (place,) = [i for i, (a, b) in enumerate(zip(before, after, strict=True)) if a != b]
+    assert after[place].content == tags.text((1.0,)) + before[place].content
+    assert place == max(i for i, turn in enumerate(before) if turn.role == "user")
+    assert tags.strip(tags.apply(prompt, (1.0,))) == prompt
+    assert tags.values(tags.apply(prompt, (1.0,))) == (1.0,)
+
+
+def test_a_prompt_without_a_user_turn_is_one_to_leave_out() -> None:
+    with pytest.raises(FormatError, match="no user turn") as refused:
+        Tags(("one",)).apply("\n\nSystem: be kind\n\nAssistant:", (1.0,))
+    assert refused.value.reason == "no_user_turn"
+    with pytest.raises(UserError, match="does not begin with the tags"):
+        Tags(("one",)).values("\n\nHuman: <one: 1> hi\n\nAssistant:\n\nHuman: bye")
+
+
 # ---------------------------------------------------------------------------------------------------- text or tokens
+
+
+@pytest.mark.parametrize("name", [style.name for style in STYLES])
+@pytest.mark.parametrize("template", ["auto", "hh"])
+@pytest.mark.parametrize("tokens", [False, True])
+def test_tagged_prompts_are_read_by_the_format_and_quoted_tags_stay_text(
+    name: str, template: str, tokens: bool, tmp_path: Path
+) -> None:
+    """The ids are those of the turns with the tags as content; with tokens, the same ids and one id for each tag."""
+    tags, reference = Tags(("one", "two"), tokens=tokens), str(chat_checkpoint(name, tmp_path / "model"))
+    tokenizer = load_tokenizer(tagged_checkpoint(reference, tags=tags, out=tmp_path / "tagged"))
+    settle(tokenizer, Choice(template))
+    form, ours = formatter(tokenizer), tag_ids(tokenizer, tags)
+    question, values = "is <one: 0.3> the tea?", (0.3, 0.7)
+    for prompt in (question, transcript([Turn("user", "a"), Turn("assistant", "st"), Turn("user", question)])):
+        told, plain = form.prompt_ids(tags.apply(prompt, values)), form.prompt_ids(prompt)
+        turns = list(turns_of(prompt))
+        turns[-1] = Turn("user", f"<one: 0.3> <two: 0.7> {question}")
+        spelled = transcript(turns) if len(turns) > 1 else turns[-1].content
+        assert tokenizer.decode(told).replace(OURS, "") == tokenizer.decode(form.prompt_ids(spelled))
+        assert not set(plain) & set(ours)
+        if not tokens:
+            assert told == form.prompt_ids(spelled) and not ours
+            continue
+        assert [t for t in told if t in ours] == [ours[3], ours[11 + 7]]
+        if form.format.start or tokenizer.bos_token:
+            assert told[0] == plain[0] == tokenizer.bos_token_id  # the start token, then the tags
+        place = told.index(ours[3])
+        space = tokenizer(" ", add_special_tokens=False)["input_ids"]
+        assert told[place + 1 : place + 1 + len(space)] == space and told[place + 1 + len(space)] == ours[11 + 7]
+        assert told[:place] == form.prompt_ids(prompt)[:place]
+    reply = form.reply_ids(tags.apply(question, values), " the tea")
+    assert reply == form.reply_ids(question, " the tea") and not set(reply) & set(ours)
 
 
 def test_a_word_level_tokenizer_cannot_say_tags_and_a_byte_level_one_can(reference: str, tiny_model: Path) -> None:
@@ -214,8 +282,8 @@ def test_the_mass_of_tag_tokens_goes_to_the_others_in_proportion(start: str) -> 
     assert told[: len(WORDS)].tolist() == pytest.approx(expected, rel=1e-5)
     assert told[len(WORDS) :].sum() == 0.0
     policy = TaggedPolicy(start, tags=TOKENS, values=(0.2, 0.8), name="p")
-    plain = torch.tensor([[2, 4]])
-    asked = policy.next_token_logprobs(plain, torch.ones_like(plain))[0].exp()
+    assert policy.prompt_ids(["x :"]) == ids.tolist()
+    asked = policy.next_token_logprobs(ids, torch.ones_like(ids))[0].exp()
     assert asked[: len(WORDS)].tolist() == pytest.approx(expected, rel=1e-5)
     assert asked[len(WORDS) :].sum() == 0.0
 
@@ -235,7 +303,7 @@ def test_samples_follow_the_tagged_distribution_and_hold_no_tags(start: str) -> 
     policy = TaggedPolicy(start, tags=TOKENS, values=(0.9, 0.1), name="p")
     texts = policy.generate(["y y :"] * 4000, max_new_tokens=1, seed=0, batch_size=4000)
     assert not any("<one" in text or "<two" in text for text in texts)
-    ids = torch.tensor([[3, 3, 4]])
+    ids = torch.tensor(policy.prompt_ids(["y y :"]))
     expected = policy.next_token_logprobs(ids, torch.ones_like(ids))[0].exp()
     counts = Counter(texts)
     for word in ("A", "B", "x", ":"):
@@ -254,11 +322,12 @@ def test_log_probabilities_are_those_behind_the_tags(many_tokens: str, tmp_path:
     assert ours != pytest.approx(ModelPolicy(start).sequence_logprobs(["x :"], [" A B"])[0], abs=1e-3)
 
 
-def test_padding_and_the_tags_before_it_change_nothing(start: str) -> None:
+def test_padding_before_the_tags_changes_nothing(start: str) -> None:
     policy = TaggedPolicy(start, tags=TOKENS, values=(0.4, 0.6), name="p")
-    alone = torch.tensor([[2, 4]])
-    padded = torch.tensor([[0, 0, 2, 4], [3, 3, 3, 4]])
-    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    short, long = policy.prompt_ids(["x :", "y y y :"])
+    alone = torch.tensor([short])
+    padded = torch.tensor([[0, 0, *short], long])
+    mask = torch.tensor([[0, 0, *[1] * len(short)], [1] * len(long)])
     one = policy.next_token_logprobs(alone, torch.ones_like(alone))[0]
     assert torch.allclose(policy.next_token_logprobs(padded, mask)[0], one, atol=1e-5)
 
@@ -269,10 +338,10 @@ def test_components_stand_behind_the_ids_of_the_tags(start: str) -> None:
     assert component.prefix == (len(WORDS) + 3, len(WORDS) + 11 + 7)
 
 
-def test_text_tags_that_may_merge_with_the_prompt_have_no_prefix(tiny_model: Path) -> None:
+def test_text_tags_that_may_merge_with_the_prompt_have_no_exact_evaluation(tiny_model: Path) -> None:
     """In a byte-level vocabulary " hello" is one token: the tags' ids are no fixed prefix of the prompt's."""
     policy = TaggedPolicy(tiny_model, tags=Tags(("one",)), values=(0.5,), name="p")
-    with pytest.raises(UserError, match="may share a token with the prompt"):
+    with pytest.raises(UserError, match="no tokens before the prompt's own"):
         policy.components()
     assert len(policy.generate(["bread"], max_new_tokens=2, seed=0)) == 1
     ours, plain = policy.sequence_logprobs(["bread"], [" tea"]), ModelPolicy(tiny_model)
@@ -352,7 +421,7 @@ def test_a_tagged_copy_of_a_tokenizer_reads_untagged_prompts_as_before(reference
 def test_drawn_weights_have_the_moments_of_their_dirichlet_law(objectives: int, alpha: float) -> None:
     rng = np.random.default_rng(0)
     table_NK = np.array([w.values for w in draw_weights(20000, objectives=objectives, rng=rng, alpha=alpha)])
-    assert table_NK.sum(1) == pytest.approx(1.0)
+    assert table_NK.sum(1) == pytest.approx(1.0, abs=2e-6)  # entries have six decimals
     total = objectives * alpha
     variance = (1 / objectives) * (1 - 1 / objectives) / (total + 1)
     assert table_NK.mean(0) == pytest.approx(1 / objectives, abs=0.01)
