@@ -1,7 +1,8 @@
 """Rows for every stage: load, normalise, clean, split, tokenize, pack; nothing heavy is imported until it is used."""
 
 from align.data.clean import CleanConfig, clean_comparisons, clean_text, clean_texts
-from align.data.hh import as_completion, as_human_turn, load_comparisons
+from align.data.columns import as_completion
+from align.data.hh import as_human_turn, load_comparisons
 from align.data.load import load_rows
 from align.data.pack import encode, pack, token_stream
 from align.data.split import held_out_parts, normal_prompt, split_by_prompt

@@ -10,18 +10,32 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from align.data.columns import (
+    EMPTY,
+    NO_REPLY,
+    Said,
+    as_completion,
+    asked,
+    joined,
+    prompt_text,
+    renamed,
+    reply_text,
+    said,
+    tidy,
+    turns_in,
+)
 from align.data.load import Placed, Row, check_columns, iterate_rows
+from align.data.turns import MARKERS, Turn, is_transcript, transcript, turns_of
 from align.errors import UserError
 
-HUMAN = "\n\nHuman:"
-ASSISTANT = "\n\nAssistant:"
+HUMAN, ASSISTANT = MARKERS["user"], MARKERS["assistant"]
+Texts = tuple[str, str, str]  # prompt, chosen, rejected
 
 DIVERGE = "the two transcripts diverge before the last assistant turn"
-EMPTY = "empty reply in a transcript"
 
 
 def load_comparisons(
@@ -37,9 +51,9 @@ def load_comparisons(
     Args:
         objective: the label of every row; by default the row's own `objective` column, where it has one.
         as_transcript: also wrap plain prompts as "\\n\\nHuman: ...\\n\\nAssistant:".
-        drops: filled with the rows left out, by reason. Two things are left out: pairs of full transcripts that diverge
-            before the last assistant turn, and such pairs with an empty reply (the published HH files hold a few of
-            both). Without `drops` the first of them is an error, so nothing is ever left out unseen.
+        drops: filled with the rows left out, by reason: pairs of conversations that diverge before the last assistant
+            turn (the published HH files hold a few), that do not end with one, or that have an empty reply. Without
+            `drops` the first of them is an error, so nothing is ever left out unseen.
     Raises:
         UserError: a missing column, an empty completion, a value that is not text; with file and line.
     """
@@ -78,81 +92,96 @@ def comparison(row: Mapping[str, Any], *, place: str, as_transcript: bool = Fals
     Raises:
         UserError: see `load_comparisons`.
     """
-    prompt, chosen, rejected = _texts(row, place=place)
-    if prompt is None:
-        parts = _split_transcripts(chosen, rejected, place=place)
-        if parts is None:
-            return None, DIVERGE
-        prompt, chosen, rejected = parts
-        if not chosen.strip() or not rejected.strip():
-            return None, EMPTY
+    row = renamed(row)
+    prompt = asked(row, place=place)
+    chosen, rejected = said(row, "chosen", place=place), said(row, "rejected", place=place)
+    if isinstance(chosen, tuple) and isinstance(rejected, tuple):
+        found = _of_chats(prompt, chosen, rejected, place=place)
+    elif isinstance(chosen, str) and isinstance(rejected, str):
+        found = _of_texts(prompt, chosen, rejected, place=place, as_transcript=as_transcript)
     else:
-        prompt = _prompt(prompt, place=place, as_transcript=as_transcript)
-        for name, text in (("chosen", chosen), ("rejected", rejected)):
-            if not text.strip():
-                raise UserError(f"{place}: empty completion in column '{name}'; delete the row or fill it in")
-    pair = {"prompt": prompt, "chosen": as_completion(chosen, prompt), "rejected": as_completion(rejected, prompt)}
+        odd = "chosen" if chosen is None or isinstance(chosen, tuple) else "rejected"
+        raise UserError(f"{place}: column '{odd}' is not of the other's kind; make both text, or both chat messages")
+    if isinstance(found, str):
+        return None, found
+    pair = dict(zip(("prompt", "chosen", "rejected"), found, strict=True))
     content = "\0".join(pair.values()).encode("utf-8", "surrogatepass")
     return {"id": str(row.get("id") or hashlib.sha256(content).hexdigest()[:12]), **pair}, ""
 
 
-def as_completion(text: str, prompt: str) -> str:
-    """`text` stripped, with the one space that separates it from `prompt`."""
-    return text.strip() if prompt[-1:].isspace() else " " + text.strip()
-
-
 def as_human_turn(text: str) -> str:
     """A plain question as the prompt of a one-turn transcript."""
-    return f"{HUMAN} {text.strip()}{ASSISTANT}"
+    return transcript([Turn("user", text.strip())])
 
 
 def first_human_turn(prompt: str) -> str:
     """The opening question of a transcript; a plain prompt as it is."""
-    if not prompt.startswith(HUMAN):
-        return prompt
-    return prompt[len(HUMAN) :].split(ASSISTANT, 1)[0].strip()
+    if prompt.startswith(HUMAN):
+        return prompt[len(HUMAN) :].split(ASSISTANT, 1)[0].strip()
+    opening = next((turn for turn in turns_of(prompt) if turn.role == "user"), None)
+    return prompt if opening is None or not is_transcript(prompt) else opening.content.strip()
 
 
-def _texts(row: Mapping[str, Any], *, place: str) -> tuple[str | None, str, str]:
-    """(prompt or None when the transcripts hold it, chosen, rejected), chat messages written out as transcripts."""
-    prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
-    if _is_chat(chosen) and _is_chat(rejected):
-        opening: Sequence[Mapping[str, Any]] = []
-        if _is_chat(prompt):
-            opening = prompt  # type: ignore[assignment]
-        elif isinstance(prompt, str) and chosen[0].get("role") == "assistant":
-            opening = [{"role": "user", "content": prompt}]
-        full = [_transcript([*opening, *side], place=place) for side in (chosen, rejected)]
-        return None, full[0], full[1]
-    for name, value in (("prompt", prompt), ("chosen", chosen), ("rejected", rejected)):
-        if not isinstance(value, str) and not (name == "prompt" and value is None):
-            raise UserError(f"{place}: column '{name}' is {type(value).__name__}; make it text (or chat messages)")
-    if prompt is not None and not prompt.strip():
-        raise UserError(f"{place}: empty prompt; fill it in or leave the column out for full transcripts")
-    return prompt, chosen, rejected
+def _of_chats(prompt: Said | None, chosen: tuple[Turn, ...], rejected: tuple[Turn, ...], *, place: str) -> Texts | str:
+    """Prompt, chosen and rejected of chat messages, or why they cannot be compared."""
+    opening = () if prompt is None else turns_in(prompt)
+    first = joined(opening, chosen, name="chosen", place=place)
+    second = joined(opening, rejected, name="rejected", place=place)
+    if first[-1].role != "assistant" or second[-1].role != "assistant":
+        return NO_REPLY
+    before = first[:-1]
+    if before != second[:-1]:
+        return DIVERGE
+    if not before:
+        raise UserError(f"{place}: no column 'prompt', and 'chosen' has no turn before the reply; add the column")
+    if not first[-1].content.strip() or not second[-1].content.strip():
+        return EMPTY
+    return prompt_text(before, place=place), reply_text(first[-1], before), reply_text(second[-1], before)
 
 
-def _is_chat(value: object) -> bool:
-    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(m, Mapping) for m in value)
+def _of_texts(prompt: Said | None, chosen: str, rejected: str, *, place: str, as_transcript: bool) -> Texts | str:
+    """Prompt, chosen and rejected of texts, or why they cannot be compared."""
+    if prompt is None or _hold_transcripts(prompt, chosen, rejected):
+        parts = _split_transcripts(tidy(chosen), tidy(rejected), place=place)
+        if parts is None:
+            return DIVERGE
+        prompt, chosen, rejected = parts
+        if not chosen.strip() or not rejected.strip():
+            return EMPTY
+    elif isinstance(prompt, str) and _repeated(prompt, chosen, rejected):
+        chosen, rejected = (_behind(prompt, text) for text in (chosen, rejected))
+    prompt = prompt_text(prompt, place=place)
+    if as_transcript and not is_transcript(prompt):
+        prompt = as_human_turn(prompt)
+    for name, text in (("chosen", chosen), ("rejected", rejected)):
+        if not text.strip():
+            raise UserError(f"{place}: empty completion in column '{name}'; delete the row or fill it in")
+    return prompt, as_completion(chosen, prompt), as_completion(rejected, prompt)
 
 
-def _transcript(messages: Sequence[Mapping[str, Any]], *, place: str) -> str:
-    """Chat messages as an HH transcript; a system message opens the human turn that follows it."""
-    text, system = "", ""
-    for message in messages:
-        role, content = message.get("role"), message.get("content")
-        if role not in ("system", "user", "assistant") or not isinstance(content, str):
-            raise UserError(f"{place}: chat message with role {role!r}; use system, user, assistant with text content")
-        if role == "system":
-            system = content.strip() + "\n\n"
-        elif role == "user":
-            text, system = f"{text}{HUMAN} {system}{content.strip()}", ""
-        else:
-            text = f"{text}{ASSISTANT} {content.strip()}"
-    return text
+def _hold_transcripts(prompt: Said, chosen: str, rejected: str) -> bool:
+    """Whether both texts are transcripts in which the prompt stands once more (a reply may quote markers itself)."""
+    sides = tidy(chosen), tidy(rejected)
+    if not all(map(is_transcript, sides)):
+        return False
+    known = tidy(prompt_text(prompt, place="") if isinstance(prompt, tuple) else prompt).strip()
+    known = known.removesuffix(ASSISTANT).strip()
+    return all(known in side for side in sides)
 
 
-def _split_transcripts(chosen: str, rejected: str, *, place: str) -> tuple[str, str, str] | None:
+def _repeated(prompt: str, *sides: str) -> bool:
+    """Whether every text begins with the plain prompt, which is long enough not to be a reply's own first words."""
+    start = prompt.strip()
+    long = "\n" in prompt or len(start.split()) >= 3
+    return long and all(side.lstrip().startswith(start) and side.strip() != start for side in sides)
+
+
+def _behind(prompt: str, text: str) -> str:
+    """What follows the prompt in a text that begins with it, to its last space or else without what stands around."""
+    return text.removeprefix(prompt) if text.startswith(prompt) else text.lstrip().removeprefix(prompt.strip())
+
+
+def _split_transcripts(chosen: str, rejected: str, *, place: str) -> Texts | None:
     """(prompt, chosen reply, rejected reply) of two full transcripts; None when they part before the last reply."""
     end = os.path.commonprefix([chosen, rejected]).rfind(ASSISTANT)
     if end < 0:
@@ -164,11 +193,3 @@ def _split_transcripts(chosen: str, rejected: str, *, place: str) -> tuple[str, 
     if any(turn in reply for reply in replies for turn in (HUMAN, ASSISTANT)):
         return None
     return chosen[:end], *replies
-
-
-def _prompt(prompt: str, *, place: str, as_transcript: bool) -> str:
-    if prompt.lstrip().startswith(HUMAN.strip()):
-        if not prompt.rstrip().endswith(ASSISTANT):
-            raise UserError(f"{place}: a transcript prompt must end with '\\n\\nAssistant:'; add it at the end")
-        return "\n\n" + prompt.strip()
-    return as_human_turn(prompt) if as_transcript else prompt

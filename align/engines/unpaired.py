@@ -77,6 +77,8 @@ def known_scores(config: UnpairedConfig, problem: Problem[Weights], ledger: Ledg
     rows, objectives = problem.comparisons or (), problem.objectives
     if config.labels == "given":
         return None
+    if rows and "label" in rows[0]:
+        raise UserError(f"rows with a label of their own need labels: given, not {config.labels}")
     if config.labels == "scalarised":
         return row_scores(rows)
     asked = {name: f for k, (name, f) in enumerate(objectives.items()) if any(w[k] for w in problem.preferences)}
@@ -90,12 +92,29 @@ def known_scores(config: UnpairedConfig, problem: Problem[Weights], ledger: Ledg
 
 
 def given_examples(rows: Sequence[Row], *, weights: Weights, names: Sequence[str]) -> list[Example]:
-    """Chosen responses as desirable, rejected ones as not, of the one objective that `weights` picks."""
+    """Chosen responses as desirable, rejected ones as not, of the one objective that `weights` picks.
+
+    Rows of single responses carry their own label.
+    """
+    if rows and "label" in rows[0]:
+        return _labelled(rows, weights=weights, names=names)
     return [
         Example(pair.id, side, pair.prompt, text, side == 0)
         for pair in given_pairs(rows, weights=weights, names=names)
         for side, text in enumerate((pair.chosen, pair.rejected))
     ]
+
+
+def _labelled(rows: Sequence[Row], *, weights: Weights, names: Sequence[str]) -> list[Example]:
+    if not weights.is_vertex:
+        raise UserError(f"weights {weights.label} mix objectives, but given labels follow one; ask for a vertex")
+    name = names[weights.values.index(1.0)]
+    if len(names) > 1 and any("objective" not in row for row in rows):
+        raise UserError(f"rows without an objective column cannot be split over {len(names)} objectives")
+    kept = [row for row in rows if row.get("objective", name) == name]
+    if len({row["label"] for row in kept}) < 2:
+        raise UserError(f"responses of both labels are needed for objective {name!r}; give some of each")
+    return [Example(str(row["id"]), 0, row["prompt"], row["completion"], row["label"]) for row in kept]
 
 
 def thresholded_examples(

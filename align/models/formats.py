@@ -222,7 +222,7 @@ class Formatter:
         return self.format.template != "chat" or has_system_turn(self.tokenizer, self.format.chat_kwargs)
 
     def _chat_tail(self, head: list[int], prompt: str, reply: str, *, ended: bool) -> list[int]:
-        turns, said = list(turns_of(prompt)), reply.removeprefix(" ")
+        turns, said = list(turns_of(prompt)), reply if prompt[-1:].isspace() else reply.removeprefix(" ")
         if turns[-1].role == "assistant":  # begun already: the reply goes on
             turns[-1] = Turn("assistant", turns[-1].content + reply)
         else:

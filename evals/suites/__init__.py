@@ -6,13 +6,12 @@ import difflib
 from dataclasses import replace
 from pathlib import Path
 
+from align.data.load import FILE_ENDS
 from align.errors import UserError
 from evals.items import Item
 from evals.suites import choice, classification, generated, language, rewards, safety
 from evals.suites.base import Suite
 from evals.suites.custom import custom_suite
-
-FILE_ENDS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 
 SUITES: dict[str, Suite] = {
     "xstest": safety.XSTEST,

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from align.data.hh import comparison
 from align.data.load import Placed, Row, iterate_rows
+from align.data.turns import is_chat
 from align.errors import UserError
 from evals.items import ROLES, Fields, Item, Json, Message
 from evals.suites.base import CHOICE, QA, REWARD_PAIRS, SAFETY, TEXT, Build, Suite, each, known, row_id
@@ -54,7 +56,7 @@ def custom_suite(path: str | Path) -> Suite:
 
 def _name(path: str | Path) -> str:
     name = Path(path).name
-    for end in (".gz", ".jsonl", ".json", ".parquet"):
+    for end in (".gz", ".jsonl", ".json", ".csv", ".tsv", ".parquet"):
         name = name.removesuffix(end)
     return name
 
@@ -139,6 +141,12 @@ def _qa(row: Row, place: str) -> Item:
 
 
 def _pairs(row: Row, place: str) -> Item:
+    """Replies as text or as chat messages, whole conversations among them; lists of texts are styles."""
+    if is_chat(row["chosen"]) or is_chat(row["rejected"]):
+        found, reason = comparison(row, place=place)
+        if found is None:
+            raise UserError(f"{place}: {reason}; fix or delete the row")
+        row = {**row, **found, "id": row.get("id")}
     sides = [value if isinstance(value, list) else [value] for value in (row["chosen"], row["rejected"])]
     return pair(row, place=place, chosen=sides[0], rejected=sides[1], group=_group(row), columns=_columns(row))
 

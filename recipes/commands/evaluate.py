@@ -17,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from align.data.sources import text_rows
+from align.data.sources import prompt_rows, text_rows
 from align.errors import UserError
 from align.preferences import Weights, simplex_grid
 from align.runs import RUN_FILE, Ledger, Metrics, Run, open_run, run_stage, write_json
@@ -122,12 +122,8 @@ def entries_of(metrics: Mapping[str, object], *, run: str) -> Sequence[str | Map
 
 def prompts_of(source: str, *, limit: int | None) -> list[dict[str, str]]:
     """Distinct prompts with their base item: the row's `item`, else its id (two shifts pair their rows by it)."""
-    from align.data import load_rows
-
     first: dict[str, dict[str, str]] = {}
-    for number, row in enumerate(load_rows(source, columns=("prompt",), limit=limit), start=1):
-        if not isinstance(row["prompt"], str) or not row["prompt"].strip():
-            raise UserError(f"{source} row {number}: the prompt is empty or not text; correct or delete that row")
+    for number, row in enumerate(prompt_rows(source, limit=limit), start=1):
         item = str(row.get("item", row.get("id", number)))
         first.setdefault(row["prompt"], {"prompt": row["prompt"], "item": item})
     return list(first.values())

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 class Config:
     model: str = option(help="run, Hugging Face directory or hub id of the model to start from")
     data: str = option(
-        help="demonstrations (prompt, completion) or comparisons (the chosen side): file, directory, hub id"
+        help="demonstrations (prompt, completion), conversations (messages; every reply counts) or comparisons (the "
+        "chosen side): file, directory, hub id"
     )
     out: str = option("runs/sft", help="run directory to write")
     limit: int | None = option(None, help="read only the first rows")

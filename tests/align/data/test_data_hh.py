@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from align.data import load_comparisons
-from align.data.hh import DIVERGE, EMPTY
+from align.data.columns import EMPTY
+from align.data.hh import DIVERGE
 from align.errors import UserError
 
 TWO_TURNS = "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: Is tea hot?\n\nAssistant:"
@@ -84,7 +85,7 @@ def test_plain_pairs(tmp_path: Path) -> None:
     assert row["prompt"] == "\n\nHuman: explain bread :\n\nAssistant:"
     assert row["objective"] == "harm"
     (row,) = read(tmp_path, {**plain, "prompt": "Q: why?\nA:\n"})
-    assert row["chosen"] == "sure f1"  # white space already separates
+    assert (row["chosen"], row["rejected"]) == (" sure f1", "sorry")  # white space already separates: kept as given
 
 
 @pytest.mark.parametrize(

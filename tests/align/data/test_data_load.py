@@ -36,6 +36,28 @@ def test_blank_lines_and_a_byte_order_mark_are_no_rows(tmp_path: Path) -> None:
     assert load_rows(path) == [{"text": "a"}, {"text": "b"}]
 
 
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("wrap", [None, "data"])
+def test_a_json_file_may_be_one_array(tmp_path: Path, indent: int | None, wrap: str | None) -> None:
+    content = json.dumps({wrap: ROWS, "version": 1} if wrap else ROWS, indent=indent)
+    (tmp_path / "a.json").write_text(content, encoding="utf-8")
+    (tmp_path / "b.json.gz").write_bytes(gzip.compress(b"\xef\xbb\xbf" + content.encode()))
+    assert load_rows(tmp_path / "a.json") == load_rows(tmp_path / "b.json.gz") == ROWS
+    assert load_rows(tmp_path / "a.json", limit=1) == ROWS[:1]
+
+
+def test_one_row_in_a_json_file_is_a_row(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"text": "a", "data": 3}\n', encoding="utf-8")
+    assert load_rows(tmp_path / "a.json") == [{"text": "a", "data": 3}]
+
+
+@pytest.mark.parametrize(("end", "delimiter"), [("csv", ","), ("tsv", "\t"), ("csv.gz", ",")])
+def test_tables_have_text_in_every_cell(tmp_path: Path, end: str, delimiter: str) -> None:
+    text = f'prompt{delimiter}completion\r\n"a\n""b"""{delimiter}1\r\n'.encode("utf-8-sig")
+    (tmp_path / f"a.{end}").write_bytes(gzip.compress(text) if end.endswith("gz") else text)
+    assert load_rows(tmp_path / f"a.{end}") == [{"prompt": 'a\n"b"', "completion": "1"}]
+
+
 def test_hugging_face_directories(tmp_path: Path) -> None:
     from datasets import Dataset, DatasetDict
 
@@ -78,7 +100,15 @@ def bad(path: Path, content: bytes) -> Path:
         ("a.jsonl", b"\n \n", r"a\.jsonl: no rows in it"),
         ("a.jsonl", b"", r"a\.jsonl: no rows in it"),
         ("a.jsonl.gz", b'{"text": "a"}\n', r"a\.jsonl\.gz: not a sound gzip file after line 0"),
-        ("a.csv", b"text\na\n", r"a\.csv: unknown kind of file; give one of \.jsonl"),
+        ("a.txt", b"text\na\n", r"a\.txt: unknown kind of file; give one of \.jsonl"),
+        ("a.json", b'[{"text": "a"}, 3]', r"a\.json row 2: int instead of an object"),
+        ("a.json", b'[{"text": "a"},\n {"text" "b"}]', r"a\.json line 2: invalid JSON"),
+        ("a.json", b'{\n"text": "a"\n}', r"a\.json: one JSON object without one array of rows in it"),
+        ("a.csv", b"text,id\na,1,2\n", r"a\.csv row 1 \(to line 2\): not as many cells as the header"),
+        ("a.csv", b"text,id\na\n", r"a\.csv row 1 \(to line 2\): not as many cells as the header"),
+        ("a.csv", b'text\n"a" b\n', r"a\.csv after line 1: no sound table"),
+        ("a.tsv", b"text\n\xff\n", r"a\.tsv after line 0: not UTF-8"),
+        ("a.csv", b"text,id\n", r"a\.csv: no rows in it"),
     ],
 )
 def test_bad_files_name_the_place_and_the_mend(tmp_path: Path, name: str, content: bytes, message: str) -> None:

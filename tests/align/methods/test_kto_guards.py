@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from align.engines.unpaired import thresholded_examples
+from align.engines.unpaired import given_examples, thresholded_examples
 from align.errors import UserError
 from align.methods import kto
 from align.policies.base import ModelPolicy
@@ -74,6 +74,18 @@ def test_scores_of_the_rows_and_of_the_objectives_agree_and_are_charged(referenc
     asked = fit(kto, config, reference=reference, weights=[BOTH], out=tmp_path / "b", comparisons=bare, ledger=ledger)
     assert same_weights(told, asked.points[BOTH.label])
     assert ledger.scores_read == 2 * 2 * 32 + 2 * 32  # both objectives on both responses, and the labels
+
+
+def test_rows_of_single_responses_carry_their_own_label() -> None:
+    rows = [
+        {"id": str(i), "prompt": "p", "completion": f" {i}", "label": i % 2 == 0, "objective": "one"} for i in range(4)
+    ]
+    found = given_examples(rows, weights=Weights((1.0, 0.0)), names=["one", "two"])
+    assert [(e.completion, e.label) for e in found] == [(" 0", True), (" 1", False), (" 2", True), (" 3", False)]
+    with pytest.raises(UserError, match="both labels are needed for objective 'two'"):
+        given_examples(rows, weights=Weights((0.0, 1.0)), names=["one", "two"])
+    with pytest.raises(UserError, match="weights 0.5,0.5 mix objectives"):
+        given_examples(rows, weights=Weights((0.5, 0.5)), names=["one", "two"])
 
 
 def test_given_labels_are_chosen_and_rejected(reference: str, tmp_path: Path) -> None:
