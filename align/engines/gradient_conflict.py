@@ -15,25 +15,29 @@ Legend: B samples, T tokens, N comparisons, K objectives, D trained weights, hal
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from align.data.comparisons import Row, responses_of, row_scores
-from align.engines.on_policy.rollouts import Rollouts, check_lengths, draw, read, rollouts
+from align.engines.on_policy.prompts import check_lengths, counted, sayable
+from align.engines.on_policy.rollouts import Rollouts, draw, read, rollouts
 from align.engines.problem import P, Problem
 from align.errors import UserError
 from align.functional.conflict import gradient_cosines
-from align.models import attach_lora, count_parameters, load_model, load_tokenizer
-from align.models.sampling import plain_sampling
+from align.models import attach_lora, count_parameters, load_tokenizer
+from align.models.formats import formatter
+from align.models.load import load_to_read
+from align.models.reading import completion_rows
+from align.models.sampling import Drawn, plain_sampling
 from align.objectives.base import Objective
 from align.objectives.metered import Metered, objective_scores
 from align.runs import Ledger
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -54,6 +58,7 @@ class GradientConflict:
     dpo_reliability_K: np.ndarray | None
     comparisons: int
     weights: int  # D
+    left_out: Mapping[str, int] = field(default_factory=dict)  # prompts and comparisons that the format cannot say
 
     def metrics(self) -> dict[str, object]:
         """The same as plain JSON, None for nan."""
@@ -66,6 +71,7 @@ class GradientConflict:
             "dpo_reliability": _plain(self.dpo_reliability_K),
             "comparisons": self.comparisons,
             "weights": self.weights,
+            **counted(self.left_out),
         }
 
 
@@ -95,7 +101,9 @@ def gradient_conflict(problem: Problem[P], settings: Settings, *, ledger: Ledger
     """
     import torch
 
-    objectives, prompts, comparisons = problem.objectives, problem.prompts or (), problem.comparisons
+    tokenizer, objectives = load_tokenizer(problem.reference), problem.objectives
+    prompts, unsaid = sayable(problem.prompts or (), formatter(tokenizer))
+    comparisons, others = sayable(problem.comparisons or (), formatter(tokenizer))
     samples, max_tokens, lora_r = settings.samples, settings.max_completion_length, settings.lora_r
     batch_size, tau = settings.batch_size, settings.tau
     if samples < 2 or batch_size < 1 or max_tokens < 1 or lora_r < 0 or tau < 0 or len(prompts) < 2:
@@ -105,10 +113,7 @@ def gradient_conflict(problem: Problem[P], settings: Settings, *, ledger: Ledger
         )
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        tokenizer, model = load_tokenizer(problem.reference), load_model(problem.reference)
-        if torch.cuda.is_available():
-            model = model.cuda()
-        model.eval()
+        model = load_to_read(problem.reference)
         check_lengths(prompts, model=model, tokenizer=tokenizer, max_tokens=max_tokens)
         rows = [row for row in prompts for _ in range(samples)]
         with plain_sampling(model, tokenizer, max_tokens=max_tokens) as ends:
@@ -128,7 +133,9 @@ def gradient_conflict(problem: Problem[P], settings: Settings, *, ledger: Ledger
             asked = [row["prompt"] for row in comparisons]
             both = [(p, pair[side]) for side in (0, 1) for p, pair in zip(asked, texts, strict=True)]
             halves_N = np.arange(len(labels_NK)) % 2
-            given = _given(both, tokenizer=tokenizer, ends=ends, device=model.device)
+            ended = completion_rows(tokenizer, [p for p, _ in both], [text for _, text in both])
+            ended = [(head, Drawn.of(tail, ends=ends).ids) for head, tail in ended]
+            given = rollouts(ended, pad_id=tokenizer.pad_token_id, device=model.device)
             signals = np.concatenate([labels_NK, -labels_NK])
             dpo_KK, dpo_K = _summary(gradients(given, signals_BK=signals, halves_B=np.tile(halves_N, 2)))
     policy_KK, policy_K = _summary(policy_2KD)
@@ -139,8 +146,9 @@ def gradient_conflict(problem: Problem[P], settings: Settings, *, ledger: Ledger
         samples=len(rows),
         dpo_KK=dpo_KK,
         dpo_reliability_K=dpo_K,
-        comparisons=len(comparisons or ()),
+        comparisons=len(comparisons),
         weights=policy_2KD.shape[-1],
+        left_out=Counter(unsaid) + Counter(others),
     )
 
 
@@ -213,7 +221,7 @@ def _scores(
 ) -> np.ndarray:
     """(B, K) scores in TRL's calling convention, nan where an objective does not apply."""
     ids = batch.responses()
-    texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    texts = [formatter(tokenizer).decode(response) for response in ids]
     columns = {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
     asked: list[Callable[..., list[float | None]]] = [Metered(name, f, ledger) for name, f in objectives.items()]
     found = [f([row["prompt"] for row in rows], texts, completion_ids=ids, **columns) for f in asked]
@@ -230,25 +238,3 @@ def _margins(rows: Sequence[Row], *, objectives: Mapping[str, Objective], ledger
     if carried:
         ledger.add(scores_read=margins_NK.size)
     return margins_NK
-
-
-def _given(
-    pairs: Sequence[tuple[str, str]], *, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int], device: torch.device
-) -> Rollouts:
-    """Prompts and given responses as if they had been drawn, each response ended by the tokenizer's end token."""
-    import torch
-
-    if tokenizer.eos_token_id not in ends:
-        raise UserError("gradient conflict: the model does not end responses at its tokenizer's end token")
-    prompts = tokenizer(
-        [p for p, _ in pairs], return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
-    )
-    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id] for _, text in pairs]
-    width = max(map(len, ids))
-    drawn_BT = torch.tensor([row + [tokenizer.pad_token_id] * (width - len(row)) for row in ids])
-    return rollouts(
-        prompts["input_ids"].to(device),
-        attend_BP=prompts["attention_mask"].to(device),
-        drawn_BT=drawn_BT.to(device),
-        ends=ends,
-    )

@@ -9,13 +9,16 @@ from dataclasses import asdict, dataclass
 
 from align import checks
 from align.data.comparisons import Row
-from align.engines.on_policy.rollouts import draw
+from align.engines.on_policy.prompts import counted, sayable
+from align.engines.on_policy.rollouts import draw_rows
 from align.engines.points import charged_stage, inputs_of
 from align.engines.problem import Problem
 from align.errors import UserError
 from align.models import count_parameters, load_tokenizer
+from align.models.formats import formatter
+from align.models.formatted import prompt_ids
 from align.models.load import load_to_read
-from align.models.sampling import plain_sampling
+from align.models.sampling import Drawn, plain_sampling
 from align.objectives.base import Objective
 from align.objectives.metered import Metered
 from align.policies.best_of_n import ranking, weighted_sums
@@ -64,14 +67,16 @@ def shared_samples(
     prompts = problem.prompts or ()
 
     def body(place: Workspace) -> Mapping[str, object]:
+        askable, left_out = sayable(prompts, formatter(load_tokenizer(problem.reference)))
         drawn = draw_samples(
-            drawing, reference=problem.reference, objectives=objectives, prompts=prompts, ledger=place.ledger
+            drawing, reference=problem.reference, objectives=objectives, prompts=askable, ledger=place.ledger
         )
         lines = (json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in drawn)
         (place.folder / SAMPLES_FILE).write_text("".join(lines), encoding="utf-8")
         return {
             "samples": len(drawn),
             "of_full_length": sum(len(s.ids) == drawing.max_completion_length for s in drawn),
+            **counted(left_out),
         }
 
     config = {"drawing": drawing, "objectives": list(objectives)}
@@ -91,8 +96,8 @@ def draw_samples(
             raise UserError(f"prompt {row.get('id', '?')} has other columns than the first row; give all rows the same")
     places = [i for i in range(len(prompts)) for _ in range(drawing.n)]
     asked = [str(prompts[i]["prompt"]) for i in places]
-    ids = draw_ids(drawing, reference=reference, prompts=asked, ledger=ledger)
-    texts = load_tokenizer(reference).batch_decode(ids, skip_special_tokens=True)
+    drawn = draw_responses(drawing, reference=reference, prompts=asked, ledger=ledger)
+    ids, texts = [list(response.ids) for response in drawn], [response.text for response in drawn]
     given = {name: [prompts[i][name] for i in places] for name in columns}
     scores = {
         name: Metered(name, objective, ledger)(asked, texts, **given, completion_ids=ids)
@@ -104,20 +109,20 @@ def draw_samples(
     ]
 
 
-def draw_ids(drawing: Drawing, *, reference: str, prompts: Sequence[str], ledger: Ledger) -> list[list[int]]:
-    """The token ids of one response per prompt, up to and with the ending token where one was drawn."""
+def draw_responses(drawing: Drawing, *, reference: str, prompts: Sequence[str], ledger: Ledger) -> list[Drawn]:
+    """One response per prompt, with its token ids up to and with the ending token where one was drawn."""
     import torch
 
     tokenizer = load_tokenizer(reference)
     model = load_to_read(reference)
-    heads = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
-    checks.prompts_fit(max(map(len, heads)), model, max_completion_length=drawing.max_completion_length)
+    longest = max(map(len, prompt_ids(formatter(tokenizer), prompts)))
+    checks.prompts_fit(longest, model, max_completion_length=drawing.max_completion_length)
     torch.manual_seed(drawing.seed)
     with plain_sampling(model, tokenizer, max_tokens=drawing.max_completion_length) as ends:
-        ids = draw(model, tokenizer, list(prompts), ends=ends, batch_size=drawing.batch_size).responses()
-    read = sum(map(len, heads)) + sum(map(len, ids))  # 2 N a token; `tokens` counts what a trainer was fed
-    ledger.add(samples_drawn=len(ids), flops=2 * count_parameters(model, embeddings=False) * read)
-    return ids
+        rows = draw_rows(model, tokenizer, prompts, ends=ends, batch_size=drawing.batch_size)
+    read = sum(len(head) + len(response.ids) for head, response in rows)  # 2 N each; `tokens` counts what trainers feed
+    ledger.add(samples_drawn=len(rows), flops=2 * count_parameters(model, embeddings=False) * read)
+    return [response for _, response in rows]
 
 
 def best_samples(samples: Sequence[Sample], *, weights: Mapping[str, float], keep: int, seed: int) -> list[Sample]:

@@ -24,9 +24,11 @@ from align.engines.points import check_preferences, train_points
 from align.engines.problem import Problem
 from align.engines.reference_samples import Drawing, Sample, best_samples, shared_samples
 from align.engines.settings import TrainingConfig, check_training, train_and_save
-from align.engines.tagged_pairs import head_ids, imitation_trainer
+from align.engines.tagged_pairs import imitation_trainer
 from align.errors import UserError
 from align.models import load_tokenizer
+from align.models.formats import formatter
+from align.models.formatted import prompt_ids
 from align.policies.base import PointFamily
 from align.policies.best_of_n import kl_bound
 from align.preferences import Weights
@@ -114,6 +116,6 @@ def train_on(kept: Sequence[Sample], *, config: Config, reference: str, run: Wor
 
 def build_trainer(kept: Sequence[Sample], *, config: Config, reference: str, folder: Path) -> SFTTrainer:
     """An SFTTrainer on the token ids as they were drawn, the loss on the response only."""
-    heads = head_ids(load_tokenizer(reference), [sample.prompt for sample in kept])
+    heads = prompt_ids(formatter(load_tokenizer(reference)), [sample.prompt for sample in kept])
     responses = [sample.ids for sample in kept]
     return imitation_trainer(heads, responses, config=config, model=reference, folder=folder, epochs=config.epochs)

@@ -24,6 +24,7 @@ from align.engines.conditioned import weighted_sum
 from align.engines.on_policy import trainer as onpolicy
 from align.engines.on_policy.objective_log import log_row_weighted
 from align.engines.on_policy.partial_rewards import filled_rows
+from align.engines.on_policy.prompts import check_prompts
 from align.engines.points import check_preferences, inputs_of, part
 from align.engines.problem import Problem
 from align.engines.settings import model_to_train
@@ -103,7 +104,8 @@ def build_trainer(config: Config, problem: Problem[Weights], run: Workspace, *, 
     )
     trainer.train_dataset = with_weights(trainer.train_dataset, config=config, tags=tags)
     texts = [{"prompt": text} for text in dict.fromkeys(trainer.train_dataset["prompt"])]
-    onpolicy.check_prompts(texts, config=config, model=model, tokenizer=tokenizer)  # numbers differ in length as text
+    most = config.max_completion_length
+    check_prompts(texts, model=model, tokenizer=tokenizer, max_tokens=most)  # numbers differ in length as text
     return trainer
 
 

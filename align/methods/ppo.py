@@ -27,7 +27,8 @@ from align.data.comparisons import Row
 from align.engines.on_policy import trainer as onpolicy
 from align.engines.on_policy.actor_critic import ActorCritic
 from align.engines.on_policy.partial_rewards import filled
-from align.engines.on_policy.rollouts import Rollouts, check_lengths, draw
+from align.engines.on_policy.prompts import check_lengths, counted, sayable
+from align.engines.on_policy.rollouts import Rollouts, draw
 from align.engines.points import check_preferences, train_points
 from align.engines.problem import Problem
 from align.engines.settings import check_training, trainer_arguments
@@ -42,6 +43,7 @@ from align.functional.policy_gradient import (
     whiten,
 )
 from align.models import count_parameters, save_model
+from align.models.formats import formatter
 from align.models.sampling import plain_sampling
 from align.policies.base import PointFamily
 from align.preferences import Weights
@@ -139,9 +141,13 @@ class Trainer:
         warmup = math.ceil(config.warmup * updates if config.warmup < 1 else config.warmup)
         self.scheduler = get_scheduler(config.scheduler, self.optimizer, warmup, updates)
 
-    def train(self, prompts: Sequence[Row]) -> dict[str, float]:
-        """All steps; saves `run.folder/model` and gives the means of the last `logging_steps` of them."""
+    def train(self, prompts: Sequence[Row]) -> dict[str, object]:
+        """All steps; saves `run.folder/model` and gives the means of the last `logging_steps` of them.
+
+        Also how many prompts were left out, by reason, where the prompt format cannot say them.
+        """
         config, actor, history = self.config, self.actor, list[dict[str, float]]()
+        prompts, left_out = sayable(prompts, formatter(actor.tokenizer))
         check_lengths(prompts, model=actor.model, tokenizer=actor.tokenizer, max_tokens=config.max_completion_length)
         schedule = onpolicy.schedule(prompts, config=config, ledger=self.run.ledger)
         groups = len(schedule) // config.steps
@@ -161,7 +167,8 @@ class Trainer:
             log.end()
         save_model(actor.policy, actor.tokenizer, self.run.folder / "model")
         last = history[-config.logging_steps :]
-        return {name: sum(entry[name] for entry in last) / len(last) for name in last[0]}
+        means = {name: sum(entry[name] for entry in last) / len(last) for name in last[0]}
+        return {**means, **counted(left_out)}
 
     def step(self, columns: Mapping[str, Sequence[str]], *, ends: Sequence[int]) -> dict[str, float]:
         """Draw and score one batch, update on it epochs x minibatches times; what was measured on it."""
@@ -191,8 +198,8 @@ class Trainer:
         """(B, K) scores of the objectives that are asked, in TRL's calling convention; None becomes NaN."""
         import torch
 
-        ids = batch.responses()
-        texts = self.actor.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        ids, form = batch.responses(), formatter(self.actor.tokenizer)
+        texts = [form.decode(response) for response in ids]
         columns = {name: values for name, values in rows.items() if name != "prompt"}
         asked = (f(rows["prompt"], texts, completion_ids=ids, **columns) for f in self.rewards)
         scores_KB = [[math.nan if score is None else score for score in scores] for scores in asked]

@@ -32,14 +32,19 @@ class Drawn:
 
 
 def ending_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that end a response: those of the model's generation config, and of its prompt format.
+    """The tokens that end a response: those of the model's generation config, and all of its prompt format.
 
-    Without a generation config that lists any they are the prompt format's own.
+    The tokenizer's own end token is one of the format's: trainers stop there, too.
     """
     listed = model.generation_config.eos_token_id
     known = [] if listed is None else [listed] if isinstance(listed, int) else list(listed)
-    fmt = formatter(tokenizer).format
-    return list(dict.fromkeys([*known, fmt.end] if known else fmt.ends))
+    return list(dict.fromkeys([*known, *formatter(tokenizer).format.ends]))
+
+
+def stop_at(ends: Sequence[int], model: PreTrainedModel) -> None:
+    """Let the model's own generation config, which is saved with it, end responses at these tokens."""
+    holder = sampled_model(model)
+    holder.generation_config.eos_token_id = ends[0] if len(ends) == 1 else list(ends)
 
 
 def plain_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int) -> GenerationConfig:

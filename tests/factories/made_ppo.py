@@ -37,10 +37,9 @@ def responses_of(depth: int) -> list[list[int]]:
 def enumerated(depth: int) -> tuple[Rollouts, list[tuple[str, list[int]]]]:
     """All responses to both prompts as if they had been drawn."""
     pairs = [(prompt, ids) for prompt in PROMPTS for ids in responses_of(depth)]
-    rows = make_tokenizer()([p for p, _ in pairs], return_tensors="pt", padding=True, padding_side="left")
-    drawn = torch.tensor([ids + [0] * (depth - len(ids)) for _, ids in pairs])
-    ends = [END] if depth > 1 else list(range(len(WORDS)))
-    return rollouts(rows["input_ids"], attend_BP=rows["attention_mask"], drawn_BT=drawn, ends=ends), pairs
+    tokenizer = make_tokenizer()
+    rows = [(tokenizer(prompt)["input_ids"], ids) for prompt, ids in pairs]
+    return rollouts(rows, pad_id=tokenizer.pad_token_id, device="cpu"), pairs
 
 
 def make_trainer(reference: str, *, away: float = 0.1, **changes: Any) -> ppo.Trainer:

@@ -8,15 +8,16 @@ Legend: B responses, P prompt tokens, T response tokens, L = P + T, H hidden uni
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from align import checks
-from align.data.comparisons import Row
-from align.errors import UserError
-from align.models.reading import positions, token_logprobs
+from align.models.formats import formatter
+from align.models.formatted import prompt_ids
+from align.models.reading import Row, padded, positions, token_logprobs
+from align.models.sampling import Drawn
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -30,8 +31,10 @@ class Rollouts:
     mask_BT: Tensor
 
     def rows(self, index: Tensor | slice) -> Rollouts:
-        """Those of these indices."""
-        return Rollouts(self.ids_BL[index], self.attend_BL[index], self.mask_BT[index])
+        """Those of these indices, without the padding that all of their prompts share."""
+        ids_BL, attend_BL, mask_BT = self.ids_BL[index], self.attend_BL[index], self.mask_BT[index]
+        first = int(attend_BL.any(0).long().argmax()) if len(attend_BL) else 0
+        return Rollouts(ids_BL[:, first:], attend_BL[:, first:], mask_BT)
 
     def parts(self, size: int) -> Iterator[Rollouts]:
         """`size` of them at a time, in order."""
@@ -46,15 +49,34 @@ class Rollouts:
         return [ids_T[mask_T].tolist() for ids_T, mask_T in zip(self.response_ids_BT, self.mask_BT, strict=True)]
 
 
-def check_lengths(
-    prompts: Sequence[Row], *, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_tokens: int
-) -> None:
-    """UserError for a prompt without tokens, or when the longest one and its response exceed the model's positions."""
-    ids = tokenizer([row["prompt"] for row in prompts], add_special_tokens=False)["input_ids"]
-    for row, tokens in zip(prompts, ids, strict=True):
-        if not tokens:
-            raise UserError(f"prompt {row.get('id', '?')} has no token to continue from; leave it out")
-    checks.prompts_fit(max(map(len, ids)), model, max_completion_length=max_tokens)
+def draw_rows(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    ends: Sequence[int],
+    batch_size: int,
+) -> list[tuple[list[int], Drawn]]:
+    """Each prompt's ids in its format, and one response by the model's generation config (see `plain_sampling`).
+
+    Draws from torch's global generator, `batch_size` prompts at a time, padded to the longest of these alone. A
+    response that never drew an ending token is cut and stays as it is.
+    """
+    import torch
+
+    form = formatter(tokenizer)
+    heads = prompt_ids(form, prompts)
+    found: list[tuple[list[int], Drawn]] = []
+    for start in range(0, len(heads), batch_size):
+        part = heads[start : start + batch_size]
+        rows: list[Row] = [(head, []) for head in part]
+        batch = padded(rows, pad_id=tokenizer.pad_token_id, side="left", device=model.device)
+        with torch.no_grad():
+            whole = model.generate(input_ids=batch.ids_BT, attention_mask=batch.attend_BT)
+        for head, tail in zip(part, whole[:, batch.ids_BT.shape[1] :].tolist(), strict=True):
+            drawn = Drawn.of(tail, ends=ends)
+            found.append((head, replace(drawn, text=form.decode(drawn.ids))))
+    return found
 
 
 def draw(
@@ -65,36 +87,20 @@ def draw(
     ends: Sequence[int],
     batch_size: int,
 ) -> Rollouts:
-    """One response per prompt by the model's generation config (see `plain_sampling`), `batch_size` at a time.
-
-    Draws from torch's global generator. Prompts get no special tokens, as when a policy is evaluated. A response that
-    never drew an ending token is cut and stays as it is.
-    """
-    import torch
-    from torch.nn.functional import pad
-
-    rows = tokenizer(
-        list(prompts), return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
-    ).to(model.device)
-    ids_BP, attend_BP = rows["input_ids"], rows["attention_mask"]
-    parts = []
-    for start in range(0, len(prompts), batch_size):
-        part = slice(start, start + batch_size)
-        with torch.no_grad():
-            whole = model.generate(input_ids=ids_BP[part], attention_mask=attend_BP[part])
-        parts.append(whole[:, ids_BP.shape[1] :])
-    width = max(part.shape[1] for part in parts)
-    drawn_BT = torch.cat([pad(part, (0, width - part.shape[1]), value=tokenizer.pad_token_id) for part in parts])
-    return rollouts(ids_BP, attend_BP=attend_BP, drawn_BT=drawn_BT, ends=ends)
+    """One response per prompt, as `draw_rows`."""
+    drawn = draw_rows(model, tokenizer, prompts, ends=ends, batch_size=batch_size)
+    rows: list[Row] = [(head, list(response.ids)) for head, response in drawn]
+    return rollouts(rows, pad_id=tokenizer.pad_token_id, device=model.device)
 
 
-def rollouts(ids_BP: Tensor, *, attend_BP: Tensor, drawn_BT: Tensor, ends: Sequence[int]) -> Rollouts:
-    """Left-padded prompts and their responses, each of which is over at its first ending token."""
+def rollouts(rows: Sequence[Row], *, pad_id: int, device: torch.device | str) -> Rollouts:
+    """Prompts and their responses as tensors: prompts padded on the left, responses on the right."""
     import torch
 
-    ended_BT = torch.isin(drawn_BT, torch.tensor(list(ends), device=drawn_BT.device))
-    mask_BT = ended_BT.cumsum(-1) - ended_BT.long() == 0
-    return Rollouts(torch.cat([ids_BP, drawn_BT], -1), torch.cat([attend_BP, mask_BT.to(attend_BP.dtype)], -1), mask_BT)
+    heads = padded([(head, ()) for head, _ in rows], pad_id=pad_id, side="left", device=device)
+    tails = padded([((), tail) for _, tail in rows], pad_id=pad_id, device=device)
+    ids_BL = torch.cat([heads.ids_BT, tails.ids_BT], -1)
+    return Rollouts(ids_BL, torch.cat([heads.attend_BT, tails.attend_BT], -1), tails.scored_BT)
 
 
 def read(model: PreTrainedModel, batch: Rollouts) -> tuple[Tensor, Tensor]:

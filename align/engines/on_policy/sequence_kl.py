@@ -7,6 +7,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from align.models import load_model
+from align.models.formats import formatter
+from align.models.formatted import prompt_ids
 from align.models.reading import Reader, sequence_logprobs
 
 if TYPE_CHECKING:
@@ -48,9 +50,10 @@ class SequenceKL:
         trainer = self.trainer
         policy = trainer.accelerator.unwrap_model(trainer.model)
         plain = [self.strip(prompt) for prompt in prompts] if self.strip else list(prompts)
-        prompt_ids, plain_ids = (trainer.processing_class(text=texts)["input_ids"] for texts in (list(prompts), plain))
+        form = formatter(trainer.processing_class)
+        asked_ids, plain_ids = prompt_ids(form, prompts), prompt_ids(form, plain)
         with torch.no_grad(), trainer.accelerator.autocast():
-            ours = self._logprobs(policy, prompt_ids, completion_ids, select=self.select)
+            ours = self._logprobs(policy, asked_ids, completion_ids, select=self.select)
             if hasattr(policy, "disable_adapter"):  # a PEFT model: its reference is the backbone
                 with policy.disable_adapter():
                     theirs = self._logprobs(policy, plain_ids, completion_ids)
@@ -66,7 +69,7 @@ class SequenceKL:
     def _logprobs(
         self,
         model: PreTrainedModel,
-        prompt_ids: Sequence[Sequence[int]],
+        heads: Sequence[Sequence[int]],
         completion_ids: Sequence[Sequence[int]],
         *,
         select: Callable[[Module, slice], None] | None = None,
@@ -77,4 +80,4 @@ class SequenceKL:
             side="left",  # so that completions end together
             before=None if select is None else partial(select, model),
         )
-        return sequence_logprobs(model, list(zip(prompt_ids, completion_ids, strict=True)), reader=reader)
+        return sequence_logprobs(model, list(zip(heads, completion_ids, strict=True)), reader=reader)

@@ -18,12 +18,15 @@ from transformers import TrainerCallback
 from align import checks
 from align.data.comparisons import Row
 from align.engines.on_policy.partial_rewards import PartialRewards
+from align.engines.on_policy.prompts import check_prompts, counted, sayable
 from align.engines.on_policy.sequence_kl import SequenceKL
 from align.engines.problem import P, Problem
 from align.engines.settings import TrainingConfig, adapter_config, check_training, model_to_train, trainer_arguments
 from align.errors import UserError
 from align.models import count_parameters, load_tokenizer, save_model
-from align.models.sampling import plain_config, sampled_model
+from align.models.formats import formatter
+from align.models.formatted import formatted
+from align.models.sampling import ending_ids, plain_config, sampled_model, stop_at
 from align.models.shared_backbone import bind
 from align.objectives.base import Objective
 from align.objectives.metered import Metered
@@ -171,9 +174,10 @@ def build_trainer(
     from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
     model = model_to_train(problem.reference) if start.model is None else start.model
-    tokenizer = load_tokenizer(problem.reference) if start.tokenizer is None else start.tokenizer
-    prompts = problem.prompts or ()
-    check_prompts(prompts, config=config, model=model, tokenizer=tokenizer)
+    tokenizer = formatted(load_tokenizer(problem.reference) if start.tokenizer is None else start.tokenizer)
+    stop_at(ending_ids(model, tokenizer), model)
+    prompts, left_out = sayable(problem.prompts or (), formatter(tokenizer))
+    check_prompts(prompts, model=model, tokenizer=tokenizer, max_tokens=config.max_completion_length)
     funcs, weights = [f for f, _ in rewards], [weight for _, weight in rewards]
     arguments = {
         **trainer_arguments(config, run.folder, max_steps=config.steps),
@@ -217,6 +221,7 @@ def build_trainer(
     kind = base if issubclass(base, PartialRewards) else type(base.__name__, (PartialRewards, base), {})
     trainer = kind(args=args, reward_funcs=funcs, **common)
     trainer.add_callback(PlainSampling(max_tokens=config.max_completion_length))
+    trainer.prompts_left_out = left_out
     bind(funcs, trainer.model)
     if penalty is not None:
         penalty.trainer = trainer
@@ -245,7 +250,7 @@ def run_trainer(trainer: Trainer, *, label: str, folder: Path, ledger: Ledger, s
     if save:
         save_model(trainer.model, trainer.processing_class, folder / "model")
     drop_checkpoints(folder)
-    means = last_means(trainer.state.log_history)
+    means = {**last_means(trainer.state.log_history), **counted(trainer.prompts_left_out)}
     return means if conflict is None else {**means, "conflict": conflict.report()}
 
 
@@ -255,15 +260,6 @@ def last_means(history: Sequence[Mapping[str, float]]) -> dict[str, object]:
     if not logged:
         return {}
     return {key: value for key, value in logged[-1].items() if key in ("kl", "reward", "entropy") or "/mean" in key}
-
-
-def check_prompts(
-    prompts: Sequence[Row], *, config: OnPolicyConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    """UserError for prompts that do not fit the model's positions, or that TRL would train at shifted ones."""
-    refuse_shifted_positions(model, prompts=prompts, tokenizer=tokenizer)
-    longest = max(len(ids) for ids in tokenizer([row["prompt"] for row in prompts])["input_ids"])
-    checks.prompts_fit(longest, model, max_completion_length=config.max_completion_length)
 
 
 def schedule(prompts: Sequence[Row], *, config: OnPolicyConfig, ledger: Ledger) -> Dataset:
@@ -286,21 +282,3 @@ def schedule(prompts: Sequence[Row], *, config: OnPolicyConfig, ledger: Ledger) 
     ledger.add(samples_drawn=groups * config.steps * config.num_generations)
     chosen = order[: groups * config.steps]
     return Dataset.from_dict({name: [prompts[i][name] for i in chosen] for name in prompts[0]})
-
-
-def refuse_shifted_positions(
-    model: PreTrainedModel, *, prompts: Sequence[Row], tokenizer: PreTrainedTokenizerBase
-) -> None:
-    """UserError for prompts of several lengths with a model of learned positions.
-
-    TRL pads prompts on the left and numbers positions from the padding on in its loss, while `generate` numbers them
-    from the first token: with learned positions (GPT-2) the policy trained would not be the one that was sampled.
-    """
-    if model.config.model_type not in ("gpt2", "gpt_neo", "opt", "gpt_bigcode", "biogpt", "xglm"):
-        return
-    lengths = {len(ids) for ids in tokenizer([row["prompt"] for row in prompts])["input_ids"]}
-    if len(lengths) > 1:
-        raise UserError(
-            f"a {model.config.model_type} model has learned positions, and prompts of several lengths ({min(lengths)} "
-            f"to {max(lengths)} tokens) would be trained at other positions than sampled; use a rotary model like llama"
-        )

@@ -11,7 +11,7 @@ import torch
 
 from align.data.comparisons import annotated_pairs, row_scores
 from align.engines import pairs as pair_training
-from align.engines.on_policy import trainer as onpolicy
+from align.engines.on_policy import prompts
 from align.methods import dpo, morlhf
 from align.models import load_model
 from align.preferences import Weights
@@ -270,7 +270,7 @@ def test_left_padding_moves_learned_positions_only(
     reference = many_tokens
     if architecture == "gpt2":
         reference = make_reference(tmp_path / "gpt2", architecture="gpt2", one_token=False)
-        monkeypatch.setattr(onpolicy, "refuse_shifted_positions", lambda *_, **__: None)
+        monkeypatch.setattr(prompts, "refuse_shifted_positions", lambda *_, **__: None)
     output = rollout(rl_trainer(reference, tmp_path, max_completion_length=3))
     assert output["prompt_mask"].min() == 0  # some prompt is padded
     error = (output["old_logps"] - sequence_logps(load_model(reference), output)).abs().max().item()

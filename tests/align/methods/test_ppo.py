@@ -15,7 +15,7 @@ from align.engines.on_policy.rollouts import Rollouts, draw, read, rollouts
 from align.functional.policy_gradient import beyond_clip, clipped_policy_loss, gae, token_rewards, value_loss, whiten
 from align.methods import ppo
 from align.models import load_model
-from align.models.sampling import plain_sampling
+from align.models.sampling import Drawn, plain_sampling
 from align.preferences import Weights
 from factories.made_ppo import END, SETTINGS, enumerated, make_trainer
 from factories.tiny_bandit import (
@@ -296,11 +296,13 @@ def test_the_policy_that_is_sampled_is_the_policy_that_is_read(
 
 def test_responses_end_at_the_first_ending_token_and_keep_it() -> None:
     """Negative KL and collapse came of runs that could not end (LLaMA-Factory#664, rewardedsoups#1)."""
-    drawn = torch.tensor([[5, END, 6, END], [5, 6, 7, 8], [7, 0, 0, 0], [END, 0, 0, 0]])
-    heads = torch.tensor([[0, 2, 4]] * 4)
-    batch = rollouts(heads, attend_BP=(heads > 0).long(), drawn_BT=drawn, ends=[END, 7])
+    drawn = [[5, END, 6, END], [5, 6, 7, 8], [7, 0, 0, 0], [END, 0, 0, 0]]
+    heads = [[2, 4], [2, 4, 4], [2, 4], [2, 4]]
+    rows = [(head, Drawn.of(row, ends=[END, 7]).ids) for head, row in zip(heads, drawn, strict=True)]
+    batch = rollouts(rows, pad_id=0, device="cpu")
     assert batch.responses() == [[5, END], [5, 6, 7], [7], [END]]
-    assert batch.attend_BL.tolist()[0] == [0, 1, 1, 1, 1, 0, 0]
+    assert batch.attend_BL.tolist()[0] == [0, 1, 1, 1, 1, 0]
+    assert batch.rows(slice(2, 4)).ids_BL.tolist() == [[2, 4, 7, 0, 0], [2, 4, END, 0, 0]]  # no shared padding
 
 
 def record_losses(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
