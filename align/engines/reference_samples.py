@@ -16,7 +16,6 @@ from align.engines.problem import Problem
 from align.errors import UserError
 from align.models import count_parameters, load_tokenizer
 from align.models.formats import formatter
-from align.models.formatted import prompt_ids
 from align.models.load import load_to_read
 from align.models.sampling import Drawn, plain_sampling
 from align.objectives.base import Objective
@@ -115,7 +114,7 @@ def draw_responses(drawing: Drawing, *, reference: str, prompts: Sequence[str], 
 
     tokenizer = load_tokenizer(reference)
     model = load_to_read(reference)
-    longest = max(map(len, prompt_ids(formatter(tokenizer), prompts)))
+    longest = max(map(len, formatter(tokenizer).prompts_ids(prompts)))
     checks.prompts_fit(longest, model, max_completion_length=drawing.max_completion_length)
     torch.manual_seed(drawing.seed)
     with plain_sampling(model, tokenizer, max_tokens=drawing.max_completion_length) as ends:

@@ -28,7 +28,6 @@ from align.engines.tagged_pairs import imitation_trainer
 from align.errors import UserError
 from align.models import load_tokenizer
 from align.models.formats import formatter
-from align.models.formatted import prompt_ids
 from align.policies.base import PointFamily
 from align.policies.best_of_n import kl_bound
 from align.preferences import Weights
@@ -116,6 +115,6 @@ def train_on(kept: Sequence[Sample], *, config: Config, reference: str, run: Wor
 
 def build_trainer(kept: Sequence[Sample], *, config: Config, reference: str, folder: Path) -> SFTTrainer:
     """An SFTTrainer on the token ids as they were drawn, the loss on the response only."""
-    heads = prompt_ids(formatter(load_tokenizer(reference)), [sample.prompt for sample in kept])
+    heads = formatter(load_tokenizer(reference)).prompts_ids([sample.prompt for sample in kept])
     responses = [sample.ids for sample in kept]
     return imitation_trainer(heads, responses, config=config, model=reference, folder=folder, epochs=config.epochs)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align.errors import UserError
+from align.models.formats import bind, shared_format
 from align.models.load import load_to_read, unreadable
 from align.models.tokenizers import load_tokenizer
 from align.runs import model_dir
@@ -126,7 +127,10 @@ class ModelPool:
         return View(backbone, backbone.adapters[folder])
 
     def tokenizer(self, paths: Sequence[str]) -> PreTrainedTokenizerBase:
-        """The tokenizer that all of `paths` share; UserError naming the first one that has another vocabulary."""
+        """The tokenizer that all of `paths` share, in their one prompt format.
+
+        UserError naming the first one that has another vocabulary, or another format.
+        """
         for path in paths:
             if path not in self._tokenizers:
                 self._tokenizers[path] = load_tokenizer(path)
@@ -134,6 +138,7 @@ class ModelPool:
         for path in paths[1:]:
             if self._tokenizers[path] is not first and self._tokenizers[path].get_vocab() != first.get_vocab():
                 raise UserError(f"{path} and {paths[0]} have different tokenizers; give models of one vocabulary")
+        bind(first, shared_format({path: self._tokenizers[path] for path in paths}))
         return first
 
     def release(self) -> None:

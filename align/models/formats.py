@@ -148,6 +148,15 @@ def same_format(named: Mapping[str, PromptFormat]) -> PromptFormat:
     return fmt
 
 
+def shared_format(named: Mapping[str, PreTrainedTokenizerBase]) -> PromptFormat:
+    """The one format of several checkpoints' tokenizers; UserError naming two that differ.
+
+    A checkpoint that carries none, since nothing was trained from it alone, is read as those that carry one.
+    """
+    carried = {name: fmt for name, tokenizer in named.items() if (fmt := stored_format(tokenizer)) is not None}
+    return same_format(carried or {name: formatter(tokenizer).format for name, tokenizer in named.items()})
+
+
 # -------------------------------------------------------------------------------------------------------------- reading
 
 
@@ -164,6 +173,11 @@ class Formatter:
     def prompt_ids(self, prompt: str) -> list[int]:
         """Ids of a prompt, ready for the reply."""
         return self._after_start(self._ids(self._text(prompt)))
+
+    def prompts_ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        """The same of many; one that is asked many times is rendered once."""
+        known = {prompt: self.prompt_ids(prompt) for prompt in dict.fromkeys(prompts)}
+        return [list(known[prompt]) for prompt in prompts]
 
     def text(self, prompt: str) -> str:
         """The prompt as the model reads it, for people: with the special tokens of a chat template, no start token."""

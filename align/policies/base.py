@@ -137,8 +137,7 @@ class ModelPolicy:
 
     def prompt_ids(self, prompts: Sequence[str]) -> list[list[int]]:
         """The prompts as the model reads them: token ids in its prompt format."""
-        form = formatter(self.tokenizer)
-        return [form.prompt_ids(prompt) for prompt in self.asked(prompts)]
+        return formatter(self.tokenizer).prompts_ids(self.asked(prompts))
 
     def generate(self, prompts: Sequence[str], *, max_new_tokens: int, seed: int, batch_size: int = 64) -> list[str]:
         """One sampled completion per prompt; the same seed gives the same text at the same batch size."""

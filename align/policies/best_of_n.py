@@ -137,8 +137,9 @@ class BestOfNPolicy:
             )
             for i in range(n)
         ]
-        texts = [response.text for responses in drawn for response in responses]
-        scores = list(self.score(list(prompts) * n, texts))
+        every = [response for responses in drawn for response in responses]
+        texts, ids = [response.text for response in every], [list(response.ids) for response in every]
+        scores = list(self.score(list(prompts) * n, texts, completion_ids=ids))
         rng = random.Random(f"best of n {seed}")
         best = [ranking(scores[row::count], rng=rng)[0] for row in range(count)]
         return [drawn[i][row] for row, i in enumerate(best)]

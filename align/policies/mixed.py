@@ -20,6 +20,7 @@ from align import checks
 from align.checks import context_of
 from align.errors import UserError
 from align.models.backbones import ModelPool
+from align.models.formats import formatter
 from align.policies.base import Component, ModelPolicy, found_model, shared_fields, stored_model, write_family
 from align.preferences import Preference, Weights
 
@@ -126,11 +127,14 @@ class MixedModel:
 
     training = False
 
-    def __init__(self, models: Sequence[PreTrainedModel], mixture: Mixture, *, name: str) -> None:
+    def __init__(
+        self, models: Sequence[PreTrainedModel], mixture: Mixture, *, name: str, ends: Sequence[int] = ()
+    ) -> None:
+        """`ends`: ids that end a response in the models' prompt format, beside those that each model lists itself."""
         self.models, self.mixture = list(models), mixture
         self.config = min(self.models, key=lambda m: context_of(m) or math.inf).config  # the shortest context counts
         self.generation_config = self.models[0].generation_config
-        endings = [_ending_ids(model) for model in self.models]
+        endings = [tuple(sorted({*_ending_ids(model), *ends})) for model in self.models]
         if len(set(endings)) > 1:
             raise UserError(f"{name} mixes models that end at different tokens; give all of them the same eos_token_id")
         self.ending_ids = endings[0]
@@ -160,11 +164,10 @@ class MixedModel:
         logits_to_keep: int = 0,
     ) -> SimpleNamespace:
         """`logits` (B, T, V) are normalised log-probabilities, V the smallest of the components' vocabularies."""
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
         outputs = [
             model(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
+                **{name: tensor if tensor is None else tensor.to(model.device) for name, tensor in given.items()},
                 past_key_values=cache,
                 use_cache=use_cache,
                 logits_to_keep=logits_to_keep,
@@ -172,7 +175,7 @@ class MixedModel:
             for model, cache in zip(self.models, past_key_values or [None] * len(self.models), strict=True)
         ]
         size = min(out.logits.shape[-1] for out in outputs)
-        logp = [out.logits[..., :size].float().log_softmax(-1) for out in outputs]
+        logp = [out.logits[..., :size].float().log_softmax(-1).to(self.device) for out in outputs]
         return SimpleNamespace(logits=self.mixture(logp), past_key_values=[out.past_key_values for out in outputs])
 
     def generate(
@@ -193,6 +196,7 @@ class MixedModel:
         odd = {key: value for key, value in sampling.items() if key not in _PLAIN or value != _PLAIN[key]}
         if odd:
             raise ValueError(f"a mixture is sampled from its own distribution, not with {odd}")
+        input_ids, attention_mask = input_ids.to(self.device), attention_mask.to(self.device)
         endings = torch.tensor(self.ending_ids, device=input_ids.device)
         ended_B = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
         rows, mask, tokens, caches = [input_ids], attention_mask, input_ids, None
@@ -218,11 +222,11 @@ class MixedModel:
         return torch.cat(rows, 1)
 
 
-def _ending_ids(model: PreTrainedModel) -> tuple[int, ...]:
+def _ending_ids(model: PreTrainedModel) -> set[int]:
     """The ids that end a sequence: the generation config's, else the config's; one or a list."""
     found = getattr(model.generation_config, "eos_token_id", None)
     found = model.config.eos_token_id if found is None else found
-    return () if found is None else tuple(sorted({found} if isinstance(found, int) else set(found)))
+    return set() if found is None else {found} if isinstance(found, int) else set(found)
 
 
 # ------------------------------------------------------------------------------------------------------------ policies
@@ -243,7 +247,8 @@ class MixedPolicy(ModelPolicy):
         if self._loaded is None:
             tokenizer = self.pool.tokenizer(self.parts)
             models = [self.pool.model(part) for part in self.parts]
-            self._loaded = (MixedModel(models, self.mixture, name=self.name), tokenizer)
+            ends = formatter(tokenizer).format.ends
+            self._loaded = (MixedModel(models, self.mixture, name=self.name, ends=ends), tokenizer)
         return self._loaded
 
     def release(self) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from align.errors import UserError
 from align.models import load_model, load_tokenizer, save_model
+from align.models.formats import shared_format, store, stored_format
 from align.policies.base import ModelPolicy, Policy, relative_path, shared_fields, write_family
 from align.preferences import Preference, Weights
 from align.runs import fingerprint, model_dir
@@ -25,6 +26,7 @@ from align.runs.derived import derive
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
 SOUP_FILE = "soup.json"
 ADAPTER_MERGES = ("exact", "full", "factors")
@@ -128,8 +130,22 @@ def merge(
             _write_average(sources, weights=weights, out=folder, file="adapter_model.safetensors")
         else:
             {"exact": merge_exactly, "full": merge_into_base}[adapter_merge](sources, weights=weights, out=folder)
+        _carry_format(sources, folder)
 
     return derive(Path(out), record=record, file=SOUP_FILE, make=make)
+
+
+def _carry_format(sources: Sequence[Path], folder: Path) -> None:
+    """Let the soup carry the prompt format of its specialists, which the first of them may not have been given."""
+    tokenizers = _tokenizers([*sources, folder])
+    if str(folder) in tokenizers and any(stored_format(tokenizer) for tokenizer in tokenizers.values()):
+        store(tokenizers[str(folder)], shared_format(tokenizers))
+        tokenizers[str(folder)].save_pretrained(folder)
+
+
+def _tokenizers(folders: Sequence[Path]) -> dict[str, PreTrainedTokenizerBase]:
+    """The tokenizers of those that have one of their own."""
+    return {str(f): load_tokenizer(f) for f in folders if (f / "tokenizer_config.json").is_file()}
 
 
 def _stamp(sources: Sequence[Path]) -> str:
@@ -175,6 +191,8 @@ def check_mergeable(specialists: Sequence[str | Path], *, adapter_merge: str = "
     vocabularies = {(f / "tokenizer.json").read_bytes() for f in folders if (f / "tokenizer.json").is_file()}
     if len(vocabularies) > 1:
         raise UserError(f"{folders[0]} and another specialist have different tokenizers; they cannot be averaged")
+    if tokenizers := _tokenizers(folders):
+        shared_format(tokenizers)
     return kinds[0]
 
 

@@ -43,9 +43,9 @@ def run_stage(
     name (`-2`, ...). Unfinished work of another call is kept as `<path>.partial-2`. Both are reported on stderr;
     nothing finished is ever removed.
 
-    Raises UserError for that, when `path` or `<path>.partial` is a folder that no stage made, when another process
-    works on it, and when the disk fills (the unfinished folder keeps its `.partial` name). Whatever else `body` raises
-    passes through, with the same guarantee.
+    Raises UserError for that, under torchrun with several processes, when `path` or `<path>.partial` is a folder that
+    no stage made, when another process works on it, and when the disk fills (the unfinished folder keeps its `.partial`
+    name). Whatever else `body` raises passes through, with the same guarantee.
     """
     key = fingerprint({"stage": stage, "config": config, "inputs": inputs or {}})
     identity = Identity(stage=stage, config=config, inputs=dict(inputs or {}), fingerprint=key)
@@ -54,6 +54,7 @@ def run_stage(
 
 def finish(path: Path, *, identity: Identity, body: Body, replace: bool) -> Run:
     """The machinery of `run_stage` and `@stage`, which say in `identity` what the run is known by."""
+    _one_process()
     done = _standing(path, identity, replace=replace)
     if done is not None:
         return done
@@ -77,6 +78,16 @@ def finish(path: Path, *, identity: Identity, body: Body, replace: bool) -> Run:
     if aside is not None:
         print(f"align: {path} held an earlier run; it is kept as {aside} until you delete it", file=sys.stderr)
     return open_run(path)
+
+
+def _one_process() -> None:
+    """UserError under torchrun or accelerate with several processes: all of them would write into the same folder."""
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size != "1" and size.isdigit():
+        raise UserError(
+            f"this was started as {size} processes (WORLD_SIZE), but a stage works in one; run the command without "
+            "torchrun or accelerate launch, on one GPU"
+        )
 
 
 def _work(partial: Path, identity: Identity, body: Body) -> None:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from align.data.comparisons import annotated_pairs, row_scores
 from align.errors import UserError
+from align.models.formats import formatter
+from align.models.reading import padded
 from align.models.sampling import Drawn, plain_sampling
 from align.preferences import Weights
 from align.runs import Ledger
@@ -92,15 +94,13 @@ def sample_responses(
     import torch
 
     torch.manual_seed(seed)
-    sampled: list[list[int]] = []
-    for start in range(0, len(prompts), batch_size):
-        batch = tokenizer(
-            list(prompts[start : start + batch_size]), return_tensors="pt", padding=True, padding_side="left"
-        ).to(model.device)
+    heads, sampled = formatter(tokenizer).prompts_ids(prompts), list[list[int]]()
+    for start in range(0, len(heads), batch_size):
+        rows = [(head, ()) for head in heads[start : start + batch_size]]
+        batch = padded(rows, pad_id=tokenizer.pad_token_id, side="left", device=model.device)
         with torch.inference_mode(), plain_sampling(model, tokenizer, max_tokens=max_tokens + 1) as ends:
-            out = model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-        for row in out[:, batch["input_ids"].shape[1] :].tolist():
-            sampled.append(list(Drawn.of(row, ends=ends).ids))
+            out = model.generate(input_ids=batch.ids_BT, attention_mask=batch.attend_BT)
+        sampled += [list(Drawn.of(row, ends=ends).ids) for row in out[:, batch.ids_BT.shape[1] :].tolist()]
     ledger.add(samples_drawn=len(sampled))
     return sampled
 

@@ -89,6 +89,12 @@ def base_arguments(out: Path, schedule: StageConfig) -> dict[str, Any]:
     logging_steps = math.gcd(logging_steps, save_steps) if save_steps else logging_steps
     logging_steps = min(logging_steps, max_steps) if max_steps > 0 else logging_steps
     gpu = has_gpu()
+    if gpu and torch.cuda.device_count() > 1:
+        # Trainer would copy the model to all of them for every batch, which neither TRL's batches nor ours allow for.
+        raise UserError(
+            f"{torch.cuda.device_count()} GPUs are visible, but training uses one; set CUDA_VISIBLE_DEVICES to one of "
+            "them (CUDA_VISIBLE_DEVICES=0) and run the same command again"
+        )
     return {
         "output_dir": str(Path(out) / CHECKPOINTS),
         "seed": schedule.seed,

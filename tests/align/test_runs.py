@@ -326,6 +326,17 @@ def test_two_processes_never_work_in_one_folder(tmp_path: Path, monkeypatch: pyt
     assert body.calls == 0 and run(tmp_path / "run", body).metrics == {"calls": 1}
 
 
+def test_several_processes_of_one_command_are_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under torchrun every rank would wait for the others' folder, and then write into it."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    body = Body()
+    with pytest.raises(UserError, match="2 processes .*without torchrun"):
+        run(tmp_path / "a", body)
+    assert not (tmp_path / "a").exists() and not (tmp_path / "a.partial").exists()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert run(tmp_path / "a", body).metrics
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_named_and_nothing_looks_finished(number: int, tmp_path: Path) -> None:
     path = tmp_path / "run"

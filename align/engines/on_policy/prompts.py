@@ -10,7 +10,6 @@ from align.data.comparisons import Row
 from align.errors import UserError
 from align.models.chat import FormatError
 from align.models.formats import Formatter, formatter
-from align.models.formatted import prompt_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -52,7 +51,7 @@ def check_lengths(
     prompts: Sequence[Row], *, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_tokens: int
 ) -> None:
     """UserError for a prompt without tokens, or when the longest one and its response exceed the model's positions."""
-    ids = prompt_ids(formatter(tokenizer), [row["prompt"] for row in prompts])
+    ids = formatter(tokenizer).prompts_ids([row["prompt"] for row in prompts])
     for row, tokens in zip(prompts, ids, strict=True):
         if not tokens:
             raise UserError(f"prompt {row.get('id', '?')} has no token to continue from; leave it out")
@@ -77,7 +76,7 @@ def refuse_shifted_positions(
     """
     if model.config.model_type not in ("gpt2", "gpt_neo", "opt", "gpt_bigcode", "biogpt", "xglm"):
         return
-    lengths = set(map(len, prompt_ids(formatter(tokenizer), [row["prompt"] for row in prompts])))
+    lengths = set(map(len, formatter(tokenizer).prompts_ids([row["prompt"] for row in prompts])))
     if len(lengths) > 1:
         raise UserError(
             f"a {model.config.model_type} model has learned positions, and prompts of several lengths ({min(lengths)} "

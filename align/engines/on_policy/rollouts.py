@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from align.models.formats import formatter
-from align.models.formatted import prompt_ids
 from align.models.reading import Row, padded, positions, token_logprobs
 from align.models.sampling import Drawn
 
@@ -65,7 +64,7 @@ def draw_rows(
     import torch
 
     form = formatter(tokenizer)
-    heads = prompt_ids(form, prompts)
+    heads = form.prompts_ids(prompts)
     found: list[tuple[list[int], Drawn]] = []
     for start in range(0, len(heads), batch_size):
         part = heads[start : start + batch_size]

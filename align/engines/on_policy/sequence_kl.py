@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from align.models import load_model
 from align.models.formats import formatter
-from align.models.formatted import prompt_ids
 from align.models.reading import Reader, sequence_logprobs
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ class SequenceKL:
         policy = trainer.accelerator.unwrap_model(trainer.model)
         plain = [self.strip(prompt) for prompt in prompts] if self.strip else list(prompts)
         form = formatter(trainer.processing_class)
-        asked_ids, plain_ids = prompt_ids(form, prompts), prompt_ids(form, plain)
+        asked_ids, plain_ids = form.prompts_ids(prompts), form.prompts_ids(plain)
         with torch.no_grad(), trainer.accelerator.autocast():
             ours = self._logprobs(policy, asked_ids, completion_ids, select=self.select)
             if hasattr(policy, "disable_adapter"):  # a PEFT model: its reference is the backbone

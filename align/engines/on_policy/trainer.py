@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 
 from align import checks
 from align.data.comparisons import Row
+from align.engines.on_policy.formatted import formatted
 from align.engines.on_policy.partial_rewards import PartialRewards
 from align.engines.on_policy.prompts import check_prompts, counted, sayable
 from align.engines.on_policy.sequence_kl import SequenceKL
@@ -25,7 +26,6 @@ from align.engines.settings import TrainingConfig, adapter_config, check_trainin
 from align.errors import UserError
 from align.models import count_parameters, load_tokenizer, save_model
 from align.models.formats import formatter
-from align.models.formatted import formatted
 from align.models.sampling import ending_ids, plain_config, sampled_model, stop_at
 from align.models.shared_backbone import bind
 from align.objectives.base import Objective

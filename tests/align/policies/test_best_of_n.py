@@ -187,7 +187,7 @@ class Drawer:
 def test_it_takes_the_best_of_distinct_draws_and_is_charged_for_them() -> None:
     """Draws of 1, 2, 3 words; the score prefers 2. KL bound at n = 3: log 3 - 2/3."""
     base = Drawer()
-    best = BestOfNPolicy(base, score=lambda p, c: [-abs(t.count("word") - 2) for t in c], n=3, name="best")
+    best = BestOfNPolicy(base, score=lambda p, c, **_: [-abs(t.count("word") - 2) for t in c], n=3, name="best")
     assert best.generate(["a", "b"], max_new_tokens=4, seed=0) == ["a word word", "b word word"]
     assert [response.ids for response in best.draw(["a"], max_new_tokens=4, seed=0)] == [(7, 7)]
     assert len(set(base.seeds)) == 3 and best.samples_per_response == best.scores_per_response == 3
@@ -202,7 +202,8 @@ def test_it_takes_the_best_of_distinct_draws_and_is_charged_for_them() -> None:
 def test_each_prompt_is_scored_with_its_own_draws() -> None:
     """The score of a draw depends on its prompt: a mixed-up order of prompts and draws would take the others."""
 
-    def score(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+    def score(prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
+        assert len(columns["completion_ids"]) == len(completions)
         assert all(text.startswith(prompt) for prompt, text in zip(prompts, completions, strict=True))
         return [t.count("word") * (1.0 if p == "up" else -1.0) for p, t in zip(prompts, completions, strict=True)]
 
@@ -214,7 +215,7 @@ def test_each_prompt_is_scored_with_its_own_draws() -> None:
 
 def test_no_two_seeds_share_a_draw() -> None:
     base = Drawer()
-    policy = BestOfNPolicy(base, score=lambda p, c: [0.0] * len(c), n=1500, name="best")
+    policy = BestOfNPolicy(base, score=lambda p, c, **_: [0.0] * len(c), n=1500, name="best")
     for seed in (0, 1, 2):
         policy.generate(["a"], max_new_tokens=1, seed=seed)
     assert len(set(base.seeds)) == 3 * 1500
@@ -222,7 +223,7 @@ def test_no_two_seeds_share_a_draw() -> None:
 
 def test_equals_are_drawn_uniformly_and_by_the_seed() -> None:
     """600 prompts, draws 2 and 4 of 4 tie as best: a first-of-equals rule would take draw 2 always."""
-    policy = BestOfNPolicy(Drawer(), score=lambda p, c: [t.count("word") % 2 == 0 for t in c], n=4, name="best")
+    policy = BestOfNPolicy(Drawer(), score=lambda p, c, **_: [t.count("word") % 2 == 0 for t in c], n=4, name="best")
     texts = policy.generate(["a"] * 600, max_new_tokens=1, seed=5)
     counts = Counter(text.count("word") for text in texts)
     assert set(counts) == {2, 4} and abs(counts[2] - 300) < 5 * math.sqrt(600 / 4)

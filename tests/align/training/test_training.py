@@ -36,6 +36,14 @@ def same_weights(first: Path, second: Path) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_several_visible_gpus_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainer would put a copy of the model on each, and neither TRL's batches nor ours allow for that."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match="2 GPUs are visible.*CUDA_VISIBLE_DEVICES=0"):
+        base_arguments(tmp_path, StageConfig())
+
+
 class Interrupt(TrainerCallback):
     """Stops the process as an unhandled error does, after a number of steps."""
 

@@ -35,7 +35,7 @@ class _Formatted:
         """`{"input_ids": ...}` of prompts; with any further argument what the tokenizer gives for plain text."""
         if how or isinstance(text, str):
             return self.form.tokenizer(text, **how)
-        return {"input_ids": prompt_ids(self.form, text)}
+        return {"input_ids": self.form.prompts_ids(text)}
 
     def batch_decode(self, sequences: Sequence[Sequence[int]], skip_special_tokens: bool = False, **how: Any) -> Any:
         """Texts of responses without special tokens; anything else as the tokenizer decodes it."""
@@ -46,9 +46,3 @@ class _Formatted:
     def save_pretrained(self, save_directory: str | Path, **how: Any) -> Any:
         """Under the name of its own class, the format with it."""
         return self.form.tokenizer.save_pretrained(save_directory, **how)
-
-
-def prompt_ids(form: Formatter, prompts: Sequence[str]) -> list[list[int]]:
-    """Ids of every prompt; one that is asked many times is rendered once."""
-    known = {prompt: form.prompt_ids(prompt) for prompt in dict.fromkeys(prompts)}
-    return [list(known[prompt]) for prompt in prompts]
