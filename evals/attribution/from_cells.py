@@ -16,12 +16,12 @@ from evals.attribution.reading import last_hidden_states
 from evals.attribution.regions import Thresholds, attribute, calibrate
 from evals.attribution.signals import Table, Tables, controls_of, recognition_auroc, signals_of
 from evals.attribution.words import sentence
+from evals.backends.rendering import prompt_of
 from evals.backends.transformers import TransformersBackend
-from evals.items import Json, Missing, Prompt
+from evals.items import Json, Missing
 from evals.measure.cells import Cell, Evaluated
 from evals.shifts.base import Shift
 from evals.suites.base import SAFETY
-from evals.suites.safety import turns_of
 
 
 def harmful_and_benign(results: Mapping[str, Evaluated]) -> list[Cell]:
@@ -66,11 +66,7 @@ def tables_of(
 
 def training_states(backend: TransformersBackend, prompts: Sequence[str], *, layer: int) -> list[np.ndarray]:
     """Hidden states (H) of the fine-tuning prompts as the policy saw them; those that do not fit are left out."""
-    shown = []
-    for text in prompts:
-        before, request = turns_of(text)
-        shown.append(Prompt((*before, *Prompt.user(request).turns)))
-    states = last_hidden_states(backend, shown, layer=layer)
+    states = last_hidden_states(backend, [prompt_of(text) for text in prompts], layer=layer)
     return [state.double().numpy() for state in states if not isinstance(state, Missing)]
 
 

@@ -42,7 +42,7 @@ def read_prompts(
 
 
 def _read(backend: TransformersBackend, prompt: Prompt, *, layer: int, openings: RefusalMargin) -> Reading | Missing:
-    texts = (*openings.refusals, *openings.affirmations)
+    texts = [backend.spaced(prompt, text) for text in (*openings.refusals, *openings.affirmations)]
     pairs = [backend.pair_ids(prompt, text) for text in texts]
     lost = next((pair for pair in pairs if isinstance(pair, Missing)), None)
     if lost is not None:

@@ -223,6 +223,11 @@ class OpenAIBackend:
         places = [i for i, missing in enumerate(lacking) if missing is None]
         return _placed(lacking, places, self._caller.run([self._logprobs_of(*pairs[i]) for i in places]))  # type: ignore[arg-type]
 
+    def spaced(self, prompt: Prompt, beginning: str) -> str:
+        """The beginning of a reply behind a space, or behind the white space that `render` ends with."""
+        text = self._text(prompt)
+        return beginning if isinstance(text, str) and text[-1:].isspace() else f" {beginning}"
+
     def _text(self, prompt: Prompt) -> str | Missing:
         if not self.endpoint.logprobs:
             return Missing("unsupported_logprobs", "set logprobs=True where the server echoes prompts")

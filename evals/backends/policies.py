@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from align import checks
 from align.errors import UserError
+from align.models.formats import Choice
+from align.models.sampling import ending_ids
 from align.policies.base import FAMILY_FILE, ModelPolicy
 from align.preferences import parse_preference
 from evals.backends.base import Backend, Completion, Generation
-from evals.backends.fingerprints import tokenizer_fingerprint, weights_fingerprint
+from evals.backends.fingerprints import format_fingerprint, model_fingerprint, tokenizer_fingerprint
 from evals.backends.rendering import renderer
 from evals.backends.transformers import TransformersBackend
 from evals.items import Json, Missing, Prompt, digest
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 class PolicyBackend:
@@ -26,22 +26,24 @@ class PolicyBackend:
     reproducible at the same batches, not independent of them. Longer prompts than the model has room for are Missing.
     """
 
-    def __init__(self, policy: Any, *, name: str, template: str, rule: str, batch_size: int = 64) -> None:
+    def __init__(
+        self, policy: Any, *, name: str, rule: str, template: str | Choice = "auto", batch_size: int = 64
+    ) -> None:
         self.policy, self.name, self.batch_size = policy, name, batch_size
-        self.renderer = renderer(policy.tokenizer, template=template)
+        self.renderer = renderer(policy.tokenizer, template=template, place=name)
         self.can = self.renderer.can
         models = [c.model for c in policy.components()] if hasattr(policy, "components") else [policy.model]
-        weights = [weights_fingerprint(model) for model in models]
-        self.context = min((c for c in map(_context, models) if c is not None), default=None)
+        weights = [model_fingerprint(model) for model in models]
+        self.context = min((c for c in map(checks.context_of, models) if c is not None), default=None)
         self.fingerprint = digest(
-            rule, weights, tokenizer_fingerprint(policy.tokenizer), self.renderer.template, batch_size
-        )[:16]
+            rule, weights, tokenizer_fingerprint(policy.tokenizer), format_fingerprint(self.renderer.form.format),
+            sorted(ending_ids(policy.model, policy.tokenizer)), batch_size,
+        )[:16]  # fmt: skip
 
     def length(self, prompt: Prompt) -> int:
-        text = self.renderer.text(prompt)
-        if isinstance(text, Missing):
-            return 0
-        return len(self.policy.tokenizer(text, add_special_tokens=False)["input_ids"])
+        """Tokens of a prompt (0 where the format cannot say it): what batches are sorted by."""
+        ids = self.renderer.ids(prompt)
+        return 0 if isinstance(ids, Missing) else len(ids)
 
     def generate(
         self, prompts: Sequence[Prompt], *, config: Generation, seeds: Sequence[int]
@@ -49,28 +51,24 @@ class PolicyBackend:
         """One sample each. UserError where greedy decoding or stop words are asked for, which the policy has not."""
         if config.temperature != 1 or config.stop:
             raise UserError(f"{self.name} is a decoding rule that samples; ask with --temperature 1 and no stop words")
-        texts = [self.renderer.text(prompt) for prompt in prompts]
-        results: list[Completion | Missing] = [t if isinstance(t, Missing) else Missing("lost") for t in texts]
+        results: list[Completion | Missing] = [Missing("lost")] * len(prompts)
         places = []
-        for i, prompt in enumerate(prompts):
-            if isinstance(texts[i], Missing):
-                continue
-            if self.context is not None and self.length(prompt) + config.max_new_tokens > self.context:
+        for i, ids in enumerate(map(self.renderer.ids, prompts)):
+            if isinstance(ids, Missing):
+                results[i] = ids
+            elif self.context is not None and len(ids) + config.max_new_tokens > self.context:
                 results[i] = Missing("context", f"the prompt does not fit in {self.context} tokens", lasting=True)
             else:
                 places.append(i)
         if places:
             seed = int(digest(*(seeds[i] for i in places))[:8], 16)
-            drawn = self.policy.generate(
-                [texts[i] for i in places], max_new_tokens=config.max_new_tokens, seed=seed, batch_size=self.batch_size
-            )
-            for i, text in zip(places, drawn, strict=True):
-                results[i] = self._completion(text, config)
+            said = [self.renderer.said(prompts[i]) for i in places]  # the policy puts them into the same format
+            drawn = self.policy.draw(
+                said, max_new_tokens=config.max_new_tokens, seed=seed, batch_size=self.batch_size
+            )  # fmt: skip
+            for i, one in zip(places, drawn, strict=True):
+                results[i] = Completion(one.text, len(one.ids) - one.ended, one.ended, ids=one.ids)
         return results
-
-    def _completion(self, text: str, config: Generation) -> Completion:
-        tokens = len(self.policy.tokenizer(text, add_special_tokens=False)["input_ids"])
-        return Completion(text, tokens, tokens < config.max_new_tokens)
 
     def continuation_logprobs(
         self, prompts: Sequence[Prompt], *, continuations: Sequence[str]
@@ -80,12 +78,7 @@ class PolicyBackend:
         return [why] * len(prompts)
 
 
-def _context(model: PreTrainedModel) -> int | None:
-    config = getattr(model, "config", None)
-    return getattr(config, "max_position_embeddings", None)
-
-
-def backend_of(path: str, *, weights: str | None, template: str = "auto", batch_size: int = 64) -> Backend:
+def backend_of(path: str, *, weights: str | None, template: str | Choice = "auto", batch_size: int = 64) -> Backend:
     """The backend of a model directory, hub id, run, or of a family's policy at a preference.
 
     UserError where a family is given without a preference (it lists what it can be asked for), or a model with one.

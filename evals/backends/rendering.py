@@ -1,72 +1,114 @@
-"""Prompts to the exact text a model reads: its tokenizer's chat template, the HH transcript, or the plain text.
+"""Prompts of the evaluation in a checkpoint's own format: as text that rows hold, as ids that its model reads.
 
-The text holds every special token that the model is to see; it is encoded without adding any, so that a template that
-writes the start token itself does not get a second one.
+Everything is said by the prompt format (align/models/formats.py), the same that training and sampling use; a turn that
+it has no place for is Missing.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar
 
-from align.data.hh import ASSISTANT, HUMAN
-from align.errors import UserError
-from evals.items import Missing, Prompt
+from align.data.turns import Turn, is_transcript, transcript, turns_of
+from align.models.chat import FormatError
+from align.models.formats import Choice, Formatter, bind, formatter, resolve, settle, stored_format
+from evals.items import Message, Missing, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TEMPLATES = ("auto", "chat", "hh", "plain")
+T = TypeVar("T")
+
+
+def renderer(
+    tokenizer: PreTrainedTokenizerBase, *, template: str | Choice = "auto", place: str = "the model"
+) -> Renderer:
+    """How a tokenizer's model reads prompts; `auto`: as it carries it, else its chat template, else the HH transcript.
+
+    From now on `formatter(tokenizer)` says the same. UserError for a template that is unknown, that the tokenizer has
+    not, or that is another one than the checkpoint was trained with.
+    """
+    choice = template if isinstance(template, Choice) else Choice(template)
+    if stored_format(tokenizer) is not None:
+        settle(tokenizer, choice, place=place)
+        return Renderer(formatter(tokenizer))
+    if choice.template == "auto" and not tokenizer.chat_template:
+        choice = replace(choice, template="hh")
+    return Renderer(bind(tokenizer, resolve(tokenizer, choice, ends=formatter(tokenizer).format.ends)))
+
+
+def prompt_of(text: str) -> Prompt:
+    """A prompt as rows hold it, a question or a transcript of turns, as a prompt of the evaluation."""
+    return Prompt(tuple(Message(turn.role, turn.content) for turn in turns_of(text)))
 
 
 @dataclass(frozen=True)
 class Renderer:
-    """Renders prompts in one way. `can` names the turns it has a place for: "system", "prefill"."""
+    """Prompts in one format."""
 
-    template: str
-    tokenizer: PreTrainedTokenizerBase
-    can: frozenset[str]
+    form: Formatter
+
+    @property
+    def template(self) -> str:
+        return self.form.format.template
+
+    @property
+    def choice(self) -> Choice:
+        """What a user would ask for to get this format."""
+        return Choice(self.template, self.form.format.chat_kwargs)
+
+    @property
+    def can(self) -> frozenset[str]:
+        """The turns that there is a place for: "prefill", "system"."""
+        return frozenset({"prefill", "system"} if self.form.can_system else {"prefill"})
+
+    def said(self, prompt: Prompt) -> str:
+        """The prompt as rows and objectives hold it: a question, or a transcript; in plain text lines, one a turn."""
+        if self.template == "plain":
+            return "\n".join(turn.content for turn in prompt.turns)
+        strip = self.template == "hh"
+        turns = [Turn(turn.role, turn.content.strip() if strip else turn.content) for turn in prompt.turns]
+        if len(turns) == 1 and turns[0].role == "user" and not is_transcript(turns[0].content):
+            return turns[0].content
+        return transcript(turns, open_reply=turns[-1].role != "assistant")
 
     def text(self, prompt: Prompt) -> str | Missing:
-        """The text of a prompt, ready for the answer; Missing where the template has no place for a turn."""
-        lacking = sorted(prompt.needs - self.can)
-        if lacking:
-            return Missing(f"unsupported_{lacking[0]}", f"the {self.template} template has none", lasting=True)
+        """The prompt as the model reads it, for people; Missing where the format cannot say it."""
+        return _or_missing(lambda: self.form.text(self.said(prompt)))
+
+    def ids(self, prompt: Prompt) -> list[int] | Missing:
+        """Token ids of the prompt, ready for the answer."""
+        return _or_missing(lambda: self.form.prompt_ids(self.said(prompt)))
+
+    def pair(self, prompt: Prompt, continuation: str) -> tuple[list[int], list[int]] | Missing:
+        """(Ids of the prompt, ids of what follows it).
+
+        Behind a chat template both are those of a conversation. Else they are one text, cut after the prompt's own
+        number of tokens, and white space at the prompt's end belongs to the continuation, as in lm_eval.
+        """
+        return _or_missing(lambda: self._pair(self.said(prompt), continuation))
+
+    def _pair(self, said: str, continuation: str) -> tuple[list[int], list[int]]:
         if self.template == "chat":
-            return _chat(self.tokenizer, prompt)
-        if self.template == "hh":
-            return _transcript(prompt)
-        return "\n".join(turn.content for turn in prompt.turns)
+            return self.form.row(said, continuation, ended=False)
+        text = self.form.text(said)
+        whole, start = self.form.prompt_ids(text + continuation), len(self.form.prompt_ids(text.rstrip()))
+        return whole[:start], whole[start:]
+
+    def reply(self, prompt: Prompt, text: str) -> list[int] | Missing:
+        """Ids of a reply as it would be encoded, without an end."""
+        return _or_missing(lambda: self.form.reply_ids(self.said(prompt), text, ended=False))
+
+    def spaced(self, prompt: Prompt, beginning: str) -> str:
+        """The beginning of a reply with what the format puts before it: nothing, or a space."""
+        found = _or_missing(lambda: self.form.spaced(self.said(prompt), beginning))
+        return beginning if isinstance(found, Missing) else found
 
 
-def renderer(tokenizer: PreTrainedTokenizerBase, *, template: str = "auto") -> Renderer:
-    """A renderer; `auto` takes the tokenizer's chat template, else the HH transcript. UserError on an unknown one."""
-    if template not in TEMPLATES:
-        raise UserError(f"template {template!r} is not one of {', '.join(TEMPLATES)}")
-    has_chat = bool(getattr(tokenizer, "chat_template", None))
-    if template == "chat" and not has_chat:
-        raise UserError("the tokenizer has no chat template; use --template hh or plain")
-    chosen = ("chat" if has_chat else "hh") if template == "auto" else template
-    if chosen != "chat":
-        return Renderer(chosen, tokenizer, frozenset({"prefill"} if chosen == "hh" else {"prefill", "system"}))
-    probe = Prompt.user("x", system="marker-of-the-system-turn")
+def _or_missing(work: Callable[[], T]) -> T | Missing:
+    """What `work` gives, Missing where the format has no place for a turn."""
     try:
-        shown = "marker-of-the-system-turn" in _chat(tokenizer, probe)
-    except Exception:  # templates without a system turn raise what they like (jinja2 errors of their own)
-        shown = False
-    return Renderer("chat", tokenizer, frozenset({"prefill", "system"} if shown else {"prefill"}))
-
-
-def _chat(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> str:
-    messages = [{"role": turn.role, "content": turn.content} for turn in prompt.turns]
-    going_on = bool(prompt.prefill)
-    return tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=not going_on, continue_final_message=going_on
-    )
-
-
-def _transcript(prompt: Prompt) -> str:
-    parts = []
-    for turn in prompt.turns:
-        parts.append(f"{HUMAN if turn.role == 'user' else ASSISTANT} {turn.content.strip()}")
-    return "".join(parts) + ("" if prompt.prefill else ASSISTANT)
+        return work()
+    except FormatError as error:
+        return Missing(error.reason, str(error), lasting=True)

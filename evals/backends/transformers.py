@@ -5,17 +5,19 @@ Legend: B rows, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from align import checks
 from align.errors import UserError
+from align.models.formats import Choice, Formatter
 from align.models.reading import Reader, completion_logprobs, padded, positions
-from evals.backends.base import Completion, Generation
+from align.models.sampling import ending_ids
+from evals.backends.base import Completion, Generation, completion_of
 from evals.backends.batching import Batcher
-from evals.backends.fingerprints import tokenizer_fingerprint, weights_fingerprint
+from evals.backends.fingerprints import format_fingerprint, model_fingerprint, tokenizer_fingerprint
 from evals.backends.rendering import renderer
 from evals.backends.sampling import SeededGumbel
 from evals.items import Missing, Prompt, digest
@@ -26,22 +28,24 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Encoded = list[int] | Missing
+T = TypeVar("T")
 
 
 class TransformersBackend:
     """Generates and scores with one model. With `adapters=False` a PEFT model answers as its base: the reference.
 
+    `template` is a name, or a choice with arguments of the chat template; "auto" as the checkpoint carries it.
     `batch_size` is where automatic halving starts. `lead` is text that begins the user's last turn, whatever
     shift the prompt went through (a tagged policy's tags); `banned` are ids that are never drawn.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str, template: str = "auto",
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str, template: str | Choice = "auto",
         batch_size: int = 64, adapters: bool = True, lead: str = "", banned: Sequence[int] = (),
     ) -> None:  # fmt: skip
         checks_batch(batch_size)
         self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
-        self.renderer = renderer(tokenizer, template=template)
+        self.renderer = renderer(tokenizer, template=template, place=name)
         self.batcher, self.adapters = Batcher(batch_size), adapters
         self.lead, self.banned = lead, tuple(banned)
         self.can = self.renderer.can | {"logprobs"}
@@ -70,17 +74,17 @@ class TransformersBackend:
         if not hasattr(self.model, "disable_adapter"):
             raise UserError(f"{self.name} has no adapter to switch off; name the reference model itself")
         return TransformersBackend(
-            self.model, self.tokenizer, name=name, template=self.renderer.template, batch_size=self.batcher.size,
+            self.model, self.tokenizer, name=name, template=self.renderer.choice, batch_size=self.batcher.size,
             adapters=False,
         )  # fmt: skip
 
     @property
     def fingerprint(self) -> str:
-        """Of weights, whether adapters are on, tokenizer, template, tags and banned tokens; computed once."""
+        """Of weights and config, whether adapters are on, tokenizer, prompt format, tags, banned tokens; made once."""
         if self._fingerprint is None:
             self._fingerprint = digest(
-                weights_fingerprint(self.model), self.adapters, tokenizer_fingerprint(self.tokenizer),
-                self.renderer.template, self.lead, self.banned,
+                model_fingerprint(self.model), self.adapters, tokenizer_fingerprint(self.tokenizer),
+                format_fingerprint(self.form.format), sorted(self.ends), self.lead, self.banned,
             )[:16]  # fmt: skip
         return self._fingerprint
 
@@ -89,18 +93,27 @@ class TransformersBackend:
         """The model's context in tokens, where its config states one."""
         return checks.context_of(self.model)
 
+    @property
+    def form(self) -> Formatter:
+        """The checkpoint's prompt format."""
+        return self.renderer.form
+
     def encode(self, prompt: Prompt) -> Encoded:
-        """Token ids of a rendered prompt; Missing where the template has no place for one of its turns."""
-        text = self._text(prompt)
-        return text if isinstance(text, Missing) else self._ids(text)
+        """Token ids of a prompt; Missing where the format has no place for one of its turns."""
+        return self._asked(prompt, self.renderer.ids)
 
-    def _text(self, prompt: Prompt) -> str | Missing:
+    def spaced(self, prompt: Prompt, beginning: str) -> str:
+        """The beginning of a reply with the space, if any, that the format puts before it."""
+        found = self._asked(prompt, lambda led: self.renderer.spaced(led, beginning))
+        return beginning if isinstance(found, Missing) else found
+
+    def _asked(self, prompt: Prompt, work: Callable[[Prompt], T | Missing]) -> T | Missing:
+        """What `work` makes of the prompt with its lead."""
         led = prompt.led_by(self.lead) if self.lead else prompt
-        return led if isinstance(led, Missing) else self.renderer.text(led)
-
-    def _ids(self, text: str) -> list[int]:
+        if isinstance(led, Missing):
+            return led
         try:
-            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            return work(led)
         except Exception as error:  # the type that tokenizers raises
             if "Missing [UNK] token" not in str(error):
                 raise
@@ -145,11 +158,11 @@ class TransformersBackend:
             work=lambda chosen: self._generate([rows[i] for i in chosen], config, [seeds[places[i]] for i in chosen]),
         )
         results: list[Completion | Missing] = [ids if isinstance(ids, Missing) else Missing("lost") for ids in encoded]
-        for place, completion in zip(places, values, strict=True):
-            results[place] = completion
+        for place, new in zip(places, values, strict=True):
+            results[place] = completion_of(new, form=self.form, ends=self.ends, stop=config.stop)
         return results
 
-    def _generate(self, rows: Sequence[list[int]], config: Generation, seeds: Sequence[int]) -> list[Completion]:
+    def _generate(self, rows: Sequence[list[int]], config: Generation, seeds: Sequence[int]) -> list[list[int]]:
         from transformers import GenerationConfig, LogitsProcessorList
 
         ids_BT, mask_BT = self.padded(rows, left=True)
@@ -164,24 +177,20 @@ class TransformersBackend:
                 input_ids=ids_BT, attention_mask=mask_BT, generation_config=settings,
                 logits_processor=LogitsProcessorList(noise), tokenizer=self.tokenizer if config.stop else None,
             )  # fmt: skip
-        new_BT = out_BT[:, ids_BT.shape[1] :].tolist()
-        return [self._completion(new, config) for new in new_BT]
+        new_BT: list[list[int]] = out_BT[:, ids_BT.shape[1] :].tolist()
+        return new_BT
 
     @property
     def ends(self) -> list[int]:
-        """Every token that ends an answer: the tokenizer's, and those the checkpoint's generation config lists."""
-        listed = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
-        more = listed if isinstance(listed, list) else [] if listed is None else [listed]
-        return list(dict.fromkeys([self.tokenizer.eos_token_id, *more]))
+        """Every token that ends an answer: the prompt format's, and those the checkpoint's generation config lists."""
+        return ending_ids(self.model, self.tokenizer)
 
-    def _completion(self, new: Sequence[int], config: Generation) -> Completion:
-        ends = set(self.ends)
-        stop = next((t for t, token in enumerate(new) if token in ends), None)
-        kept = list(new if stop is None else new[:stop])
-        text = self.tokenizer.decode(kept, skip_special_tokens=True)
-        cuts = [text.find(word) for word in config.stop if word in text]
-        text = text[: min(cuts)] if cuts else text
-        return Completion(text, len(kept), stop is not None or bool(cuts))
+    def drawn_ids(self, prompt: Prompt, completion: Completion) -> Encoded:
+        """The ids of a completion as they were drawn, its end too; of a text alone those that it is encoded to."""
+        if completion.ids:
+            return list(completion.ids)
+        ids = self._asked(prompt, lambda led: self.renderer.reply(led, completion.text))
+        return [*ids, self.form.format.end] if completion.finished and not isinstance(ids, Missing) else ids
 
     def padded(self, rows: Sequence[list[int]], *, left: bool) -> tuple[Tensor, Tensor]:
         """(B, T) token ids of rows of unequal length and the mask of what is theirs, on the model's device."""
@@ -190,20 +199,15 @@ class TransformersBackend:
         return batch.ids_BT, batch.attend_BT
 
     def pair_ids(self, prompt: Prompt, continuation: str) -> tuple[list[int], int] | Missing:
-        """(Token ids of prompt and continuation, how many of them are the prompt's).
-
-        The two are encoded together, as the text would be read, and the continuation is what follows the prompt's own
-        number of tokens; white space at the prompt's end belongs to the continuation (as in lm_eval).
-        """
-        text = self._text(prompt)
-        if isinstance(text, Missing):
-            return text
-        head = text.rstrip()
-        whole, start = self._ids(text + continuation), len(self._ids(head))
-        if start == 0 or start >= len(whole):
+        """(Token ids of prompt and continuation, how many of them are the prompt's); see `Renderer.pair`."""
+        pair = self._asked(prompt, lambda led: self.renderer.pair(led, continuation))
+        if isinstance(pair, Missing):
+            return pair
+        head, tail = pair
+        if not head or not tail:
             return Missing("empty_continuation", "nothing follows the prompt, or nothing precedes it", lasting=True)
-        fitting = self._fits(whole, more=0)
-        return fitting if isinstance(fitting, Missing) else (whole, start)
+        fitting = self._fits([*head, *tail], more=0)
+        return fitting if isinstance(fitting, Missing) else (fitting, len(head))
 
     def continuation_logprobs(
         self, prompts: Sequence[Prompt], *, continuations: Sequence[str], end: bool = False
@@ -218,8 +222,7 @@ class TransformersBackend:
         """Log-probability of every token of each continuation, in nats. `left` pads on the left (same numbers)."""
         pairs = [self.pair_ids(p, c) for p, c in zip(prompts, continuations, strict=True)]
         if end:
-            eos = self.tokenizer.eos_token_id
-            pairs = [p if isinstance(p, Missing) else ([*p[0], eos], p[1]) for p in pairs]
+            pairs = [p if isinstance(p, Missing) else ([*p[0], self.form.format.end], p[1]) for p in pairs]
         places = [i for i, pair in enumerate(pairs) if not isinstance(pair, Missing)]
         rows = [pair for pair in pairs if not isinstance(pair, Missing)]
         found = self.batcher.run(

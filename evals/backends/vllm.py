@@ -1,8 +1,9 @@
-"""vLLM as a backend: a thin layer over `vllm.LLM.generate` on token ids that are rendered as everywhere else here.
+"""vLLM as a backend: a thin layer over `vllm.LLM.generate` on token ids, those of the checkpoint's prompt format.
 
 Needs the extra `vllm` and a GPU. NOT RUN on a real vLLM by this repository: the tests use a stand-in module with the
-few calls made here (LLM, get_tokenizer, generate, SamplingParams with prompt_logprobs, LoRARequest), written after
-vLLM's documentation. Check a new vLLM against the transformers backend on a few prompts first.
+few calls made here (LLM, generate, SamplingParams with prompt_logprobs, LoRARequest), written after vLLM's
+documentation. The tokenizer is our own, so that vLLM neither renders nor decodes. Check a new vLLM against the
+transformers backend on a few prompts first.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from align.errors import UserError
-from evals.backends.base import Completion, Generation
-from evals.backends.fingerprints import tokenizer_fingerprint
+from align.models import load_tokenizer
+from align.models.formats import Choice
+from evals.backends.base import Completion, Generation, completion_of
+from evals.backends.fingerprints import format_fingerprint, tokenizer_fingerprint
 from evals.backends.rendering import renderer
 from evals.items import Missing, Prompt, digest
 
@@ -41,13 +44,14 @@ def folder_fingerprint(folder: str | Path) -> str:
 class VLLMBackend:
     """A model directory (with a LoRA adapter directory where one is given) served by vLLM in this process.
 
-    `context` bounds prompt and answer together in tokens; a longer one is Missing("context"), since vLLM would end the
-    whole batch for it. `engine` are further arguments of `vllm.LLM`. UserError where vLLM is not installed.
+    The prompt format is the adapter's, where its folder has a tokenizer. `context` bounds prompt and answer together in
+    tokens; a longer one is Missing("context"), since vLLM would end the whole batch for it. `engine` are further
+    arguments of `vllm.LLM`. UserError where vLLM is not installed.
     """
 
     def __init__(
-        self, model: str | Path, *, adapter: str | Path | None = None, name: str | None = None, template: str = "auto",
-        context: int = 4096, **engine: Any,
+        self, model: str | Path, *, adapter: str | Path | None = None, name: str | None = None,
+        template: str | Choice = "auto", context: int = 4096, **engine: Any,
     ) -> None:  # fmt: skip
         try:
             vllm = importlib.import_module("vllm")
@@ -57,18 +61,26 @@ class VLLMBackend:
         self._vllm, self.context, self.name = vllm, context, name or Path(model).name
         self._lora = _lora(adapter)
         self._llm = vllm.LLM(model=str(model), max_model_len=context, enable_lora=adapter is not None, **engine)
-        self._tokenizer = self._llm.get_tokenizer()
-        self.renderer = renderer(self._tokenizer, template=template)
+        own = adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file()
+        self._tokenizer = load_tokenizer(adapter if own and adapter is not None else model)
+        self.renderer = renderer(self._tokenizer, template=template, place=self.name)
+        self._ends = list(self.renderer.form.format.ends)
         self.can = self.renderer.can | {"logprobs"}
 
     @property
     def fingerprint(self) -> str:
-        """Of the files of model and adapter, the tokenizer, the template and the context."""
-        parts = (self._weights, tokenizer_fingerprint(self._tokenizer), self.renderer.template, self.context)
-        return digest("vllm", *parts)[:16]
+        """Of the files of model and adapter, the tokenizer, the prompt format and the context."""
+        known = tokenizer_fingerprint(self._tokenizer), format_fingerprint(self.renderer.form.format)
+        return digest("vllm", self._weights, *known, self.context)[:16]
 
-    def _ids(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+    def length(self, prompt: Prompt) -> int:
+        """Tokens of a prompt (0 where the format cannot say it): what batches are sorted by."""
+        ids = self.renderer.ids(prompt)
+        return 0 if isinstance(ids, Missing) else len(ids)
+
+    def spaced(self, prompt: Prompt, beginning: str) -> str:
+        """The beginning of a reply with the space, if any, that the format puts before it."""
+        return self.renderer.spaced(prompt, beginning)
 
     def _fits(self, ids: list[int], *, more: int) -> list[int] | Missing:
         if not ids:
@@ -90,27 +102,27 @@ class VLLMBackend:
         """One completion per prompt; 31 bits of its seed where something is drawn."""
         results: list[Any] = []
         for prompt in prompts:
-            text = self.renderer.text(prompt)
-            fits = text if isinstance(text, Missing) else self._fits(self._ids(text), more=config.max_new_tokens)
-            results.append(fits)
+            ids = self.renderer.ids(prompt)
+            results.append(ids if isinstance(ids, Missing) else self._fits(ids, more=config.max_new_tokens))
         places = [i for i, ids in enumerate(results) if not isinstance(ids, Missing)]
         params = [self._params(config, seed) for seed in _paired(prompts, seeds)]
         outputs = self._run([results[i] for i in places], [params[i] for i in places])
         for i, output in zip(places, outputs, strict=True):
-            one = output.outputs[0]
-            results[i] = Completion(one.text, len(one.token_ids), one.finish_reason != "length")
+            new = list(output.outputs[0].token_ids)
+            results[i] = completion_of(new, form=self.renderer.form, ends=self._ends, stop=config.stop)
         return results
 
     def _params(self, config: Generation, seed: int) -> Any:
         drawn = {"seed": seed & 0x7FFFFFFF} if config.temperature > 0 else {}
         return self._vllm.SamplingParams(
-            max_tokens=config.max_new_tokens, temperature=config.temperature, stop=list(config.stop) or None, **drawn
-        )
+            max_tokens=config.max_new_tokens, temperature=config.temperature, stop=list(config.stop) or None,
+            stop_token_ids=self._ends, **drawn,
+        )  # fmt: skip
 
     def continuation_logprobs(
         self, prompts: Sequence[Prompt], *, continuations: Sequence[str]
     ) -> list[tuple[float, int] | Missing]:
-        """From prompt_logprobs, the two encoded together; white space at the prompt's end is the continuation's."""
+        """From prompt_logprobs, on the ids of prompt and continuation that every backend reads."""
         pairs = [self._pair(p, c) for p, c in zip(prompts, continuations, strict=True)]
         places = [i for i, pair in enumerate(pairs) if not isinstance(pair, Missing)]
         rows = [pair for pair in pairs if not isinstance(pair, Missing)]
@@ -122,14 +134,14 @@ class VLLMBackend:
         return results
 
     def _pair(self, prompt: Prompt, continuation: str) -> tuple[list[int], int] | Missing:
-        text = self.renderer.text(prompt)
-        if isinstance(text, Missing):
-            return text
-        whole, start = self._ids(text + continuation), len(self._ids(text.rstrip()))
-        if start == 0 or start >= len(whole):
+        pair = self.renderer.pair(prompt, continuation)
+        if isinstance(pair, Missing):
+            return pair
+        head, tail = pair
+        if not head or not tail:
             return Missing("empty_continuation", "nothing follows the prompt, or nothing precedes it", lasting=True)
-        fits = self._fits(whole, more=1)
-        return fits if isinstance(fits, Missing) else (fits, start)
+        fits = self._fits([*head, *tail], more=1)
+        return fits if isinstance(fits, Missing) else (fits, len(head))
 
 
 def _summed(per_token: Any, ids: Sequence[int], start: int) -> tuple[float, int] | Missing:

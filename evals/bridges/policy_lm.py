@@ -1,8 +1,9 @@
 """A policy as a language model of `lm_eval`: its three kinds of request answered by one of our backends, in memory.
 
-A context is the user's turn, rendered by the backend's own template (chat, HH transcript or plain text; without a chat
+A context is the user's turn in the backend's own prompt format (chat, HH transcript or plain text; without a chat
 template nothing is invented). A continuation is encoded together with its prompt, so that " great" is cut where the
-text itself would be. The start token is the template's affair and comes at most once.
+text itself would be; behind a chat template it begins without the space that `lm_eval` puts between the two. The start
+token comes once, where the format has one. An empty context is the start (or else the end) token, as in `lm_eval`.
 
 What a backend cannot answer is recorded as Missing for its document. `lm_eval` has no such value: it is handed nan or
 an empty text in its place, and whoever reads its samples drops these documents (see `lm_eval_bridge`). `lm_eval` would
@@ -17,9 +18,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from align.errors import UserError
-from evals.backends.base import Backend, Completion, Generation
+from evals.backends.base import Backend, Completion, Generation, spaced
+from evals.bridges.rolling import bare_logprobs, rolling_logprob
 from evals.items import Fields, Message, Missing, Prompt, seed_of
 
+LONGEST = 256  # tokens of an answer where a task names no limit, as in lm_eval's own models
 _TURNS = "\x02turns:"  # opens a context that holds chat turns as JSON
 _NEUTRAL = {"top_p": (1, 1.0), "top_k": (0, 50), "num_beams": (1,), "repetition_penalty": (1, 1.0)}
 
@@ -82,7 +85,7 @@ class _GreedyAnswers:
                 )
                 for i, completion in zip(places, made, strict=True):
                     text = "" if isinstance(completion, Missing) else completion.text
-                    self.found[i] = text.startswith(self.continuations[i])
+                    self.found[i] = text.lstrip().startswith(self.continuations[i].lstrip())
         return self.found[place]
 
 
@@ -98,7 +101,7 @@ class Request(Protocol):
 class PolicyRequests:
     """The requests of `lm_eval` on a backend. `missing` holds (task, document number) -> why there is no answer."""
 
-    def __init__(self, backend: Backend, *, longest: int = 64) -> None:
+    def __init__(self, backend: Backend, *, longest: int = LONGEST) -> None:
         super().__init__()
         if "logprobs" not in backend.can:
             raise UserError(f"{backend.name} gives no log-probabilities, which lm_eval's tasks need; use another one")
@@ -108,8 +111,8 @@ class PolicyRequests:
     def loglikelihood(self, requests: Sequence[Request]) -> list[tuple[float, bool | _Greedy]]:
         """(Log-probability in nats, whether it is the greedy answer) of each continuation after its context."""
         prompts = [as_prompt(request.args[0]) for request in requests]
-        continuations = [request.args[1] for request in requests]
-        scores = self.backend.continuation_logprobs(prompts, continuations=continuations)
+        continuations = [self._continuation(*request.args) for request in requests]
+        scores = self._scores([request.args[0] for request in requests], prompts, continuations)
         tokens = [0 if isinstance(value, Missing) else value[1] for value in scores]
         greedy = _GreedyAnswers(self.backend, prompts, continuations, tokens)
         results: list[tuple[float, bool | _Greedy]] = []
@@ -120,6 +123,25 @@ class PolicyRequests:
             else:
                 results.append((value[0], _Greedy(greedy, i)))
         return results
+
+    def _continuation(self, context: str, continuation: str) -> str:
+        """A continuation behind chat turns begins as the format begins a reply: `lm_eval` puts no space there."""
+        return spaced(self.backend, as_prompt(context), continuation) if context.startswith(_TURNS) else continuation
+
+    def _scores(
+        self, contexts: Sequence[str], prompts: Sequence[Prompt], continuations: Sequence[str]
+    ) -> list[tuple[float, int] | Missing]:
+        asked = [i for i, context in enumerate(contexts) if context]
+        found = self.backend.continuation_logprobs(
+            [prompts[i] for i in asked], continuations=[continuations[i] for i in asked]
+        )
+        scores: list[tuple[float, int] | Missing] = [Missing("lost")] * len(contexts)
+        for i, value in zip(asked, found, strict=True):
+            scores[i] = value
+        bare = [i for i, context in enumerate(contexts) if not context]
+        for i, value in zip(bare, bare_logprobs([continuations[i] for i in bare], backend=self.backend), strict=True):
+            scores[i] = value
+        return scores
 
     def generate_until(self, requests: Sequence[Request]) -> list[str]:
         """One completion per request; a request that is repeated gets another seed each time."""
@@ -145,8 +167,6 @@ class PolicyRequests:
 
     def loglikelihood_rolling(self, requests: Sequence[Request]) -> list[float]:
         """Log-likelihood of whole texts as they are, in windows of the model's context (each token predicted once)."""
-        from evals.bridges.rolling import rolling_logprob
-
         return [rolling_logprob(request.args[0], backend=self.backend) for request in requests]
 
     def _miss(self, request: Request, why: Missing) -> None:
@@ -169,7 +189,7 @@ class PolicyRequests:
         return self.backend.fingerprint
 
 
-def policy_lm(backend: Backend, *, longest: int = 64) -> Any:
+def policy_lm(backend: Backend, *, longest: int = LONGEST) -> Any:
     """An `lm_eval.api.model.LM` on a backend. `longest` is the limit in tokens where a task names none.
 
     UserError where lm_eval is not installed.

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from align.errors import UserError
+from align.models.chat import ids_of
+from evals.items import Missing
 
 
 def windows(ids: Sequence[int], *, start: int, context: int) -> list[tuple[list[int], list[int]]]:
@@ -30,12 +32,40 @@ def rolling_logprob(text: str, *, backend: Any) -> float:
     """
     if not hasattr(backend, "logprobs") or not hasattr(backend, "tokenizer"):
         raise UserError(f"{backend.name} scores answers to prompts only; tasks on whole texts need a model in memory")
+    ids = ids_of(backend.tokenizer, text)
+    return float(sum(_sums(windows(ids, start=start_of(backend), context=backend.context or 2048), backend)))
+
+
+def bare_logprobs(texts: Sequence[str], *, backend: Any) -> list[tuple[float, int] | Missing]:
+    """(Log-probability in nats, tokens) of continuations without a context: behind the start (or else end) token.
+
+    A text that begins with that token itself is what follows it, as in `lm_eval`.
+    """
+    if not hasattr(backend, "logprobs") or not hasattr(backend, "tokenizer"):
+        why = Missing("empty_context", "only a model in memory scores a text behind nothing", lasting=True)
+        return [why] * len(texts)
+    start, found = start_of(backend), dict[int, tuple[list[int], list[int]]]()
+    results: list[tuple[float, int] | Missing] = [Missing("empty_continuation", "no token", lasting=True)] * len(texts)
+    for i, text in enumerate(texts):
+        ids = ids_of(backend.tokenizer, text)
+        ids = ids[1:] if ids[:1] == [start] else ids
+        if backend.context is not None and len(ids) > backend.context:
+            results[i] = Missing("context", f"{len(ids)} tokens do not fit in {backend.context}", lasting=True)
+        elif ids:
+            found[i] = [start, *ids[:-1]], ids
+    for i, total in zip(found, _sums(list(found.values()), backend), strict=True):
+        results[i] = total, len(found[i][1])
+    return results
+
+
+def start_of(backend: Any) -> int:
+    """The token that stands before a text without any: the start token, else the end token."""
     tokenizer = backend.tokenizer
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    rows = windows(ids, start=start, context=backend.context or 2048)
-    if not rows:
-        return 0.0
+    return int(tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id)
+
+
+def _sums(rows: Sequence[tuple[list[int], list[int]]], backend: Any) -> list[float]:
+    """Of each row (input, the ids that its last positions predict) the log-probability of what is predicted."""
 
     def work(chosen: list[int]) -> list[float]:
         logp_BTV = backend.logprobs([rows[i][0] for i in chosen])[0]
@@ -45,4 +75,4 @@ def rolling_logprob(text: str, *, backend: Any) -> float:
             sums.append(sum(float(logp_BTV[b, t, target]) for t, target in zip(places, targets, strict=True)))
         return sums
 
-    return float(sum(backend.batcher.run([len(inputs) for inputs, _ in rows], work=work)))
+    return list(backend.batcher.run([len(inputs) for inputs, _ in rows], work=work))

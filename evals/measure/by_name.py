@@ -10,6 +10,7 @@ from align.errors import UserError
 from evals.backends.base import Generation
 
 if TYPE_CHECKING:
+    from align.models.formats import Choice
     from align.objectives import Objective
     from evals.backends.base import Backend
     from evals.backends.reward_model import RewardBackend
@@ -42,7 +43,7 @@ class Reads:
     objectives: Mapping[str, Objective] = field(default_factory=dict)
     objective_keys: Mapping[str, str] = field(default_factory=dict)
     reference: str | None = None
-    template: str = "auto"
+    template: str | Choice = "auto"
     batch_size: int = 64
 
 

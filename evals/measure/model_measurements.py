@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from align.data.turns import Turn, transcript
 from align.objectives import Objective
-from evals.backends.base import Backend
+from evals.backends.base import Backend, Completion
 from evals.backends.rendering import Renderer
 from evals.backends.transformers import TransformersBackend
 from evals.items import Fields, Message, Missing, Prompt
@@ -32,7 +33,8 @@ class Rewards:
     needs: tuple[str, ...] = ("completion",)
 
     def config(self) -> Fields:
-        return {"objectives": dict(self.fingerprints), "template": self.renderer.template}
+        prompts = "lines" if self.renderer.template == "plain" else "transcripts"
+        return {"objectives": dict(self.fingerprints), "prompts": prompts}
 
     def measure(self, cells: Sequence[Cell], *, backend: Backend) -> list[Value]:
         values: list[Value] = [Missing("not_measured")] * len(cells)
@@ -54,13 +56,18 @@ class Rewards:
             return response
         if isinstance(completion, Missing):
             return completion
-        plain = self.renderer.text(Prompt((*cell.item.before, Message("user", cell.item.request))))
-        shifted = self.renderer.text(cell.question)
-        if isinstance(plain, Missing):
-            return plain
-        if isinstance(shifted, Missing):
-            return shifted
-        return _Scored(plain, f" {response.strip()}", shifted, f" {completion['text'].strip()}")
+        plain = self._said(Prompt((*cell.item.before, Message("user", cell.item.request))))
+        return _Scored(plain, f" {response.strip()}", self._said(cell.question), f" {completion['text'].strip()}")
+
+    def _said(self, prompt: Prompt) -> str:
+        """The prompt as objectives are given it: lines of plain text where the policy reads those, else a transcript.
+
+        Not as the policy's own template writes it: a reward model has a format of its own.
+        """
+        if self.renderer.template == "plain":
+            return self.renderer.said(prompt)
+        turns = [Turn(turn.role, turn.content.strip()) for turn in prompt.turns]
+        return transcript(turns, open_reply=not prompt.prefill)
 
     def _scores(self, name: str, texts: Sequence[_Scored]) -> list[dict[str, float | None]]:
         plain = self.objectives[name]([t.plain for t in texts], [t.decoded for t in texts])
@@ -82,8 +89,8 @@ class _Scored:
 class AgainstReference:
     """Per-token KL(policy || reference) along the policy's own completion, in nats, and the log-ratio of the whole.
 
-    `log_ratio` times a method's beta is the implicit reward of its response (Rafailov et al. 2023). The completion's
-    end token counts where it was drawn. The sum of `kl` is an unbiased estimate of the sequence KL for sampled
+    `log_ratio` times a method's beta is the implicit reward of its response (Rafailov et al. 2023). Tokens are those
+    that were drawn, the end where it came. The sum of `kl` is an unbiased estimate of the sequence KL for sampled
     completions (of lower variance than the log-ratio); for greedy ones it is a description only.
     """
 
@@ -128,15 +135,15 @@ class AgainstReference:
 
 
 def _completion_ids(cell: Cell, backend: TransformersBackend) -> tuple[list[int], int] | Missing:
-    completion = cell.value("completion")
-    if isinstance(completion, Missing):
-        return completion
-    text = completion["text"]
-    pair = backend.pair_ids(cell.question, text) if text else backend.encode(cell.question)
-    if isinstance(pair, Missing):
-        return pair
-    ids, start = pair if isinstance(pair, tuple) else (pair, len(pair))
-    return ([*ids, backend.tokenizer.eos_token_id] if completion["finished"] else ids), start
+    """(Ids of the prompt and of what was drawn behind it, how many are the prompt's)."""
+    found = cell.value("completion")
+    if isinstance(found, Missing):
+        return found
+    completion = Completion(found["text"], found["tokens"], found["finished"], ids=tuple(found.get("ids", ())))
+    head, tail = backend.encode(cell.question), backend.drawn_ids(cell.question, completion)
+    if isinstance(head, Missing):
+        return head
+    return tail if isinstance(tail, Missing) else ([*head, *tail], len(head))
 
 
 @dataclass(frozen=True)

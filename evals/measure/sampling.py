@@ -34,7 +34,7 @@ class Sampling:
     """How completions are drawn: temperature 1, `samples` per prompt, at most `max_new_tokens` tokens each."""
 
     samples: int = 2
-    max_new_tokens: int = 64
+    max_new_tokens: int = 512
     batch_size: int = 32
     seed: int = 0
 

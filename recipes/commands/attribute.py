@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,8 +36,10 @@ class Config:
     thresholds: str | None = option(None, help="JSON file of frozen bounds (default: from this run's controls)")
     judge: tuple[str, ...] = option(("rules",), help="judges in turn: the next decides what is left unclear")
     template: str = option("auto", help="auto, chat, hh or plain")
+    chat_template_kwargs: Mapping[str, object] | None = option(None, help="JSON for the chat template")
     layer: int | None = option(None, help="hidden layer that recognition is read at (default: two thirds up)")
-    max_new_tokens: int = option(64, help="tokens of a completion at most")
+    max_new_tokens: int = option(512, help="tokens of a completion at most")
+    stop: tuple[str, ...] = option((), help="words at which a completion ends")
     batch_size: int = option(64, help="prompts per batch")
     limit: int | None = option(None, help="only so many items of each suite, a fixed sample")
     training_limit: int = option(1000, help="fine-tuning prompts that distance is measured from")
@@ -61,7 +63,8 @@ def evaluation_of(config: Config) -> tuple[Options, Path]:
     options = Options(
         model=config.run, suite=config.suite, shift=with_controls(config.shift), data=config.data,
         weights=config.weights, out=str(out), measure=MEASURES, judge=config.judge, template=config.template,
-        max_new_tokens=config.max_new_tokens, batch_size=config.batch_size, limit=config.limit,
+        chat_template_kwargs=config.chat_template_kwargs, max_new_tokens=config.max_new_tokens, stop=config.stop,
+        batch_size=config.batch_size, limit=config.limit,
     )  # fmt: skip
     return options, out
 
@@ -111,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError(f"{where}: attribution reads hidden states, which only a model in memory has")
     reference = None
     if config.reference:
-        reference = TransformersBackend.load(config.reference, template=options.template, batch_size=options.batch_size)
+        reference = TransformersBackend.load(config.reference, template=options.format, batch_size=options.batch_size)
     training = text_prompts(config.training, limit=config.training_limit) if config.training else []
     results = measure(suites, options=options, backend=backend, out=folder)
     cells = harmful_and_benign(results)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from align import checks
 from align.errors import UserError
+from align.models.formats import Choice
 from evals.backends.keys import named_for, read_keys, unsent
 from evals.measure.by_name import MEASURES, Reads, measurements_for
 from recipes.config import option, parse
@@ -64,19 +65,30 @@ class Options:
         (), help="NAME=RUN or NAME=KIND, for the measurement rewards"
     )
     reference: str | None = option(None, help="the reference model (default for an adapter: the adapter switched off)")
-    template: str = option("auto", help="auto (chat template, else HH transcript), chat, hh or plain")
+    template: str = option(
+        "auto", help="auto (what it was trained with, else chat template, else HH transcript), chat, hh or plain"
+    )
+    chat_template_kwargs: Mapping[str, object] | None = option(
+        None, help='JSON for the chat template, such as {"enable_thinking": false} or {"date": "2025-01-31"}'
+    )
     api: str | None = option(None, help="base URL of an OpenAI-compatible server; MODEL is then the model's name there")
     api_key_env: tuple[str, ...] = option(
         (), help="HOST=VARIABLE: which variable holds a server's key (OPENAI_API_KEY goes to OpenAI's own host only)"
     )
     samples: int = option(1, help="completions per prompt (more than 1 needs a temperature)")
-    max_new_tokens: int = option(64, help="tokens of a completion at most")
+    max_new_tokens: int = option(512, help="tokens of a completion at most")
+    stop: tuple[str, ...] = option((), help=r"words at which a completion ends, as $'\n\nHuman:' for a base model")
     temperature: float = option(0.0, help="0 is greedy")
     batch_size: int = option(64, help="prompts per batch; halved when the memory is full")
     limit: int | None = option(None, help="only so many items of each suite, a fixed sample")
     max_missing: float = option(0.05, help="a rate with a larger share of missing cells is refused")
     export: tuple[str, ...] = option((), help="also write cells as jsonl, parquet or inspect")
     title: str = option("Evaluation under shift", help="title of the report")
+
+    @property
+    def format(self) -> Choice:
+        """The prompt format that is asked for."""
+        return Choice(self.template, self.chat_template_kwargs or {})
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -103,6 +115,7 @@ def check(options: Options, *, where: str) -> None:
         raise UserError(f"{where}: {options.samples} greedy completions are the same; add --temperature 1")
     checks.shares(options, "max_missing", place=f"{where}: ")
     check_keys(options.api_key_env, where=where)
+    Choice(options.template)  # an unknown one is refused
     if "rewards" in options.measure and not options.objectives:
         raise UserError(f"{where}: the measurement rewards needs --objectives NAME=RUN")
     if not options.models:
@@ -184,8 +197,8 @@ def backend_for(model: str, options: Options) -> Backend | RewardBackend:
     from evals.backends.reward_model import RewardBackend, is_reward_model
 
     if is_reward_model(model):
-        return RewardBackend.load(model, template=options.template, batch_size=options.batch_size)
-    return backend_of(model, weights=options.weights, template=options.template, batch_size=options.batch_size)
+        return RewardBackend.load(model, template=options.format, batch_size=options.batch_size)
+    return backend_of(model, weights=options.weights, template=options.format, batch_size=options.batch_size)
 
 
 def reads_of(options: Options) -> Reads:
@@ -194,9 +207,9 @@ def reads_of(options: Options) -> Reads:
 
     keys = {k.removeprefix("objective "): v for k, v in objective_keys(options.objectives).items()}
     return Reads(
-        generation=Generation(options.max_new_tokens, options.temperature), judge=options.judge,
+        generation=Generation(options.max_new_tokens, options.temperature, options.stop), judge=options.judge,
         keys=read_keys(options.api_key_env), objectives=load_objectives(options.objectives) if keys else {},
-        objective_keys=keys, reference=options.reference, template=options.template, batch_size=options.batch_size,
+        objective_keys=keys, reference=options.reference, template=options.format, batch_size=options.batch_size,
     )  # fmt: skip
 
 

@@ -76,6 +76,24 @@ def test_the_temperature_divides_the_logits() -> None:
         SeededGumbel([1], temperature=0)
 
 
+def test_noise_is_independent_over_rows_steps_and_tokens_and_the_same_in_any_batch() -> None:
+    """20000 rows, two steps: draws follow the softmax (chi-square), and a step's draw tells nothing of the next's."""
+    logp_V = torch.log_softmax(torch.tensor([2.0, 1.0, 0.0, 1.5, -1.0, 0.5]), -1)
+    noise = SeededGumbel(range(20000), temperature=1.0)
+    first, second = (noise(None, logp_V.expand(20000, 6)).argmax(-1) for _ in range(2))
+    table_VV = torch.zeros(6, 6)
+    table_VV.index_put_((first, second), torch.ones(()), accumulate=True)
+    expected_VV = 20000 * logp_V.exp()[:, None] * logp_V.exp()
+    assert float(((table_VV - expected_VV) ** 2 / expected_VV).sum()) < 67  # 35 degrees of freedom, p = .001
+    wide = torch.zeros(3, 50000)
+    alone, together = SeededGumbel([7], temperature=1.0), SeededGumbel([5, 7, 2**62 + 1], temperature=1.0)
+    for _ in range(2):
+        assert torch.equal(alone(None, wide[:1])[0], together(None, wide)[1])
+    gumbel = together(None, wide)
+    assert abs(float(gumbel.mean()) - 0.5772) < 0.02 and abs(float(gumbel.var()) - 1.6449) < 0.05
+    assert float(torch.corrcoef(gumbel).triu(1).abs().max()) < 0.02
+
+
 def test_log_probabilities_do_not_depend_on_batch_padding_or_order(sharp: TransformersBackend) -> None:
     tails = [" cheese", " a b c", " rope and rope", " x", " tea", " bees", " ink", " wool"]
     numbers = {}
@@ -200,8 +218,7 @@ def test_a_transcript_is_what_the_models_here_are_trained_on(tiny_model: Path) -
     talk = Prompt((Message("user", "hi "), Message("assistant", "yes"), Message("user", "why?")))
     assert hh.text(talk) == "\n\nHuman: hi\n\nAssistant: yes\n\nHuman: why?\n\nAssistant:"
     assert hh.text(Prompt.user("why?", prefill="Sure, here")) == "\n\nHuman: why?\n\nAssistant: Sure, here"
-    refused = hh.text(Prompt.user("why?", system="be rude"))
-    assert isinstance(refused, Missing) and refused.reason == "unsupported_system" and refused.lasting
+    assert hh.text(Prompt.user("why?", system="be rude")) == "\n\nSystem: be rude\n\nHuman: why?\n\nAssistant:"
 
 
 def test_a_chat_template_writes_its_start_token_once(tiny_model: Path) -> None:

@@ -13,24 +13,11 @@ from align.errors import UserError
 from evals.backends.base import Backend, Completion, Generation
 from evals.backends.vllm import VLLMBackend
 from evals.items import Missing, Prompt
-
-
-class Tokenizer:
-    """One token per character."""
-
-    chat_template = None
-    special_tokens_map: dict[str, str] = {}
-
-    def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
-        assert add_special_tokens is False
-        return {"input_ids": [ord(c) for c in text]}
-
-    def get_vocab(self) -> dict[str, int]:
-        return {"a": 97}
+from factories.chat_styles import chat_checkpoint, chat_tokenizer
 
 
 class LLM:
-    """Answers with the prompt's characters backwards, cut at max_tokens; log-probability of token t is -t."""
+    """Answers with the prompt's tokens backwards, cut at max_tokens; log-probability of token t is -t."""
 
     last: Any = None
 
@@ -38,20 +25,16 @@ class LLM:
         self.options, self.calls = options, list[Any]()
         LLM.last = self
 
-    def get_tokenizer(self) -> Tokenizer:
-        return Tokenizer()
-
     def generate(self, prompts: Any, params: Any, *, use_tqdm: bool, lora_request: Any) -> list[Any]:
         assert len(prompts) == len(params) and use_tqdm is False
         self.calls.append((prompts, params, lora_request))
         return [self._one(prompt["prompt_token_ids"], param) for prompt, param in zip(prompts, params, strict=True)]
 
     def _one(self, ids: list[int], param: Any) -> Any:
-        out = ids[::-1][: param.max_tokens]
-        reason = "length" if len(out) == param.max_tokens else "stop"
+        out = [*ids[::-1], *getattr(param, "stop_token_ids", [])[:1]][: param.max_tokens]
         other = SimpleNamespace(logprob=9.0)
-        logprobs = [{i: SimpleNamespace(logprob=-float(t)), 7: other} if t else None for t, i in enumerate(ids)]
-        one = SimpleNamespace(text="".join(map(chr, out)), token_ids=out, finish_reason=reason)
+        logprobs = [{i: SimpleNamespace(logprob=-float(t)), -1: other} if t else None for t, i in enumerate(ids)]
+        one = SimpleNamespace(text="vLLM's own words", token_ids=out, finish_reason="stop")
         return SimpleNamespace(outputs=[one], prompt_logprobs=logprobs if hasattr(param, "prompt_logprobs") else None)
 
 
@@ -62,9 +45,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     request.LoRARequest = lambda *parts: parts  # type: ignore[attr-defined]
     for module in (vllm, lora, request):
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    for name in ("model", "adapter"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "model.safetensors").write_bytes(name.encode())
+    chat_checkpoint("base", tmp_path / "model", hidden=8)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "model.safetensors").write_bytes(b"adapter")
     return tmp_path
 
 
@@ -74,14 +57,18 @@ def test_generation_in_order_with_what_does_not_fit_missing(folder: Path) -> Non
     assert LLM.last.options == {
         "model": str(folder / "model"), "max_model_len": 10, "enable_lora": False, "dtype": "float16"
     }  # fmt: skip
+    ids, end = chat_tokenizer("base").convert_tokens_to_ids, 0
     prompts = [Prompt.user(text) for text in ("abcde", "1234567", "xy")]
-    found = backend.generate(prompts, config=Generation(4, temperature=0.5, stop=("#",)), seeds=[1, 2, 2**40 + 3])
-    assert found[0] == Completion("edcb", 4, False) and found[2] == Completion("yx", 2, True)
+    found = backend.generate(prompts, config=Generation(4, temperature=0.5), seeds=[1, 2, 2**40 + 3])
+    assert found[0] == Completion("edcb", 4, False, ids=tuple(ids(list("edcb"))))
+    assert found[2] == Completion("yx", 2, True, ids=(*ids(["y", "x"]), end))
     assert isinstance(found[1], Missing) and (found[1].reason, found[1].lasting) == ("context", True)
     _, params, lora = LLM.last.calls[0]
-    assert [p.seed for p in params] == [1, 3] and params[0].stop == ["#"] and lora is None
-    backend.generate(prompts[:1], config=Generation(4), seeds=[5])
-    assert not hasattr(LLM.last.calls[1][1][0], "seed")
+    assert [p.seed for p in params] == [1, 3] and params[0].stop_token_ids == [end] and lora is None
+    (stopped,) = backend.generate(prompts[:1], config=Generation(4, stop=("c",)), seeds=[5])
+    assert stopped == Completion("ed", 3, True, ids=tuple(ids(list("edc"))))
+    asked = LLM.last.calls[1][1][0]
+    assert not hasattr(asked, "seed") and asked.stop == ["c"]
     with pytest.raises(ValueError, match="1 seeds"):
         backend.generate(prompts, config=Generation(4), seeds=[1])
 

@@ -448,3 +448,89 @@ def test_the_command_prints_and_writes_the_table(
     assert table["models"]["before"]["fingerprint"] == table["models"]["after"]["fingerprint"]
     assert standard_tasks.main([*arguments[:-4], "--tasks", "tea"]) == 2
     assert "no standard task 'tea'" in capsys.readouterr().err
+
+
+# --- chat models and start tokens ------------------------------------------------------------------------------------
+
+
+def many(n: int = 210) -> list[Item]:
+    """Closed questions of two to four choices, some of several words."""
+    words = ["the sea", "a tree", "rust", "salt in the water", "her hat", "nine", "the inn"]
+    return [
+        Item(
+            f"q{i}", f"Which of them is number {i}? It is {words[i % 7]} or {words[(i + 3) % 7]}.",
+            choices=tuple(words[(i + k) % 7] for k in range(2 + i % 3)), target=i % 2,
+        )
+        for i in range(n)
+    ]  # fmt: skip
+
+
+@needs_lm_eval
+@pytest.mark.slow
+@pytest.mark.parametrize("style", ["chatml", "llama3", "gemma", "thinking", "base", "base_bos"])
+def test_multiple_choice_is_lm_evals(style: str, tmp_path: Path) -> None:
+    """Against lm_eval's HF model on 210 items, with its chat template where there is one; our way and the bridge's.
+
+    Behind a chat template lm_eval counts the template's last line end to every choice, so that all log-probabilities of
+    an item differ from ours by one number. Mistral's template writes a space before a reply, which lm_eval leaves out.
+    """
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    from align.models import load_model, load_tokenizer
+    from align.models.formats import Choice
+    from evals.backends.transformers import TransformersBackend
+    from evals.bridges.lm_eval_bridge import suite_task
+    from evals.measure.cells import ask
+    from evals.measure.measurements import Choices
+    from evals.shifts.base import Shift
+    from factories.chat_styles import BY_NAME, chat_checkpoint
+
+    chat_checkpoint(style, tmp_path)
+    model, tokenizer, chat = load_model(tmp_path), load_tokenizer(tmp_path), BY_NAME[style].template is not None
+    kwargs = {"enable_thinking": False} if style == "thinking" else {}
+    backend = TransformersBackend(model, tokenizer, name=style, template=Choice("chat" if chat else "plain", kwargs))
+    one = suite("choice", many())
+    theirs = lm_eval.simple_evaluate(
+        model=HFLM(model, tokenizer=load_tokenizer(tmp_path), batch_size=64, **kwargs), tasks=[suite_task(*one)],
+        task_manager=TaskManager(include_defaults=False), bootstrap_iters=0, log_samples=True,
+        apply_chat_template=chat,
+    )["samples"]["made"]  # fmt: skip
+    none = Shift("none", "none", "none", lambda text, rng: Prompt.user(text))
+    ours = Choices().measure(ask(one[1], suite="made", shifts=[none]), backend=backend)
+    bridged = run_suites(backend, suites=[one])["made"].scores["accuracy"]
+    assert len(theirs) == len(ours) == 210
+    for value, sample in zip(ours, theirs, strict=True):
+        found = [logprob for (logprob, _), in sample["resps"]]
+        gaps = [a - b for a, b in zip(value["logprobs"], found, strict=True)]
+        assert max(gaps) - min(gaps) < 2e-3 and (chat or abs(gaps[0]) < 2e-3)
+        assert value["chosen"] == max(range(len(found)), key=found.__getitem__)
+        assert bridged[sample["doc"]["item"]] == float(value["correct"]) == sample["accuracy"]
+    assert 0.1 < sum(value["correct"] for value in ours) / 210 < 0.9
+
+
+@needs_lm_eval
+@pytest.mark.parametrize("style", ["base", "base_bos"])
+def test_empty_contexts_and_start_tokens_are_lm_evals(style: str, tmp_path: Path) -> None:
+    from lm_eval.models.huggingface import HFLM
+
+    from align.models import load_model, load_tokenizer
+    from factories.chat_styles import chat_checkpoint
+
+    chat_checkpoint(style, tmp_path)
+    model = load_model(tmp_path)
+    ours = policy_lm_of(model, load_tokenizer(tmp_path), template="plain")
+    theirs = HFLM(model, tokenizer=load_tokenizer(tmp_path), batch_size=2)
+    start = "<s>" if style == "base_bos" else "<|endoftext|>"
+    pairs = [("", " the cat sits"), ("", "the"), ("", f"{start}the cat"), ("the tea", " is hot"), ("tea ", "hot")]
+    own, reference = (lm.loglikelihood(instances("loglikelihood", pairs)) for lm in (ours, theirs))
+    assert [value for value, _ in own] == pytest.approx([value for value, _ in reference], abs=2e-4)
+    assert not ours.missing
+
+
+@needs_lm_eval
+def test_a_task_that_names_no_limit_gets_lm_evals() -> None:
+    backend = Scripted(texts={"a": "x"})
+    policy_lm(backend).generate_until([request("a", {"until": ["Question:"]})])
+    assert [config.max_new_tokens for _, config, _ in backend.generated] == [256]
