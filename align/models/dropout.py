@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 def set_dropout(model: PreTrainedModel, p: float) -> None:
     """Residual dropout `p` in training mode: in Dropout modules, else by hooks on attention and feed-forward outputs.
 
-    Calling it again replaces the earlier value. Dropout of attention weights that is an argument of the attention
-    function (Llama and its relatives) is switched off, whatever `p`. Raises UserError when the architecture offers no
-    place for p > 0.
+    Calling it again replaces the earlier value. Dropout that is an argument of a function (of attention weights in
+    Llama and its relatives, all of it in OPT) is switched off, whatever `p`. Raises UserError when the architecture
+    offers no place for p > 0.
     """
     import torch
     from torch import nn
@@ -39,21 +39,24 @@ def set_dropout(model: PreTrainedModel, p: float) -> None:
         dropped = torch.nn.functional.dropout(first, p, training=module.training)
         return (dropped, *output[1:]) if isinstance(output, tuple) else dropped
 
-    places = [m for layer in model.modules() if hasattr(layer, "self_attn") for m in (layer.self_attn, layer.mlp)]
+    layers = [m for m in model.modules() if hasattr(m, "self_attn") and hasattr(m, "mlp")]
+    places = [m for layer in layers for m in (layer.self_attn, layer.mlp)]
     if not places:
         raise UserError(f"dropout {p} asked of a {type(model).__name__}, which has no place for it; set dropout to 0")
     model._dropout_hooks = [place.register_forward_hook(drop) for place in places]
 
 
 def no_attention_dropout(model: PreTrainedModel) -> None:
-    """Attention weights are dropped no more: neither by a layer's own number nor by the config that new layers read.
+    """Attention weights are dropped no more, nor is anything else whose rate is a number that a layer keeps.
 
-    transformers passes `layer.attention_dropout` to the attention function in training mode; it is no nn.Dropout, which
-    is all that TRL's `disable_dropout` knows. Left on, the sampler, the ratio and the reference are three policies.
+    transformers passes such a number (`attention_dropout` of Llama, `dropout` and `layerdrop` of OPT) to a function in
+    training mode; it is no nn.Dropout, which is all that TRL's `disable_dropout` knows. Left on, the sampler, the ratio
+    and the reference are three policies. The config, which new layers read, says 0 for the attention.
     """
     for module in model.modules():
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
+        rates = [name for name, value in vars(module).items() if "drop" in name and isinstance(value, float)]
+        for name in rates:
+            setattr(module, name, 0.0)
     config = model.config.get_text_config()
     if getattr(config, "attention_dropout", None):
         config.attention_dropout = 0.0

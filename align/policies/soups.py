@@ -9,6 +9,7 @@ terms and is no soup of the weights; here to measure what it loses.
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -38,6 +39,9 @@ _CONFIG_KEYS_IGNORED = (
     "torch_dtype",
     "use_cache",
     "attention_dropout",  # switched off by training, and no part of the weights
+    "pad_token_id",  # written by training; they say where texts end, which the prompt format compares
+    "bos_token_id",
+    "eos_token_id",
 )
 
 
@@ -238,7 +242,8 @@ def merge_states(states: Sequence[Mapping[str, Tensor]], *, weights: Sequence[fl
     used = [(w, state) for w, state in zip(weights, states, strict=True) if w != 0]
     for name, first in states[0].items():
         tensors = [state[name] for state in states]
-        if any(t.shape != first.shape or t.dtype != first.dtype for t in tensors):
+        kind = functools.reduce(torch.promote_types, (t.dtype for t in tensors))  # a bf16 reference with what it became
+        if any(t.shape != first.shape or t.is_floating_point() != first.is_floating_point() for t in tensors):
             raise UserError(f"specialists differ in the shape or type of tensor {name}; they cannot be averaged")
         if not first.is_floating_point():
             if not all(torch.equal(t, first) for t in tensors):
@@ -248,7 +253,7 @@ def merge_states(states: Sequence[Mapping[str, Tensor]], *, weights: Sequence[fl
         total = torch.zeros_like(first, dtype=torch.float64)
         for weight, state in used:
             total += weight * state[name].double()
-        merged[name] = total.to(first.dtype)
+        merged[name] = total.to(kind)
     return merged
 
 

@@ -13,8 +13,10 @@ import torch
 from align.data.comparisons import Pair
 from align.engines.on_policy import trainer as onpolicy
 from align.engines.pairs import dpo_trainer
+from align.errors import UserError
 from align.methods import dpo, morlhf
 from align.models import load_model
+from align.models.dropout import set_dropout
 from factories.tiny_bandit import make_reference, problem_of, workspace
 
 HABITS = {"min_p": 0.6, "typical_p": 0.5, "no_repeat_ngram_size": 1, "suppress_tokens": [5, 6]}
@@ -82,3 +84,20 @@ def test_attention_dropout_of_a_checkpoint_is_off_where_a_policy_trains(tmp_path
     batch = pairs.data_collator([pairs.train_dataset[0]])
     losses = [float(pairs._compute_loss(pairs.model, batch, False)) for _ in range(3)]
     assert losses == pytest.approx([0.6931472] * 3, abs=1e-5)
+
+
+def test_dropout_that_is_a_number_of_a_layer_is_off_too() -> None:
+    """OPT drops residuals, attention weights and whole layers by numbers that no nn.Dropout holds."""
+    from transformers import OPTConfig, OPTForCausalLM
+
+    torch.manual_seed(0)
+    config = OPTConfig(
+        vocab_size=30, hidden_size=16, word_embed_proj_dim=16, ffn_dim=32, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=16, dropout=0.4, attention_dropout=0.4, layerdrop=0.4, init_std=0.5,
+    )  # fmt: skip
+    model, ids = OPTForCausalLM(config).train(), torch.tensor([[2, 3, 4, 5]])
+    assert not torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
+    set_dropout(model, 0.0)
+    assert torch.equal(model(input_ids=ids).logits, model.eval()(input_ids=ids).logits)
+    with pytest.raises(UserError, match="no place for it"):
+        set_dropout(model, 0.1)

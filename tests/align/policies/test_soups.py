@@ -74,6 +74,19 @@ def test_full_soups_are_the_dense_sum(weights: tuple[float, ...], full: list[str
         assert torch.allclose(tensor.double(), dense, atol=1e-6)
 
 
+def test_a_bf16_reference_is_averaged_with_what_was_trained_from_it(full: list[str], tmp_path: Path) -> None:
+    """Training saves float32 and writes the padding token into the config; neither makes it another model."""
+    hub = Path(shutil.copytree(full[0], tmp_path / "hub"))
+    state = {name: tensor.bfloat16() for name, tensor in load_file(hub / "model.safetensors").items()}
+    save_file(state, hub / "model.safetensors", {"format": "pt"})
+    config = json.loads((hub / "config.json").read_text())
+    (hub / "config.json").write_text(json.dumps({**config, "pad_token_id": None, "dtype": "bfloat16"}))
+    soup = load_file(Path(merge([hub, full[1]], weights=(0.5, 0.5), out=tmp_path / "soup")) / "model.safetensors")
+    trained = load_file(Path(full[1]) / "model.safetensors")
+    for name, tensor in soup.items():
+        assert torch.equal(tensor, ((state[name].double() + trained[name]) / 2).float())
+
+
 @pytest.mark.parametrize("vertex", [0, 1, 2])
 def test_at_a_vertex_the_soup_is_the_specialist_bit_for_bit(vertex: int, full: list[str], tmp_path: Path) -> None:
     weights = Weights.vertex(vertex, 3)
