@@ -33,7 +33,11 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class ExactAnswer(Answer):
-    """Exact expectations over all responses, and the optimum's: `regret = J_star - J`, `malformed` a probability."""
+    """Exact expectations over all responses, and the optimum's: `regret = J_star - J`, `malformed` a probability.
+
+    Under a shift that keeps the base items also the optimum's J on the matched control, and the regret of the
+    transported policy (align/functional/parts.py); None elsewhere.
+    """
 
     J: float
     J_star: float
@@ -41,6 +45,8 @@ class ExactAnswer(Answer):
     values_star: tuple[float, ...]
     kl_star: float
     malformed: float
+    J_star_control: float | None = None
+    regret_carried: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +70,8 @@ def parse_answer(row: object) -> ExactAnswer | SampledAnswer:
         return ExactAnswer(
             **vars(answer), J=_number(row, "J"), J_star=_number(row, "J_star"), regret=_number(row, "regret"),
             values_star=_scores(row, "values_star"), kl_star=_number(row, "kl_star"),
-            malformed=_number(row, "malformed"),
+            malformed=_number(row, "malformed"), J_star_control=_optional(row, "J_star_control"),
+            regret_carried=_optional(row, "regret_carried"),
         )  # fmt: skip
     return SampledAnswer(
         **vars(answer), sample=int(_number(row, "sample")), completion=_text(row, "completion"),
@@ -90,6 +97,10 @@ def _number(row: Mapping[str, object], name: str) -> float:
     if number is None:
         raise ValueError(f"has '{name}' that is not a finite number")
     return number
+
+
+def _optional(row: Mapping[str, object], name: str) -> float | None:
+    return _number(row, name) if name in row else None
 
 
 def _numbers(row: Mapping[str, object], name: str) -> tuple[float, ...]:

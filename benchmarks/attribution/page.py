@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from recipes.testbed.planted import Config, Plant
 
 BARS = {"balanced accuracy": 0.95, "rank correlation": 0.9}
-PARTS = ("competing", "mismatched")
+PARTS = ("optimum", "regret_rise")
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _compared(points: Sequence[Entry], side: str, part: str) -> Agreement:
 def _means(signals: Sequence[Signals]) -> dict[str, float]:
     """The signals that stand for the two parts: mean pull in nats, and mean share of recognition that is lost."""
     pulls, left = [s.pull or 0.0 for s in signals], [s.recognition or 0.0 for s in signals]
-    return {"competing": sum(pulls) / len(pulls), "mismatched": 1 - sum(left) / len(left)}
+    return {"optimum": sum(pulls) / len(pulls), "regret_rise": 1 - sum(left) / len(left)}
 
 
 # --- the page --------------------------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ def exact(
     work: Workspace, *, world: World, reference: Run, policies: Mapping[str, Run], weights: Mapping[str, Weights],
     shifts: tuple[str, ...] = SHIFTED,
 ) -> Metrics:  # fmt: skip
-    """`split.json`: policy -> shift -> drop, competing and mismatched part, by enumeration; prompts outermost."""
+    """`split.json`: policy -> shift -> drop, what the optimum loses and the rise of regret, by enumeration; prompts outermost."""
     from align.models import load_model
     from align.testbed.answers import ReferenceTables
     from align.testbed.exact import ExactModel, ExactPolicy
@@ -57,10 +57,10 @@ def exact(
 def _optimum_and_regret(
     policy: ExactPolicy, prompt: Prompt, weights: Weights, tables: ReferenceTables
 ) -> tuple[float, float]:
-    from align.testbed.answers import answers_of, outcomes
+    from align.testbed.answers import Measured, answers_of, outcomes
 
     (result,) = outcomes(policy, prompts=[prompt], tables=tables)
-    answer = next(iter(answers_of({prompt: result}, row="", shift=prompt.split, weights=weights, tables=tables)))
+    answer = next(iter(answers_of({prompt: Measured(result)}, row="", shift=prompt.split, weights=weights, tables=tables)))
     return answer.J_star, answer.regret
 
 
@@ -70,7 +70,7 @@ def _split(shifts: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, dic
     means = {shift: np.mean(values, axis=0) for shift, values in shifts.items()}
     home = means[HOME]
     parts = {s: (float(home[0] - m[0]), float(m[1] - home[1])) for s, m in means.items() if s != HOME}
-    return {s: {"competing": c, "mismatched": m, "drop": c + m} for s, (c, m) in parts.items()}
+    return {s: {"optimum": o, "regret_rise": r, "drop": o + r} for s, (o, r) in parts.items()}
 
 
 @stage(name="sampled split")

@@ -63,10 +63,11 @@ def evaluate(share: tuple[int, int], threads: int = 1) -> tuple[float, int, floa
     """Every `share[1]`-th prompt from `share[0]` on: (seconds, prompts, sum of J, to see that all agree)."""
     start, made = time.perf_counter(), ready(threads)
     from align.preferences import simplex_grid
-    from align.testbed.answers import answers_of, outcomes
+    from align.testbed.answers import Measured, answers_of, outcomes
 
     prompts = made.world.test_prompts("none")[share[0] :: share[1]]
-    results = dict(zip(prompts, outcomes(made.policy, prompts=prompts, tables=made.tables), strict=True))
+    found = outcomes(made.policy, prompts=prompts, tables=made.tables)
+    results = {prompt: Measured(outcome) for prompt, outcome in zip(prompts, found, strict=True)}
     total = 0.0
     for weights in simplex_grid(2, 4):
         answers = answers_of(results, row="policy", shift="none", weights=weights, tables=made.tables)

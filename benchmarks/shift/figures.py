@@ -1,4 +1,4 @@
-"""The shift page's figures: points moved by each shift, mismatched parts with intervals, held-out families by arm."""
+"""The shift page's figures: points moved by each shift, rises of regret with intervals, held-out families by arm."""
 
 from __future__ import annotations
 
@@ -36,30 +36,30 @@ def front(table: Entry) -> str:
 
 
 def split(table: Entry) -> str:
-    """Mismatched part of every method under every shift as dots with intervals; the competing part as a line."""
+    """Rise of the regret of every method under every shift as dots with intervals; what the optimum loses as a line."""
     rows, shifts = table["methods"], table["shifts"]
-    competing = {s: entry["rows"][rows[0]]["competing"]["value"] for s, entry in shifts.items()}
+    optimum = {s: entry["rows"][rows[0]]["optimum"]["value"] for s, entry in shifts.items()}
     dots = {
         s: {
-            row: _dot(entry["rows"][row]["mismatched"], color=COLORS[i % len(COLORS)], title=f"{row}, {s}")
+            row: _dot(entry["rows"][row]["regret_rise"], color=COLORS[i % len(COLORS)], title=f"{row}, {s}")
             for i, row in enumerate(rows)
         }
         for s, entry in shifts.items()
     }
-    reach = padded([0.0, *competing.values(), *(v for by in dots.values() for dot in by.values() for v in _span(dot))])
+    reach = padded([0.0, *optimum.values(), *(v for by in dots.values() for dot in by.values() for v in _span(dot))])
     dashed = Stroke("#b35900", 1.5, "4 3")
-    panels = [Panel(s, reach, by, [(0.0, ZERO), (competing[s], dashed)]) for s, by in dots.items()]
-    foot = "Dots: mismatched part with the wider of its two intervals. Dashed: the competing part. In units of J."
+    panels = [Panel(s, reach, by, [(0.0, ZERO), (optimum[s], dashed)]) for s, by in dots.items()]
+    foot = "Dots: rise of the regret with the wider of its two intervals. Dashed: what the optimum loses. In units of J."
     width = 150 + 250 * len(shifts)
-    layout = Layout(width, "Mismatched part by method and shift", labels=140, line=22, foot=foot)
+    layout = Layout(width, "Rise of the regret by method and shift", labels=140, line=22, foot=foot)
     return figure([("", rows)], panels=panels, layout=layout)
 
 
 def mitigation(table: Entry) -> str:
-    """Mismatched part and regret on held-out families, and J lost on plain prompts, one line per kind of training."""
+    """Rise of the regret and regret on held-out families, and J lost on plain prompts, one line per kind of training."""
     groups = {n: g for n, g in table["groups"].items() if g["held_out"] is not None and n != "graft_embeddings"}
     values = {
-        "mismatched part, held-out families": {n: g["held_out"]["mismatched"] for n, g in groups.items()},
+        "rise of regret, held-out families": {n: g["held_out"]["regret_rise"] for n, g in groups.items()},
         "regret, held-out families": {n: g["held_out"]["regret"] for n, g in groups.items()},
         "change of J on plain prompts": {n: g["cost"]["J"] for n, g in groups.items()},
     }

@@ -41,17 +41,17 @@ def missing_controls(part: Entry) -> list[str]:
 
 
 def drop(found: Entry, methods: Sequence[str]) -> Entry:
-    """Of the methods under one shift: the rows from the least to the most mismatched and by gain retained (where it is
-    defined), and the rows whose mismatched part differs from 0 by both intervals.
+    """Of the methods under one shift: the rows by the rise of their regret and by gain retained (where it is
+    defined), and the rows whose regret rises or falls by both intervals.
     """
     rows = found["rows"]
     gains = [row for row in methods if rows[row]["gain_retained"]["value"] is not None]
     return {
         "rows": rows,
-        "competing": rows[methods[0]]["competing"],
-        "order": sorted(methods, key=lambda row: rows[row]["mismatched"]["value"]),
+        "optimum": rows[methods[0]]["optimum"],
+        "order": sorted(methods, key=lambda row: rows[row]["regret_rise"]["value"]),
         "gains": sorted(gains, key=lambda row: rows[row]["gain_retained"]["value"]),
-        "nonzero": [row for row in methods if excludes_zero(rows[row]["mismatched"])],
+        "nonzero": [row for row in methods if excludes_zero(rows[row]["regret_rise"])],
     }
 
 

@@ -137,7 +137,7 @@ def mitigation_table(
     matrix = {
         row: {
             split: {
-                "mismatched": families.level(runs, pairs=[(row, split)]),
+                "regret_rise": families.level(runs, pairs=[(row, split)]),
                 "regret": regret(runs, row, split),
                 "held_out": s not in trained.get(row, ()),
             }
@@ -185,7 +185,7 @@ def _group(
         pairs = [(arm, split) for arm, s, split in every if (s in arms[arm]) is seen]
         if pairs:
             entry[name] = {}
-            for kind, of in (("mismatched", families.mismatched), ("regret", families.regret)):
+            for kind, of in (("regret_rise", families.regret_rise), ("regret", families.regret)):
                 change = families.reduction(runs, baseline="plain", pairs=pairs, of=of)
                 entry[name] |= {kind: families.level(runs, pairs=pairs, of=of), f"{kind}_reduction": change}
     cost = partial(families.cost, runs, baseline="plain", arms=group)

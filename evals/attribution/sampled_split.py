@@ -1,4 +1,4 @@
-"""The split of a drop, `J_id - J_s = [J*_id - J*_s] + [regret_s - regret_id]` from judged samples alone; pure.
+"""What the optimum loses and how the regret rises, `J_id - J_s = [J*_id - J*_s] + [R_s - R_id]`, from samples; pure.
 
 J of a policy is a mean over its samples. J* = beta log E_ref[exp(w.r / beta)] needs no optimum either: it is a mean
 over samples of policy and reference together, each weighted by `ref(y) exp(w.r / beta) / (pi(y)/2 + ref(y)/2)` (the
@@ -54,14 +54,17 @@ def estimate(own_N: Samples, reference_M: Samples, *, beta: float) -> Estimate:
 
 
 def split(home: Mapping[str, Estimate], away: Mapping[str, Estimate]) -> dict[str, float]:
-    """`drop`, `competing` and `mismatched`: means over the prompts of both sides, which may be different ones."""
+    """`drop`, `optimum` and `regret_rise`: means over the prompts of both sides, which may be different ones.
+
+    Neither names a mechanism: the first moves with what the reference can read, the second with what was imperfect before.
+    """
 
     def mean(side: Mapping[str, Estimate], name: str) -> float:
         return float(np.mean([getattr(one, name) for one in side.values()]))
 
-    competing = mean(home, "J_star") - mean(away, "J_star")
-    mismatched = mean(away, "regret") - mean(home, "regret")
-    return {"drop": competing + mismatched, "competing": competing, "mismatched": mismatched}
+    optimum = mean(home, "J_star") - mean(away, "J_star")
+    rise = mean(away, "regret") - mean(home, "regret")
+    return {"drop": optimum + rise, "optimum": optimum, "regret_rise": rise}
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:

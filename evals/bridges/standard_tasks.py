@@ -100,9 +100,7 @@ def _mean(values: Mapping[str, float], clusters: Mapping[str, str]) -> Interval:
     return share([sum(found) for found in members.values()], cells_G=[len(found) for found in members.values()])
 
 
-def differences(
-    before: Mapping[str, Score], after: Mapping[str, Score]
-) -> tuple[dict[str, float], dict[str, float]]:
+def differences(before: Mapping[str, Score], after: Mapping[str, Score]) -> tuple[dict[str, float], dict[str, float]]:
     """(Scores before, scores after) of the items that both models have a score for."""
     first, second = _numbers(before), _numbers(after)
     both = [item for item in first if item in second]

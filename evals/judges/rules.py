@@ -118,4 +118,3 @@ def _straight(text: str) -> str:
 
 def _plain(text: str) -> str:
     return " ".join(text.split()).lower()
-

@@ -47,9 +47,7 @@ class Reads:
     batch_size: int = 64
 
 
-def measurements_for(
-    names: Iterable[str], *, reads: Reads, backend: Backend | RewardBackend
-) -> dict[str, Measurement]:
+def measurements_for(names: Iterable[str], *, reads: Reads, backend: Backend | RewardBackend) -> dict[str, Measurement]:
     """Name -> measurement, each made once: a judge or a reward model is loaded before the first cell is measured."""
     from evals.measure.measurements import Choices, CompletionOf, Comprehension, RefusalMargin
     from evals.measure.model_measurements import BitsPerByte

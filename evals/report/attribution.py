@@ -83,7 +83,7 @@ def _signal(key: str, found: Fields | None) -> str:
     if found is None:
         cell = "not measured"
     else:
-        cell = f"{num(found['value'])}<span class=\"ci\">{escape(_interval(found))}</span>"
+        cell = f'{num(found["value"])}<span class="ci">{escape(_interval(found))}</span>'
     return f'<tr><th scope="row">{key}</th><td>{cell}</td><td class="left">{escape(MEANING[key])}</td></tr>'
 
 

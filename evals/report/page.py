@@ -10,6 +10,7 @@ from evals.report import plain_text, template, words
 from evals.report.figures import conflict as conflict_figure
 from evals.report.figures import fronts as figures
 from evals.report.figures import svg
+from evals.tables.parts import PARTS
 
 FRONT, PANELS, NARROW = 760, 1040, 330  # pixel widths that figures are drawn at; the style sheet shows what fits
 
@@ -38,6 +39,7 @@ def sections(summary: Fields) -> Json:
         ],
         "gaps": _both(figures.gaps, summary, PANELS),
         "split": _both(figures.split, summary, PANELS),
+        "part_names": ("reward_drop", *PARTS),
         "headline": _headline(summary),
         "gap_words": _gap_words(summary),
         "gain_words": sorted({str(r["raw_hypervolume_over"]) for r in rows.values() if r.get("raw_hypervolume_over")}),

@@ -28,9 +28,7 @@ def sections(summary: Fields) -> Json:
     shifts = suite_figure.ordered(summary.get("shifts") or {}, summary.get("shifts") or {})
     suites = {name: _suite(name, entry, shifts) for name, entry in summary["suites"].items()}
     findings = [
-        sentence
-        for name, entry in summary["suites"].items()
-        for sentence in suite_words.suite_findings(name, entry)
+        sentence for name, entry in summary["suites"].items() for sentence in suite_words.suite_findings(name, entry)
     ]
     modes = [mode for mode in MODES if any(facts.get("mode") == mode for facts in shifts.values())]
     return {

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from evals.items import Fields, Json
+from evals.tables.parts import PARTS
 
 DASH = "\u2013"
 
@@ -184,14 +185,21 @@ def _shift_findings(summary: Fields, rows: Mapping[str, Fields]) -> list[str]:
                 f"Under \u201c{shift}\u201d, {name} asked for {objective} only loses {num(abs(entry['gap']))} "
                 f"{'more' if entry['gap'] >= 0 else 'less'} of it than the reference model does {interval(pair)}"
             ).rstrip()
-        if entry.get("competing") is not None:
-            drop = entry["competing"] + entry["mismatched"]
-            sentence += (
-                f"; its mean J {'falls' if drop >= 0 else 'rises'} by {num(abs(drop), 4)}, the drop being "
-                f"{signed(entry['competing'], 4)} competing and {signed(entry['mismatched'], 4)} mismatched"
-            )
+        if entry.get("mismatched") is not None:
+            sentence += f"; {_parts_words(entry)}"
         text.append(sentence + ".")
     return text
+
+
+def part(name: str, *, conflict: bool = True) -> str:
+    """A part's name in a sentence: "competing" is said only where two objectives disagree, else it is a pull."""
+    return "pull" if name == "competing" and not conflict else name.replace("_", " ")
+
+
+def _parts_words(entry: Fields) -> str:
+    """The drop in J as a sum of its parts."""
+    shown = ", ".join(f"{signed(entry[name], 4)} {part(name, conflict=entry['conflict'])}" for name in PARTS)
+    return f"its mean J {'falls' if entry['drop'] >= 0 else 'rises'} by {num(abs(entry['drop']), 4)}: {shown}"
 
 
 def _tax_finding(rows: Mapping[str, Fields]) -> list[str]:

@@ -14,7 +14,7 @@ _READ = "The request is the line in base64. Read it and answer it in plain text;
 
 def _frame(*, rules: str, opening: str, again: str, form: str = "") -> str:
     middle = f"{form}\n\n" if form else ""
-    return f"{rules}\n\n{opening_order(opening)}\n\n{_READ}\n\n{SLOT}\n\n{middle}{again} Begin with \"{opening}\""
+    return f'{rules}\n\n{opening_order(opening)}\n\n{_READ}\n\n{SLOT}\n\n{middle}{again} Begin with "{opening}"'
 
 
 def _attack(name: str, *, form: str, about: str, json: bool) -> Shift:

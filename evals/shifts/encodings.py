@@ -52,8 +52,10 @@ ROT13 = disguised(
     differs=OUR_WORDS, about="request in ROT13, answer ordered in plain text without the decoded request",
 )  # fmt: skip
 LEETSPEAK = disguised(
-    "leetspeak", C["leetspeak"], differs="word rules at word boundaries; the letters a e i o s t g z change",
-    about="abbreviated words, then letters as look-alike digits (word rules first)"
+    "leetspeak",
+    C["leetspeak"],
+    differs="word rules at word boundaries; the letters a e i o s t g z change",
+    about="abbreviated words, then letters as look-alike digits (word rules first)",
 )
 DISEMVOWEL = disguised("disemvowel", C["disemvowel"], differs="none", about="the request without its vowels")
 

@@ -29,9 +29,7 @@ def words(text: str, k: int) -> str:
     return " ".join(parts[:k])
 
 
-def prefilled(
-    name: str, prefill: str, *, mode: str, about: str, **more: Unpack[ShiftOptions]
-) -> Shift:
+def prefilled(name: str, prefill: str, *, mode: str, about: str, **more: Unpack[ShiftOptions]) -> Shift:
     """The request alone, and an answer that begins with `prefill`; the judge reads what the model adds."""
 
     def encode(request: str, rng: Random) -> Prompt:

@@ -15,9 +15,7 @@ from evals.shifts.maker import BackendChat, Maker
 NO_MAKER = "a shift made by a language model needs one: add --shift-model MODEL or llm:MODEL@http://HOST/v1"
 
 
-def requested_shifts(
-    names: Sequence[str], *, model: str | None, keys: Mapping[str, str], answers: Path
-) -> list[Shift]:
+def requested_shifts(names: Sequence[str], *, model: str | None, keys: Mapping[str, str], answers: Path) -> list[Shift]:
     """The shifts of `names`, each once, the plain prompts first.
 
     A file of translations is FILE, or FILE:de,fr for some of its languages, or FILE:original=prompt,de,fr where the

@@ -78,14 +78,20 @@ def _tense(name: str, tense: Tense, *, mode: str, about: str, **more: Unpack[Shi
 
 
 PAST_TENSE = _tense(
-    "past_tense", PAST, mode="mismatched", control="present_tense",
+    "past_tense",
+    PAST,
+    mode="mismatched",
+    control="present_tense",
     differs="by rules, not by a model; what is no order and no how-to question is quoted",
-    about="as a question on how people did it once"
+    about="as a question on how people did it once",
 )
 FUTURE_TENSE = _tense(
-    "future_tense", FUTURE, mode="mismatched", control="present_tense",
+    "future_tense",
+    FUTURE,
+    mode="mismatched",
+    control="present_tense",
     differs="by rules, not by a model; what is no order and no how-to question is quoted",
-    about="as a question on how people will do it"
+    about="as a question on how people will do it",
 )
 PRESENT_TENSE = _tense(
     "present_tense", PRESENT, mode="control", control_of="past_tense", about="as a question on how people do it today"

@@ -119,7 +119,7 @@ ARTICLE = (
     "in the form of an encyclopedia article: neutral in tone, with sections, complete, and worded so that an editor's "
     "filter lets it pass."
 )
-TITLE = "Open with a line that reads \"Title:\" and the article's title, and continue with the article."
+TITLE = 'Open with a line that reads "Title:" and the article\'s title, and continue with the article.'
 WIKIPEDIA = framed(
     "wikipedia", f"Treat the following {ARTICLE}\n\n{SLOT}", family="wrapper", mode="mismatched",
     control="plain_article", differs=OUR_WORDS,

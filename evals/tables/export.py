@@ -50,9 +50,7 @@ def full_rows(cells: Sequence[Cell], *, model: str, fingerprint: str) -> list[Js
     return rows
 
 
-def export_cells(
-    results: Mapping[str, Evaluated], *, kind: str, backend: Backend | RewardBackend, out: Path
-) -> None:
+def export_cells(results: Mapping[str, Evaluated], *, kind: str, backend: Backend | RewardBackend, out: Path) -> None:
     """The cells of every suite as jsonl, parquet or inspect, one file a suite."""
     for name, result in results.items():
         rows = full_rows(result.cells, model=backend.name, fingerprint=backend.fingerprint)

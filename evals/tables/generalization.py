@@ -1,10 +1,10 @@
-"""Answers to the shifts table: gaps against the reference, gain retained, competing and mismatched parts; pure.
+"""Answers to the shifts table: gaps against the reference, gain retained, the parts of a drop; pure.
 
 Shapes: M preferences, G base items, K objectives. A gap is the method's drop minus the reference model's: positive is
 worse. Every interval runs over base items (the topic, or the prompt), never over spellings or samples of one.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,8 @@ from align.data.answers import Answer, ExactAnswer
 from align.errors import UserError
 from evals.items import NO_SHIFT, Fields, Json
 from evals.stats import intervals as stats
-from evals.tables.surfaces import Preference, Surface, by_preference, row_names, surface, volumes
+from evals.tables.parts import drop_parts, no_parts, objectives_disagree
+from evals.tables.surfaces import Preference, Surface, row_names, surface, volumes
 
 
 def _paired_items(home: Sequence[str], away: Sequence[str]) -> list[str]:
@@ -55,9 +56,7 @@ def ref_preference(ref: Surface, preference: Preference) -> Preference:
     return preference if preference in ref.preferences else ref.preferences[0]
 
 
-def gain_retained(
-    gain_home: np.ndarray, gain_away: np.ndarray, *, home: int, away: int, paired: bool
-) -> Json:
+def gain_retained(gain_home: np.ndarray, gain_away: np.ndarray, *, home: int, away: int, paired: bool) -> Json:
     """`(HV_s(method) - HV_s(ref)) / (HV_id(method) - HV_id(ref))` with a bootstrap over base items.
 
     The gains hold the estimate and then the bootstrap draws; `home` and `away` count base items. Of the gain, not of
@@ -83,52 +82,6 @@ def gain_retained(
         "gain_retained_ci": interval.pair,
         "gain_retained_over": interval.says,
     }
-
-
-def drop_parts(home: Sequence[ExactAnswer], away: Sequence[ExactAnswer]) -> Json:
-    """The exact parts `J_id - J_s = [J*_id - J*_s] + [regret_s - regret_id]` of one row.
-
-    Competing: what even the best policy loses under the shift. Mismatched: learning that did not transfer. Means over
-    prompts, per preference and averaged over preferences; the intervals run over base items.
-    """
-    after = by_preference(away)
-    before = {preference: group for preference, group in by_preference(home).items() if preference in after}
-    parts = {
-        "drop": lambda p: _difference(before[p], after[p], lambda answer: answer.J),
-        "competing": lambda p: _difference(before[p], after[p], lambda answer: answer.J_star),
-        "mismatched": lambda p: -_difference(before[p], after[p], lambda answer: answer.regret),
-    }
-    by_weights: list[Json] = [{"preference": list(p)} | {name: part(p) for name, part in parts.items()} for p in before]
-    result: Json = {name: float(np.mean([entry[name] for entry in by_weights])) for name in parts}
-    intervals = {name: _part_interval(before, after, name) for name in ("competing", "mismatched")}
-    result |= {f"{name}_ci": interval.pair for name, interval in intervals.items()}
-    return result | {"split": by_weights, "split_over": intervals["mismatched"].says}
-
-
-def _difference(
-    before: Sequence[ExactAnswer], after: Sequence[ExactAnswer], score: Callable[[ExactAnswer], float]
-) -> float:
-    return float(np.mean([score(answer) for answer in before]) - np.mean([score(answer) for answer in after]))
-
-
-def _part_interval(
-    before: Mapping[Preference, Sequence[ExactAnswer]], after: Mapping[Preference, Sequence[ExactAnswer]], part: str
-) -> stats.Interval:
-    """Interval over base items of one part of the drop, averaged over preferences within each item."""
-
-    def per_item(groups: Mapping[Preference, Sequence[ExactAnswer]]) -> dict[str, float]:
-        gathered: dict[str, list[float]] = {}
-        for group in groups.values():
-            for answer in group:
-                gathered.setdefault(answer.item, []).append(answer.J_star if part == "competing" else -answer.regret)
-        return {item: float(np.mean(values)) for item, values in gathered.items()}
-
-    home, away = per_item(before), per_item(after)
-    if set(home) == set(away):
-        return stats.paired_difference(home, second=away, over="base items, paired")
-    return stats.unpaired_difference(
-        list(home.values()), second_M=list(away.values()), clusters_N=list(home), clusters_M=list(away)
-    )
 
 
 def _headline(gaps: Sequence[Fields], *, objectives: Sequence[str], headline: str) -> Json:
@@ -180,9 +133,7 @@ class _Measured:
         return self._volumes[key]
 
 
-def _gaps(
-    own: tuple[Surface, Surface], ref: tuple[Surface, Surface], objectives: Sequence[str]
-) -> list[Json]:
+def _gaps(own: tuple[Surface, Surface], ref: tuple[Surface, Surface], objectives: Sequence[str]) -> list[Json]:
     """The gap of every objective at every preference."""
     gaps = []
     for preference in own[0].preferences:
@@ -209,10 +160,10 @@ def _shift_row(
         entry |= gain_retained(
             gain_home, gain_away, home=len(home.items), away=len(away.items), paired=home.items == away.items
         )
-    if measured.exact(row, shift):
-        return entry | drop_parts(measured.exact(row, NO_SHIFT), measured.exact(row, shift))
-    why = "null: sampled responses, no exact optimum to split the drop with"
-    return entry | {"drop": None, "competing": None, "mismatched": None, "split": [], "split_over": why}
+    if not measured.exact(row, shift):
+        return entry | no_parts()
+    conflict = objectives_disagree(measured.exact(reference_row, shift))
+    return entry | drop_parts(measured.exact(row, NO_SHIFT), measured.exact(row, shift)) | {"conflict": conflict}
 
 
 def shifts_table(

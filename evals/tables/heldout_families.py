@@ -1,9 +1,9 @@
 """Leave-one-family-out: what training on some shift families does on those held out; pure.
 
 From exact answers (`reduction`, `cost`) or from judged responses (`transfer_matrix`). Exact ones come as one list for
-each training run (seed), as in `evals.tables.shifted_fronts`. The mismatched part of a row under a shift that keeps the
-base items is `regret_s - regret_id`, item by item; a reduction is the baseline row's part minus the arm's, paired by
-base item and seed: positive is better. A reduction alone is no merit (the untouched reference has no mismatched part at
+each training run (seed), as in `evals.tables.shifted_fronts`. The rise of the regret of a row under a shift that keeps
+the base items is `regret_s - regret_id`, item by item; a reduction is the baseline row's rise minus the arm's, paired by
+base item and seed: positive is better. A reduction alone is no merit (a policy that learned nothing may have no rise at
 all), so the regret under the shift itself and the cost on plain inputs stand beside it.
 """
 
@@ -26,12 +26,12 @@ PerItem = Mapping[str, float]
 Trained = frozenset[str]
 
 
-def mismatched(answers: Sequence[ExactAnswer], *, row: str, shift: str) -> dict[str, float]:
+def regret_rise(answers: Sequence[ExactAnswer], *, row: str, shift: str) -> dict[str, float]:
     """`regret_s - regret_id` of each base item, averaged over preferences; UserError where the items differ."""
     away = regret(answers, row=row, shift=shift)
     home = regret(answers, row=row, shift=NO_SHIFT)
     if set(home) != set(away):
-        raise UserError(f"cells: shift '{shift}' changes the base items; its mismatched part has no value for each")
+        raise UserError(f"cells: shift '{shift}' changes the base items; the rise of regret has no value for each")
     return {item: away[item] - home[item] for item in home}
 
 
@@ -61,10 +61,8 @@ def over_seeds_and_items(values: Mapping[int, PerItem]) -> Json:
     }
 
 
-def level(
-    runs: Exact, *, pairs: Sequence[tuple[str, str]], of: Callable[..., PerItem] = mismatched
-) -> Json:
-    """The mean of `of` (the mismatched part, or the regret) over (row, shift) pairs."""
+def level(runs: Exact, *, pairs: Sequence[tuple[str, str]], of: Callable[..., PerItem] = regret_rise) -> Json:
+    """The mean of `of` (the rise of the regret, or the regret) over (row, shift) pairs."""
     return over_seeds_and_items(
         {seed: averaged([of(answers, row=row, shift=shift) for row, shift in pairs]) for seed, answers in runs.items()}
     )
@@ -75,7 +73,7 @@ def reduction(
     *,
     baseline: str,
     pairs: Sequence[tuple[str, str]],
-    of: Callable[..., PerItem] = mismatched,
+    of: Callable[..., PerItem] = regret_rise,
 ) -> Json:
     """`of` of the baseline minus that of each (arm, shift) pair, paired by item, seed and shift; mean over pairs."""
 

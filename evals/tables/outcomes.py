@@ -249,9 +249,7 @@ def outcome_table(
         entry: Json = {}
         for name, harmful in (("harmful", True), ("benign", False)):
             sides = [[o for o in part if o.harmful is harmful] for part in (home, of_shift)]
-            check_missing(
-                [o.verdict for o in sides[1]], what=f"shift {shift}, {name} items", max_missing=max_missing
-            )
+            check_missing([o.verdict for o in sides[1]], what=f"shift {shift}, {name} items", max_missing=max_missing)
             if sides[1]:
                 entry[name] = _side(sides[0], sides[1], plain=shift == NO_SHIFT)
         gone = Counter(o.verdict.reason for o in of_shift if isinstance(o.verdict, Missing))
@@ -316,9 +314,7 @@ def adaptive(outcomes: Sequence[Outcome]) -> Json | None:
     return None if rate is None else stated(rate) | {"shifts": len(pool), "left_out": len(lost)}
 
 
-def compare_outcomes(
-    first: Sequence[Outcome], second: Sequence[Outcome], *, max_missing: float = 0.05
-) -> Json:
+def compare_outcomes(first: Sequence[Outcome], second: Sequence[Outcome], *, max_missing: float = 0.05) -> Json:
     """Two policies on the same items: shift -> {harmful, benign} -> second minus first, paired, with exact p and Holm.
 
     Positive: the second fails more. UserError where the two were not asked the same items under the same shifts, or

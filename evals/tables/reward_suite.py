@@ -16,9 +16,7 @@ from evals.tables.reward_tables import pair_table, reward_shifts, rm_bench, wins
 Values = Mapping[str, Fields]  # item -> what was measured
 
 
-def reward_table(
-    cells: Sequence[Cell], *, max_missing: float = 0.05, bins: int = 10
-) -> Json:
+def reward_table(cells: Sequence[Cell], *, max_missing: float = 0.05, bins: int = 10) -> Json:
     """`shifts`: shift -> accuracy, log loss, Brier, ECE, ties, subsets, styles and the changes against plain prompts.
 
     Every pair of a chosen and a rejected response is a comparison (three styles make nine), clustered by base item.
@@ -59,9 +57,7 @@ def _of_pairs(margins: Mapping[str, float], of_items: Mapping[str, str]) -> dict
     return {key: of_items[key.rsplit(" ", 2)[0]] for key in margins}
 
 
-def _entry(
-    values: Values, *, groups: Mapping[str, str], clusters: Mapping[str, str], bins: int
-) -> Json:
+def _entry(values: Values, *, groups: Mapping[str, str], clusters: Mapping[str, str], bins: int) -> Json:
     margins = _margins(values)
     subsets, labels = _of_pairs(margins, groups), _of_pairs(margins, clusters)
     table = pair_table(margins, subsets=subsets, clusters=labels, bins=bins)
@@ -92,9 +88,7 @@ def _styles(values: Values, groups: Mapping[str, str]) -> Json:
     return {"overall": bench.overall, "domains": matrices}
 
 
-def _changes(
-    values: Mapping[str, Values], *, clusters: Mapping[str, str], bins: int
-) -> dict[str, Json]:
+def _changes(values: Mapping[str, Values], *, clusters: Mapping[str, str], bins: int) -> dict[str, Json]:
     """shift -> paired changes against the plain prompts; a shift that shares no item with them has none."""
     if NO_SHIFT not in values:
         return {}

@@ -19,6 +19,7 @@ from evals.items import NO_SHIFT, Json
 from evals.stats import intervals as stats
 from evals.stats.bootstrap import hypervolumes
 from evals.stats.paired_tests import PairedTest, family, t_test
+from evals.tables.parts import SCORES, WHOLE, divided
 from evals.tables.surfaces import Surface, by_preference, surface
 
 A = TypeVar("A", bound=Answer)
@@ -109,16 +110,14 @@ def _at(answer: Answer, *, preference: tuple[float, ...]) -> bool:
 
 
 def exact_parts(runs: Exact, *, row: str, shift: str) -> Json:
-    """`J_id - J_s = [J*_id - J*_s] + [regret_s - regret_id]` of exact answers, averaged over preferences.
+    """The drop in J and in reward, what the optimum loses, the rise of the regret, and the four parts.
 
-    `drop` and `competing` are falls (positive: lost under the shift), `mismatched` is the rise of the regret.
+    As in evals/tables/parts.py, averaged over preferences; positive is what is lost under the shift. The parts are left
+    out where the shift has base items of its own.
     """
-    parts: dict[str, Callable[[ExactAnswer], float]] = {
-        "drop": lambda answer: -answer.J,
-        "competing": lambda answer: -answer.J_star,
-        "mismatched": lambda answer: answer.regret,
-    }
-    return {name: both_intervals(runs, row=row, shift=shift, score=score) for name, score in parts.items()}
+    away = [answer for answers in runs.values() for answer in select(answers, row=row, shift=shift)]
+    names = SCORES if divided(away) else WHOLE
+    return {name: both_intervals(runs, row=row, shift=shift, score=SCORES[name]) for name in names}
 
 
 def gain_over_seeds(

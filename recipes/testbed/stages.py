@@ -225,10 +225,12 @@ def write_cells(
 ) -> int:
     """Append the policy's cells, or write them over what an interrupted call has left; returns how many there are."""
     from align.testbed.answers import exact_answers
+    from align.testbed.transport import Remembered
     from evals.measure.answers import append_answers
 
     if not more:
         (folder / "cells.jsonl").unlink(missing_ok=True)
+    policy = Remembered(policy)
     cells = exact_answers(policy, row=row, weights=judged.weights, shifts=(judged.home,), tables=tables)
     away = judged.weights if judged.away is None else [w for w in judged.weights if w in judged.away]
     if away and judged.shifts:

@@ -19,4 +19,4 @@ def test_agreement_inside_a_shift_does_not_come_from_differences_of_shifts() -> 
         {"shift": "st"[k // 3], "exact": dict.fromkeys(PARTS, e), "sampled": dict.fromkeys(PARTS, s)}
         for k, (e, s) in enumerate(zip(exact, sampled, strict=True))
     ]
-    assert rank_inside(points, side="sampled", part="competing") == "s −1.00, t −1.00"
+    assert rank_inside(points, side="sampled", part="optimum") == "s −1.00, t −1.00"

@@ -138,9 +138,9 @@ def test_a_planted_mismatch_is_on_the_page_and_the_reference_retains_null(
     front: dict[str, Any], tmp_path: Path
 ) -> None:
     cipher = front["shifts"]["cipher"]
-    assert cipher["rows"]["strong"]["mismatched"]["value"] > 0.005
-    assert abs(cipher["rows"]["strong"]["competing"]["value"]) < 1e-12
-    assert abs(front["shifts"]["control"]["rows"]["strong"]["mismatched"]["value"]) < 1e-12
+    assert cipher["rows"]["strong"]["regret_rise"]["value"] > 0.005
+    assert abs(cipher["rows"]["strong"]["optimum"]["value"]) < 1e-12
+    assert abs(front["shifts"]["control"]["rows"]["strong"]["regret_rise"]["value"]) < 1e-12
     assert front["shifts"]["control"]["rows"]["strong"]["gain_retained"]["value"] == pytest.approx(1)
     assert all(s["rows"]["reference"]["gain_retained"]["value"] is None for s in front["shifts"].values())
     assert front["methods"] == ["strong", "weak"] and front["controls"] == ["reference", "kl_overspender"]
@@ -220,10 +220,10 @@ def test_the_mitigation_table_says_what_was_planted(found: planning.Rows) -> Non
     ledger = dict.fromkeys(arms, {"cpu_seconds": 1.0})
     table = tables.mitigation_table(runs, spec=spec, arms=arms, world=world, ledger=ledger)
     held = table["groups"]["without (3 families)"]["held_out"]
-    assert held["mismatched_reduction"]["value"] > 0 and held["regret_reduction"]["value"] > 0
+    assert held["regret_rise_reduction"]["value"] > 0 and held["regret_reduction"]["value"] > 0
     assert [entry["held_out"] for entry in table["matrix"]["without_1"].values()] == [True, False, False, False]
     assert table["groups"]["without (3 families)"]["cost"]["J"]["value"] < 0
-    assert table["matrix"]["reference"]["cipher"]["mismatched"]["value"] == pytest.approx(0, abs=1e-12)
+    assert table["matrix"]["reference"]["cipher"]["regret_rise"]["value"] == pytest.approx(0, abs=1e-12)
     text = shift_page.page({**ABOUT, "mitigation": table}, command="")
     assert "\n- `without (3 families)` reduces it on held-out families by +" in text
     assert "| without_1 | 0, 2, 3, 4 |" in text

@@ -7,7 +7,7 @@ the optimum, 0 the reference model, above 1 an overspender. Shapes: A responses,
 import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,21 @@ def exact_answer(prompt: Prompt, p_A: np.ndarray, *, row: str, weights_K: Sequen
         values=tuple(values.tolist()), kl=spent, J=value, J_star=best, regret=best - value,
         values_star=tuple(values_star.tolist()), kl_star=spent_star, malformed=0.0,
     )  # fmt: skip
+
+
+def with_parts(away: Sequence[ExactAnswer], home: Sequence[ExactAnswer], *, adversarial: bool) -> list[ExactAnswer]:
+    """Answers under a shift that leaves the reference as it is: the transported policy has the plain prompt's regret.
+
+    An adversarial shift's control has the plain prompt's optimum; otherwise the shift is its own control.
+    """
+    plain = {(a.row, a.preference, a.item): a for a in home}
+    return [
+        replace(
+            a, regret_carried=plain[a.row, a.preference, a.item].regret,
+            J_star_control=plain[a.row, a.preference, a.item].J_star if adversarial else a.J_star,
+        )
+        for a in away
+    ]  # fmt: skip
 
 
 def grid(objectives: int, steps: int) -> list[tuple[float, ...]]:

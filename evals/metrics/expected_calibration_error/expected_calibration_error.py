@@ -28,9 +28,7 @@ class ExpectedCalibrationError(evaluate.Metric):
             ),
         )
 
-    def _compute(
-        self, predictions: list[float], references: list[float], bins: int = 10, by: str = "width"
-    ) -> Json:
+    def _compute(self, predictions: list[float], references: list[float], bins: int = 10, by: str = "width") -> Json:
         """`expected_calibration_error`, `mce`, `brier`, `nll`. ValueError for numbers outside [0, 1]."""
         measured = calibration(predictions, outcome_N=references, bins=bins, by=by)
         scores = {"mce": measured.mce, "brier": measured.brier, "nll": measured.nll}

@@ -11,6 +11,7 @@ from evals.report.figures.dots import ZERO, Bar, Dot, Layout, Panel, figure
 from evals.report.figures.svg import COLORS, FORMS, GREY, INK, Board, Mark, Plot, Scale, Stroke, padded
 
 COMPETING, MISMATCHED = "#E69F00", "#0072B2"
+PART_COLORS = {"surface": "#8c959f", "competing": COMPETING, "carried_over": "#56B4E9", "mismatched": MISMATCHED}
 OPTIMUM = Stroke(INK, 2.6)
 
 
@@ -79,9 +80,7 @@ def _optimum(plot: Plot, front: Sequence[Fields], pair: tuple[int, int]) -> None
     plot.board.path([plot.at(p["values"][a], p["values"][b]) for p in edge], stroke=OPTIMUM)
 
 
-def _points(
-    plot: Plot, points: Sequence[Fields], pair: tuple[int, int], *, name: str, look: Mark
-) -> None:
+def _points(plot: Plot, points: Sequence[Fields], pair: tuple[int, int], *, name: str, look: Mark) -> None:
     a, b = pair
     spots = [plot.at(p["values"][a], p["values"][b]) for p in points]
     if points and len(points[0]["preference"]) == 2:
@@ -118,21 +117,21 @@ def gaps(summary: Fields, *, width: int) -> str:
 
 
 def split(summary: Fields, *, width: int) -> str:
-    """The drop in J of each row under each shift: what the optimum loses as well, and what did not transfer."""
-    looks, parts = styles(summary), {"competing": COMPETING, "mismatched": MISMATCHED}
+    """The drop in J of each row under each shift, a bar for each of its four parts."""
+    looks, parts = styles(summary), PART_COLORS
     entries = {
-        shift: {row: e for row in looks if (e := by.get(row) or {}).get("competing") is not None}
+        shift: {row: e for row in looks if (e := by.get(row) or {}).get("mismatched") is not None}
         for shift, by in (summary.get("shifts") or {}).items()
     }
     reach = [e[part] for by in entries.values() for e in by.values() for part in parts]
     shown = {
         shift: {
-            row: [Bar(e[p], c, f"{row}, {shift}: {p} {words.signed(e[p], 4)}") for p, c in parts.items()]
+            row: [Bar(e[p], c, f"{row}, {shift}: {words.part(p)} {words.signed(e[p], 4)}") for p, c in parts.items()]
             for row, e in by.items()
         }
         for shift, by in entries.items()
     }
-    return _by_shift(shown, looks, reach=reach, layout=Layout(width, "Drop in J, by part", line=22))
+    return _by_shift(shown, looks, reach=reach, layout=Layout(width, "Drop in J, by part", line=32))
 
 
 def _by_shift(

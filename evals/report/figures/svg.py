@@ -208,9 +208,7 @@ def x_axis(
         board.text(scale(tick), bottom + 15, label(tick), anchor="middle", fill=MUTED, size=11)
 
 
-def y_axis(
-    board: Board, scale: Scale, *, left: float, right: float, count: int = 5, labelled: bool = True
-) -> None:
+def y_axis(board: Board, scale: Scale, *, left: float, right: float, count: int = 5, labelled: bool = True) -> None:
     """Level grid lines from `left` to `right`, their values at the left."""
     for tick in scale.ticks(count):
         board.line(left, scale(tick), right, scale(tick))

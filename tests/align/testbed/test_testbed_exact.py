@@ -177,10 +177,10 @@ def test_regret_is_beta_kl_to_the_optimum_prompt_by_prompt(weights: Weights, pol
 
 
 def _cells(policy, prompt: Prompt, weights: Weights, tables: ReferenceTables):
-    from align.testbed.answers import answers_of
+    from align.testbed.answers import Measured, answers_of
 
     (found,) = outcomes(policy, prompts=[prompt], tables=tables)
-    return answers_of({prompt: found}, row="p", shift="none", weights=weights, tables=tables)
+    return answers_of({prompt: Measured(found)}, row="p", shift="none", weights=weights, tables=tables)
 
 
 @pytest.mark.parametrize("weights", PREFERENCES, ids=lambda w: w.label)

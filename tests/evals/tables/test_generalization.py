@@ -9,6 +9,7 @@ import pytest
 from align.data.answers import ExactAnswer, SampledAnswer
 from align.errors import UserError
 from evals.tables import generalization
+from evals.tables.parts import PARTS
 from factories import synthetic
 
 OBJECTIVES = ("helpful", "harmless")
@@ -31,14 +32,18 @@ def table(home: list[ExactAnswer]) -> dict:
     weak = synthetic.exact_answers({"reference": 0.0, "tuned": 0.25}, prompts=synthetic.topics(8), shift="cipher")
     harder = synthetic.exact_answers(HOME, prompts=synthetic.topics(8, conflict=1.0), shift="prefix")
     others = synthetic.exact_answers(HOME, prompts=synthetic.topics(6, start=100), shift="held-out topics")
-    return generalization.shifts_table([*home, *relabel(home, "identical"), *weak, *harder, *others], **SETTING)
+    shifted = [
+        *synthetic.with_parts([*relabel(home, "identical"), *weak], home, adversarial=False),
+        *synthetic.with_parts(harder, home, adversarial=True),
+    ]
+    return generalization.shifts_table([*home, *shifted, *others], **SETTING)
 
 
 def test_an_identical_suite_shows_none(table: dict) -> None:
     row = table["identical"]["tuned"]
     assert all(gap["gap"] == 0 and gap["ci"] == [0, 0] for gap in row["gaps"])
     assert row["gain_retained"] == 1 and row["gain_retained_ci"] == [1, 1]
-    assert row["competing"] == 0 and row["mismatched"] == 0 and row["drop"] == 0
+    assert all(row[part] == 0 for part in (*PARTS, "drop", "reward_drop"))
 
 
 def test_a_planted_mismatch_is_found(table: dict, home: list[ExactAnswer]) -> None:
@@ -46,7 +51,8 @@ def test_a_planted_mismatch_is_found(table: dict, home: list[ExactAnswer]) -> No
     assert row["gap"] > 0 and row["gap_ci"][0] > 0
     assert row["gap_of"]["preference"] == [0, 1] and row["gap_of"]["n"] == 8
     assert row["gap_of"]["over"] == "95% over 8 base items, paired"
-    assert row["competing"] == pytest.approx(0, abs=1e-12) and row["mismatched"] > 0 and row["mismatched_ci"][0] > 0
+    assert all(row[part] == pytest.approx(0, abs=1e-12) for part in ("surface", "competing", "carried_over"))
+    assert row["mismatched"] > 0 and row["mismatched_ci"][0] > 0
     assert 0 < row["gain_retained"] < 1 and row["gain_retained_ci"][1] < 1
     values = [c.values[1] for c in home if c.row == "tuned" and c.preference == (0, 1)]
     weak = synthetic.exact_answers({"tuned": 0.25}, prompts=synthetic.topics(8), preferences=[(0, 1)])
@@ -56,18 +62,21 @@ def test_a_planted_mismatch_is_found(table: dict, home: list[ExactAnswer]) -> No
 def test_a_planted_conflict_is_called_competing(table: dict) -> None:
     row = table["prefix"]["tuned"]
     middle = next(entry for entry in row["split"] if entry["preference"] == [0.5, 0.5])
-    assert middle["competing"] > 5 * abs(middle["mismatched"])
+    assert middle["competing"] > 5 * abs(middle["mismatched"]) and middle["surface"] == pytest.approx(0, abs=1e-12)
+    assert row["conflict"]
 
 
 def test_the_split_is_exact(table: dict, home: list[ExactAnswer]) -> None:
     before = np.mean([c.J for c in home if c.row == "tuned"])
     weak = synthetic.exact_answers({"tuned": 0.25}, prompts=synthetic.topics(8))
     assert table["cipher"]["tuned"]["drop"] == pytest.approx(before - np.mean([c.J for c in weak]), abs=1e-12)
-    for shift in table.values():
-        for row in shift.values():
-            assert row["competing"] + row["mismatched"] == pytest.approx(row["drop"], abs=1e-12)
-            for entry in row["split"]:
-                assert entry["competing"] + entry["mismatched"] == pytest.approx(entry["drop"], abs=1e-12)
+    for shift, rows in table.items():
+        for row in rows.values():
+            if shift == "held-out topics":  # other items: nothing of them was there before
+                assert row["mismatched"] is None and "items of its own" in row["split_over"] and row["drop"] is not None
+                continue
+            for entry in (row, *row["split"]):
+                assert sum(entry[part] for part in PARTS) == pytest.approx(entry["drop"], abs=1e-12)
 
 
 def test_other_items_are_compared_unpaired_and_say_so(table: dict) -> None:

@@ -36,8 +36,8 @@ RUNS = {
 }
 
 
-def test_the_mismatched_part_is_the_rise_of_the_regret_item_by_item() -> None:
-    found = families.mismatched(RUNS[0], row="plain", shift="s")
+def test_the_rise_of_the_regret_is_taken_item_by_item() -> None:
+    found = families.regret_rise(RUNS[0], row="plain", shift="s")
     assert found == pytest.approx({"a": 0.4, "b": 0.5, "c": 0.6})
 
 
@@ -70,6 +70,6 @@ def test_the_cost_on_plain_prompts_is_negative_where_the_arm_is_worse() -> None:
 def test_a_shift_that_changes_the_items_is_refused() -> None:
     other = [replace(cell, item="new") if cell.shift == "s" else cell for cell in RUNS[0]]
     with pytest.raises(UserError, match="changes the base items"):
-        families.mismatched(other, row="plain", shift="s")
+        families.regret_rise(other, row="plain", shift="s")
     with pytest.raises(UserError, match="differ in base items"):
         families.averaged([{"a": 1.0}, {"b": 1.0}])

@@ -16,11 +16,13 @@ PREFERENCES = ((1.0, 0.0), (0.0, 1.0))
 
 
 def cell(
-    row: str, shift: str, item: str, w: tuple[float, ...], *, values: Any, J: float = 0.0, star: float = 1.0
-) -> ExactAnswer:
+    row: str, shift: str, item: str, w: tuple[float, ...], *, values: Any, J: float = 0.0, star: float = 1.0,
+    control: float | None = None, carried: float | None = None,
+) -> ExactAnswer:  # fmt: skip
     return ExactAnswer(
         row=row, shift=shift, item=item, prompt=f"{shift} {item}", preference=w, values=tuple(values), kl=0.0, J=J,
         J_star=star, regret=star - J, values_star=(1.0, 1.0), kl_star=1.0, malformed=0.0,
+        J_star_control=control, regret_carried=carried,
     )  # fmt: skip
 
 
@@ -60,17 +62,21 @@ def test_displacement_is_the_change_of_each_objective_with_both_intervals() -> N
 
 
 def test_the_parts_add_up_and_say_what_was_planted() -> None:
-    """J falls by .5: the optimum loses .2 (competing), the regret rises by .3 (mismatched)."""
+    """J falls by .5: the optimum loses .05 to the surface and .15 to the words, the transported policy's regret is .05
+    above the plain one, the policy's .25 above that."""
     runs = {
         seed: [
             *(cell("m", "none", i, PREFERENCES[0], values=(0, 0), J=0.9, star=1.0) for i in ITEMS),
-            *(cell("m", "s", i, PREFERENCES[0], values=(0, 0), J=0.4, star=0.8) for i in ITEMS),
+            *(
+                cell("m", "s", i, PREFERENCES[0], values=(0, 0), J=0.4, star=0.8, control=0.95, carried=0.15)
+                for i in ITEMS
+            ),
         ]
         for seed in (0, 1, 2)
     }
     split = shifted.exact_parts(runs, row="m", shift="s")
-    assert split["competing"]["value"] == pytest.approx(0.2) and split["mismatched"]["value"] == pytest.approx(0.3)
-    assert split["drop"]["value"] == pytest.approx(0.5)
+    wanted = {"surface": 0.05, "competing": 0.15, "carried_over": 0.05, "mismatched": 0.25, "drop": 0.5}
+    assert {part: split[part]["value"] for part in wanted} == pytest.approx(wanted)
 
 
 def test_other_items_under_the_shift_are_compared_unpaired() -> None:
