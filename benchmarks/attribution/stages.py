@@ -38,7 +38,7 @@ def exact(
     work: Workspace, *, world: World, reference: Run, policies: Mapping[str, Run], weights: Mapping[str, Weights],
     shifts: tuple[str, ...] = SHIFTED,
 ) -> Metrics:  # fmt: skip
-    """`split.json`: policy -> shift -> drop, what the optimum loses and the rise of regret, by enumeration; prompts outermost."""
+    """`split.json`: policy -> shift -> drop, loss of the optimum, rise of regret, by enumeration; prompts outermost."""
     from align.models import load_model
     from align.testbed.answers import ReferenceTables
     from align.testbed.exact import ExactModel, ExactPolicy
@@ -60,7 +60,9 @@ def _optimum_and_regret(
     from align.testbed.answers import Measured, answers_of, outcomes
 
     (result,) = outcomes(policy, prompts=[prompt], tables=tables)
-    answer = next(iter(answers_of({prompt: Measured(result)}, row="", shift=prompt.split, weights=weights, tables=tables)))
+    answer = next(
+        iter(answers_of({prompt: Measured(result)}, row="", shift=prompt.split, weights=weights, tables=tables))
+    )
     return answer.J_star, answer.regret
 
 

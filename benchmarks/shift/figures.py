@@ -49,14 +49,14 @@ def split(table: Entry) -> str:
     reach = padded([0.0, *optimum.values(), *(v for by in dots.values() for dot in by.values() for v in _span(dot))])
     dashed = Stroke("#b35900", 1.5, "4 3")
     panels = [Panel(s, reach, by, [(0.0, ZERO), (optimum[s], dashed)]) for s, by in dots.items()]
-    foot = "Dots: rise of the regret with the wider of its two intervals. Dashed: what the optimum loses. In units of J."
+    foot = "Dots: rise of the regret with the wider of two intervals. Dashed: what the optimum loses. In units of J."
     width = 150 + 250 * len(shifts)
     layout = Layout(width, "Rise of the regret by method and shift", labels=140, line=22, foot=foot)
     return figure([("", rows)], panels=panels, layout=layout)
 
 
 def mitigation(table: Entry) -> str:
-    """Rise of the regret and regret on held-out families, and J lost on plain prompts, one line per kind of training."""
+    """Rise of regret and regret on held-out families, and J lost on plain prompts, one line per kind of training."""
     groups = {n: g for n, g in table["groups"].items() if g["held_out"] is not None and n != "graft_embeddings"}
     values = {
         "rise of regret, held-out families": {n: g["held_out"]["regret_rise"] for n, g in groups.items()},

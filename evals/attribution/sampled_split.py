@@ -56,7 +56,7 @@ def estimate(own_N: Samples, reference_M: Samples, *, beta: float) -> Estimate:
 def split(home: Mapping[str, Estimate], away: Mapping[str, Estimate]) -> dict[str, float]:
     """`drop`, `optimum` and `regret_rise`: means over the prompts of both sides, which may be different ones.
 
-    Neither names a mechanism: the first moves with what the reference can read, the second with what was imperfect before.
+    Neither names a mechanism: the first moves with what the reference can read, the second with what was wrong before.
     """
 
     def mean(side: Mapping[str, Estimate], name: str) -> float:

@@ -2,9 +2,9 @@
 
 From exact answers (`reduction`, `cost`) or from judged responses (`transfer_matrix`). Exact ones come as one list for
 each training run (seed), as in `evals.tables.shifted_fronts`. The rise of the regret of a row under a shift that keeps
-the base items is `regret_s - regret_id`, item by item; a reduction is the baseline row's rise minus the arm's, paired by
-base item and seed: positive is better. A reduction alone is no merit (a policy that learned nothing may have no rise at
-all), so the regret under the shift itself and the cost on plain inputs stand beside it.
+the base items is `regret_s - regret_id`, item by item; a reduction is the baseline row's rise minus the arm's, paired
+by base item and seed: positive is better. A reduction alone is no merit (who learned nothing may have no rise at all),
+so the regret under the shift itself and the cost on plain inputs stand beside it.
 """
 
 from __future__ import annotations
