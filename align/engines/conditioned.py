@@ -194,7 +194,7 @@ def build_trainer(
     trainer_class: Callable[[Preferences], type] = conditioned_trainer,
 ) -> GRPOTrainer:
     """The GRPO trainer of an adapted copy of the reference; its prompts carry their preference in the column `w`."""
-    model, objectives = model_to_train(problem.reference), problem.objectives
+    model, objectives = model_to_train(problem.reference, config), problem.objectives
     preferences = attach(model, adapter, seed=config.seed)
     preferences.set([[1 / len(objectives)] * len(objectives)])
     prompts = [{name: value for name, value in row.items() if name != "w"} for row in problem.prompts or ()]

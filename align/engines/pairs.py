@@ -124,7 +124,7 @@ def dpo_trainer(
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    model = model_to_train(reference)
+    model = model_to_train(reference, config)
     if config.max_length is None:
         texts = [pair.prompt + reply for pair in pairs for reply in (pair.chosen, pair.rejected)]
         longest = 1 + max(len(ids) for ids in load_tokenizer(reference)(texts)["input_ids"])
@@ -145,7 +145,7 @@ def dpo_trainer(
             max_length=config.max_length,  # TRL's default of 1024 would drop rows without a word
             precompute_ref_log_probs=True,  # the model in memory is the checkpoint on disk at this moment
             precompute_ref_batch_size=4 * config.batch_size,
-            disable_dropout=True,
+            disable_dropout=not config.lora_dropout,  # the model itself has none
         ),
         train_dataset=Dataset.from_dict({name: [getattr(pair, name) for pair in pairs] for name in columns}),
         processing_class=load_tokenizer(reference),

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from align import checks
 from align.errors import UserError
-from align.models import count_parameters, load_model, lora_config, save_model, set_dropout
-from align.runs import Workspace, model_dir
+from align.models import count_parameters, lora_config, save_model, set_dropout
+from align.runs import Workspace
 from align.training.common import (
     StageConfig,
     base_arguments,
@@ -20,6 +20,7 @@ from align.training.common import (
     resume_point,
 )
 from align.training.logs import check_trackers
+from align.training.model_settings import ModelSettings, check_model_settings, model_in_training
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -27,8 +28,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """Fields of every method that trains by gradient steps; `batch_size` counts examples per step and device."""
+class TrainingConfig(ModelSettings):
+    """Fields of every method that trains by gradient steps; `batch_size` counts examples per step and device.
+
+    How the model is held in memory, and what an adapter changes, is in `ModelSettings`.
+    """
 
     beta: float = 0.1  # coefficient of KL(pi || reference) in J, in reward units per nat
     learning_rate: float = 1e-5
@@ -54,24 +58,27 @@ def check_training(config: TrainingConfig) -> None:
     check_trackers(config.report_to)
     if config.lora_r < 0:
         raise UserError(f"lora_r must be 0 (train all weights) or a rank, not {config.lora_r}")
+    check_model_settings(config, lora_r=config.lora_r)
 
 
-def model_to_train(reference: str) -> PreTrainedModel:
-    """The reference checkpoint in memory, to be trained without any dropout; UserError for an adapter directory.
+def model_to_train(reference: str, config: TrainingConfig | None = None) -> PreTrainedModel:
+    """The reference in memory (an adapter merged into its base), held as `config` says, to be trained without dropout.
 
-    TRL reads the reference again from the directory that the loaded model names, which for an adapter is its base.
+    Without a config it is float32, as where all weights are trained.
     """
-    source = model_dir(reference)
-    if (Path(source) / "adapter_config.json").is_file():
-        raise UserError(f"the reference {source} is an adapter; merge it into its base and give the merged model")
-    model = load_model(source)
+    config = config or TrainingConfig()
+    model = model_in_training(config, reference, adapter=config.lora_r > 0)
     set_dropout(model, 0.0)  # TRL switches off modules only, not what is passed to the attention function
     return model
 
 
 def adapter_config(config: TrainingConfig, model: PreTrainedModel) -> LoraConfig | None:
     """The LoRA configuration for TRL's `peft_config`, or None for full training."""
-    return lora_config(model, config.lora_r, alpha=config.lora_alpha or None) if config.lora_r else None
+    if not config.lora_r:
+        return None
+    return lora_config(
+        model, config.lora_r, alpha=config.lora_alpha or None, dropout=config.lora_dropout, targets=config.lora_targets
+    )
 
 
 def trainer_arguments(
@@ -79,9 +86,8 @@ def trainer_arguments(
 ) -> dict[str, Any]:
     """`base_arguments` of the config's fields, for so many epochs, or steps where `max_steps` is above 0."""
     names = ("seed", "learning_rate", "batch_size", "gradient_accumulation", "warmup", "scheduler", "weight_decay")
-    fields = {
-        name: getattr(config, name) for name in (*names, "max_grad_norm", "save_steps", "logging_steps", "report_to")
-    }
+    names += ("max_grad_norm", "save_steps", "logging_steps", "report_to", "gradient_checkpointing")
+    fields = {name: getattr(config, name) for name in names}
     return base_arguments(folder, StageConfig(**fields, epochs=epochs, max_steps=max_steps))
 
 

@@ -89,7 +89,7 @@ def imitation_trainer(
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    policy = model_to_train(model)
+    policy = model_to_train(model, config)
     rows = {
         "input_ids": [[*head, *ids] for head, ids in zip(heads, responses, strict=True)],
         "labels": [[-100] * len(head) + list(ids) for head, ids in zip(heads, responses, strict=True)],

@@ -90,7 +90,7 @@ def build_trainer(config: Config, problem: Problem[Weights], run: Workspace, *, 
     """The GRPO trainer from the checkpoint `start`, whose data set tells each group its own weights."""
     tokenizer, objectives = load_tokenizer(start), problem.objectives
     total = WeightedSum(onpolicy.metered(objectives, ledger=run.ledger), tags=tags)
-    model = forbid(model_to_train(start), tag_ids(tokenizer, tags))
+    model = forbid(model_to_train(start, config), tag_ids(tokenizer, tags))
     middle = (1 / len(objectives),) * len(objectives)
     prompts = [{**row, "prompt": tags.apply(row["prompt"], middle)} for row in problem.prompts or ()]
     trainer = onpolicy.build_trainer(

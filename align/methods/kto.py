@@ -158,7 +158,7 @@ def build_trainer(examples: Sequence[Example], *, config: Config, reference: str
     from datasets import Dataset
     from trl import KTOConfig, KTOTrainer
 
-    model, tokenizer = model_to_train(reference), load_tokenizer(reference)
+    model, tokenizer = model_to_train(reference, config), load_tokenizer(reference)
     if config.max_length is None:
         longest = 1 + max(len(ids) for ids in tokenizer([e.prompt + e.completion for e in examples])["input_ids"])
         checks.fits(longest, model, what="the longest example", fix="set max_length, or leave such rows out")
@@ -181,7 +181,7 @@ def build_trainer(examples: Sequence[Example], *, config: Config, reference: str
             precompute_ref_log_probs=True,  # the model in memory is the checkpoint on disk at this moment
             precompute_ref_batch_size=4 * config.batch_size,
             train_sampling_strategy="sequential",  # the completions of a batch are paired before training
-            disable_dropout=True,
+            disable_dropout=not config.lora_dropout,  # the model itself has none
         ),
         train_dataset=Dataset.from_dict(columns),
         processing_class=tokenizer,

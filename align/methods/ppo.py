@@ -50,6 +50,7 @@ from align.preferences import Weights
 from align.runs import Workspace
 from align.training.common import Progress
 from align.training.logs import LoopLog
+from align.training.model_settings import refuse_lora_dropout
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,6 +98,7 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> PointFamil
 def check_config(config: Config) -> None:
     """UserError on a value that this loop cannot mean."""
     check_training(config)
+    refuse_lora_dropout(config)
     checks.at_least(1, config, "steps", "max_completion_length", "num_generations", "epochs", "minibatches")
     checks.at_least(0, config, "value_learning_rate", "value_clip")
     samples = config.batch_size * config.gradient_accumulation
@@ -109,6 +111,10 @@ def check_config(config: Config) -> None:
         raise UserError(f"lam must be in [0, 1], not {config.lam:g}")
     if config.save_steps is not None:
         raise UserError("ppo writes no checkpoints while it trains; leave save_steps out")
+    if config.gradient_checkpointing:
+        raise UserError(
+            "ppo reads its policy in eval mode, without checkpoints; leave gradient_checkpointing out"
+        )
 
 
 def describe(config: Config, *, weights: Weights) -> str:
@@ -132,7 +138,7 @@ class Trainer:
         torch.manual_seed(config.seed)  # of sampling, of the order of rows and of a new adapter
         asked = {name: f for (name, f), w in zip(problem.objectives.items(), weights, strict=True) if w}
         self.config, self.run, self.label = config, run, f"ppo {weights.label}"
-        self.actor = ActorCritic(problem.reference, lora_r=config.lora_r, lora_alpha=config.lora_alpha or None)
+        self.actor = ActorCritic(problem.reference, config)
         rewards, kept = onpolicy.metered(asked, ledger=run.ledger, policy=self.actor.policy), [w for w in weights if w]
         self.rewards, self.weights, self.size = rewards, kept, count_parameters(self.actor.policy, embeddings=False)
         groups = self.actor.groups(weight_decay=config.weight_decay, value_learning_rate=config.value_learning_rate)

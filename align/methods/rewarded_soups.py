@@ -15,7 +15,8 @@ from align.engines import specialists
 from align.engines.points import check_preferences
 from align.engines.problem import Problem, Specialists
 from align.errors import UserError
-from align.policies.soups import SoupFamily, check_adapter_merge, check_mergeable
+from align.policies.merging import check_adapter_merge, check_mergeable
+from align.policies.soups import SoupFamily
 from align.preferences import Weights
 from align.runs import Workspace
 

@@ -4,13 +4,12 @@ Weights are float32; on a GPU the trainers compute in bf16. `reading` is the one
 """
 
 from align.checks import context_of
-from align.models.build import ARCHITECTURES, ModelConfig, build_model
+from align.models.build import ARCHITECTURES, ModelConfig, build_model, count_parameters
 from align.models.convert import gguf_to_folder
 from align.models.dropout import set_dropout
 from align.models.load import load_model, load_scorer, refuse_missing, unreadable
 from align.models.lora import attach_lora, lora_config
 from align.models.save import no_bars, save_model
-from align.models.size import count_parameters
 from align.models.tokenizers import load_tokenizer, require_special_tokens
 
 __all__ = [

@@ -5,7 +5,6 @@ K LoRA adapters cost one base model and K small sets of factors; full checkpoint
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 from align.errors import UserError
 from align.models.formats import bind, shared_format
 from align.models.load import load_to_read, unreadable
+from align.models.stored.adapters import base_of, is_adapter
 from align.models.tokenizers import load_tokenizer
 from align.runs import model_dir
 
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
     from transformers.utils import ModelOutput
-
-
-ADAPTER_FILE = "adapter_config.json"
 
 
 @dataclass
@@ -119,7 +116,7 @@ class ModelPool:
         if path in self._given:
             return self._given[path]
         folder = model_dir(path)
-        if not (Path(folder) / ADAPTER_FILE).is_file():
+        if not is_adapter(folder):
             return View(self._backbone(folder))
         backbone = self._backbone(base_of(folder))
         if folder not in backbone.adapters:
@@ -150,13 +147,3 @@ class ModelPool:
         if key not in self._backbones:
             self._backbones[key] = Backbone(load_to_read(folder))
         return self._backbones[key]
-
-
-def base_of(folder: str) -> str:
-    """The checkpoint that an adapter directory names as its base; UserError when it names none."""
-    file = Path(folder) / ADAPTER_FILE
-    try:
-        base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UserError(f"{file} names no base model ({error!r}); save the adapter again") from error
-    return model_dir(str(base))

@@ -1,4 +1,4 @@
-"""Models from scratch: the shapes of GPT-2, Llama and BERT that a config asks for, freshly initialised in float32."""
+"""Models from scratch in the shapes of GPT-2, Llama and BERT, freshly initialised in float32; how large a model is."""
 
 from __future__ import annotations
 
@@ -104,3 +104,19 @@ def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, *, seed
             model = AutoModelForCausalLM.from_config(hf_config, dtype=torch.float32)
     set_dropout(model, config.dropout)
     return model
+
+
+def count_parameters(model: PreTrainedModel, *, embeddings: bool) -> int:
+    """Number of parameters; `embeddings=False` leaves out lookup tables, the part that costs no multiplication.
+
+    A table that is also the output matrix (tied) multiplies every hidden state and is therefore counted either way.
+    """
+    from torch import nn
+
+    total = sum(p.numel() for p in model.parameters())
+    if embeddings:
+        return total
+    output = model.get_output_embeddings()
+    shared = None if output is None else output.weight
+    tables = {id(m.weight): m.weight for m in model.modules() if isinstance(m, nn.Embedding) and m.weight is not shared}
+    return total - sum(weight.numel() for weight in tables.values())

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from align.errors import UserError
-from align.models.gguf import gguf_model
 from align.models.save import no_bars
+from align.models.stored.adapters import base_of, is_adapter, is_scorer, merged, on_base, shapes
+from align.models.stored.gguf import gguf_model
+from align.models.stored.precision import frozen_dtype
 from align.runs import is_gguf, model_dir
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+HEADS = ("score", "classifier", "pooler")  # of decoders, of encoders, and what stands before the latter
 
-def load_model(path: str | Path, *, dtype: str = "float32") -> PreTrainedModel:
+
+def load_model(
+    path: str | Path,
+    *,
+    dtype: str = "float32",
+    attn_implementation: str | None = None,
+    load_in_4bit: bool = False,
+) -> PreTrainedModel:
     """A causal LM from a run, a model directory or a hub id; a LoRA adapter directory is merged into its base,
     a `.gguf` file unpacked.
 
@@ -29,14 +40,16 @@ def load_model(path: str | Path, *, dtype: str = "float32") -> PreTrainedModel:
     try:
         if is_gguf(source):
             return gguf_model(source, dtype=dtype)
-        if (Path(source) / "adapter_config.json").is_file():
-            from peft import AutoPeftModelForCausalLM
-
-            return AutoPeftModelForCausalLM.from_pretrained(source, dtype=dtype).merge_and_unload()
+        if is_adapter(source):
+            if is_scorer(source):
+                raise UserError(f"{source} is a reward model (a classifier), not a language model; give a policy here")
+            base = load_model(base_of(source), dtype=dtype, attn_implementation=attn_implementation)
+            return merged(base, source)
         architectures = AutoConfig.from_pretrained(source).architectures or ()
         if any("SequenceClassification" in name for name in architectures):
             raise UserError(f"{source} is a reward model (a classifier), not a language model; give a policy here")
-        model, report = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True)
+        options = _options(dtype, attn_implementation, load_in_4bit)
+        model, report = AutoModelForCausalLM.from_pretrained(source, output_loading_info=True, **options)
         refuse_missing(report["missing_keys"], source)
         return model
     except UserError:
@@ -45,9 +58,35 @@ def load_model(path: str | Path, *, dtype: str = "float32") -> PreTrainedModel:
         raise unreadable(source, error) from error
 
 
-def load_to_read(path: str | Path) -> PreTrainedModel:
-    """`load_model` in eval mode, on the GPU where there is one."""
-    return to_read(load_model(path))
+def _options(dtype: str, attn_implementation: str | None, load_in_4bit: bool = False) -> dict[str, Any]:
+    """What `from_pretrained` takes: the number type, transformers' own attention where None, blocks of 4 bits."""
+    options: dict[str, Any] = {"dtype": dtype}
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    if load_in_4bit:
+        from transformers import BitsAndBytesConfig
+
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="bfloat16",
+            bnb_4bit_use_double_quant=True,
+        )  # fmt: skip
+        options["device_map"] = {"": 0}
+    return options
+
+
+def load_to_read(path: str | Path, *, dtype: str = "auto") -> PreTrainedModel:
+    """`load_model` in eval mode, on the GPU where there is one, there in bfloat16 unless it is small."""
+    return to_read(load_model(path, dtype=frozen_dtype(path, dtype)))
+
+
+def load_with_adapter(source: str, *, dtype: str = "float32") -> PreTrainedModel:
+    """The adapter of a directory on its base, not merged; UserError as `load_model`."""
+    try:
+        return on_base(load_model(base_of(source), dtype=dtype), source)
+    except UserError:
+        raise
+    except Exception as error:
+        raise unreadable(source, error) from error
 
 
 def to_read(model: PreTrainedModel) -> PreTrainedModel:
@@ -57,32 +96,26 @@ def to_read(model: PreTrainedModel) -> PreTrainedModel:
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_scorer(path: str | Path, *, pad_token_id: int, eos_token_id: int) -> PreTrainedModel:
+def load_scorer(
+    path: str | Path, *, pad_token_id: int, eos_token_id: int, dtype: str = "float32",
+    attn_implementation: str | None = None, load_in_4bit: bool = False,
+) -> PreTrainedModel:  # fmt: skip
     """A sequence classifier with one output, in float32: a reward model, or the start of one.
 
-    From a causal LM checkpoint the backbone is taken over and the head is new (drawn from torch's generator).
+    From a causal LM (a checkpoint, an adapter on one, a `.gguf` file) the backbone is taken over and the head is new
+    (drawn from torch's generator). A reward model's LoRA adapter directory is merged into its base, with its head.
     Raises UserError as `load_model`, and when the checkpoint's head has more than one output.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification
-    from transformers.utils import logging
-
     no_bars()
     source = model_dir(path)
+    options = _options(dtype, attn_implementation, load_in_4bit)
     try:
-        config = AutoConfig.from_pretrained(source)
-        has_head = any("SequenceClassification" in name for name in config.architectures or ())
-        if has_head and config.num_labels != 1:
-            raise UserError(f"{source} is a classifier with {config.num_labels} outputs; a reward model has 1")
-        level = logging.get_verbosity()
-        logging.set_verbosity_error()  # a new head is what we ask for; no report is needed on it
-        try:
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                source, num_labels=1, dtype="float32", output_loading_info=True
-            )
-        finally:
-            logging.set_verbosity(level)
-        head = () if has_head else ("score", "classifier", "pooler")  # new on a backbone that has been no classifier
-        refuse_missing([key for key in report["missing_keys"] if not set(head) & set(key.split("."))], source)
+        if is_adapter(source) and is_scorer(source):
+            model = _merged_scorer(source, options)
+        elif is_adapter(source) or is_gguf(source):
+            model = _scorer_of(load_model(source, dtype=dtype, attn_implementation=attn_implementation), source)
+        else:
+            model = _stored_scorer(source, options)
     except UserError:
         raise
     except Exception as error:
@@ -90,6 +123,74 @@ def load_scorer(path: str | Path, *, pad_token_id: int, eos_token_id: int) -> Pr
     model.config.pad_token_id = pad_token_id  # a decoder reads its score at the last token that is not padding
     model.config.eos_token_id = eos_token_id
     return model
+
+
+def scorer_to_read(path: str | Path, *, pad_token_id: int, eos_token_id: int, dtype: str = "auto") -> PreTrainedModel:
+    """`load_scorer` in eval mode, on the GPU where there is one, there in bfloat16 unless it is small."""
+    held = frozen_dtype(path, dtype)
+    return to_read(load_scorer(path, pad_token_id=pad_token_id, eos_token_id=eos_token_id, dtype=held))
+
+
+def _stored_scorer(source: str, options: Mapping[str, Any]) -> PreTrainedModel:
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    config = AutoConfig.from_pretrained(source)
+    has_head = any("SequenceClassification" in name for name in config.architectures or ())
+    if has_head and config.num_labels != 1:
+        raise UserError(f"{source} is a classifier with {config.num_labels} outputs; a reward model has 1")
+    with _no_reports():  # a new head is what we ask for
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            source, num_labels=1, output_loading_info=True, **options
+        )
+    head = () if has_head else HEADS  # new on a backbone that has been no classifier
+    refuse_missing([key for key in report["missing_keys"] if not set(head) & set(key.split("."))], source)
+    return model
+
+
+def _merged_scorer(source: str, options: Mapping[str, Any]) -> PreTrainedModel:
+    """Base, adapter and the head that was saved with it; the head that the base would get leaves no trace."""
+    import torch
+
+    parts = {name: shape for name, shape in shapes(source).items() if "lora_" not in name}
+    heads = [shape for name, shape in parts.items() if set(HEADS[:2]) & set(name.split("."))]
+    if not heads:
+        raise UserError(f"{source} is a reward model's adapter without its head; save it with modules_to_save: [score]")
+    base = base_of(source)
+    with torch.random.fork_rng(devices=[]):
+        if is_adapter(base) or is_gguf(base):
+            attention = options.get("attn_implementation")
+            scorer = _scorer_of(load_model(base, dtype=str(options["dtype"]), attn_implementation=attention), base)
+        else:
+            scorer = _stored_scorer(base, options)
+    model = merged(scorer, source)
+    model.config.architectures = [type(model).__name__]
+    return model
+
+
+def _scorer_of(model: PreTrainedModel, source: str) -> PreTrainedModel:
+    """A classifier on the backbone of a causal LM in memory, with a new head."""
+    import copy
+
+    from transformers import AutoModelForSequenceClassification
+
+    config = copy.deepcopy(model.config)
+    config.num_labels = 1
+    scorer = AutoModelForSequenceClassification.from_config(config, dtype=model.dtype)
+    scorer.base_model.load_state_dict(model.base_model.state_dict())
+    scorer.config._name_or_path = scorer.name_or_path = source
+    return scorer
+
+
+@contextmanager
+def _no_reports() -> Iterator[None]:
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def refuse_missing(names: Iterable[str], source: str) -> None:

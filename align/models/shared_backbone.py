@@ -16,8 +16,8 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from align.errors import UserError
-from align.models.backbones import ADAPTER_FILE, base_of
 from align.models.load import load_to_read, unreadable
+from align.models.stored.adapters import base_of, is_adapter
 from align.runs import model_dir
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ def adapter_dir(path: str | Path) -> str:
     """
     run = Path(path).parent if Path(path).name == "model" else Path(path)
     for folder in (Path(path), run / "adapter"):
-        if (folder / ADAPTER_FILE).is_file():
+        if is_adapter(folder):
             return str(folder)
     raise UserError(f"{path} holds no adapter; train the reward model with lora_r above 0 and keep_adapter: true")
 

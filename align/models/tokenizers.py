@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 from align.errors import UserError
 from align.models.formats import Choice, bind, resolve, settle, stored_format
-from align.models.gguf import gguf_tokenizer
 from align.models.load import first_line
+from align.models.stored.adapters import base_of, is_adapter
+from align.models.stored.gguf import gguf_tokenizer
+from align.models.stored.vocabulary import require_pad_row
 from align.runs import is_gguf, model_dir
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     except Exception as error:  # a damaged file shows as TypeError, KeyError or a bare Exception of the Rust library
         raise UserError(f"no tokenizer could be read from {source} ({first_line(error)}); save one there") from error
     require_special_tokens(tokenizer, f"the tokenizer of {source}")
+    require_pad_row(tokenizer, source)
     tokenizer.padding_side = "right"
     carried, choice = stored_format(tokenizer), _CHOSEN.get(source, Choice())
     if carried is None:
@@ -66,6 +69,8 @@ def _stops(source: str) -> list[int]:
     """The ids at which a checkpoint's generation config stops; none where it has no such config."""
     from transformers import GenerationConfig
 
+    while is_adapter(source):
+        source = base_of(source)
     try:
         ends = GenerationConfig.from_pretrained(source).eos_token_id
     except OSError:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align.errors import UserError
-from align.models import context_of, load_scorer, load_tokenizer
-from align.models.load import to_read
+from align.models import context_of, load_tokenizer
+from align.models.load import scorer_to_read
 from align.models.reading import evaluated, padded
 from align.objectives.base import check_texts
 
@@ -91,10 +91,10 @@ class RewardModelObjective:
     def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         if self._loaded is None:
             tokenizer = load_tokenizer(self.path)
-            model = load_scorer(self.path, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
+            model = scorer_to_read(self.path, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
             if not any("SequenceClassification" in name for name in model.config.architectures or ()):
                 raise UserError(f"{self.path} is a language model, not a reward model; train one on it first")
-            self._loaded = (to_read(model.requires_grad_(False)), tokenizer)
+            self._loaded = (model.requires_grad_(False), tokenizer)
         return self._loaded
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: object) -> list[float | None]:

@@ -36,6 +36,19 @@ def jsonable(value: object) -> Any:
 FORMER_NAMES = {"train_all": "rest"}
 
 
+# Settings that came later, and what they are by default. At it they are in no fingerprint, which is then what it was
+# before they existed.
+LATER_SETTINGS: dict[str, object] = {
+    "dtype": "auto",
+    "attn_implementation": None,
+    "gradient_checkpointing": False,
+    "lora_targets": "all-linear",
+    "lora_dropout": 0.0,
+    "load_in_4bit": False,
+    "merge_adapter": True,
+}
+
+
 def name_today(name: str) -> str:
     """What the setting that was called `name` is called today."""
     return next((today for today, former in FORMER_NAMES.items() if former == name), name)
@@ -43,12 +56,18 @@ def name_today(name: str) -> str:
 
 def _under_former_names(value: object) -> object:
     if isinstance(value, dict):
-        return {FORMER_NAMES.get(name, name): _under_former_names(part) for name, part in value.items()}
+        known = {name: part for name, part in value.items() if not _is_later_default(name, part)}
+        return {FORMER_NAMES.get(name, name): _under_former_names(part) for name, part in known.items()}
     return [_under_former_names(part) for part in value] if isinstance(value, list) else value
 
 
+def _is_later_default(name: str, part: object) -> bool:
+    default = LATER_SETTINGS.get(name, ...)
+    return part == default and type(part) is type(default)
+
+
 def fingerprint(value: object) -> str:
-    """First 16 hex digits of the SHA-256 of the canonical JSON of `value`, settings under their FORMER_NAMES."""
+    """First 16 hex digits of the SHA-256 of `value` as JSON: with FORMER_NAMES, without LATER_SETTINGS at default."""
     text = json.dumps(_under_former_names(jsonable(value)), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

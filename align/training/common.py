@@ -26,6 +26,7 @@ from align.errors import UserError
 from align.models import no_bars
 from align.runs import Ledger, checkpoints, last_checkpoint
 from align.training.logs import attach_logs, check_trackers
+from align.training.model_settings import ModelSettings, check_model_settings
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerState, TrainingArguments
@@ -35,8 +36,8 @@ SECONDS_BETWEEN_LINES = 30.0
 
 
 @dataclass(frozen=True)
-class StageConfig:
-    """Optimiser and length, shared by the stages of this package.
+class StageConfig(ModelSettings):
+    """Optimiser and length, shared by the stages of this package; how the model is held is in `ModelSettings`.
 
     `max_steps` above 0 wins over `epochs`; a step reads batch_size x gradient_accumulation examples. `learning_rate` is
     the peak, `warmup` a share of the steps below 1 and a number of steps from 1 on, `weight_decay` AdamW's, on matrices
@@ -62,6 +63,7 @@ class StageConfig:
 
     def __post_init__(self) -> None:
         checks.optimiser(self)
+        check_model_settings(self, lora_r=getattr(self, "lora_r", 0))
         checks.above_zero(self, "epochs")
         check_trackers(self.report_to)
         if self.max_steps < 1 and self.max_steps != -1:
@@ -114,7 +116,8 @@ def base_arguments(out: Path, schedule: StageConfig) -> dict[str, Any]:
         "use_cpu": not gpu,
         "bf16": gpu and torch.cuda.is_bf16_supported(),
         "fp16": False,
-        "gradient_checkpointing": False,
+        "gradient_checkpointing": schedule.gradient_checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False} if schedule.gradient_checkpointing else None,
         "dataloader_num_workers": 0,
         "dataloader_pin_memory": gpu,
         "save_strategy": "no" if save_steps is None else "steps",

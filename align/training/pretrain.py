@@ -18,7 +18,6 @@ from align.models import (
     build_model,
     context_of,
     count_parameters,
-    load_model,
     load_tokenizer,
     save_model,
     set_dropout,
@@ -26,6 +25,7 @@ from align.models import (
 from align.runs import Ledger
 from align.training.bits import text_bits
 from align.training.common import StageConfig, drop_checkpoints, final_loss, finish_trainer, resume_point
+from align.training.model_settings import model_in_training
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -88,7 +88,7 @@ def pretrain(
     if config.start is None:
         model = build_model(config.model, vocabulary, seed=config.seed)
     else:
-        model = load_model(config.start)
+        model = model_in_training(config, config.start, adapter=False)
         set_dropout(model, config.model.dropout)
     counts: Counter[str] = Counter()
     block = config.block or context_of(model) or config.model.context

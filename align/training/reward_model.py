@@ -27,11 +27,13 @@ from align.models import (
     save_model,
     set_dropout,
 )
+from align.models.stored.precision import trained_dtype
 from align.objectives.reward_model import score, scored_ids
 from align.runs import Ledger, checkpoints, write_json
 from align.training.common import StageConfig, drop_checkpoints, final_loss, finish_trainer, resume_point
 
 if TYPE_CHECKING:
+    from peft import LoraConfig
     from transformers import (
         PreTrainedModel,
         PreTrainedTokenizerBase,
@@ -55,7 +57,7 @@ class RewardModelConfig(StageConfig):
     coefficient of (r_chosen + r_rejected)^2 (Eisenstein et al. 2023; 0: off). `choose_epoch` keeps the epoch with the
     best validation accuracy. `lora_r` above 0 trains an adapter and the head, and merges them into the saved model;
     `keep_adapter` also saves the two as they are, in `adapter`, for several reward models on one backbone in memory
-    (align/models/shared_backbone.py).
+    (align/models/shared_backbone.py). With `merge_adapter: false`, and on a base of 4 bits, `model` is that adapter.
     """
 
     encoder: ModelConfig | None = None
@@ -66,6 +68,7 @@ class RewardModelConfig(StageConfig):
     lora_r: int = 0
     lora_alpha: float | None = None
     keep_adapter: bool = False
+    merge_adapter: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -135,7 +138,8 @@ def train_scorer(
         choice.restore(trainer.model)
     if config.keep_adapter:
         save_model(trainer.model, tokenizer, out / "adapter")
-    trained = trainer.model.merge_and_unload() if config.lora_r else trainer.model
+    merges = config.lora_r and config.merge_adapter and not config.load_in_4bit
+    trained = trainer.model.merge_and_unload() if merges else trainer.model
     save_model(trained, tokenizer, out / "model")
     drop_checkpoints(out)
     checkpoints.drop(out / BEST)
@@ -160,7 +164,14 @@ def scorer_to_train(
             raise UserError(f"encoder.architecture is {config.encoder.architecture!r}; an encoder built here is a bert")
         scorer = build_model(config.encoder, tokenizer, seed=config.seed)
     else:
-        scorer = load_scorer(model, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
+        scorer = load_scorer(
+            model,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            dtype=trained_dtype(model, config.dtype, adapter=config.lora_r > 0),
+            attn_implementation=config.attn_implementation,
+            load_in_4bit=config.load_in_4bit,
+        )
     set_dropout(scorer, config.dropout)
     return scorer
 
@@ -177,16 +188,24 @@ def build_trainer(
         model=scorer,
         args=RewardConfig(
             **config.arguments(out),
-            disable_dropout=config.dropout == 0,  # on by default, which would undo config.dropout
+            disable_dropout=False,  # on by default, which would undo config.dropout; `scorer_to_train` has set it
             max_length=None,  # TRL would leave long pairs out without a word; `fitting` counts them
             center_rewards_coefficient=config.center or None,
         ),
         train_dataset=Dataset.from_list(list(pairs)),
         processing_class=tokenizer,
-        peft_config=lora_config(scorer, config.lora_r, alpha=config.lora_alpha, task="SEQ_CLS")
-        if config.lora_r
-        else None,
+        peft_config=adapter_of(config, scorer),
     )
+
+
+def adapter_of(config: RewardModelConfig, scorer: PreTrainedModel) -> LoraConfig | None:
+    """The LoRA configuration, head included, for TRL's `peft_config`, or None for full training."""
+    if not config.lora_r:
+        return None
+    return lora_config(
+        scorer, config.lora_r, alpha=config.lora_alpha, dropout=config.lora_dropout, task="SEQ_CLS",
+        targets=config.lora_targets,
+    )  # fmt: skip
 
 
 def keep_short_pairs(rows: Rows, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> Rows:

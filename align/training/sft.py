@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 from align import checks
 from align.data.comparisons import Row
 from align.errors import UserError
-from align.models import count_parameters, load_model, load_tokenizer, lora_config, save_model, set_dropout
+from align.models import count_parameters, load_tokenizer, lora_config, save_model, set_dropout
 from align.runs import Ledger
 from align.training.bits import completion_bits
 from align.training.common import StageConfig, drop_checkpoints, final_loss, finish_trainer, resume_point
+from align.training.model_settings import model_in_training
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from peft import LoraConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -24,13 +26,15 @@ class SFTConfig_(StageConfig):
     """The optimiser (fields of `StageConfig`) and what is special here; the name leaves `SFTConfig` to TRL.
 
     `max_length` is in tokens, end token included (None: the model's positions); longer rows are left out and counted.
-    `lora_r` above 0 trains a LoRA adapter of that rank and merges it into the saved model.
+    `lora_r` above 0 trains a LoRA adapter of that rank and merges it into the saved model; with `merge_adapter: false`,
+    and on a base of 4 bits, the adapter is saved as it is, with the place of its base.
     """
 
     dropout: float = 0.0
     max_length: int | None = None
     lora_r: int = 0
     lora_alpha: float | None = None
+    merge_adapter: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,7 +62,7 @@ def sft(
 
     out = Path(out)
     tokenizer = load_tokenizer(model)
-    language_model = load_model(model)
+    language_model = model_in_training(config, model, adapter=config.lora_r > 0)
     set_dropout(language_model, config.dropout)
     kept = keep_short(rows, tokenizer, checks.longest_row(config.max_length, language_model))
     set_seed(config.seed)
@@ -71,11 +75,12 @@ def sft(
         ),
         train_dataset=Dataset.from_list(kept),
         processing_class=tokenizer,
-        peft_config=lora_config(language_model, config.lora_r, alpha=config.lora_alpha) if config.lora_r else None,
+        peft_config=adapter_of(config, language_model),
     )
     finish_trainer(trainer, label="sft", ledger=ledger, parameters=count_parameters(language_model, embeddings=False))
     trainer.train(resume_from_checkpoint=resume_point(out))
-    trained = trainer.model.merge_and_unload() if config.lora_r else trainer.model
+    merges = config.lora_r and config.merge_adapter and not config.load_in_4bit
+    trained = trainer.model.merge_and_unload() if merges else trainer.model
     save_model(trained, tokenizer, out / "model")
     drop_checkpoints(out)
     return {
@@ -85,6 +90,15 @@ def sft(
         "trained_on": len(kept),
         "too_long": len(rows) - len(kept),
     }
+
+
+def adapter_of(config: SFTConfig_, model: PreTrainedModel) -> LoraConfig | None:
+    """The LoRA configuration for TRL's `peft_config`, or None for full training."""
+    if not config.lora_r:
+        return None
+    return lora_config(
+        model, config.lora_r, alpha=config.lora_alpha, dropout=config.lora_dropout, targets=config.lora_targets
+    )
 
 
 def keep_short(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limit: int | None) -> list[dict[str, str]]:

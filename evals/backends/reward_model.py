@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.errors import UserError
+from align.models.stored.adapters import is_adapter, is_scorer
 from evals.backends.base import Completion, Generation
 from evals.backends.fingerprints import tokenizer_fingerprint, weights_fingerprint
 from evals.backends.rendering import renderer
@@ -24,8 +25,10 @@ def is_reward_model(path: str) -> bool:
     folder = Path(path).expanduser()
     if (folder / "model").is_dir():
         folder = folder / "model"
+    if is_adapter(folder):
+        return is_scorer(folder)
     file = folder / "config.json"
-    if not file.is_file():  # a family of policies, an adapter, a hub id: the loader of policies reports what is wrong
+    if not file.is_file():  # a family of policies, a hub id: the loader of policies reports what is wrong
         return False
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -49,14 +52,12 @@ class RewardBackend:
     @classmethod
     def load(cls, path: str | Path, **options: Any) -> RewardBackend:
         """From a run or a model directory. UserError where it holds no one-output classifier."""
-        import torch
-
-        from align.models import load_scorer, load_tokenizer
+        from align.models import load_tokenizer
+        from align.models.load import scorer_to_read
 
         tokenizer = load_tokenizer(path)
-        model = load_scorer(path, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(model.to(device), tokenizer, name=Path(path).name, **options)
+        model = scorer_to_read(path, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
+        return cls(model, tokenizer, name=Path(path).name, **options)
 
     @property
     def fingerprint(self) -> str:

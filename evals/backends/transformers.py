@@ -54,20 +54,18 @@ class TransformersBackend:
     @classmethod
     def load(cls, path: str | Path, *, name: str | None = None, **options: Any) -> TransformersBackend:
         """From a run, a model directory or a hub id; an adapter directory stays an adapter on its base."""
-        import torch
-
-        from align.models import load_model, load_tokenizer
+        from align.models import load_tokenizer
+        from align.models.load import load_to_read, load_with_adapter, to_read
+        from align.models.stored.adapters import is_adapter
+        from align.models.stored.precision import frozen_dtype
         from align.runs import model_dir
 
         source = model_dir(path)
-        if (Path(source) / "adapter_config.json").is_file():
-            from peft import AutoPeftModelForCausalLM
-
-            model: PreTrainedModel = AutoPeftModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+        if is_adapter(source):
+            model = to_read(load_with_adapter(source, dtype=frozen_dtype(source)))
         else:
-            model = load_model(source)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(model.to(device), load_tokenizer(source), name=name or Path(path).name, **options)
+            model = load_to_read(source)
+        return cls(model, load_tokenizer(source), name=name or Path(path).name, **options)
 
     def reference(self, *, name: str = "reference") -> TransformersBackend:
         """The same backbone with its adapters off; UserError for a model without adapters."""

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from align.engines.on_policy.rollouts import Rollouts, read
-from align.engines.settings import model_to_train
-from align.models import attach_lora, load_model, load_tokenizer
+from align.engines.settings import TrainingConfig, model_to_train
+from align.models import attach_lora, load_tokenizer
 from align.training.common import has_gpu
 
 if TYPE_CHECKING:
@@ -16,26 +16,27 @@ if TYPE_CHECKING:
 
 
 class ActorCritic:
-    """The checkpoint `reference` (all weights, or a LoRA adapter of rank `lora_r` on it) and a linear value head.
+    """The checkpoint `reference` (all weights, or a LoRA adapter on it, as the config says) and a linear value head.
 
-    float32 and in eval mode throughout, so that the sampler, the ratio and the KL see one and the same policy. The head
+    In eval mode throughout, so that the sampler, the ratio and the KL see one and the same policy. The head
     starts at 0 and reads the last hidden state without passing a gradient back: through a shared trunk the value's loss
     would move the policy, by a coefficient to tune, and a second network would double memory and time. The price is a
     value that knows only what predicts the next token. Legend: B responses, T response tokens, H hidden units.
     """
 
-    def __init__(self, reference: str, *, lora_r: int = 0, lora_alpha: float | None = None) -> None:
+    def __init__(self, reference: str, config: TrainingConfig) -> None:
         import torch
 
         device = "cuda" if has_gpu() else "cpu"
         self.tokenizer = load_tokenizer(reference)
-        self.model = model_to_train(reference).to(device).eval()
+        self.model = model_to_train(reference, config).to(device).eval()
         self.policy: PreTrainedModel = self.model
         self.frozen: PreTrainedModel | None = None
-        if lora_r:  # the reference is the adapter's backbone
-            self.policy = attach_lora(self.model, lora_r, alpha=lora_alpha).eval()
+        if config.lora_r:  # the reference is the adapter's backbone
+            alpha, targets = config.lora_alpha or None, config.lora_targets
+            self.policy = attach_lora(self.model, config.lora_r, alpha=alpha, targets=targets).eval()
         else:
-            self.frozen = load_model(reference).to(device).eval().requires_grad_(False)
+            self.frozen = model_to_train(reference, config).to(device).eval().requires_grad_(False)
         self.head = torch.nn.Linear(self.model.config.hidden_size, 1).to(device)
         for parameter in self.head.parameters():
             torch.nn.init.zeros_(parameter)

@@ -62,7 +62,8 @@ class SequenceKL:
 
     def _reference_model(self, policy: PreTrainedModel) -> PreTrainedModel:
         if self._frozen is None:
-            self._frozen = load_model(self.reference).to(policy.device).eval().requires_grad_(False)
+            dtype = str(policy.dtype).removeprefix("torch.")
+            self._frozen = load_model(self.reference, dtype=dtype).to(policy.device).eval().requires_grad_(False)
         return self._frozen
 
     def _logprobs(

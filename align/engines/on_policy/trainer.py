@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ from align.engines.problem import P, Problem
 from align.engines.settings import TrainingConfig, adapter_config, check_training, model_to_train, trainer_arguments
 from align.errors import UserError
 from align.models import count_parameters, load_tokenizer, save_model
+from align.models.convert import readable
 from align.models.formats import formatter
 from align.models.sampling import ending_ids, plain_config, sampled_model, stop_at
 from align.models.shared_backbone import bind
@@ -32,6 +34,7 @@ from align.objectives.base import Objective
 from align.objectives.metered import Metered
 from align.runs import Ledger, Workspace
 from align.training.common import drop_checkpoints, finish_trainer, resume_point
+from align.training.model_settings import refuse_lora_dropout
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -88,6 +91,7 @@ class PlainSampling(TrainerCallback):
 def check_sampling(config: OnPolicyConfig) -> None:
     """UserError on numbers that no on-policy trainer can mean."""
     check_training(config)
+    refuse_lora_dropout(config)
     completions = config.batch_size * config.gradient_accumulation
     if config.num_generations < 2 or completions % config.num_generations:
         raise UserError(
@@ -173,7 +177,7 @@ def build_trainer(
     """
     from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-    model = model_to_train(problem.reference) if start.model is None else start.model
+    model = model_to_train(problem.reference, config) if start.model is None else start.model
     tokenizer = formatted(load_tokenizer(problem.reference) if start.tokenizer is None else start.tokenizer)
     stop_at(ending_ids(model, tokenizer), model)
     prompts, left_out = sayable(problem.prompts or (), formatter(tokenizer))
@@ -219,7 +223,8 @@ def build_trainer(
     plain_class = RLOOTrainer if update.algorithm == "rloo" else GRPOTrainer
     base = update.trainer_class or plain_class
     kind = base if issubclass(base, PartialRewards) else type(base.__name__, (PartialRewards, base), {})
-    trainer = kind(args=args, reward_funcs=funcs, **common)
+    with readable(model, problem.reference) if start.model is None else nullcontext():
+        trainer = kind(args=args, reward_funcs=funcs, **common)
     trainer.add_callback(PlainSampling(max_tokens=config.max_completion_length))
     trainer.prompts_left_out = left_out
     bind(funcs, trainer.model)

@@ -82,17 +82,6 @@ def test_learned_positions_and_prompts_of_several_lengths_are_refused(tmp_path: 
     fit(morlhf, config, reference=reference, weights=[Weights((1.0, 0.0))], out=tmp_path / "b", prompts=PROMPT_ROWS[:1])
 
 
-def test_an_adapter_is_no_reference(tmp_path: Path, reference: str) -> None:
-    config = dpo.Config(**{**PAIRS, "epochs": 1.0}, lora_r=2)
-    weights = Weights((0.5, 0.5))
-    family = fit(dpo, config, reference=reference, weights=[weights], out=tmp_path / "a", comparisons=pair_rows(64))
-    with pytest.raises(UserError, match="is an adapter"):
-        fit(
-            dpo, config, reference=family.points[weights.label], weights=[weights], out=tmp_path / "b",
-            comparisons=pair_rows(64),
-        )  # fmt: skip
-
-
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

@@ -1,4 +1,4 @@
-"""align.models.gguf: a file of llama.cpp is read as the model that it was made from, and saved as a plain folder."""
+"""align.models.stored.gguf: a file of llama.cpp is read as the model that it was made from, and saved as a folder."""
 
 from __future__ import annotations
 

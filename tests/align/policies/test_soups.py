@@ -17,7 +17,8 @@ from align.methods import personalised_soups, rewarded_soups
 from align.models import load_model
 from align.policies.base import ModelPolicy
 from align.policies.load import load_family
-from align.policies.soups import SoupFamily, check_mergeable, merge, merge_states
+from align.policies.merging import check_mergeable, merge_states
+from align.policies.soups import SoupFamily, merge
 from align.preferences import Direction, Weights
 from align.runs import Ledger
 from factories.made_models import make_adapter

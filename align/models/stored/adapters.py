@@ -1,0 +1,117 @@
+"""LoRA adapter directories: what they say of themselves, and their weight changes merged into a base in memory."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align.errors import UserError
+from align.runs import model_dir
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import nn
+    from transformers import PreTrainedModel
+
+ADAPTER_FILE = "adapter_config.json"
+EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "embed_in.weight", "embed_out.weight")
+
+
+def is_adapter(source: str | Path) -> bool:
+    """Whether a directory is an adapter, which names its base, and no whole model."""
+    return (Path(source) / ADAPTER_FILE).is_file()
+
+
+def base_of(folder: str | Path) -> str:
+    """The checkpoint that an adapter directory names as its base; UserError when it names none."""
+    file = Path(folder) / ADAPTER_FILE
+    base = _settings(file).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise UserError(f"{file} names no base model; save the adapter again")
+    return model_dir(base)
+
+
+def is_scorer(folder: str | Path) -> bool:
+    """Whether an adapter directory is a reward model's (a classifier), by its task."""
+    return _settings(Path(folder) / ADAPTER_FILE).get("task_type") == "SEQ_CLS"
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file} names no base model ({error!r}); save the adapter again") from error
+    return content if isinstance(content, dict) else {}
+
+
+def shapes(folder: str | Path) -> dict[str, tuple[int, ...]]:
+    """Every tensor of the safetensors files of a directory with its shape; no weights are read."""
+    from safetensors import safe_open
+
+    found = {}
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for name in list(tensors.keys()):  # the handle itself is no mapping
+                found[name] = tuple(tensors.get_slice(name).get_shape())
+    return found
+
+
+def on_base(base: PreTrainedModel, folder: str) -> PeftModel:
+    """The adapter of `folder` on its base in memory; the vocabulary grows where it holds embeddings of more rows."""
+    import torch
+    from peft import PeftModel
+
+    rows = {shape[0] for name, shape in shapes(folder).items() if name.endswith(EMBEDDINGS) and "lora_" not in name}
+    if len(rows) == 1 and rows != {base.get_input_embeddings().weight.shape[0]}:
+        base.resize_token_embeddings(rows.pop(), mean_resizing=False)
+    with torch.random.fork_rng(devices=[]):  # PEFT draws new factors before it reads the saved ones
+        return PeftModel.from_pretrained(base, folder)
+
+
+def merged(base: PreTrainedModel, folder: str) -> PreTrainedModel:
+    """`base` with the weight changes of the adapter in `folder` in it: the same model as the two side by side.
+
+    Where an adapter changes one of two tied matrices alone, the two are no longer tied.
+    """
+    with warnings.catch_warnings():  # PEFT's advice on tied matrices, which is followed here
+        warnings.filterwarnings("ignore", message=r"(?s).*tie_word_embeddings")
+        model = on_base(base, folder)
+        _part_tied(base)
+        plain = model.merge_and_unload().requires_grad_(True)
+    _untie_unlike(plain)
+    plain.config._name_or_path = plain.name_or_path = folder
+    return plain
+
+
+def _part_tied(model: PreTrainedModel) -> None:
+    """Give a tied output matrix weights of its own where LoRA stands on either side: PEFT would merge into both."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from torch import nn
+
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    if not any(isinstance(side, BaseTunerLayer) for side in (inputs, outputs)):
+        return
+    inner, outer = (_plain_layer(side) for side in (inputs, outputs))
+    if inner.weight is outer.weight:
+        outer.weight = nn.Parameter(outer.weight.detach().clone(), requires_grad=False)
+
+
+def _plain_layer(layer: nn.Module) -> nn.Module:
+    return layer.get_base_layer() if hasattr(layer, "get_base_layer") else layer
+
+
+def _untie_unlike(model: PreTrainedModel) -> None:
+    """Say in the config that two matrices are not tied, where they differ: saved as tied, one would be lost."""
+    import torch
+
+    outputs = model.get_output_embeddings()
+    if outputs is None or not getattr(model.config, "tie_word_embeddings", False):
+        return
+    inner, outer = model.get_input_embeddings().weight, outputs.weight
+    if inner is not outer and not torch.equal(inner, outer):
+        model.config.tie_word_embeddings = False
+        text = model.config.get_text_config()
+        if getattr(text, "tie_word_embeddings", False):
+            text.tie_word_embeddings = False
