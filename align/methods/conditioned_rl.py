@@ -111,6 +111,8 @@ def build_trainer(config: Config, problem: Problem[Weights], run: Workspace, *, 
 
 def with_weights(dataset: Dataset, *, config: Config, tags: Tags) -> Dataset:
     """The scheduled prompts, those of each step behind weights that are spread evenly, and the weights as column w."""
+    from datasets import Dataset
+
     rng = np.random.default_rng(config.seed)
     groups = config.batch_size * config.gradient_accumulation // config.num_generations
     weights = [
@@ -119,7 +121,7 @@ def with_weights(dataset: Dataset, *, config: Config, tags: Tags) -> Dataset:
         for w in draw_weights(groups, objectives=len(tags.names), rng=rng, alpha=config.alpha, vertices=config.vertices)
     ][: len(dataset)]
     prompts = [tags.apply(tags.strip(p), w) for p, w in zip(dataset["prompt"], weights, strict=True)]
-    return dataset.remove_columns("prompt").add_column("prompt", prompts).add_column("w", [list(w) for w in weights])
+    return Dataset.from_dict({**dataset.to_dict(), "prompt": prompts, "w": [list(w) for w in weights]})
 
 
 class WeightedSum:

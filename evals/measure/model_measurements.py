@@ -90,8 +90,9 @@ class AgainstReference:
     """Per-token KL(policy || reference) along the policy's own completion, in nats, and the log-ratio of the whole.
 
     `log_ratio` times a method's beta is the implicit reward of its response (Rafailov et al. 2023). Tokens are those
-    that were drawn, the end where it came. The sum of `kl` is an unbiased estimate of the sequence KL for sampled
-    completions (of lower variance than the log-ratio); for greedy ones it is a description only.
+    that were drawn, the end where it came; the reference reads a tagged policy's prompt without tags. The sum of `kl`
+    is an unbiased estimate of the sequence KL for sampled completions (of lower variance than the log-ratio); for
+    greedy ones it is a description only.
     """
 
     reference: TransformersBackend
@@ -105,45 +106,58 @@ class AgainstReference:
         if not isinstance(backend, TransformersBackend):
             return [Missing("unsupported_logprobs", "only models in memory", lasting=True)] * len(cells)
         values: list[Value] = [Missing("not_measured")] * len(cells)
-        rows: list[tuple[int, list[int], int]] = []
+        rows: dict[int, _Compared] = {}
         for i, cell in enumerate(cells):
-            pair = _completion_ids(cell, backend)
-            if isinstance(pair, Missing):
-                values[i] = pair
+            row = self._row(cell, backend)
+            if isinstance(row, Missing):
+                values[i] = row
             else:
-                rows.append((i, *pair))
+                rows[i] = row
+        kept = list(rows.values())
         compared = backend.batcher.run(
-            [len(ids) for _, ids, _ in rows], work=lambda chosen: self._compare([rows[c] for c in chosen], backend)
+            [len(row.head) + len(row.tail) for row in kept],
+            work=lambda chosen: self._compare([kept[c] for c in chosen], backend),
         )
-        for (i, *_), value in zip(rows, compared, strict=True):
+        for i, value in zip(rows, compared, strict=True):
             values[i] = value
         return values
 
-    def _compare(self, rows: Sequence[tuple[int, list[int], int]], backend: TransformersBackend) -> list[Value]:
-        ids = [row for _, row, _ in rows]
-        logp_BTV, ids_BT, _ = backend.logprobs(ids)
-        ref_BTV, _, _ = self.reference.logprobs(ids)
+    def _row(self, cell: Cell, backend: TransformersBackend) -> _Compared | Missing:
+        found = cell.value("completion")
+        if isinstance(found, Missing):
+            return found
+        completion = Completion(found["text"], found["tokens"], found["finished"], ids=tuple(found.get("ids", ())))
+        head, tail = backend.encode(cell.question), backend.drawn_ids(cell.question, completion)
+        if isinstance(head, Missing):
+            return head
+        if isinstance(tail, Missing):
+            return tail
+        theirs = self.reference.encode(cell.question) if backend.lead else head
+        return theirs if isinstance(theirs, Missing) else _Compared(head, theirs, tail)
+
+    def _compare(self, rows: Sequence[_Compared], backend: TransformersBackend) -> list[Value]:
+        logp_BTV, ids_BT, _ = backend.logprobs([[*row.head, *row.tail] for row in rows])
+        ref_BTV, _, _ = self.reference.logprobs([[*row.reference_head, *row.tail] for row in rows])
+        words = min(logp_BTV.shape[-1], ref_BTV.shape[-1])  # tag tokens, which are never drawn, are beyond
         values: list[Value] = []
-        for b, (_, row, start) in enumerate(rows):
-            span = slice(start - 1, len(row) - 1)
-            p_TV, q_TV = logp_BTV[b, span], ref_BTV[b, span]
+        for b, row in enumerate(rows):
+            start, theirs, size = len(row.head), len(row.reference_head), len(row.tail)
+            p_TV = logp_BTV[b, start - 1 : start - 1 + size, :words]
+            q_TV = ref_BTV[b, theirs - 1 : theirs - 1 + size, :words]
             terms_TV = (p_TV.exp() * (p_TV - q_TV)).where(p_TV > -float("inf"), p_TV.new_zeros(()))
-            drawn_T1 = ids_BT[b, start : len(row), None]
+            drawn_T1 = ids_BT[b, start : start + size, None]
             log_ratio = float((p_TV.gather(-1, drawn_T1) - q_TV.gather(-1, drawn_T1)).sum())
             values.append({"log_ratio": log_ratio, "kl": terms_TV.sum(-1).tolist()})
         return values
 
 
-def _completion_ids(cell: Cell, backend: TransformersBackend) -> tuple[list[int], int] | Missing:
-    """(Ids of the prompt and of what was drawn behind it, how many are the prompt's)."""
-    found = cell.value("completion")
-    if isinstance(found, Missing):
-        return found
-    completion = Completion(found["text"], found["tokens"], found["finished"], ids=tuple(found.get("ids", ())))
-    head, tail = backend.encode(cell.question), backend.drawn_ids(cell.question, completion)
-    if isinstance(head, Missing):
-        return head
-    return tail if isinstance(tail, Missing) else ([*head, *tail], len(head))
+@dataclass(frozen=True)
+class _Compared:
+    """Ids of a prompt as the policy reads it and as the reference does, and those that were drawn behind it."""
+
+    head: list[int]
+    reference_head: list[int]
+    tail: list[int]
 
 
 @dataclass(frozen=True)
