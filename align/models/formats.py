@@ -2,7 +2,8 @@
 
 A format is resolved once per checkpoint and travels in its tokenizer_config.json (key `prompt_format`) to whatever is
 trained from it; training, sampling, scoring and evaluation all ask it for ids. Templates: "chat" is the tokenizer's own
-chat template, "hh" the transcript of Anthropic's HH data, "plain" the text as written, special tokens included.
+chat template, "hh" the transcript of Anthropic's HH data, "plain" the text as written, special tokens included; "pair"
+the two segments of an encoder, `[CLS] prompt [SEP] reply [SEP]`, for reward models.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from align.models.chat import end_of_turn, has_system_turn, ids_of, masked_text,
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TEMPLATES = ("auto", "chat", "hh", "plain")
+TEMPLATES = ("auto", "chat", "hh", "plain", "pair")
 STORED = "prompt_format"
 Row = tuple[list[int], list[int]]
 
@@ -71,7 +72,7 @@ class Choice:
 
 
 def resolve(tokenizer: PreTrainedTokenizerBase, choice: Choice = Choice(), *, ends: Sequence[int] = ()) -> PromptFormat:
-    """The format of a tokenizer; auto: its chat template where it has one, else plain.
+    """The format of a tokenizer; auto: its chat template where it has one, an encoder's segments, else plain.
 
     `ends`: further ids at which its model stops (those of a generation config). UserError for "chat" without a chat
     template.
@@ -79,11 +80,15 @@ def resolve(tokenizer: PreTrainedTokenizerBase, choice: Choice = Choice(), *, en
     has_chat = bool(tokenizer.chat_template)
     if choice.template == "chat" and not has_chat:
         raise UserError("the tokenizer has no chat template; use --template hh or plain")
-    template = ("chat" if has_chat else "plain") if choice.template == "auto" else choice.template
+    own = "chat" if has_chat else "pair" if writes_segments(tokenizer) else "plain"
+    template = own if choice.template == "auto" else choice.template
+    if template == "pair" and not writes_segments(tokenizer):
+        raise UserError("the tokenizer puts no separators around texts; template pair is for encoders like BERT")
     if choice.chat_kwargs and template != "chat":
         raise UserError(f"chat_template_kwargs are for the chat template, not for template {template}")
     end = end_of_turn(tokenizer, choice.chat_kwargs) if template == "chat" else tokenizer.eos_token_id
-    start = () if template == "chat" else start_ids(tokenizer)
+    end = tokenizer.sep_token_id if template == "pair" else end
+    start = () if template in ("chat", "pair") else start_ids(tokenizer)
     every = dict.fromkeys([end, *ends, tokenizer.eos_token_id])
     return PromptFormat(template, start, end, tuple(every), dict(choice.chat_kwargs))
 
@@ -92,6 +97,12 @@ def start_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """What the tokenizer itself puts before a text: up to its start token; empty where it writes none."""
     ids = tokenizer("")["input_ids"]
     return tuple(ids[: ids.index(tokenizer.bos_token_id) + 1]) if tokenizer.bos_token_id in ids else ()
+
+
+def writes_segments(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer puts a text between a class token and a separator, as those of BERT-like encoders do."""
+    first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
+    return first is not None and last is not None and list(tokenizer("")["input_ids"]) == [first, last]
 
 
 def stored_format(tokenizer: PreTrainedTokenizerBase) -> PromptFormat | None:
@@ -128,7 +139,8 @@ def settle(
                 f"{choice.template} {dict(choice.chat_kwargs) or ''}; leave out --template, or train from another model"
             )
         return carried
-    if choice.template == "auto" and not tokenizer.chat_template and any(map(is_transcript, prompts)):
+    own = formatter(tokenizer).format.template
+    if choice.template == "auto" and own == "plain" and any(map(is_transcript, prompts)):
         choice = replace(choice, template="hh")
     found = resolve(tokenizer, choice, ends=formatter(tokenizer).format.ends)
     store(tokenizer, found)
@@ -172,6 +184,8 @@ class Formatter:
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Ids of a prompt, ready for the reply."""
+        if self.format.template == "pair":
+            return list(self.tokenizer(self._text(prompt), split_special_tokens=True)["input_ids"])
         return self._after_start(self._ids(self._text(prompt)))
 
     def prompts_ids(self, prompts: Sequence[str]) -> list[list[int]]:
@@ -190,6 +204,9 @@ class Formatter:
         if self.format.template == "hh":
             whole = prompt if is_transcript(prompt) else transcript([Turn("user", prompt.strip())])
             return masked_text(self.tokenizer, whole)
+        if self.format.template == "pair":
+            turns = turns_of(prompt)
+            return turns[0].content if len(turns) == 1 else transcript(turns, open_reply=False).strip()
         return prompt
 
     def reply_ids(self, prompt: str, reply: str, *, ended: bool = True) -> list[int]:
@@ -201,6 +218,10 @@ class Formatter:
         head = self.prompt_ids(prompt)
         if self.format.template == "chat":
             tail = self._chat_tail(head, prompt, reply, ended=ended)
+        elif self.format.template == "pair":
+            segments = self.tokenizer(self._text(prompt), reply.removeprefix(" "), split_special_tokens=True)
+            tail = list(segments["input_ids"])[len(head) :]
+            return tail if ended else tail[:-1]
         else:
             said = reply if self.format.template == "plain" else masked_text(self.tokenizer, reply)
             tail = _behind(head, self._after_start(self._known(self._text(prompt) + said)))
@@ -229,6 +250,12 @@ class Formatter:
         anchor = self._anchor
         whole = self.tokenizer.decode([*anchor, *ids], skip_special_tokens=True)
         return whole.removeprefix(self.tokenizer.decode(anchor, skip_special_tokens=True))
+
+    @functools.cached_property
+    def closing(self) -> list[int]:
+        """What stands at the end of a finished reply: its end, and what a chat template writes behind that."""
+        tail, end = self.reply_ids("x", " x"), self.format.end
+        return tail[len(tail) - 1 - tail[::-1].index(end) :] if end in tail else [end]
 
     @property
     def can_system(self) -> bool:

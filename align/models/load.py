@@ -97,10 +97,10 @@ def to_read(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def load_scorer(
-    path: str | Path, *, pad_token_id: int, eos_token_id: int, dtype: str = "float32",
+    path: str | Path, *, pad_token_id: int, eos_token_id: int, any_heads: bool = False, dtype: str = "float32",
     attn_implementation: str | None = None, load_in_4bit: bool = False,
 ) -> PreTrainedModel:  # fmt: skip
-    """A sequence classifier with one output, in float32: a reward model, or the start of one.
+    """A sequence classifier with one output (`any_heads`: or several), in float32: a reward model, or the start of one.
 
     From a causal LM (a checkpoint, an adapter on one, a `.gguf` file) the backbone is taken over and the head is new
     (drawn from torch's generator). A reward model's LoRA adapter directory is merged into its base, with its head.
@@ -111,43 +111,51 @@ def load_scorer(
     options = _options(dtype, attn_implementation, load_in_4bit)
     try:
         if is_adapter(source) and is_scorer(source):
-            model = _merged_scorer(source, options)
+            model = _merged_scorer(source, options, any_heads=any_heads)
         elif is_adapter(source) or is_gguf(source):
             model = _scorer_of(load_model(source, dtype=dtype, attn_implementation=attn_implementation), source)
         else:
-            model = _stored_scorer(source, options)
+            model = _stored_scorer(source, options, any_heads=any_heads)
     except UserError:
         raise
     except Exception as error:
         raise unreadable(source, error) from error
-    model.config.pad_token_id = pad_token_id  # a decoder reads its score at the last token that is not padding
+    # A decoder's score is read at the last token that is not padding: the one it was trained with, where it says one.
+    trained = any("SequenceClassification" in name for name in model.config.architectures or ())
+    if not trained or is_adapter(source) or model.config.get_text_config().pad_token_id is None:
+        model.config.pad_token_id = model.config.get_text_config().pad_token_id = pad_token_id
     model.config.eos_token_id = eos_token_id
     return model
 
 
-def scorer_to_read(path: str | Path, *, pad_token_id: int, eos_token_id: int, dtype: str = "auto") -> PreTrainedModel:
+def scorer_to_read(
+    path: str | Path, *, pad_token_id: int, eos_token_id: int, any_heads: bool = False, dtype: str = "auto"
+) -> PreTrainedModel:
     """`load_scorer` in eval mode, on the GPU where there is one, there in bfloat16 unless it is small."""
-    held = frozen_dtype(path, dtype)
-    return to_read(load_scorer(path, pad_token_id=pad_token_id, eos_token_id=eos_token_id, dtype=held))
+    tokens = {"pad_token_id": pad_token_id, "eos_token_id": eos_token_id}
+    return to_read(load_scorer(path, **tokens, any_heads=any_heads, dtype=frozen_dtype(path, dtype)))
 
 
-def _stored_scorer(source: str, options: Mapping[str, Any]) -> PreTrainedModel:
+def _stored_scorer(
+    source: str, options: Mapping[str, Any], *, any_heads: bool = False, outputs: int = 1
+) -> PreTrainedModel:
+    """A classifier as it was saved; `outputs` of a new head on a backbone that has been none."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     config = AutoConfig.from_pretrained(source)
     has_head = any("SequenceClassification" in name for name in config.architectures or ())
-    if has_head and config.num_labels != 1:
+    if has_head and config.num_labels != 1 and not any_heads:
         raise UserError(f"{source} is a classifier with {config.num_labels} outputs; a reward model has 1")
     with _no_reports():  # a new head is what we ask for
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            source, num_labels=1, output_loading_info=True, **options
+            source, num_labels=config.num_labels if has_head else outputs, output_loading_info=True, **options
         )
     head = () if has_head else HEADS  # new on a backbone that has been no classifier
     refuse_missing([key for key in report["missing_keys"] if not set(head) & set(key.split("."))], source)
     return model
 
 
-def _merged_scorer(source: str, options: Mapping[str, Any]) -> PreTrainedModel:
+def _merged_scorer(source: str, options: Mapping[str, Any], *, any_heads: bool) -> PreTrainedModel:
     """Base, adapter and the head that was saved with it; the head that the base would get leaves no trace."""
     import torch
 
@@ -155,26 +163,30 @@ def _merged_scorer(source: str, options: Mapping[str, Any]) -> PreTrainedModel:
     heads = [shape for name, shape in parts.items() if set(HEADS[:2]) & set(name.split("."))]
     if not heads:
         raise UserError(f"{source} is a reward model's adapter without its head; save it with modules_to_save: [score]")
+    if heads[0][0] != 1 and not any_heads:
+        raise UserError(f"{source} is a classifier with {heads[0][0]} outputs; a reward model has 1")
     base = base_of(source)
     with torch.random.fork_rng(devices=[]):
         if is_adapter(base) or is_gguf(base):
             attention = options.get("attn_implementation")
-            scorer = _scorer_of(load_model(base, dtype=str(options["dtype"]), attn_implementation=attention), base)
+            scorer = _scorer_of(
+                load_model(base, dtype=str(options["dtype"]), attn_implementation=attention), base, outputs=heads[0][0]
+            )
         else:
-            scorer = _stored_scorer(base, options)
+            scorer = _stored_scorer(base, options, any_heads=any_heads, outputs=heads[0][0])
     model = merged(scorer, source)
     model.config.architectures = [type(model).__name__]
     return model
 
 
-def _scorer_of(model: PreTrainedModel, source: str) -> PreTrainedModel:
+def _scorer_of(model: PreTrainedModel, source: str, *, outputs: int = 1) -> PreTrainedModel:
     """A classifier on the backbone of a causal LM in memory, with a new head."""
     import copy
 
     from transformers import AutoModelForSequenceClassification
 
     config = copy.deepcopy(model.config)
-    config.num_labels = 1
+    config.num_labels = outputs
     scorer = AutoModelForSequenceClassification.from_config(config, dtype=model.dtype)
     scorer.base_model.load_state_dict(model.base_model.state_dict())
     scorer.config._name_or_path = scorer.name_or_path = source

@@ -264,7 +264,7 @@ def evaluated(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
 def completion_rows(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
-    completions: Sequence[str] | Sequence[Drawn],
+    completions: Sequence[str | Drawn],
     *,
     max_new_tokens: int | None = None,
 ) -> list[Row]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align.errors import UserError
-from align.models.formats import Choice, bind, resolve, settle, stored_format
+from align.models.formats import Choice, bind, resolve, settle, store, stored_format
 from align.models.load import first_line
 from align.models.stored.adapters import base_of, is_adapter
 from align.models.stored.gguf import gguf_tokenizer
@@ -33,7 +33,12 @@ def choose_format(path: str | Path, template: str = "auto", chat_kwargs: Mapping
 
 
 def require_special_tokens(tokenizer: PreTrainedTokenizerBase, place: str) -> None:
-    """UserError unless the tokenizer has an end and a padding token; a missing padding token becomes the end token."""
+    """UserError unless the tokenizer has an end and a padding token; a missing padding token becomes the end token.
+
+    An encoder's end is its separator.
+    """
+    if tokenizer.eos_token_id is None and tokenizer.sep_token_id is not None:
+        tokenizer.eos_token = tokenizer.sep_token
     if tokenizer.eos_token_id is None:
         raise UserError(f"{place} has no end-of-text token; set tokenizer.eos_token and save it again")
     if tokenizer.pad_token_id is None:
@@ -59,7 +64,8 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     tokenizer.padding_side = "right"
     carried, choice = stored_format(tokenizer), _CHOSEN.get(source, Choice())
     if carried is None:
-        bind(tokenizer, resolve(tokenizer, choice, ends=_stops(source)))
+        found = resolve(tokenizer, choice, ends=_stops(source))
+        bind(tokenizer, found) if choice == Choice() else store(tokenizer, found)  # a choice is kept by what is trained
     else:
         settle(tokenizer, choice, place=source)
     return tokenizer

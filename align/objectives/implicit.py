@@ -10,7 +10,8 @@ from align.errors import UserError
 from align.models import load_tokenizer
 from align.models.load import load_to_read
 from align.models.reading import Reader, completion_rows, sequence_logprobs
-from align.objectives.base import check_texts
+from align.objectives.base import as_texts
+from align.objectives.scoring import Reply, as_drawn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -42,12 +43,21 @@ class ImplicitReward:
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_loaded": None}
 
-    def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: object) -> list[float | None]:
-        check_texts(prompts, completions)
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        completions: Sequence[str],
+        *,
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        **columns: object,
+    ) -> list[float | None]:
+        prompts, completions = as_texts(prompts, completions)
         if self._loaded is None:
             self._loaded = (_in_memory(self.policy), _in_memory(self.reference))
+        replies = [as_drawn(tokenizer, completions, completion_ids) for _, tokenizer in self._loaded]
         policy, reference = (
-            _logprobs(loaded, prompts, completions, batch_size=self.batch_size) for loaded in self._loaded
+            _logprobs(loaded, prompts, said, batch_size=self.batch_size)
+            for loaded, said in zip(self._loaded, replies, strict=True)
         )
         return [self.beta * (own - base) for own, base in zip(policy, reference, strict=True)]
 
@@ -56,7 +66,7 @@ def _in_memory(path: str) -> Loaded:
     return load_to_read(path), load_tokenizer(path)
 
 
-def _logprobs(loaded: Loaded, prompts: Sequence[str], completions: Sequence[str], *, batch_size: int) -> list[float]:
+def _logprobs(loaded: Loaded, prompts: Sequence[str], completions: Sequence[Reply], *, batch_size: int) -> list[float]:
     model, tokenizer = loaded
     reader = Reader(pad_id=tokenizer.pad_token_id, batch_size=batch_size, longest_first=True)
     return sequence_logprobs(model, completion_rows(tokenizer, prompts, completions), reader=reader)

@@ -1,70 +1,60 @@
-"""Scoring with a trained reward model, on exactly the token ids that it was trained on.
+"""Scoring with a trained reward model, on exactly the token ids that it was trained on (align/objectives/scoring.py).
 
-TRL's RewardTrainer tokenizes prompt + completion + end token as one text, while TRL's own on-policy trainers hand a
-reward model the text without the end token, so that it reads its score at a token it never saw last. This objective
-appends the end token once. Legend: B texts, T tokens.
+TRL's own on-policy trainers hand a reward model a reply without its end, or with the start token twice, so that it
+reads its score at a token it never saw last.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align.errors import UserError
-from align.models import context_of, load_tokenizer
+from align.models import load_tokenizer
+from align.models.formats import formatter
 from align.models.load import scorer_to_read
-from align.models.reading import evaluated, padded
-from align.objectives.base import check_texts
+from align.objectives.base import as_texts
+from align.objectives.scoring import as_drawn, head_of, readable_padding, sayable, score
+from align.runs import split_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def scored_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> list[int]:
-    """The ids RewardTrainer makes of this pair: one text, one end token, the tokenizer's own special tokens kept."""
-    end = tokenizer.eos_token
-    text = prompt + completion + ("" if completion.endswith(end) else end)
-    return list(tokenizer(text)["input_ids"])
+def load_reward_model(path: str, *, end: bool = True) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A reward model to read, and its tokenizer; UserError for a model that is no classifier.
 
-
-def score(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    completions: Sequence[str],
-    *,
-    batch_size: int = 64,
-) -> list[float]:
-    """The model's output per pair, in eval mode (the mode is restored), texts sorted by length, equal pairs read once.
-
-    A text longer than the model's positions loses its beginning, so that the completion and its end are what is scored.
+    Says so where `end` is to be read and the model was trained with it as padding: transformers then read the token
+    before it. Models that are trained here never are.
     """
-    import torch
-
-    limit = context_of(model)
-    pairs = list(zip(prompts, completions, strict=True))
-    distinct = list(dict.fromkeys(pairs))
-    ids = [scored_ids(tokenizer, prompt, completion)[-(limit or 0) :] for prompt, completion in distinct]
-    order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
-    scores: dict[tuple[str, str], float] = {}
-    with evaluated(model), torch.inference_mode():
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            rows = [(ids[i], ()) for i in chosen]
-            batch = padded(rows, pad_id=model.config.pad_token_id, device=model.device)
-            logits_B1 = model(**batch.inputs).logits
-            for i, value in zip(chosen, logits_B1[:, 0].float().tolist(), strict=True):
-                scores[distinct[i]] = value
-    return [scores[pair] for pair in pairs]
+    tokenizer = load_tokenizer(path)
+    padding = tokenizer.convert_tokens_to_ids(readable_padding(tokenizer))
+    model = scorer_to_read(path, pad_token_id=padding, eos_token_id=tokenizer.eos_token_id, any_heads=True)
+    if not any("SequenceClassification" in name for name in model.config.architectures or ()):
+        raise UserError(f"{path} is a language model, not a reward model; train one on it first")
+    if end and formatter(tokenizer).closing[-1] == model.config.get_text_config().pad_token_id:
+        print(
+            f"note: {path} has its end token as padding, so it may never have read one in training; "
+            "if so, give its objective end: false",
+            file=sys.stderr,
+        )
+    return model.requires_grad_(False), tokenizer
 
 
 class RewardModelObjective:
     """`scale * output + shift` of a reward model saved in a run, a model directory or a hub id.
 
+    The model reads prompts in its own format (chat template, transcript, two segments), whatever the policy's is. Of a
+    model with several outputs `label`, or `path@LABEL`, names one, by name or number. With `completion_ids` samples of
+    the same tokenizer are read as they were drawn; a prompt that the model's template cannot say has no score (None).
+
     A Bradley-Terry model trained on an annotator of temperature tau learns the reward over tau, up to a constant:
     `scale=tau` returns to the annotator's units. The model is loaded at the first call and left out of pickles.
-    Raises UserError when the directory holds no one-output classifier.
+    `end=False` reads a reply without its end: for a model that was trained with its end token as padding, and so never
+    to read it, as `load_reward_model` says of one.
+    Raises UserError when the directory holds no classifier.
     """
 
     learned = True  # from data: rows that it trains are reported as such
@@ -77,12 +67,16 @@ class RewardModelObjective:
         scale: float = 1.0,
         shift: float = 0.0,
         batch_size: int = 64,
+        label: str | int | None = None,
+        end: bool = True,
     ) -> None:
-        self.path = str(path)
+        self.path, named = split_head(str(path))
+        self.label = named if label is None else str(label)
         self.scale = float(scale)
         self.shift = float(shift)
+        self.end = bool(end)
         self.batch_size = batch_size
-        self.__name__ = name or Path(path).name
+        self.__name__ = name or self.label or Path(path).name
         self._loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
 
     def __getstate__(self) -> dict[str, object]:
@@ -90,15 +84,28 @@ class RewardModelObjective:
 
     def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         if self._loaded is None:
-            tokenizer = load_tokenizer(self.path)
-            model = scorer_to_read(self.path, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
-            if not any("SequenceClassification" in name for name in model.config.architectures or ()):
-                raise UserError(f"{self.path} is a language model, not a reward model; train one on it first")
-            self._loaded = (model.requires_grad_(False), tokenizer)
+            self._loaded = load_reward_model(self.path, end=self.end)
         return self._loaded
 
-    def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: object) -> list[float | None]:
-        check_texts(prompts, completions)
+    def head(self, model: PreTrainedModel) -> int:
+        """The number of the output that is read; UserError where there is none of that name."""
+        return head_of(model.config, self.label, place=self.path)
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        completions: Sequence[str],
+        *,
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        **columns: object,
+    ) -> list[float | None]:
+        prompts, completions = as_texts(prompts, completions)
         model, tokenizer = self._load()
-        outputs = score(model, tokenizer, prompts, completions, batch_size=self.batch_size)
-        return [self.scale * output + self.shift for output in outputs]
+        replies, said = as_drawn(tokenizer, completions, completion_ids), sayable(tokenizer, prompts)
+        kept = [i for i, can in enumerate(said) if can]
+        outputs = score(
+            model, tokenizer, [prompts[i] for i in kept], [replies[i] for i in kept], batch_size=self.batch_size,
+            head=self.head(model), end=self.end,
+        )  # fmt: skip
+        found = dict(zip(kept, outputs, strict=True))
+        return [self.scale * found[i] + self.shift if i in found else None for i in range(len(prompts))]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from align.errors import UserError
 from align.models import load_tokenizer
-from align.objectives.base import check_texts
+from align.objectives.base import as_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,7 +51,7 @@ class Length:
         return len(self._loaded(text, add_special_tokens=False)["input_ids"])
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: object) -> list[float | None]:
-        check_texts(prompts, completions)
+        _, completions = as_texts(prompts, completions)
         return [self.sign * self.count(completion) for completion in completions]
 
 
@@ -73,7 +73,7 @@ class Keywords:
         self._patterns = [re.compile(rf"(?<!\w){re.escape(w.strip())}(?!\w)", re.IGNORECASE) for w in self.words]
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: object) -> list[float | None]:
-        check_texts(prompts, completions)
+        _, completions = as_texts(prompts, completions)
         found = [sum(bool(p.search(completion)) for p in self._patterns) for completion in completions]
         return [self.reward * (n if self.at_most is None else min(n, self.at_most)) for n in found]
 
@@ -90,5 +90,5 @@ class Pattern:
         self.__name__ = name
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: object) -> list[float | None]:
-        check_texts(prompts, completions)
+        _, completions = as_texts(prompts, completions)
         return [self.reward if self.pattern.search(completion) else 0.0 for completion in completions]

@@ -67,6 +67,10 @@ class SharedRewardModel(RewardModelObjective):
             self._own = found
         return self._own
 
+    def head(self, model: PreTrainedModel) -> int:
+        """The only one: an adapter that is shared has a head of one output."""
+        return 0
+
     def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         if self._loaded is None:
             self._loaded = (None, load_tokenizer(self.folder))  # the model is asked for again: a bound one may be gone

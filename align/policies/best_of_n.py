@@ -241,4 +241,6 @@ def _entry(objective: Objective | None, folder: Path) -> dict[str, object] | Non
     if kind is None:
         return None
     kept = {key: getattr(objective, key) for key in ("scale", "shift", "batch_size")}
+    kept |= {} if objective.label is None else {"label": objective.label}
+    kept |= {} if objective.end else {"end": False}
     return {"kind": kind, "name": objective.__name__, "path": stored_model(objective.path, folder), **kept}

@@ -10,7 +10,7 @@ from align.runs.checkpoints import last_checkpoint
 from align.runs.environment import commit, environment
 from align.runs.ledger import Ledger, Workspace
 from align.runs.lifecycle import run_stage
-from align.runs.reading import RUN_FILE, Run, is_gguf, model_dir, open_run
+from align.runs.reading import RUN_FILE, Run, is_gguf, model_dir, open_run, split_head
 from align.runs.stage import Call, Metrics, Stage, planned, stage
 from align.runs.values import fingerprint, jsonable, name_today, read_json, write_json, write_text
 
@@ -35,6 +35,7 @@ __all__ = [
     "planned",
     "read_json",
     "run_stage",
+    "split_head",
     "stage",
     "write_json",
     "write_text",

@@ -55,6 +55,12 @@ def is_gguf(path: str | Path) -> bool:
     return Path(path).suffix == ".gguf" and Path(path).is_file()
 
 
+def split_head(path: str) -> tuple[str, str | None]:
+    """(Place of a model, name or number of its output) of DIR@LABEL; a place that exists, or has no label, is whole."""
+    place, at, label = path.rpartition("@")
+    return (place, label) if at and place and label and not Path(path).exists() else (path, None)
+
+
 def model_dir(path: str | Path) -> str:
     """What `from_pretrained` takes, from a run directory, a Hugging Face model directory, or a hub id.
 

@@ -9,7 +9,6 @@ align/training/reward_model.py, and a pair whose labels contradict its order is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,18 +17,16 @@ from align import checks
 from align.data.comparisons import Row
 from align.errors import UserError
 from align.functional.losses import cost_loss
-from align.objectives.reward_model import score
+from align.objectives.scoring import score
 from align.runs import Ledger
 from align.training import reward_model
-from align.training.reward_model import Kind, RewardModelConfig, Rows, fitting, texts_of, train_scorer
+from align.training.reward_model import IDS, Collator, Kind, RewardModelConfig, Rows, texts_of, train_scorer
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 LABELS = ("safe_chosen", "safe_rejected")
-
-Collator = Callable[[list[Row]], dict[str, "Tensor"]]
 
 
 @dataclass(frozen=True)
@@ -94,8 +91,8 @@ def train_cost_model(
     """Train on rows with `prompt`, `chosen` (the safer), `rejected`, `safe_chosen`, `safe_rejected`; save `out/model`.
 
     Resumes. Metrics: those of `cost_accuracy` on `validation` (None without), `train_accuracy` and
-    `train_sign_accuracy` (first 1,000 rows), the `loss` last logged, `steps`, `trained_on` and `too_long` (rows),
-    `epoch` (the one chosen by accuracy of the order). UserError as for `checked_pairs`, and when `choose_epoch` has no
+    `train_sign_accuracy` (first 1,000 rows), and what `train_reward_model` says beside them (`epoch` is chosen by
+    accuracy of the order). UserError as for `checked_pairs`, and when `choose_epoch` has no
     validation rows.
     """
     kind = Kind("cost model", checked_pairs, build_trainer, turned, cost_accuracy)
@@ -118,15 +115,16 @@ def build_trainer(
 
 def turned(pairs: Rows) -> Rows:
     """The pairs in TRL's order: `chosen` is the response of higher cost."""
-    other = {"chosen": "rejected", "rejected": "chosen", "safe_chosen": "safe_rejected", "safe_rejected": "safe_chosen"}
+    swaps = (("chosen", "rejected"), tuple(IDS.values()), LABELS)
+    other = {a: b for one, two in swaps for a, b in ((one, two), (two, one))}
     return [{key: pair[other.get(key, key)] for key in pair} for pair in pairs]
 
 
-def checked_pairs(rows: Rows, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> Rows:
-    """The three texts and two labels of the pairs of which both sides have at most `limit` tokens, end token included.
+def checked_pairs(rows: Rows) -> Rows:
+    """The three texts and two labels of every pair.
 
-    UserError on a row without them, on one whose safer response is labelled unsafe and the other safe (the columns are
-    swapped, or `chosen` is the more helpful one), and when no row is left.
+    UserError on a row without them, and on one whose safer response is labelled unsafe and the other safe (the columns
+    are swapped, or `chosen` is the more helpful one).
     """
     pairs = []
     for number, row in enumerate(rows, start=1):
@@ -140,7 +138,7 @@ def checked_pairs(rows: Rows, tokenizer: PreTrainedTokenizerBase, limit: int | N
                 "response: swap the columns, or drop such rows"
             )
         pairs.append(texts | {key: bool(row[key]) for key in LABELS})
-    return fitting(pairs, tokenizer, limit)
+    return pairs
 
 
 def cost_accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Rows) -> dict[str, float]:

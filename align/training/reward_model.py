@@ -1,5 +1,7 @@
 """Reward models from comparisons: Bradley-Terry likelihood on a decoder or a BERT-like encoder, through TRL.
 
+TRL is given token ids, those of the conversation in the backbone's own prompt format, which are the ids that the model
+scores later (align/objectives/scoring.py).
 Loss: -log sigmoid(r(x, chosen) - r(x, rejected)) (Bradley and Terry 1952; Ouyang et al. 2022, equation 1).
 """
 
@@ -27,13 +29,16 @@ from align.models import (
     save_model,
     set_dropout,
 )
+from align.models.chat import FormatError
+from align.models.formats import formatter, settle
 from align.models.stored.precision import trained_dtype
-from align.objectives.reward_model import score, scored_ids
+from align.objectives.scoring import readable_padding, score, scored_ids, segments
 from align.runs import Ledger, checkpoints, write_json
 from align.training.common import StageConfig, drop_checkpoints, final_loss, finish_trainer, resume_point
 
 if TYPE_CHECKING:
     from peft import LoraConfig
+    from torch import Tensor
     from transformers import (
         PreTrainedModel,
         PreTrainedTokenizerBase,
@@ -44,7 +49,9 @@ if TYPE_CHECKING:
 
 BEST = "best_epoch"
 TEXTS = ("prompt", "chosen", "rejected")
+IDS = {"chosen": "chosen_ids", "rejected": "rejected_ids"}  # TRL's columns
 Rows = Sequence[Row]
+Collator = Callable[[list[Row]], "dict[str, Tensor]"]
 
 
 @dataclass(frozen=True)
@@ -82,12 +89,12 @@ class RewardModelConfig(StageConfig):
 class Kind:
     """What a model of scores is trained on and measured by; everything else is `train_scorer`, for all kinds alike.
 
-    `keep(rows, tokenizer, limit)` checks rows and leaves out long ones, `ordered` puts `chosen` where the score is to
-    be higher, `measure(model, tokenizer, pairs)` gives the metrics, accuracies among them.
+    `checked` gives the columns that are needed and refuses a row without them, `ordered` puts `chosen` where the score
+    is to be higher, `measure(model, tokenizer, pairs)` gives the metrics, accuracies among them.
     """
 
     label: str
-    keep: Callable[[Rows, PreTrainedTokenizerBase, int | None], Rows]
+    checked: Callable[[Rows], Rows]
     build: Callable[..., Trainer]  # as `build_trainer`
     ordered: Callable[[Rows], Rows]
     measure: Callable[[PreTrainedModel, PreTrainedTokenizerBase, Rows], dict[str, float]]
@@ -105,10 +112,12 @@ def train_reward_model(
     """Train on `prompt`, `chosen`, `rejected` rows, save `out/model`, and return metrics; resumes.
 
     Metrics: `accuracy` and `log_loss` on `validation` (None without; ties count half), `train_accuracy` (first 1,000
-    rows), the `loss` last logged, `steps`, `trained_on` and `too_long` (rows), `epoch` (the one chosen, None when the
-    last was taken). Raises UserError on rows without the three texts, and when `choose_epoch` has no validation rows.
+    rows), the `loss` last logged, `steps`, `trained_on`, `too_long` and `dropped_by_template` (rows), `epoch` (the one
+    chosen, None when the last was taken). With `choose_epoch` the first two are None, as the epoch was chosen on those
+    rows: `best_validation_accuracy` is the maximum over epochs. Raises UserError on rows without the three texts, and
+    when `choose_epoch` has no validation rows.
     """
-    kind = Kind("reward model", keep_short_pairs, build_trainer, list, preference_accuracy)
+    kind = Kind("reward model", checked_pairs, build_trainer, list, preference_accuracy)
     return train_scorer(config, kind, model=model, rows=rows, out=out, ledger=ledger, validation=validation)
 
 
@@ -122,12 +131,15 @@ def train_scorer(
     out = Path(out)
     if config.choose_epoch and not validation:
         raise UserError("choose_epoch needs validation comparisons; give some or set choose_epoch to false")
-    tokenizer = load_tokenizer(model)
+    pairs, tokenizer = kind.checked(rows), load_tokenizer(model)
+    settle(tokenizer, prompts=[str(pair["prompt"]) for pair in pairs], place=str(model))
+    tokenizer.pad_token = readable_padding(tokenizer)
     set_seed(config.seed)  # the new head is drawn from this
     scorer = scorer_to_train(config, model, tokenizer)
-    kept = kind.keep(rows, tokenizer, checks.longest_row(config.max_length, scorer))
-    held_out = kind.keep(validation, tokenizer, None) if validation else []
-    trainer = kind.build(config, scorer=scorer, tokenizer=tokenizer, pairs=kept, out=out)
+    limit = checks.longest_row(config.max_length, scorer)
+    train = encoded(pairs, tokenizer, limit)
+    held_out = encoded(kind.checked(validation), tokenizer, None).rows if validation else []
+    trainer = kind.build(config, scorer=scorer, tokenizer=tokenizer, pairs=train.rows, out=out)
     finish_trainer(trainer, label=kind.label, ledger=ledger, parameters=count_parameters(scorer, embeddings=False))
     choice = None
     if config.choose_epoch:
@@ -143,15 +155,17 @@ def train_scorer(
     save_model(trained, tokenizer, out / "model")
     drop_checkpoints(out)
     checkpoints.drop(out / BEST)
-    on_rows = kind.measure(trained, tokenizer, kept[:1000])
-    tested = kind.measure(trained, tokenizer, held_out) if held_out else {}
+    on_rows = kind.measure(trained, tokenizer, train.rows[:1000])
+    tested = kind.measure(trained, tokenizer, held_out) if held_out and choice is None else {}
     return {
         **{name: tested.get(name) for name in on_rows if name != "n"},
+        **({} if choice is None else {"best_validation_accuracy": choice.best["accuracy"]}),
         **{f"train_{name}": value for name, value in on_rows.items() if name.endswith("accuracy")},
         "loss": final_loss(trainer),
         "steps": trainer.state.global_step,
-        "trained_on": len(kept),
-        "too_long": len(rows) - len(kept),
+        "trained_on": len(train.rows),
+        "too_long": train.too_long,
+        "dropped_by_template": train.unsaid,
         "epoch": None if choice is None else choice.best["epoch"],
     }
 
@@ -184,18 +198,23 @@ def build_trainer(
     from datasets import Dataset
     from trl import RewardConfig, RewardTrainer
 
-    return (trainer_class or RewardTrainer)(
+    others = {*TEXTS, *IDS.values()}
+    columns = [{**{IDS[s]: p[IDS[s]] for s in IDS}, **{k: p[k] for k in p if k not in others}} for p in pairs]
+    trainer = (trainer_class or RewardTrainer)(
         model=scorer,
         args=RewardConfig(
             **config.arguments(out),
             disable_dropout=False,  # on by default, which would undo config.dropout; `scorer_to_train` has set it
-            max_length=None,  # TRL would leave long pairs out without a word; `fitting` counts them
+            max_length=None,  # TRL would leave long pairs out without a word; `encoded` counts them
             center_rewards_coefficient=config.center or None,
         ),
-        train_dataset=Dataset.from_list(list(pairs)),
+        train_dataset=Dataset.from_list(columns),
         processing_class=tokenizer,
         peft_config=adapter_of(config, scorer),
     )
+    if formatter(tokenizer).format.template == "pair":
+        trainer.data_collator = with_segments(trainer.data_collator, tokenizer=tokenizer, scorer=scorer)
+    return trainer
 
 
 def adapter_of(config: RewardModelConfig, scorer: PreTrainedModel) -> LoraConfig | None:
@@ -208,12 +227,19 @@ def adapter_of(config: RewardModelConfig, scorer: PreTrainedModel) -> LoraConfig
     )  # fmt: skip
 
 
-def keep_short_pairs(rows: Rows, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> Rows:
-    """The three texts of the comparisons of which both sides have at most `limit` tokens, end token included.
+def with_segments(collate: Collator, *, tokenizer: PreTrainedTokenizerBase, scorer: PreTrainedModel) -> Collator:
+    """A preference collator that also says which segment of an encoder's text each token belongs to."""
 
-    Raises UserError on a row without prompt, chosen or rejected, and when no row is left.
-    """
-    return fitting([texts_of(row, number=n) for n, row in enumerate(rows, start=1)], tokenizer, limit)
+    def collate_with_segments(examples: list[Row]) -> dict[str, Tensor]:
+        batch = collate(examples)
+        return {**batch, **segments(batch["input_ids"], tokenizer=tokenizer, config=scorer.config)}
+
+    return collate_with_segments
+
+
+def checked_pairs(rows: Rows) -> Rows:
+    """The three texts of every comparison; UserError on a row without prompt, chosen or rejected."""
+    return [texts_of(row, number=n) for n, row in enumerate(rows, start=1)]
 
 
 def texts_of(row: Row, *, number: int) -> dict[str, object]:
@@ -224,15 +250,37 @@ def texts_of(row: Row, *, number: int) -> dict[str, object]:
     return {key: row[key] for key in TEXTS}
 
 
-def fitting(pairs: Rows, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> Rows:
-    """The pairs of which both sides have at most `limit` tokens; UserError when none is left."""
-    if limit is None:
-        kept = pairs
-    else:
-        kept = [p for p in pairs if all(len(scored_ids(tokenizer, p["prompt"], p[s])) <= limit for s in TEXTS[1:])]
+@dataclass(frozen=True)
+class Encoded:
+    """Comparisons with their ids beside their texts, and how many were left out: too long, and unsayable."""
+
+    rows: Rows
+    too_long: int
+    unsaid: int
+
+
+def encoded(pairs: Rows, tokenizer: PreTrainedTokenizerBase, limit: int | None) -> Encoded:
+    """The pairs of which both sides have at most `limit` tokens, end included, and whose prompt the template can say.
+
+    UserError when none is left.
+    """
+    kept, too_long, unsaid = [], 0, 0
+    for pair in pairs:
+        try:
+            ids = {IDS[side]: scored_ids(tokenizer, pair["prompt"], pair[side]) for side in IDS}
+        except FormatError:
+            unsaid += 1
+            continue
+        if limit is not None and max(map(len, ids.values())) > limit:
+            too_long += 1
+            continue
+        kept.append({**pair, **ids})
     if not kept:
-        raise UserError(f"none of the {len(pairs)} comparisons fits {limit} tokens; raise max_length or give others")
-    return kept
+        why = f"; the chat template cannot say {unsaid} of their prompts" if unsaid else ""
+        raise UserError(
+            f"none of the {len(pairs)} comparisons fits {limit} tokens{why}; raise max_length or give others"
+        )
+    return Encoded(kept, too_long, unsaid)
 
 
 def preference_accuracy(

@@ -33,7 +33,7 @@ def renderer(
     if stored_format(tokenizer) is not None:
         settle(tokenizer, choice, place=place)
         return Renderer(formatter(tokenizer))
-    if choice.template == "auto" and not tokenizer.chat_template:
+    if choice.template == "auto" and formatter(tokenizer).format.template == "plain":
         choice = replace(choice, template="hh")
     return Renderer(bind(tokenizer, resolve(tokenizer, choice, ends=formatter(tokenizer).format.ends)))
 

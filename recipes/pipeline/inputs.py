@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from align.errors import UserError
-from align.runs import RUN_FILE, Run, open_run
+from align.runs import RUN_FILE, Run, open_run, split_head
 from recipes.config import build
 
 if TYPE_CHECKING:
@@ -47,6 +47,9 @@ def named(entries: Sequence[str], *, what: str) -> dict[str, str]:
 
 def content_key(source: str | Path) -> str:
     """What a run's fingerprint says about an input: a run's own fingerprint, the hash of the bytes, or the hub id."""
+    place, label = split_head(str(source))
+    if label is not None:
+        return f"{content_key(place)}@{label}"
     path = Path(source).expanduser()
     if not path.exists() and ":" in path.name:  # a data set directory with :split
         stem, _, split = str(path).rpartition(":")
@@ -67,9 +70,10 @@ def content_key(source: str | Path) -> str:
 def load_objectives(entries: Sequence[str | Mapping[str, object]]) -> dict[str, Objective]:
     """Objectives by name, in the order given.
 
-    An entry is `name=reward model run`, `name=kind` of a rule that needs no options (`long=length` scores the number of
-    words, so that longer is better), or a mapping `{name, kind, ...}` from a YAML file with the options of
-    `align.objectives.build_objective` (`{name: brevity, kind: length, longer_is_better: false}`).
+    An entry is `name=reward model run` (`name=run@LABEL`: one of its outputs), `name=kind` of a rule that needs no
+    options (`long=length` scores the number of words, so that longer is better), or a mapping `{name, kind, ...}` from
+    a YAML file with the options of `align.objectives.build_objective` (`{name: brevity, kind: length,
+    longer_is_better: false}`).
     """
     from align.objectives import OBJECTIVES, RewardModelObjective, build_objective, check_names
     from align.runs import model_dir
@@ -81,7 +85,7 @@ def load_objectives(entries: Sequence[str | Mapping[str, object]]) -> dict[str, 
         if source in OBJECTIVES and not Path(source).exists():
             objectives.append(build_objective({"kind": source, "name": name}))
         else:
-            model_dir(source)  # a missing folder is reported now, not after hours of training
+            model_dir(split_head(source)[0])  # a missing folder is reported now, not after hours of training
             objectives.append(RewardModelObjective(source, name=name))
     check_names(objectives)
     return {objective.__name__: objective for objective in objectives}

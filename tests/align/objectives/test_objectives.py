@@ -32,6 +32,7 @@ from align.objectives import (
     load_normalizer,
     save_normalizer,
 )
+from align.objectives.base import as_texts
 
 PROMPTS = ["explain bread :", "explain tea and boats :", "explain wool :", "say :"]
 COMPLETIONS = [" sure bread is clay", " sorry", " sure wool is ink and glue and paint", " x"]
@@ -111,7 +112,7 @@ def test_scores_do_not_depend_on_the_batch_or_the_order(kind: str, reward_models
 
 def test_a_reward_model_scores_in_eval_mode_and_survives_pickling(reward_models: dict[str, Path]) -> None:
     from align.models import load_tokenizer, set_dropout
-    from align.objectives.reward_model import score
+    from align.objectives.scoring import score
 
     objective = RewardModelObjective(reward_models["decoder"], name="helpful", scale=0.5)
     before = objective(PROMPTS, COMPLETIONS)
@@ -217,9 +218,19 @@ def test_negated_turns_the_sign_and_keeps_what_does_not_apply() -> None:
     assert Negated(constant).__name__ == "minus_constant"
 
 
-def test_messages_and_uneven_lists_are_refused() -> None:
-    with pytest.raises(UserError, match="completion 0 is a list"):
-        Length()(["a"], [[{"role": "assistant", "content": "b"}]])  # type: ignore[list-item]
+def test_messages_are_read_as_texts_and_uneven_lists_are_refused() -> None:
+    asked, said = [{"role": "user", "content": "Hi"}], [{"role": "assistant", "content": "one two"}]
+    assert Length()([asked], [said]) == [2]  # type: ignore[list-item]
+    assert as_texts([asked, "Hi"], [said, "x"]) == (["\n\nHuman: Hi\n\nAssistant:", "Hi"], ["one two", "x"])
+    begun = [*asked, {"role": "assistant", "content": "Yes,"}]
+    assert as_texts([begun], [said])[0] == ["\n\nHuman: Hi\n\nAssistant: Yes,"]
+    longer = [*said, {"role": "user", "content": "More"}, {"role": "assistant", "content": "three"}]
+    prompts, completions = as_texts([asked], [longer])
+    assert completions == ["three"] and prompts[0].endswith("Assistant: one two\n\nHuman: More\n\nAssistant:")
+    with pytest.raises(UserError, match="completion 0 is a int"):
+        Length()(["a"], [3])  # type: ignore[list-item]
+    with pytest.raises(UserError, match="completion 0 ends with a turn of the user's"):
+        Length()(["a"], [asked])  # type: ignore[list-item]
     with pytest.raises(UserError, match="1 prompts but 2 completions"):
         Length()(["a"], ["b", "c"])
 
@@ -307,12 +318,17 @@ def test_importing_the_library_is_light() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
+@pytest.mark.parametrize("conversational", [False, True])
 def test_two_objectives_train_a_stock_grpo_trainer(
-    tiny_model: Path, reward_models: dict[str, Path], tmp_path: Path
+    tiny_model: Path, reward_models: dict[str, Path], tmp_path: Path, conversational: bool
 ) -> None:
     from datasets import Dataset
+    from transformers import AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer
 
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] + ' : ' }}{% endfor %}"
+    rows: list[Any] = [[{"role": "user", "content": p}] for p in PROMPTS] if conversational else PROMPTS
     args = GRPOConfig(
         output_dir=str(tmp_path),
         max_steps=2,
@@ -332,7 +348,8 @@ def test_two_objectives_train_a_stock_grpo_trainer(
         model=str(tiny_model),
         reward_funcs=[RewardModelObjective(reward_models["decoder"], name="helpful"), Length("character")],
         args=args,
-        train_dataset=Dataset.from_list([{"prompt": p} for p in PROMPTS]),
+        train_dataset=Dataset.from_list([{"prompt": p} for p in rows]),
+        processing_class=tokenizer,
     )
     trainer.train()
     logged = trainer.state.log_history[0]

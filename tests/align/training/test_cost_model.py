@@ -24,6 +24,7 @@ from align.training.cost_model import (
     train_cost_model,
     turned,
 )
+from align.training.reward_model import encoded
 from factories.formulae import bradley_terry_loss
 
 TOPICS = ("bread", "cheese", "tea", "boats", "rope", "glue", "knives", "bees")
@@ -105,7 +106,7 @@ def trainer_of(tiny_model: Path, folder: Path, **changes: Any) -> tuple[Any, Any
     scorer = load_scorer(tiny_model, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
     torch.manual_seed(0)
     scorer.score.weight.data.normal_()
-    pairs = checked_pairs(ROWS, tokenizer, None)
+    pairs = encoded(checked_pairs(ROWS), tokenizer, None).rows
     return build_trainer(config, scorer=scorer, tokenizer=tokenizer, pairs=pairs, out=folder), tokenizer
 
 
@@ -236,15 +237,16 @@ def test_rows_are_turned_into_the_order_of_scores() -> None:
 def test_rows_that_cannot_be_meant_are_refused(changes: dict[str, Any], message: str, tiny_model: Path) -> None:
     row = {**pair("tea", "sorry no", "sure do it", (True, False)), **changes}
     with pytest.raises(UserError, match=message):
-        checked_pairs([row], load_tokenizer(tiny_model), None)
+        checked_pairs([row])
 
 
 def test_long_pairs_are_left_out_and_counted(tiny_model: Path) -> None:
     tokenizer = load_tokenizer(tiny_model)
     long = {**ROWS[0], "rejected": " tea" * 50}
-    assert len(checked_pairs([ROWS[0], long], tokenizer, 48)) == 1
+    found = encoded(checked_pairs([ROWS[0], long]), tokenizer, 48)
+    assert len(found.rows) == found.too_long == 1
     with pytest.raises(UserError, match="none of the 1 comparisons fits"):
-        checked_pairs([long], tokenizer, 48)
+        encoded(checked_pairs([long]), tokenizer, 48)
 
 
 def test_options_that_would_move_the_boundary_are_refused(tiny_model: Path, tmp_path: Path) -> None:

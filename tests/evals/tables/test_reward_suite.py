@@ -20,6 +20,8 @@ from evals.measure.pair_scores import PairScores
 from evals.report import words
 from evals.shifts import parse_shifts
 from evals.tables.reward_suite import reward_table
+from factories.chat_styles import chat_checkpoint
+from factories.encoders import pair_encoder
 from factories.html import Tags
 from recipes.commands import suites
 
@@ -119,6 +121,33 @@ def test_scores_are_the_reward_models_own(scorer: Path) -> None:
     begun = backend.scores([Prompt.user("x", prefill="Sure")], responses=["y"])
     assert getattr(begun[0], "reason", "") == "unsupported_prefill"
     assert backend.generate([], config=None, seeds=[]) == [] and "logprobs" not in backend.can  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["llama3", "thinking"])
+def test_a_chat_reward_model_reads_the_conversation_in_its_own_template(name: str, tmp_path: Path) -> None:
+    """One start token, no prefill of the template's own but where it writes one, the response to its last space."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    start = chat_checkpoint(name, tmp_path / "start")
+    model = AutoModelForSequenceClassification.from_pretrained(start, num_labels=1, pad_token_id=1)
+    torch.nn.init.normal_(model.score.weight)
+    model.save_pretrained(tmp_path / "rm")
+    tokenizer = AutoTokenizer.from_pretrained(start)
+    tokenizer.save_pretrained(tmp_path / "rm")
+    talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "  yes\n"}]
+    ids = tokenizer.apply_chat_template(talk, return_tensors="pt", return_dict=True)["input_ids"]
+    with torch.no_grad():
+        wanted = model.eval()(ids).logits.item()
+    ((found, cut),) = RewardBackend.load(tmp_path / "rm").scores([Prompt.user("hi")], responses=["  yes\n"])
+    assert found == pytest.approx(wanted, abs=1e-5) and cut is False
+
+
+def test_an_output_of_several_is_named_in_the_path(tmp_path: Path) -> None:
+    folder = pair_encoder(tmp_path / "rm", labels=("helpful", "harmless"))
+    assert is_reward_model(f"{folder}@harmless")
+    ((found, _),) = RewardBackend.load(f"{folder}@harmless").scores([Prompt.user("how hot ?")], responses=["very"])
+    assert [found] == pytest.approx(RewardModelObjective(folder, label="harmless")(["how hot ?"], ["very"]), abs=1e-5)
 
 
 def test_a_changed_head_is_another_fingerprint(scorer: Path) -> None:
