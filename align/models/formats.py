@@ -254,7 +254,8 @@ class Formatter:
     @functools.cached_property
     def closing(self) -> list[int]:
         """What stands at the end of a finished reply: its end, and what a chat template writes behind that."""
-        tail, end = self.reply_ids("x", " x"), self.format.end
+        end = self.format.end
+        tail = self.reply_ids("x", " x") if self.format.template == "chat" else [end]
         return tail[len(tail) - 1 - tail[::-1].index(end) :] if end in tail else [end]
 
     @property
