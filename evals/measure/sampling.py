@@ -61,8 +61,9 @@ def sample_answers(
     Rows with the `plain` prompt that theirs is a shift of are judged on that; what the judges say on the prompt as
     asked is then in `values_shifted`.
 
-    All rows draw with the same seeds. An answer's KL is `log pi - log ref` of its completion: 0 for the reference, a
-    bound for best-of-n, which is charged for all the samples and scores that a response takes.
+    All rows draw with the same seeds. An answer's KL is `log pi - log ref` of the tokens that were drawn, the end where
+    it came: 0 for the reference, a bound for best-of-n, which is charged for all the samples and scores that a response
+    takes.
     """
     from tqdm.auto import tqdm
 
@@ -102,12 +103,13 @@ def _answers_of(
     texts = [row["prompt"] for row in rows]
     plain = [row.get("plain", row["prompt"]) for row in rows]  # what judges read in place of a shifted prompt
     for sample in range(sampling.samples):
-        completions = point.policy.generate(
+        drawn = point.policy.draw(
             texts,
             max_new_tokens=sampling.max_new_tokens,
             seed=sampling.seed + sample,
             batch_size=sampling.batch_size,
         )
+        completions = [response.text for response in drawn]
         read = completions if plain == texts else _decoded(shift, completions)
         scores_K = [_scores(name, objective, plain, read) for name, objective in objectives.items()]
         shifted_K = scores_K
@@ -116,12 +118,7 @@ def _answers_of(
         if point.row == REFERENCE:
             ratios = [0.0] * len(texts)
         else:
-            # The text is encoded again: a response that was cut and encodes to fewer tokens is charged an end token
-            # that was never drawn. `policy.draw` keeps the ids; published numbers are of texts and would change.
-            own, base = (
-                policy.sequence_logprobs(texts, completions, max_new_tokens=sampling.max_new_tokens)
-                for policy in (point.policy, reference)
-            )
+            own, base = (policy.sequence_logprobs(texts, drawn) for policy in (point.policy, reference))
             ratios = [a - b for a, b in zip(own, base, strict=True)]
         for i, row in enumerate(rows):
             answers.append(

@@ -204,3 +204,45 @@ def test_items_of_one_base_item_are_one_cluster() -> None:
     plan = ask(items, suite="s", shifts=parse_shifts(["none"]))
     cells = [cell.measured("verdict", {"verdict": "BAD"}) for cell in plan]
     assert [o.cluster for o in outcomes_of(cells)] == ["base", "b"]
+
+
+def test_a_chat_template_gets_its_arguments_and_stop_words_end_an_answer(
+    suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from align.models import load_tokenizer
+    from align.models.formats import Choice, settle
+    from evals.backends.transformers import TransformersBackend
+    from evals.items import Prompt
+    from factories.chat_styles import chat_checkpoint
+
+    model, seen = chat_checkpoint("thinking", tmp_path / "model"), []
+    kept = TransformersBackend.generate
+
+    def generate(self: TransformersBackend, prompts: Any, *, config: Any, seeds: Any) -> Any:
+        seen.append((self.renderer.text(Prompt.user("hi")), config.stop))
+        return kept(self, prompts, config=config, seeds=seeds)
+
+    monkeypatch.setattr(TransformersBackend, "generate", generate)
+    off = ["--chat-template-kwargs", '{"enable_thinking": false}']
+    tables = [run(model, suite, tmp_path / name, *more) for name, more in (("on", []), ("off", [*off, "--stop", "#"]))]
+    texts, stops = zip(*seen, strict=True)
+    assert {text.endswith("<think>\n\n</think>\n\n") for text, stop in seen if stop} == {True}
+    assert {text.endswith("assistant\n") for text, stop in seen if not stop} == {True} and set(stops) == {(), ("#",)}
+    assert tables[0]["fingerprint"] != tables[1]["fingerprint"] and len(set(texts)) == 2
+    tokenizer = load_tokenizer(model)
+    settle(tokenizer, Choice(chat_kwargs={"enable_thinking": False}))
+    tokenizer.save_pretrained(model)
+    assert run(model, suite, tmp_path / "stored")["fingerprint"] == tables[1]["fingerprint"]
+    with pytest.raises(UserError, match="was trained with template chat .*, not hh"):
+        run(model, suite, tmp_path / "hh", "--template", "hh")
+    with pytest.raises(UserError, match="chat_template_kwargs are for the chat template"):
+        run(chat_checkpoint("base", tmp_path / "base"), suite, tmp_path / "x", *off)
+
+
+def test_answers_are_512_tokens_by_default() -> None:
+    from evals.backends.base import Generation
+    from evals.measure.sampling import Sampling
+    from recipes.commands import attribute
+
+    options = suites.Options(model="m", suite=("s",)), attribute.Config(run="r")
+    assert {one.max_new_tokens for one in (*options, Generation(), Sampling())} == {512}

@@ -1,0 +1,41 @@
+"""Answers of policy families: what is charged are the very tokens that were drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from align.models.sampling import Drawn
+from align.preferences import Weights
+from align.runs import Ledger
+from evals.measure.sampling import Point, Sampling, sample_answers
+
+
+class Spelling:
+    """Draws two tokens whose text would be read as one; log-probability of a token is minus its id over `scale`."""
+
+    samples_per_response = 1
+
+    def __init__(self, scale: float) -> None:
+        self.scale, self.scored = scale, list[Drawn]()
+
+    def draw(self, prompts: Sequence[str], **_: Any) -> list[Drawn]:
+        return [Drawn((3, 4, 0), True, " tea") if i % 2 else Drawn((3, 4), False, " tea") for i in range(len(prompts))]
+
+    def sequence_logprobs(self, prompts: Sequence[str], completions: Sequence[Drawn]) -> list[float]:
+        self.scored += completions
+        return [-sum(token + 1 for token in one.ids) / self.scale for one in completions]
+
+
+def test_kl_is_of_the_ids_that_were_drawn(tmp_path: Path) -> None:
+    """Ids 3, 4 (and the end 0): -(4 + 5 [+ 1]) / 2 for the policy, over 1 for the reference: 4.5, or 5 with its end."""
+    policy, reference = Spelling(2.0), Spelling(1.0)
+    prompts = {"none": [{"prompt": "q", "item": "a"}, {"prompt": "r", "item": "b"}]}
+    found = sample_answers(
+        [Point("row", Weights((1.0,)), policy)], reference=reference, prompts=prompts,
+        objectives={"length": lambda prompts, texts: [float(len(text)) for text in texts]},
+        sampling=Sampling(samples=1), folder=tmp_path / "parts", ledger=Ledger(),
+    )  # fmt: skip
+    assert [answer.kl for answer in found] == [4.5, 5.0]
+    assert policy.scored == reference.scored and [answer.completion for answer in found] == [" tea", " tea"]
