@@ -33,9 +33,11 @@ def renderer(
     if stored_format(tokenizer) is not None:
         settle(tokenizer, choice, place=place)
         return Renderer(formatter(tokenizer))
-    if choice.template == "auto" and formatter(tokenizer).format.template == "plain":
-        choice = replace(choice, template="hh")
-    return Renderer(bind(tokenizer, resolve(tokenizer, choice, ends=formatter(tokenizer).format.ends)))
+    ends = formatter(tokenizer).format.ends
+    found = resolve(tokenizer, choice, ends=ends)
+    if choice.template == "auto" and found.template == "plain":
+        found = resolve(tokenizer, replace(choice, template="hh"), ends=ends)
+    return Renderer(bind(tokenizer, found))
 
 
 def prompt_of(text: str) -> Prompt:
