@@ -32,6 +32,15 @@ class Optimiser(Protocol):
     def seed(self) -> int: ...
 
 
+class Looks(Protocol):
+    """The fields of a config that say how held-out rows are looked at while it trains."""
+
+    @property
+    def eval_steps(self) -> int: ...
+    @property
+    def early_stopping(self) -> int: ...
+
+
 class Regularised(Protocol):
     """The fields of a config that bound a model's freedom."""
 
@@ -85,6 +94,15 @@ def optimiser(config: Optimiser) -> None:
     one_of(config, scheduler=SCHEDULERS)
     if not 0 <= config.seed < 2**32:
         raise UserError(f"seed must be in [0, 2**32), not {config.seed}")
+
+
+def looks(config: Looks, *, share: float | None = None) -> None:
+    """UserError on numbers that no training can mean; `share` of the prompts is held out, where a method does so."""
+    at_least(0, config, "eval_steps", "early_stopping")
+    if config.early_stopping and not config.eval_steps:
+        raise UserError("early_stopping counts looks at held-out rows; set eval_steps to the steps between two of them")
+    if share is not None and config.eval_steps and not 0 < share < 1:
+        raise UserError(f"validation is a share of the prompts between 0 and 1, not {share:g}")
 
 
 def regularisers(config: Regularised) -> None:

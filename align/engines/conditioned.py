@@ -36,6 +36,7 @@ from align.policies.conditioned import (
 )
 from align.preferences import Weights
 from align.runs import Ledger, Workspace, model_dir
+from align.training.watch import refuse_looks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -103,6 +104,7 @@ def check_config(config: Config) -> None:
     conditioned_pairs.check_config(config)
     if config.data == "on_policy":
         onpolicy.check_sampling(config)
+        refuse_looks(config)
     if not 0 <= config.adam_beta2 < 1:
         raise UserError(f"adam_beta2 must be in [0, 1), not {config.adam_beta2:g}")
     if config.lora_r:

@@ -121,7 +121,7 @@ def train_on_pairs(
     reference: str,
     beta: float,
     run: Workspace,
-) -> dict[str, float | None]:
+) -> dict[str, object]:
     """Train an adapter of `reference` by one pass over the pairs, each at its preference; save `run.folder/adapter`.
 
     Returns metrics.
@@ -135,10 +135,11 @@ def train_on_pairs(
     def save(model: PreTrainedModel) -> None:
         save_adapter(model, adapter, run.folder / "adapter", base=known_as(reference))
 
-    done = train_and_save(trainer, label=f"dpo {adapter.kind}", run=Workspace(run.folder, spent), save=save)
+    place = Workspace(run.folder, spent)
+    done = train_and_save(trainer, label=f"dpo {adapter.kind}", run=place, save=save, config=config)
     # One pass of the reference over the pairs (2 N tokens), on top of the training the callback counted.
     run.ledger.add(tokens=spent.tokens, flops=(6 + 2) * used * spent.tokens)
-    return {"loss": done.loss, **done.pairs, "pairs": len(pairs), "pairs_dropped_by_length": len(pairs) - kept}
+    return {"loss": done.loss, **done.more, "pairs": len(pairs), "pairs_dropped_by_length": len(pairs) - kept}
 
 
 def build_trainer(

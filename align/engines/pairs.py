@@ -51,7 +51,7 @@ class PairTrainingConfig(TrainingConfig):
 
 def check_pair_config(config: PairTrainingConfig) -> None:
     """UserError on a value that is no DPO configuration."""
-    check_training(config)
+    check_training(config, can_look=True)
     checks.one_of(config, labels=LABELS)
     if not config.tau > 0 or config.mle_weight < 0 or not config.epochs > 0:
         raise UserError("tau and epochs must be above 0 and mle_weight not below 0")
@@ -86,7 +86,7 @@ def train_on_pairs(
     beta: float,
     run: Workspace,
     shift_reference: Callable[[Dataset], Dataset] | None = None,
-) -> dict[str, float | None]:
+) -> dict[str, object]:
     """Train one model on labelled pairs with TRL's DPOTrainer at its coefficient `beta`; save `run.folder/model`.
 
     `shift_reference` maps the prepared dataset (columns id, ref_chosen_logps, ref_rejected_logps) to the trained one.
@@ -99,11 +99,11 @@ def train_on_pairs(
     trainer = dpo_trainer(pairs, config=config, reference=reference, beta=beta, folder=run.folder)
     if shift_reference is not None:
         trainer.train_dataset = shift_reference(trainer.train_dataset)
-    done = train_and_save(trainer, label=f"dpo {run.folder.stem}", run=run)
+    done = train_and_save(trainer, label=f"dpo {run.folder.stem}", run=run, config=config)
     # One pass of the reference over the pairs (2 N tokens), on top of the training the callback counted.
     # The pairs' samples are charged where they were drawn, once for all points that train on them.
     run.ledger.add(flops=2 * done.work / config.epochs)
-    return {"loss": done.loss, **done.pairs, "pairs": len(pairs), "pairs_dropped_by_length": len(pairs) - kept}
+    return {"loss": done.loss, **done.more, "pairs": len(pairs), "pairs_dropped_by_length": len(pairs) - kept}
 
 
 def check_lengths(pairs: Sequence[Pair], *, reference: str, max_length: int | None) -> int:

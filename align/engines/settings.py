@@ -21,6 +21,7 @@ from align.training.common import (
 )
 from align.training.logs import check_trackers
 from align.training.model_settings import ModelSettings, check_model_settings, model_in_training
+from align.training.watch import hold_out, refuse_looks, texts_of, watch
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -47,11 +48,17 @@ class TrainingConfig(ModelSettings):
     save_steps: int | None = None  # None writes no checkpoint while training
     logging_steps: int = 50  # a shorter training logs ten times
     report_to: tuple[str, ...] = ()  # tensorboard, wandb, trackio; the run's log.jsonl is written in any case
+    eval_steps: int = 0  # steps between looks at held-out prompts while it trains; 0: none are held out
+    validation: float = 0.1  # share of the prompts held out for that
+    early_stopping: int = 0  # looks without a better one that end the training, whose best point is kept; 0: never
     seed: int = 0
 
 
-def check_training(config: TrainingConfig) -> None:
-    """UserError on a value that no trainer can mean."""
+def check_training(config: TrainingConfig, *, can_look: bool = False) -> None:
+    """UserError on a value that no trainer can mean, or on looks at held-out prompts where a method has none."""
+    checks.looks(config, share=config.validation)
+    if not can_look:
+        refuse_looks(config)
     checks.above_zero(config, "beta", "learning_rate")
     checks.optimiser(config)
     checks.at_least(0, config, "lora_alpha")
@@ -95,27 +102,42 @@ def trainer_arguments(
 class Trained:
     """A finished training: its last loss, and `work`, parameters times tokens, by which further passes are charged.
 
-    `pairs` has the `accuracy` and `margin` of the implicit rewards as last logged, where it was on pairs.
+    `more` has the `accuracy` and `margin` of the implicit rewards as last logged, where it was on pairs, and what was
+    seen of `held_out` prompts.
     """
 
     loss: float | None
     work: int
-    pairs: Mapping[str, float] = field(default_factory=dict)
+    more: Mapping[str, object] = field(default_factory=dict)
 
 
 def train_and_save(
-    trainer: Trainer, *, label: str, run: Workspace, save: Callable[[PreTrainedModel], object] | None = None
+    trainer: Trainer,
+    *,
+    label: str,
+    run: Workspace,
+    save: Callable[[PreTrainedModel], object] | None = None,
+    config: TrainingConfig | None = None,
 ) -> Trained:
-    """Train (resuming where a checkpoint lies), charge `run` for it, save `run.folder/model`, or what `save` saves."""
+    """Train (resuming where a checkpoint lies), charge `run` for it, save `run.folder/model`, or what `save` saves.
+
+    `config` is given by methods that can hold out prompts of the trainer's rows.
+    """
+    looks = None
+    if config is not None and config.eval_steps:
+        hold_out(trainer, share=config.validation, seed=config.seed)
+        resumed = resume_point(run.folder) is not None
+        looks = watch(trainer, config, folder=run.folder, texts=texts_of(trainer), resumed=resumed)
     parameters = count_parameters(trainer.model, embeddings=False)
     finish_trainer(trainer, label=label, ledger=run.ledger, parameters=parameters)
     before = run.ledger.tokens
     trainer.train(resume_from_checkpoint=resume_point(run.folder))
+    more: dict[str, object] = {} if looks is None else {"held_out": looks.finish(trainer.model)}
     if save is None:
         save_model(trainer.model, trainer.processing_class, run.folder / "model")
     else:
         save(trainer.model)
     drop_checkpoints(run.folder)
-    last = next((entry for entry in reversed(trainer.state.log_history) if "rewards/accuracies" in entry), {})
-    pairs = {"accuracy": last["rewards/accuracies"], "margin": last["rewards/margins"]} if last else {}
-    return Trained(final_loss(trainer), parameters * (run.ledger.tokens - before), pairs)
+    logged = [entry for entry in trainer.state.log_history if "rewards/accuracies" in entry]
+    more |= {"accuracy": logged[-1]["rewards/accuracies"], "margin": logged[-1]["rewards/margins"]} if logged else {}
+    return Trained(final_loss(trainer), parameters * (run.ledger.tokens - before), more)

@@ -32,6 +32,7 @@ from align.models import load_tokenizer
 from align.policies.tagged import TaggedFamily, Tags
 from align.preferences import Weights
 from align.runs import Workspace
+from align.training.watch import refuse_looks
 
 ASKED_BY = (Weights,)
 FAMILY = TaggedFamily
@@ -73,6 +74,7 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> TaggedFami
 def check_config(config: Config) -> None:
     """UserError on a value that no run can mean."""
     check_pair_config(config)
+    refuse_looks(config)
     if config.labels == "given":
         raise UserError("given labels follow one objective each; use labels: scalarised or objectives")
     check_weight_law(config)

@@ -36,6 +36,7 @@ from align.objectives.metered import Metered
 from align.policies.tagged import TaggedFamily, Tags, forbid, tag_ids
 from align.preferences import Weights
 from align.runs import Workspace
+from align.training.watch import refuse_looks
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -61,6 +62,7 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> TaggedFami
     """
     check_preferences(problem)
     onpolicy.check_sampling(config)
+    refuse_looks(config)
     check_weight_law(config)
     rows = onpolicy.required_prompts(problem, method="conditioned_rl")
     inputs = inputs_of(problem, rows=rows)

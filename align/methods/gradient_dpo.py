@@ -132,11 +132,11 @@ def train_on(
     trainer, record = build_trainer(
         labelled, combination=combination, config=config, reference=reference, folder=run.folder
     )
-    done = train_and_save(trainer, label=f"gradient_dpo {run.folder.stem}", run=run)
+    done = train_and_save(trainer, label=f"gradient_dpo {run.folder.stem}", run=run, config=config)
     # Beside training: one pass of the reference over the pairs (2 N a token), a backward pass (4 N) per objective more.
     run.ledger.add(flops=2 * done.work / config.epochs + 4 * done.work * (len(labelled) - 1))
     counts = {"pairs": len(labelled[0]), "pairs_dropped_by_length": len(labelled[0]) - kept}
-    return {"loss": done.loss, **done.pairs, **counts, **record.report()}
+    return {"loss": done.loss, **done.more, **counts, **record.report()}
 
 
 def build_trainer(

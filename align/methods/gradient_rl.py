@@ -34,6 +34,7 @@ from align.runs import Workspace
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import Tensor
+    from transformers import PreTrainedModel
     from trl import GRPOTrainer, RLOOTrainer
 
 ASKED_BY = (Weights,)
@@ -115,6 +116,7 @@ class ObjectiveAdvantages:
     """Before `CombinedGradients` and RLOOTrainer or GRPOTrainer: objective k's loss is the trainer's own with A_k."""
 
     accelerator: Accelerator
+    model: PreTrainedModel
     combining: Any
     num_generations: int
     leave_one_out: bool  # whether the trainer's baseline is the mean of the *others* of a group (RLOO)
@@ -126,6 +128,8 @@ class ObjectiveAdvantages:
 
     def _generate_and_score_completions(self, inputs: list[dict[str, object]]) -> dict[str, Tensor]:
         output = super()._generate_and_score_completions(inputs)  # type: ignore[misc]
+        if not self.model.training:  # a look at held-out prompts updates nothing
+            return output
         extra_BK = advantages_apart(
             self._latest_rewards,
             weights=self.combining.combination.weights,

@@ -49,6 +49,7 @@ from align.policies.conditioned import AdapterConfig, ConditionedFamily, attach,
 from align.policies.guided import GuidedFamily
 from align.preferences import Weights
 from align.runs import Workspace, model_dir
+from align.training.watch import refuse_looks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -110,6 +111,7 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> GuidedFami
 def check_config(config: Config) -> None:
     """UserError on a value that is no PARM configuration."""
     check_pair_config(config)
+    refuse_looks(config)
     if config.labels == "given":
         raise UserError("given labels follow one objective each, and PARM needs all of a pair; use labels: scalarised")
     if config.lora_r or config.mle_weight:

@@ -44,7 +44,8 @@ class StageConfig(ModelSettings):
     only. `batch_size` counts examples per device and micro-step. `save_steps`: steps between the checkpoints that an
     interrupted call resumes from (None: none are written, right for a stage of seconds, which is simply run again).
     What is logged lies in the run's `log.jsonl`; `report_to` names trackers that get it too (tensorboard, wandb,
-    trackio; align/training/logs.py).
+    trackio; align/training/logs.py). `eval_steps` above 0 looks at validation rows every so many steps, and
+    `early_stopping` looks without a better one end the training, whose best point is kept (align/training/watch.py).
     """
 
     epochs: float = 1.0
@@ -60,12 +61,15 @@ class StageConfig(ModelSettings):
     save_steps: int | None = 200
     logging_steps: int = 10
     report_to: tuple[str, ...] = ()
+    eval_steps: int = 0
+    early_stopping: int = 0
 
     def __post_init__(self) -> None:
         checks.optimiser(self)
         check_model_settings(self, lora_r=getattr(self, "lora_r", 0))
         checks.above_zero(self, "epochs")
         check_trackers(self.report_to)
+        checks.looks(self)
         if self.max_steps < 1 and self.max_steps != -1:
             raise UserError(f"max_steps must be at least 1 (or -1: as many as epochs take), not {self.max_steps}")
 

@@ -7,6 +7,7 @@ checkpoint stands. Several trainings in one folder (a method's rounds) share the
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -84,7 +85,7 @@ class CloseTrackers(TrainerCallback):
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, *_: object, **__: object) -> None:
         if "wandb" in args.report_to and state.is_world_process_zero:
-            import wandb
+            wandb = importlib.import_module("wandb")
 
             wandb.finish()
 

@@ -78,6 +78,4 @@ def require_4bit() -> None:
 def refuse_lora_dropout(settings: ModelSettings) -> None:
     """UserError for dropout where the policy that samples and the one that is trained must be the same."""
     if settings.lora_dropout:
-        raise UserError(
-            "on-policy training samples from the very policy that it trains; set lora_dropout to 0"
-        )
+        raise UserError("on-policy training samples from the very policy that it trains; set lora_dropout to 0")

@@ -34,7 +34,8 @@ from align.models.formats import formatter, settle
 from align.models.stored.precision import trained_dtype
 from align.objectives.scoring import readable_padding, score, scored_ids, segments
 from align.runs import Ledger, checkpoints, write_json
-from align.training.common import StageConfig, drop_checkpoints, final_loss, finish_trainer, resume_point
+from align.training.common import StageConfig, drop_checkpoints, final_loss, finish_trainer
+from align.training.watch import train_watched, watched
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -139,13 +140,14 @@ def train_scorer(
     limit = checks.longest_row(config.max_length, scorer)
     train = encoded(pairs, tokenizer, limit)
     held_out = encoded(kind.checked(validation), tokenizer, None).rows if validation else []
-    trainer = kind.build(config, scorer=scorer, tokenizer=tokenizer, pairs=train.rows, out=out)
+    looks = watched(config, held_out, keep=list)
+    trainer = kind.build(config, scorer=scorer, tokenizer=tokenizer, pairs=[*train.rows, *looks], out=out)
     finish_trainer(trainer, label=kind.label, ledger=ledger, parameters=count_parameters(scorer, embeddings=False))
     choice = None
     if config.choose_epoch:
         choice = EpochChoice(out / BEST, tokenizer=tokenizer, rows=kind.ordered(held_out))
         trainer.add_callback(choice)
-    trainer.train(resume_from_checkpoint=resume_point(out))
+    seen = train_watched(trainer, config, count=len(train.rows), out=out)
     if choice is not None:
         choice.restore(trainer.model)
     if config.keep_adapter:
@@ -156,7 +158,8 @@ def train_scorer(
     drop_checkpoints(out)
     checkpoints.drop(out / BEST)
     on_rows = kind.measure(trained, tokenizer, train.rows[:1000])
-    tested = kind.measure(trained, tokenizer, held_out) if held_out and choice is None else {}
+    chosen_by = choice is not None or config.early_stopping  # rows that chose the point are no measure of it
+    tested = kind.measure(trained, tokenizer, held_out) if held_out and not chosen_by else {}
     return {
         **{name: tested.get(name) for name in on_rows if name != "n"},
         **({} if choice is None else {"best_validation_accuracy": choice.best["accuracy"]}),
@@ -167,6 +170,7 @@ def train_scorer(
         "too_long": train.too_long,
         "dropped_by_template": train.unsaid,
         "epoch": None if choice is None else choice.best["epoch"],
+        **seen,
     }
 
 

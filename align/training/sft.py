@@ -13,8 +13,9 @@ from align.errors import UserError
 from align.models import count_parameters, load_tokenizer, lora_config, save_model, set_dropout
 from align.runs import Ledger
 from align.training.bits import completion_bits
-from align.training.common import StageConfig, drop_checkpoints, final_loss, finish_trainer, resume_point
+from align.training.common import StageConfig, drop_checkpoints, final_loss, finish_trainer
 from align.training.model_settings import model_in_training
+from align.training.watch import train_watched, watched
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -53,8 +54,8 @@ def sft(
     """Fine-tune `model` on `prompt`, `completion` rows, save `out/model`, and return metrics; resumes.
 
     Metrics: `loss` (nats per completion token, last logged), `bits_per_byte` of the validation completions given their
-    prompts (None without), `steps`, `trained_on` and `too_long` (rows). Raises UserError on a row without prompt or
-    completion.
+    prompts (None without them, or where early stopping chose by them), `steps`, `trained_on` and `too_long` (rows),
+    with `eval_steps` also `held_out`. Raises UserError on a row without prompt or completion.
     """
     from datasets import Dataset
     from transformers import set_seed
@@ -66,6 +67,7 @@ def sft(
     set_dropout(language_model, config.dropout)
     kept = keep_short(rows, tokenizer, checks.longest_row(config.max_length, language_model))
     set_seed(config.seed)
+    looks = watched(config, validation, keep=lambda rows: keep_short(rows, tokenizer, None))
     trainer = SFTTrainer(
         model=language_model,
         # Packing in TRL's best-fit form is quadratic in the length on a CPU; a length of None truncates nothing, and
@@ -73,22 +75,27 @@ def sft(
         args=SFTConfig(
             **config.arguments(out), completion_only_loss=True, packing=False, max_length=None, shuffle_dataset=False
         ),
-        train_dataset=Dataset.from_list(kept),
+        train_dataset=Dataset.from_list([*kept, *looks]),
         processing_class=tokenizer,
         peft_config=adapter_of(config, language_model),
     )
     finish_trainer(trainer, label="sft", ledger=ledger, parameters=count_parameters(language_model, embeddings=False))
-    trainer.train(resume_from_checkpoint=resume_point(out))
+    texts = [f"{row['prompt']}{row['completion']}" for row in looks]
+    held_out = train_watched(trainer, config, count=len(kept), out=out, texts=texts)
     merges = config.lora_r and config.merge_adapter and not config.load_in_4bit
     trained = trainer.model.merge_and_unload() if merges else trainer.model
     save_model(trained, tokenizer, out / "model")
     drop_checkpoints(out)
     return {
         "loss": final_loss(trainer),
-        "bits_per_byte": completion_bits(trained, tokenizer, validation).per_byte if validation else None,
+        # rows that chose the point kept are no measure of it
+        "bits_per_byte": None
+        if not validation or config.early_stopping
+        else completion_bits(trained, tokenizer, validation).per_byte,
         "steps": trainer.state.global_step,
         "trained_on": len(kept),
         "too_long": len(rows) - len(kept),
+        **held_out,
     }
 
 

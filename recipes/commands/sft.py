@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from align import checks
 from align.data.sources import demonstrations
+from align.data.split import held_out_parts
 from align.runs import Ledger, Metrics, model_dir, run_stage
 from recipes.config import option, parse, section_field, with_flags
 from recipes.pipeline.inputs import closing_line, content_key
@@ -29,6 +31,7 @@ class Config:
         "chosen side): file, directory, hub id"
     )
     out: str = option("runs/sft", help="run directory to write")
+    held_out: float = option(0.0, help="share of the prompts kept for validation (bits per byte, eval_steps)")
     limit: int | None = option(None, help="read only the first rows")
     max_steps: int | None = option(None, help="stop after so many optimizer steps")
     seed: int | None = option(None, help="seed of the order of rows and of dropout")
@@ -36,19 +39,23 @@ class Config:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    config, _ = parse(Config, argv, program="align sft", about=__doc__ or "")
+    config, where = parse(Config, argv, program="align sft", about=__doc__ or "")
     training = with_flags(config.training, max_steps=config.max_steps, seed=config.seed)
     model, drops = model_dir(config.model), Counter[str]()
+    checks.shares(config, "held_out", place=f"{where}: ")
     rows = demonstrations(config.data, limit=config.limit, drops=drops)
+    parts = held_out_parts(rows, share=config.held_out, seed=training.seed)
 
     def body(folder: Path, ledger: Ledger) -> Metrics:
         from align.training.sft import sft
 
-        metrics = sft(training, model=model, rows=rows, out=folder, ledger=ledger)
+        held_out = parts["validation"] or None
+        metrics = sft(training, model=model, rows=parts["train"], validation=held_out, out=folder, ledger=ledger)
         return {"rows": len(rows), "dropped": dict(drops), **metrics}
 
     inputs = {"model": content_key(config.model), "data": content_key(config.data)}
-    keyed = {"training": training, "limit": config.limit}
+    keyed: dict[str, object] = {"training": training, "limit": config.limit}
+    keyed |= {"held_out": config.held_out} if config.held_out else {}
     print(closing_line(run_stage(config.out, stage="sft", config=keyed, body=body, inputs=inputs)))
     return 0
 

@@ -35,6 +35,7 @@ from align.objectives.metered import Metered
 from align.runs import Ledger, Workspace
 from align.training.common import drop_checkpoints, finish_trainer, resume_point
 from align.training.model_settings import refuse_lora_dropout
+from align.training.watch import Watch, held_out_prompts, watch
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -90,7 +91,7 @@ class PlainSampling(TrainerCallback):
 
 def check_sampling(config: OnPolicyConfig) -> None:
     """UserError on numbers that no on-policy trainer can mean."""
-    check_training(config)
+    check_training(config, can_look=True)
     refuse_lora_dropout(config)
     completions = config.batch_size * config.gradient_accumulation
     if config.num_generations < 2 or completions % config.num_generations:
@@ -180,8 +181,9 @@ def build_trainer(
     model = model_to_train(problem.reference, config) if start.model is None else start.model
     tokenizer = formatted(load_tokenizer(problem.reference) if start.tokenizer is None else start.tokenizer)
     stop_at(ending_ids(model, tokenizer), model)
-    prompts, left_out = sayable(problem.prompts or (), formatter(tokenizer))
-    check_prompts(prompts, model=model, tokenizer=tokenizer, max_tokens=config.max_completion_length)
+    said, left_out = sayable(problem.prompts or (), formatter(tokenizer))
+    check_prompts(said, model=model, tokenizer=tokenizer, max_tokens=config.max_completion_length)
+    prompts, held = looked_at(said, config=config)
     funcs, weights = [f for f, _ in rewards], [weight for _, weight in rewards]
     arguments = {
         **trainer_arguments(config, run.folder, max_steps=config.steps),
@@ -230,7 +232,28 @@ def build_trainer(
     bind(funcs, trainer.model)
     if penalty is not None:
         penalty.trainer = trainer
+    if held:
+        watch_prompts(trainer, held, config=config, folder=run.folder)
     return trainer
+
+
+def looked_at(prompts: Sequence[Row], *, config: OnPolicyConfig) -> tuple[Sequence[Row], Sequence[Row]]:
+    """The prompts to train on, and those that training looks at (none without `eval_steps`)."""
+    if not config.eval_steps:
+        return prompts, ()
+    out = held_out_prompts([row["prompt"] for row in prompts], share=config.validation, seed=config.seed)
+    train, looks = ([row for row, held in zip(prompts, out, strict=True) if held is side] for side in (False, True))
+    return train, looks
+
+
+def watch_prompts(trainer: Trainer, held: Sequence[Row], *, config: OnPolicyConfig, folder: Path) -> None:
+    """Look at one sample for each of these prompts, and at what the prompts' own text costs."""
+    from datasets import Dataset
+
+    trainer.eval_dataset = Dataset.from_list([dict(row) for row in held])
+    trainer.num_generations_eval = 1
+    texts = [row["prompt"] for row in held if isinstance(row["prompt"], str)]
+    watch(trainer, config, folder=folder, texts=texts, resumed=resume_point(folder) is not None)
 
 
 def run_trainer(trainer: Trainer, *, label: str, folder: Path, ledger: Ledger, save: bool = True) -> dict[str, object]:
@@ -250,12 +273,14 @@ def run_trainer(trainer: Trainer, *, label: str, folder: Path, ledger: Ledger, s
     except RuntimeError:
         checks.finite_weights(trainer.model)  # sampling from a policy that is not a number
         raise
+    looks = next((one for one in trainer.callback_handler.callbacks if isinstance(one, Watch)), None)
+    held_out = {} if looks is None else {"held_out": looks.finish(trainer.model)}
     # Besides the training step: sampling, the policy's and the reference's log-probabilities, 2 N a token each.
     ledger.add(flops=6 * parameters * (ledger.tokens - before))
     if save:
         save_model(trainer.model, trainer.processing_class, folder / "model")
     drop_checkpoints(folder)
-    means = {**last_means(trainer.state.log_history), **counted(trainer.prompts_left_out)}
+    means = {**last_means(trainer.state.log_history), **counted(trainer.prompts_left_out), **held_out}
     return means if conflict is None else {**means, "conflict": conflict.report()}
 
 
