@@ -1,5 +1,6 @@
 # Everything a newcomer types. The first target that needs it builds .venv; a stamp file keeps it from happening twice.
 #   make demo SEED=1            the exact testbed, end to end, to runs/demo/report.html (another seed, another directory)
+#   make chat DATA=../shared/data a chat model end to end, to runs/chat/report.html
 #   make hh DATA=../shared/data real preference data, end to end, to runs/hh/report.html
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -23,10 +24,10 @@ unexport PYTHONDONTWRITEBYTECODE
 unexport VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo hh docs test test-all lint clean
+.PHONY: help setup chat demo hh docs test test-all lint clean
 
 help:
-	@echo "make setup | demo [SEED=0] | hh [DATA=../shared/data] | docs | test | test-all | lint | clean"
+	@echo "make setup | demo [SEED=0] | chat [DATA=../shared/data] | hh [DATA=../shared/data] | docs | test | test-all | lint | clean"
 
 setup: $(STAMP)
 
@@ -36,6 +37,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP_INSTALL) torch setuptools
 	$(PIP_INSTALL) --no-build-isolation -e '.[dev]'
 	touch $@
+
+chat: $(STAMP)
+	$(BIN)/align chat --data $(DATA)
 
 demo: $(STAMP)
 	$(BIN)/align demo --seed $(SEED)

@@ -17,6 +17,7 @@ from align.errors import UserError, guarded
 COMMANDS = {
     "demo": ("recipes.commands.demo", "the exact testbed end to end: worlds, methods, shifts, report"),
     "hh": ("recipes.commands.hh", "real preference data end to end: pretraining to report"),
+    "chat": ("recipes.commands.chat", "a chat model end to end: suites, reward models, methods, what changed, report"),
     "planted": (
         "recipes.commands.planted",
         "tiny models with a planted mechanism of failure, and the probes' view of them",

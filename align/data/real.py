@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from align.data import clean_comparisons, clean_texts, load_comparisons, load_rows
+from align.data.sources import demonstrations
 from align.errors import UserError
 
 PARTS = ("train", "judge", "test")
@@ -85,6 +86,24 @@ def load_texts(
         return [], {}
     clean, drops = clean_texts(rows, cleaning)
     return clean, dict(drops)
+
+
+def load_demonstrations(
+    data: str, *, files: Sequence[str], limit: int | None, max_characters: int | None
+) -> tuple[Rows, dict[str, int]]:
+    """(replies to imitate with an id, sources taking turns, drops by reason); files are relative to the folder `data`.
+
+    Pairs of prompt and completion above `max_characters` are left out and counted.
+    """
+    by_file: list[Rows] = []
+    drops: Counter[str] = Counter()
+    for name in files:
+        rows = demonstrations(str(Path(data).expanduser() / name), limit=limit, drops=drops)
+        short = [r for r in rows if max_characters is None or len(r["prompt"] + r["completion"]) <= max_characters]
+        drops["longer than max_characters"] += len(rows) - len(short)
+        by_file.append([{"id": f"{Path(name).name.split('.')[0]}:{i}", **row} for i, row in enumerate(short)])
+    longest = max(map(len, by_file), default=0)
+    return [rows[i] for i in range(longest) for rows in by_file if i < len(rows)], dict(+drops)
 
 
 def passages(text: str, *, size: int) -> list[str]:

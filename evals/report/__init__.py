@@ -6,7 +6,7 @@ page of trade-offs. What that one reads beside the keys of the methods, shifts, 
 optional, a missing part is left out): `reward_models` as rows {scorer, trained_on, tested_on, pairs, accuracy, ci, n,
 over}, `samples` as rows {prompt, row, preference, completion, values}, `ledger` as {stage: {seconds, cpu_seconds,
 tokens, flops, peak_memory_mb, ...}} with a `total`, `provenance` as {config, versions, seed, commit, platform,
-threads}, `notes` as a list of sentences.
+threads}, `notes` as a list of sentences, `tables` as {title, how, head, rows} of text.
 """
 
 import json

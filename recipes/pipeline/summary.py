@@ -43,6 +43,7 @@ class Summary:
     reward_models: Sequence[Table] | None = None
     reward_model_leads: Sequence[Table] | None = None
     second_judge: Table | None = None
+    tables: Sequence[Table] | None = None  # further ones: title, how, head, rows of text
     notes: Sequence[str] = ()
     provenance: Table = field(default_factory=dict)
     ledger: Tables = field(default_factory=dict)

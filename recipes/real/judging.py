@@ -117,7 +117,9 @@ def evaluate(
     facts = {"cells": len(cells), "samples_per_response": made.samples_per_response, "passed_over": passed}
     if judged.texts and isinstance(made, ModelPolicy):
         held_out = [row["text"] for row in part_of(data, "validation")[: judged.texts]]
-        facts["bits_per_byte"] = text_bits(made.model, made.tokenizer, held_out).per_byte
+        each = [text_bits(made.model, made.tokenizer, [text]) for text in held_out]
+        facts["bits_per_byte"] = sum(one.bits for one in each) / sum(one.bytes for one in each)
+        facts["bits_per_byte_of_texts"] = [one.per_byte for one in each]
     return facts
 
 

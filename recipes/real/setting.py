@@ -250,7 +250,7 @@ def setting_of(config: Config, *, where: str) -> tuple[RealData, tuple[Row, ...]
         known = ", ".join(row.name for row in rows)
         raise UserError(f"{where}: controls: overspender_of {closed.overspender_of!r} is not a row of methods: {known}")
     setting = RealData(
-        data=Data(config.data, texts.text, NAMES), seed=config.seed, out=Path(config.out),
+        data=Data(config.data, texts.text, NAMES, texts.demonstrations), seed=config.seed, out=Path(config.out),
         budget=_budget(config, texts, where=where), preferences=preferences, prompts=config.prompts,
         texts=config.texts, closed=closed, spender=spender,
         sampling=section(Sampling, {"seed": config.seed, **config.sampling}, where=where, name="sampling"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from align.data import CleanConfig
 from align.data import real as source
-from align.runs import Metrics, Run, Workspace, fingerprint, model_dir, stage
+from align.runs import Metrics, Run, Workspace, fingerprint, is_gguf, model_dir, stage
 from recipes.pipeline.inputs import content_key
 from recipes.pipeline.rows import Fit
 
@@ -23,16 +23,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Data:
-    """What `--data` names, known by the bytes of the files that are read."""
+    """What `--data` names, known by the bytes of the files that are read: comparisons, text, replies to imitate."""
 
     path: str
     files: tuple[str, ...]
     names: tuple[str, ...]
+    demonstrations: tuple[str, ...] = ()
 
     @property
     def fingerprint(self) -> str:
         read = [*source.comparison_sources(self.path, names=self.names).values()]
         read += source.text_sources(self.path, files=self.files)
+        read += [f"{self.path}/{name}" for name in self.demonstrations]
         return fingerprint({"files": [content_key(one) for one in read], "names": self.names})
 
 
@@ -49,7 +51,10 @@ class Given:
 
 @dataclass(frozen=True, kw_only=True)
 class Texts:
-    """`limit` rows per source; `text` files relative to --data, cut into pieces of `piece` characters."""
+    """`limit` rows per source; `text` files relative to --data, cut into pieces of `piece` characters.
+
+    `demonstrations`: files there with replies that pairs set against the reference's own.
+    """
 
     limit: int | None
     text: tuple[str, ...]
@@ -58,15 +63,17 @@ class Texts:
     validation_texts: int
     parts: dict[str, float]
     cleaning: CleanConfig = field(default_factory=CleanConfig)
+    demonstrations: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs:
-    """Reference samples: two for each of `prompts` training prompts."""
+    """Reference samples: two for each of `prompts` training prompts, and one against each of so many demonstrations."""
 
     prompts: int
     max_new_tokens: int
     batch_size: int
+    demonstrations: int = 0
 
 
 @stage(name="hh rows")
@@ -90,19 +97,30 @@ def prepare(work: Workspace, *, data: Data, seed: int, rows: Texts) -> Metrics:
     }
     for name, content in written.items():
         source.write_rows(work.folder / f"{name}.jsonl", content)
-    counts = {part: len(content) for part, content in written.items()}
-    return {"names": list(names), "rows": counts, "dropped": {**drops, "text": text_drops}}
+    counts, dropped = {part: len(content) for part, content in written.items()}, {**drops, "text": text_drops}
+    if data.demonstrations:
+        shown, dropped["demonstrations"] = source.load_demonstrations(
+            data.path, files=data.demonstrations, limit=rows.limit, max_characters=cleaning.max_characters
+        )
+        source.write_rows(work.folder / "demonstrations.jsonl", shown)
+        counts["demonstrations"] = len(shown)
+    return {"names": list(names), "rows": counts, "dropped": dropped}
 
 
 @stage
 def given(work: Workspace, *, model: Given) -> Metrics:
-    """The model that everything starts from where it is not pretrained here, as a run that others can need."""
+    """The model that everything starts from where it is not pretrained here; a .gguf file is unpacked into the run."""
+    from align.models import gguf_to_folder
+
+    if is_gguf(model.path):
+        gguf_to_folder(model.path, work.folder / "model")
     return {"model": model_dir(model.path)}
 
 
 def checkpoint(run: Run) -> str:
     """The model directory, or hub id, of a run that trained a model or stands for a given one."""
-    return str(run.metrics["model"]) if run.stage == "given" else model_dir(run.path)
+    unpacked = (run.path / "model").is_dir()
+    return str(run.metrics["model"]) if run.stage == "given" and not unpacked else model_dir(run.path)
 
 
 def part_of(data: Run, part: str) -> source.Rows:
@@ -184,26 +202,37 @@ def reward_model(
 def pairs(
     work: Workspace, *, data: Run, reference: Run, reward_models: Mapping[str, Run], drawn: Pairs, seed: int
 ) -> Metrics:
-    """Two samples of the reference per training prompt, scored by the reward models in z units of all these samples."""
+    """Two samples of the reference per training prompt, or a demonstration and a sample, scored by the reward models
+    in z units of all these replies.
+    """
+    from align.models.sampling import Drawn
     from align.objectives import RewardModelObjective, ZScore, save_normalizer
     from align.policies.base import ModelPolicy
 
-    found = source.unique_prompts(part_of(data, "train"))[: drawn.prompts]
-    texts, policy = [row["prompt"] for row in found], ModelPolicy(checkpoint(reference))
+    asked = source.unique_prompts(part_of(data, "train"))[: drawn.prompts]
+    shown = part_of(data, "demonstrations")[: drawn.demonstrations] if drawn.demonstrations else []
+    policy, found = ModelPolicy(checkpoint(reference)), [*asked, *shown]
+    texts = [row["prompt"] for row in found]
     options = {"max_new_tokens": drawn.max_new_tokens, "batch_size": drawn.batch_size}
-    first, second = (policy.generate(texts, seed=seed + side, **options) for side in (0, 1))
-    work.ledger.add(samples_drawn=2 * len(texts), scores_read=2 * len(texts) * len(reward_models))
+    first = policy.draw(texts[: len(asked)], seed=seed, **options)
+    first += [Drawn((), True, row["completion"]) for row in shown]
+    replies = [*first, *policy.draw(texts, seed=seed + 1, **options)]
+    ids = [list(reply.ids) for reply in replies]
+    work.ledger.add(samples_drawn=len(replies) - len(shown), scores_read=len(replies) * len(reward_models))
     columns, names = [], data.metrics["names"]  # whose order is in the data's key, where a mapping's is in none
     for name in names:
-        scores = RewardModelObjective(reward_models[name].path, name=name)(texts + texts, first + second)
+        objective = RewardModelObjective(reward_models[name].path, name=name)
+        scores = objective(texts + texts, [reply.text for reply in replies], completion_ids=ids)
         normalizer = ZScore.fit(scores)
         save_normalizer(normalizer, work.folder / f"normalizer-{name}.json")
         columns.append(normalizer(scores))
     rows = []
     for i, row in enumerate(found):
-        a, b = [c[i] for c in columns], [c[len(found) + i] for c in columns]
-        if first[i].strip() != second[i].strip():
-            rows.append({**row, "a": first[i], "b": second[i], "scores_a": a, "scores_b": b})
+        j = len(found) + i
+        a, b = replies[i].text, replies[j].text
+        if a.strip() != b.strip():
+            kept = {"id": row["id"], "prompt": row["prompt"], "a": a, "b": b, "a_ids": ids[i] or None, "b_ids": ids[j]}
+            rows.append({**kept, "scores_a": [c[i] for c in columns], "scores_b": [c[j] for c in columns]})
     source.write_rows(work.folder / "rows.jsonl", rows)
     return {"names": names, "rows": len(rows), "same completion twice": len(found) - len(rows)}
 

@@ -42,7 +42,8 @@ FLOORS = (
 )
 MOST_LAYERS, MOST_ENTRIES, MOST_LINES, MEDIAN_LINES, MOST_PARAMETERS = 7, 15, 400, 120, 8
 MOST_ANY, MOST_RECIPE_LINES, README_BYTES = 500, 7_500, 10_240
-LONG_LISTS = {"align/methods", "recipes/configs", "evals/shifts"}  # one file for each thing of a kind
+# one file for each thing of a kind
+LONG_LISTS = {"align/methods", "recipes/commands", "recipes/configs", "evals/shifts"}
 EVERYWHERE = [path for top in (*PACKAGES, "tests", "docs") for path in sorted((ROOT / top).rglob("*.py"))]
 FOLDERS = sorted({path.parent for path in FILES} | {ROOT / name for name in LONG_LISTS})
 MODULES = module_graph()

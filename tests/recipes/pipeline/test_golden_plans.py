@@ -149,6 +149,9 @@ def flat(form: dict[str, object]) -> dict[str, object]:
     if training is not None:
         form |= {"training": jsonable(training)}
     plain = jsonable(form)
+    for part in (plain, plain.get("rows")):  # what `align chat` alone gives
+        if isinstance(part, dict) and not part.get("demonstrations"):
+            part.pop("demonstrations", None)
     empty: tuple[object, ...] = (None, [], {}, "none")
     return {name: unwrapped(value) for name, value in plain.items() if value not in empty or value is False}
 

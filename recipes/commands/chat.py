@@ -1,0 +1,48 @@
+"""A chat model end to end: suites, reward models, methods with LoRA, what each policy gained and cost -> report.
+
+align chat --data ../shared/data
+align chat --model Qwen/Qwen2.5-0.5B-Instruct --data ../shared/data --out runs/chat-qwen
+
+MODEL is a hub id, a directory or a .gguf file; without one SmolLM2-135M-Instruct, from the hub or from a PyPI wheel.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from align.runs import model_dir, write_json
+from recipes.config import parse
+from recipes.pipeline.plan import ordered, plan
+from recipes.pipeline.provenance import publish
+from recipes.pipeline.tasks import run_calls
+from recipes.real.chat import Config, more_calls
+from recipes.real.setting import setting_of
+
+DEFAULTS = Path(__file__).parents[1] / "configs" / "chat.yaml"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    config, where = parse(Config, argv, program="align chat", about=__doc__ or "", defaults=DEFAULTS)
+    if config.model is None:
+        from recipes.real.small_model import small_chat_model
+
+        config = dataclasses.replace(config, model=small_chat_model())
+    model_dir(str(config.model))  # a folder without config or tokenizer is an error now
+    setting, rows = setting_of(config, where=where)
+    made = plan(setting, rows)
+    calls = more_calls(made, setting, config, where=where)
+    run_calls(ordered([*made.calls, *calls.every]), workers=config.workers, label="chat")
+    from recipes.real.chat_summary import chat_summary
+
+    summary, claims = chat_summary(config, made, setting, calls)
+    write_json(setting.out / "claims.json", {"claims": claims, "tables": summary.tables, "notes": summary.notes})
+    publish(summary.jsonable(), out=setting.out, words="\n".join(summary.notes))
+    return 0
+
+
+if __name__ == "__main__":
+    from recipes.cli import script
+
+    script("chat")

@@ -1,0 +1,89 @@
+"""The summary of a chat model's run: that of real data, and beside it refusals, tax, shifts, best-of-n and claims."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from align.data.load import iterate_rows
+from align.runs import Call, open_run
+from evals.items import NO_SHIFT, Json
+from evals.report.against_reference import (
+    Measured,
+    changes,
+    claim_sentences,
+    claims,
+    curves_table,
+    points_table,
+    refusals,
+    rewards,
+    shifts_table,
+)
+from evals.tables.suite_outcomes import read_outcomes
+from recipes.pipeline.plan import Plan, vertices
+from recipes.pipeline.setting import REFERENCE
+from recipes.pipeline.summary import Summary
+from recipes.real.chat import Calls, Config
+from recipes.real.setting import RealData
+from recipes.real.summary import real_summary, sampled_of
+
+LIMITS = (
+    "Refusals are found by patterns near the start of a response (English). What shows no pattern is UNCLEAR and "
+    "counts as no refusal, whether it complies, evades or is nonsense: a share refused is a lower bound of the share "
+    "not complied with, and nothing here says how harmful an answer is."
+)
+
+
+def measured(suites: Call, cells: Call, *, names: tuple[str, ...]) -> dict[str, Measured]:
+    """Shift -> all that was measured of one policy there, by item; rewards, bits and choices without a shift only."""
+    outcomes = [one for group in read_outcomes(suites.out / "safety").values() for one in group]
+    clusters = {one.item: one.cluster for one in outcomes}
+    under = {
+        shift: Measured(refused=refusals(outcomes, shift=shift), clusters=clusters)
+        for shift in dict.fromkeys(one.shift for one in outcomes)
+    }
+    texts = open_run(cells.out).metrics.get("bits_per_byte_of_texts") or []
+    under[NO_SHIFT] = dataclasses.replace(
+        under[NO_SHIFT],
+        right=right_choices(suites.out / "standard"),
+        rewards=rewards(sampled_of([cells]), names=names),
+        bits={str(i): value for i, value in enumerate(texts)},
+    )
+    return under
+
+
+def right_choices(folder: Path) -> dict[str, float]:
+    """Item -> whether the choice of highest likelihood is the right one, of all choice suites in a folder."""
+    rows = [row for _, row in iterate_rows(folder / "cells.jsonl") if row["measurement"] == "choices"]
+    return {f"{row['suite']}:{row['item']}": float(row["value"]["correct"]) for row in rows if "value" in row}
+
+
+def chat_summary(config: Config, plan: Plan, setting: RealData, calls: Calls) -> tuple[Summary, dict[str, Json]]:
+    """(The summary of a finished run, its claims)."""
+    names, start = setting.objectives, (REFERENCE, "")
+    every = {
+        (row, label): measured(suites, next(c for c in plan.cells[row] if label in ("", c.out.name)), names=names)
+        for (row, label), suites in calls.suites.items()
+    }
+    ends = [(setting.spender.name, w.label) for w in vertices(len(names))]
+    kind, safe = (changes(every[end][NO_SHIFT], reference=every[start][NO_SHIFT]) for end in ends)
+    claimed = claims(
+        {
+            "unsafe_refusal_gain": safe["unsafe_refusal"], "safe_refusal_cost": safe["safe_refusal"],
+            "unsafe_refusal_change_helpful": kind["unsafe_refusal"], "helpful_gain": kind["helpful"],
+            "harmless_gain": safe["harmless"], "tax_bits_per_byte": safe.get("bits_per_byte"),
+            "tax_bits_per_byte_helpful": kind.get("bits_per_byte"), "choices_right_change": safe.get("choices_right"),
+        },
+        command=f"align chat --seed {config.seed}",
+    )  # fmt: skip
+    under = {shift: {one: every[one][shift] for one in (start, *ends)} for shift in every[start]}
+    tables = [
+        points_table({one: found[NO_SHIFT] for one, found in every.items()}, reference=start),
+        shifts_table(under, reference=start),
+        curves_table(open_run(calls.best_of.out).metrics["curves"], names=names),
+    ]
+    made = real_summary(config, plan, setting)
+    causes = open_run(calls.attribution.out).metrics["sentences"]
+    notes = [*made.notes, *claim_sentences(claimed, row=setting.spender.name), *causes, LIMITS]
+    title = f"Helpful against harmless on {Path(str(config.model)).name}, seed {config.seed}"
+    return dataclasses.replace(made, title=title, tables=tables, notes=notes), claimed
