@@ -132,8 +132,10 @@ def scorer_to_read(
     path: str | Path, *, pad_token_id: int, eos_token_id: int, any_heads: bool = False, dtype: str = "auto"
 ) -> PreTrainedModel:
     """`load_scorer` in eval mode, on the GPU where there is one, there in bfloat16 unless it is small."""
-    tokens = {"pad_token_id": pad_token_id, "eos_token_id": eos_token_id}
-    return to_read(load_scorer(path, **tokens, any_heads=any_heads, dtype=frozen_dtype(path, dtype)))
+    held = frozen_dtype(path, dtype)
+    return to_read(
+        load_scorer(path, pad_token_id=pad_token_id, eos_token_id=eos_token_id, any_heads=any_heads, dtype=held)
+    )
 
 
 def _stored_scorer(
