@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from align.data.turns import Turn, transcript
+from align.data.turns import Turn, is_transcript, transcript
 from align.objectives import Objective
 from evals.backends.base import Backend, Completion
 from evals.backends.rendering import Renderer
@@ -33,8 +33,7 @@ class Rewards:
     needs: tuple[str, ...] = ("completion",)
 
     def config(self) -> Fields:
-        prompts = "lines" if self.renderer.template == "plain" else "transcripts"
-        return {"objectives": dict(self.fingerprints), "prompts": prompts}
+        return {"objectives": dict(self.fingerprints), "template": self.renderer.template}
 
     def measure(self, cells: Sequence[Cell], *, backend: Backend) -> list[Value]:
         values: list[Value] = [Missing("not_measured")] * len(cells)
@@ -57,17 +56,16 @@ class Rewards:
         if isinstance(completion, Missing):
             return completion
         plain = self._said(Prompt((*cell.item.before, Message("user", cell.item.request))))
-        return _Scored(plain, f" {response.strip()}", self._said(cell.question), f" {completion['text'].strip()}")
+        return _Scored(plain, self._reply(response), self._said(cell.question), self._reply(completion["text"]))
 
     def _said(self, prompt: Prompt) -> str:
-        """The prompt as objectives are given it: lines of plain text where the policy reads those, else a transcript.
+        """The prompt as rows hold it, which a reward model reads in a format of its own; of HH data a transcript."""
+        said = self.renderer.said(prompt)
+        return said if self.renderer.template != "hh" or is_transcript(said) else transcript([Turn("user", said)])
 
-        Not as the policy's own template writes it: a reward model has a format of its own.
-        """
-        if self.renderer.template == "plain":
-            return self.renderer.said(prompt)
-        turns = [Turn(turn.role, turn.content.strip()) for turn in prompt.turns]
-        return transcript(turns, open_reply=not prompt.prefill)
+    def _reply(self, text: str) -> str:
+        """A response as rows hold it; behind a chat template every character of it counts."""
+        return f" {text}" if self.renderer.template == "chat" else f" {text.strip()}"
 
     def _scores(self, name: str, texts: Sequence[_Scored]) -> list[dict[str, float | None]]:
         plain = self.objectives[name]([t.plain for t in texts], [t.decoded for t in texts])

@@ -24,7 +24,7 @@ class PairScores:
     needs: tuple[str, ...] = ()
 
     def config(self) -> Fields:
-        return {"responses": "one space before each, none of them shifted"}
+        return {"responses": "as the prompt format begins a reply, none of them shifted"}
 
     def measure(self, cells: Sequence[Cell], *, backend: Backend) -> list[Value]:
         if not isinstance(backend, RewardBackend):

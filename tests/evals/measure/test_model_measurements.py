@@ -22,6 +22,7 @@ from evals.measure.measurements import CompletionOf
 from evals.measure.model_measurements import AgainstReference, BitsPerByte, Rewards
 from evals.measure.store import CellStore
 from evals.shifts.base import Shift
+from factories.chat_styles import chat_tokenizer
 
 PLAIN = Shift("none", "none", "none", lambda text, rng: Prompt.user(text))
 LOUD = Shift("loud", "style", "mismatched", lambda text, rng: Prompt.user(text.upper()), decode=str.lower)
@@ -100,6 +101,22 @@ def test_rewards_read_the_original_request_and_the_decoded_response(tiny_model: 
     assert not isinstance(good, Missing) and good["length.plain"] == len(seen[0][0]) + 500
     assert good["length.shifted"] == len(seen[1][0]) + 500
     assert isinstance(empty, Missing) and empty.reason == "empty_completion"
+
+
+def test_objectives_get_a_chat_policys_conversation_and_not_its_rendering() -> None:
+    seen: list[tuple[str, str]] = []
+
+    def kept(prompts: Sequence[str], completions: Sequence[str], **_: Any) -> list[float]:
+        seen.extend(zip(prompts, completions, strict=True))
+        return [0.0] * len(prompts)
+
+    item = Item("i", "why tea ", before=(Message("user", "hi"), Message("assistant", "yes")))
+    cell = request("why tea ", "Sure:\n- a\n", finished=True, item=item)
+    Rewards({"kept": kept}, {"kept": "f"}, renderer(chat_tokenizer("llama3"))).measure([cell], backend=None)  # type: ignore[arg-type]
+    assert seen == [
+        ("\n\nHuman: hi\n\nAssistant: yes\n\nHuman: why tea \n\nAssistant:", " Sure:\n- a\n"),
+        ("why tea ", " Sure:\n- a\n"),
+    ]
 
 
 def test_bits_per_byte_by_hand(pair: tuple[TransformersBackend, TransformersBackend]) -> None:
