@@ -12,18 +12,32 @@ from align.errors import UserError
 from align.preferences import Weights
 
 Row = Mapping[str, Any]
+Ids = tuple[int, ...] | None
+SIDES = (("a", "b"), ("chosen", "rejected"))
 LABELS = ("given", "scalarised", "objectives")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A labelled comparison; `swapped` says that the second response of the row won."""
+    """A labelled comparison; `swapped` says that the second response of the row won.
+
+    A response that was drawn has its ids, the ending one among them if it came; a text has None.
+    """
 
     id: str
     prompt: str
     chosen: str
     rejected: str
     swapped: bool
+    chosen_ids: Ids = None
+    rejected_ids: Ids = None
+
+    @classmethod
+    def of(cls, row: Row, *, swapped: bool = False) -> Pair:
+        """A row's two responses, the first one chosen unless `swapped`."""
+        sides = list(zip(responses_of(row), ids_of(row), strict=True))
+        (chosen, chosen_ids), (rejected, rejected_ids) = reversed(sides) if swapped else sides
+        return cls(str(row["id"]), row["prompt"], chosen, rejected, swapped, chosen_ids, rejected_ids)
 
 
 def required_rows(rows: Sequence[Row] | None, *, method: str) -> Sequence[Row]:
@@ -40,12 +54,28 @@ def required_rows(rows: Sequence[Row] | None, *, method: str) -> Sequence[Row]:
 
 def responses_of(row: Row) -> tuple[str, str]:
     """The row's two responses in stored order: `a`, `b` or `chosen`, `rejected`; UserError when it has neither."""
-    for first, second in (("a", "b"), ("chosen", "rejected")):
+    first, second = _sides(row)
+    for name in (first, second):
+        if not isinstance(row[name], str):
+            raise UserError(f"comparison {row.get('id', '?')}: {name} is {row[name]!r}; make it text")
+    return row[first], row[second]
+
+
+def ids_of(row: Row) -> tuple[Ids, Ids]:
+    """The token ids of both responses as they were drawn, in the order of `responses_of`: `a_ids`, `b_ids` or
+    `chosen_ids`, `rejected_ids`; None for a response that is a text alone. UserError on a value that is no ids.
+    """
+    first, second = (row.get(f"{side}_ids") for side in _sides(row))
+    for ids in (first, second):
+        if ids is not None and not (ids and isinstance(ids, (list, tuple)) and all(type(i) is int for i in ids)):
+            raise UserError(f"comparison {row.get('id', '?')}: ids of a response are {ids!r:.40}; give a list of ids")
+    return None if first is None else tuple(first), None if second is None else tuple(second)
+
+
+def _sides(row: Row) -> tuple[str, str]:
+    for first, second in SIDES:
         if first in row and second in row:
-            for name in (first, second):
-                if not isinstance(row[name], str):
-                    raise UserError(f"comparison {row.get('id', '?')}: {name} is {row[name]!r}; make it text")
-            return row[first], row[second]
+            return first, second
     raise UserError(f"comparison {row.get('id', '?')} has neither a and b nor chosen and rejected")
 
 
@@ -68,7 +98,7 @@ def given_pairs(rows: Sequence[Row], *, weights: Weights, names: Sequence[str]) 
     for row in kept:
         if "chosen" not in row or "rejected" not in row:
             raise UserError(f"comparison {row.get('id', '?')} has no chosen and rejected; use labels: scalarised")
-    return [Pair(str(row["id"]), row["prompt"], row["chosen"], row["rejected"], False) for row in kept]
+    return [Pair.of({name: row[name] for name in row if name not in SIDES[0]}) for row in kept]
 
 
 def annotated_pairs(
@@ -84,14 +114,12 @@ def annotated_pairs(
         raise UserError(f"the annotator's temperature tau must be above 0, not {tau}")
     pairs = []
     for row in rows:
-        first, second = responses_of(row)
         first_K, second_K = scores[str(row["id"])]
         if len(first_K) != len(weights) or len(second_K) != len(weights):
             raise UserError(f"comparison {row['id']} has {len(first_K)} scores for {len(weights)} objectives")
         difference = sum(w * (x - y) for w, x, y in zip(weights, first_K, second_K, strict=True))
         wins = _draw(row, weights=weights, seed=seed) < _sigmoid(difference / tau)
-        chosen, rejected = (first, second) if wins else (second, first)
-        pairs.append(Pair(str(row["id"]), row["prompt"], chosen, rejected, not wins))
+        pairs.append(Pair.of(row, swapped=not wins))
     return pairs
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from align import checks
 from align.data.comparisons import Pair, annotated_pairs, given_pairs
-from align.engines.pairs import PairTrainingConfig, carry, check_lengths, check_pair_config, dpo_trainer, judged_rows
+from align.engines.pairs import PairTrainingConfig, carry, check_pair_config, dpo_trainer, judged_rows
 from align.engines.points import known_as
 from align.engines.problem import Problem
 from align.engines.settings import train_and_save
@@ -126,7 +126,6 @@ def train_on_pairs(
 
     Returns metrics.
     """
-    kept = check_lengths(pairs, reference=reference, max_length=config.max_length)
     data: dict[str, Any] = {"adapter": adapter, "config": config, "reference": reference, "beta": beta}
     trainer = build_trainer(pairs, weights, folder=run.folder, **data)
     used = multiplied_parameters(trainer.model, tokens_per_preference=mean_length(trainer.train_dataset))
@@ -139,7 +138,7 @@ def train_on_pairs(
     done = train_and_save(trainer, label=f"dpo {adapter.kind}", run=place, save=save, config=config)
     # One pass of the reference over the pairs (2 N tokens), on top of the training the callback counted.
     run.ledger.add(tokens=spent.tokens, flops=(6 + 2) * used * spent.tokens)
-    return {"loss": done.loss, **done.more, "pairs": len(pairs), "pairs_dropped_by_length": len(pairs) - kept}
+    return {"loss": done.loss, **done.more, "pairs": len(pairs), **trainer.lost}
 
 
 def build_trainer(

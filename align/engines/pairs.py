@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from align import checks
 from align.data.comparisons import LABELS, JudgedRows, Pair, Row, required_rows, row_scores
@@ -26,11 +26,13 @@ from align.models import load_tokenizer
 from align.objectives.metered import objective_scores
 from align.preferences import Weights
 from align.runs import Ledger, Workspace
+from align.training.rows import Encoder, counted, require_any, start_logprobs
 from align.training.token_mean import with_token_mean
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
     from trl import DPOTrainer
 
 
@@ -95,7 +97,6 @@ def train_on_pairs(
     """
     if config.labels != "given":
         run.ledger.add(scores_read=len(pairs))
-    kept = check_lengths(pairs, reference=reference, max_length=config.max_length)
     trainer = dpo_trainer(pairs, config=config, reference=reference, beta=beta, folder=run.folder)
     if shift_reference is not None:
         trainer.train_dataset = shift_reference(trainer.train_dataset)
@@ -103,36 +104,69 @@ def train_on_pairs(
     # One pass of the reference over the pairs (2 N tokens), on top of the training the callback counted.
     # The pairs' samples are charged where they were drawn, once for all points that train on them.
     run.ledger.add(flops=2 * done.work / config.epochs)
-    return {"loss": done.loss, **done.more, "pairs": len(pairs), "pairs_dropped_by_length": len(pairs) - kept}
+    return {"loss": done.loss, **done.more, "pairs": len(pairs), **trainer.lost}
 
 
-def check_lengths(pairs: Sequence[Pair], *, reference: str, max_length: int | None) -> int:
-    """How many pairs TRL keeps (it drops those whose prompt fills `max_length`); UserError when none is left."""
-    if max_length is None:
-        return len(pairs)
-    ids = load_tokenizer(reference)([pair.prompt for pair in pairs])["input_ids"]
-    kept = sum(len(row) < max_length for row in ids)
-    if not kept:
-        raise UserError(f"every prompt fills max_length = {max_length}; raise max_length")
-    return kept
+def pair_rows(
+    pairs: Sequence[Pair], *, tokenizer: PreTrainedTokenizerBase, max_length: int | None
+) -> tuple[list[dict[str, Any]], dict[str, float | None]]:
+    """(Ids of the pairs by column, with the pair's id; counts of what was left out or cut.)
+
+    A pair of which the length leaves the same tokens on both sides tells nothing and is left out. UserError when no
+    pair is left.
+    """
+    encoder, rows = Encoder(tokenizer, max_length=max_length), []
+    encoder.lost["dropped_as_equal"] = 0
+    for pair in pairs:
+        row = encoder(pair.prompt, (pair.chosen, pair.chosen_ids), (pair.rejected, pair.rejected_ids))
+        if row is not None:
+            chosen, rejected = row.replies
+            if row.cut and chosen == rejected:
+                encoder.lost["dropped_as_equal"] += 1
+                continue
+            rows.append({"id": pair.id, "prompt_ids": row.prompt, "chosen_ids": chosen, "rejected_ids": rejected})
+    require_any(rows, encoder, what="pair")
+    return rows, counted(encoder.lost, what="pairs")
 
 
 def dpo_trainer(
     pairs: Sequence[Pair], *, config: PairTrainingConfig, reference: str, beta: float, folder: Path
 ) -> DPOTrainer:
-    """A DPOTrainer on these pairs, with every default that matters set on purpose."""
+    """A DPOTrainer on these pairs, whose `lost` counts those that are left out or cut (metrics `pairs_...`).
+
+    Its data set has the columns id, prompt_ids, chosen_ids, rejected_ids, ref_chosen_logps and ref_rejected_logps.
+    """
+    from datasets import Dataset
+
+    trainer = bare_trainer(config, reference=reference, beta=beta, folder=folder)
+    rows, lost = pair_rows(pairs, tokenizer=trainer.processing_class, max_length=config.max_length)
+    if config.max_length is None:
+        longest = max(len(r["prompt_ids"]) + max(len(r["chosen_ids"]), len(r["rejected_ids"])) for r in rows)
+        checks.fits(longest, trainer.model, what="the longest comparison", fix="set max_length, or leave such rows out")
+    asked = [(row["prompt_ids"], row[side]) for side in ("chosen_ids", "rejected_ids") for row in rows]
+    logps = start_logprobs(trainer, asked, batch_size=4 * config.batch_size)
+    trainer.train_dataset = Dataset.from_list(
+        [
+            {**row, "ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+            for row, chosen, rejected in zip(rows, logps[: len(rows)], logps[len(rows) :], strict=True)
+        ]
+    )
+    trainer.lost = lost
+    return trainer
+
+
+def bare_trainer(config: PairTrainingConfig, *, reference: str, beta: float, folder: Path) -> DPOTrainer:
+    """A DPOTrainer with every default that matters set on purpose, still without its rows of ids.
+
+    TRL prepares one stand-in row as text; what is set as `train_dataset` afterwards is trained as it is.
+    """
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    model = model_to_train(reference, config)
-    if config.max_length is None:
-        texts = [pair.prompt + reply for pair in pairs for reply in (pair.chosen, pair.rejected)]
-        longest = 1 + max(len(ids) for ids in load_tokenizer(reference)(texts)["input_ids"])
-        checks.fits(longest, model, what="the longest comparison", fix="set max_length, or leave such rows out")
-    else:
+    model, tokenizer = model_to_train(reference, config), load_tokenizer(reference)
+    if config.max_length is not None:
         checks.longest_row(config.max_length, model)
     with_mle = config.mle_weight > 0
-    columns = ("id", "prompt", "chosen", "rejected")
     if not sys.stderr.isatty():
         os.environ["TQDM_DISABLE"] = "1"  # a log file is no place for a bar; TRL has no other switch for this one
     trainer = DPOTrainer(
@@ -142,13 +176,12 @@ def dpo_trainer(
             beta=beta,
             loss_type=["sigmoid", "sft"] if with_mle else ["sigmoid"],
             loss_weights=[1.0, config.mle_weight] if with_mle else None,
-            max_length=config.max_length,  # TRL's default of 1024 would drop rows without a word
-            precompute_ref_log_probs=True,  # the model in memory is the checkpoint on disk at this moment
-            precompute_ref_batch_size=4 * config.batch_size,
+            max_length=None,  # rows of ids are cut where they are counted
+            precompute_ref_log_probs=True,  # read from the data set, where they are those of the model at this moment
             disable_dropout=not config.lora_dropout,  # the model itself has none
         ),
-        train_dataset=Dataset.from_dict({name: [getattr(pair, name) for pair in pairs] for name in columns}),
-        processing_class=load_tokenizer(reference),
+        train_dataset=Dataset.from_list([{"prompt": tokenizer.eos_token, "chosen": "", "rejected": ""}]),
+        processing_class=tokenizer,
         peft_config=adapter_config(config, model),
     )
     return with_token_mean(trainer, mle_weight=config.mle_weight) if with_mle else trainer

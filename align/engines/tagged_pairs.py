@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align import checks
-from align.data.comparisons import Pair
-from align.engines.pairs import PairTrainingConfig, dpo_trainer
+from align.engines.pairs import PairTrainingConfig, bare_trainer
 from align.engines.settings import TrainingConfig, adapter_config, model_to_train, train_and_save, trainer_arguments
 from align.errors import UserError
 from align.models import count_parameters, load_tokenizer, save_model
@@ -145,8 +144,7 @@ def build_pair_trainer(
 ) -> DPOTrainer:
     """A DPOTrainer of coefficient `beta` on rows of `encoded` (set as its `train_dataset`); tag tokens forbidden."""
     tokenizer = load_tokenizer(start)
-    stand_in = Pair("stand-in", tokenizer.eos_token, "", "", False)
-    trainer = dpo_trainer([stand_in], config=config, reference=start, beta=beta, folder=folder)
+    trainer = bare_trainer(config, reference=start, beta=beta, folder=folder)
     forbid(trainer.model, tag_ids(tokenizer, tags))
     trainer.train_dataset = dataset
     return trainer

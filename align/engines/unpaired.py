@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from align import checks
-from align.data.comparisons import LABELS, Row, given_pairs, responses_of, row_scores
+from align.data.comparisons import LABELS, Ids, Row, given_pairs, ids_of, responses_of, row_scores
 from align.engines.problem import Problem
 from align.engines.settings import TrainingConfig, check_training
 from align.errors import UserError
@@ -41,13 +41,14 @@ class UnpairedConfig(TrainingConfig):
 
 @dataclass(frozen=True)
 class Example:
-    """A labelled response; `id` is its comparison's, and `side` (0 or 1) its place there."""
+    """A labelled response; `id` is its comparison's, and `side` (0 or 1) its place there; `ids` if it was drawn."""
 
     id: str
     side: int
     prompt: str
     completion: str
     label: bool
+    ids: Ids = None
 
 
 def check_labels(config: UnpairedConfig) -> None:
@@ -99,9 +100,9 @@ def given_examples(rows: Sequence[Row], *, weights: Weights, names: Sequence[str
     if rows and "label" in rows[0]:
         return _labelled(rows, weights=weights, names=names)
     return [
-        Example(pair.id, side, pair.prompt, text, side == 0)
+        Example(pair.id, side, pair.prompt, text, side == 0, ids)
         for pair in given_pairs(rows, weights=weights, names=names)
-        for side, text in enumerate((pair.chosen, pair.rejected))
+        for side, (text, ids) in enumerate(((pair.chosen, pair.chosen_ids), (pair.rejected, pair.rejected_ids)))
     ]
 
 
@@ -146,7 +147,7 @@ def thresholded_examples(
             continue
         else:
             label = value > limits[scope]
-        examples.append(Example(str(row["id"]), side, row["prompt"], text, label))
+        examples.append(Example(str(row["id"]), side, row["prompt"], text, label, ids_of(row)[side]))
     if len({example.label for example in examples}) < 2:
         raise UserError(
             f"at w = {weights.label} no two responses fall on different sides of the threshold {config.threshold}; "

@@ -24,7 +24,6 @@ from align.engines.gradient_step import CombinedGradients, ConflictRecord, combi
 from align.engines.pairs import (
     PairTrainingConfig,
     carry,
-    check_lengths,
     check_pair_config,
     dpo_trainer,
     judged_rows,
@@ -128,15 +127,13 @@ def train_on(
     run: Workspace,
 ) -> dict[str, object]:
     """Train one model on the same pairs under every objective's labels, save it in `run.folder/model`; metrics."""
-    kept = check_lengths(labelled[0], reference=reference, max_length=config.max_length)
     trainer, record = build_trainer(
         labelled, combination=combination, config=config, reference=reference, folder=run.folder
     )
     done = train_and_save(trainer, label=f"gradient_dpo {run.folder.stem}", run=run, config=config)
     # Beside training: one pass of the reference over the pairs (2 N a token), a backward pass (4 N) per objective more.
     run.ledger.add(flops=2 * done.work / config.epochs + 4 * done.work * (len(labelled) - 1))
-    counts = {"pairs": len(labelled[0]), "pairs_dropped_by_length": len(labelled[0]) - kept}
-    return {"loss": done.loss, **done.more, **counts, **record.report()}
+    return {"loss": done.loss, **done.more, "pairs": len(labelled[0]), **trainer.lost, **record.report()}
 
 
 def build_trainer(

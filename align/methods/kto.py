@@ -22,7 +22,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from align import checks
 from align.data.comparisons import required_rows
@@ -43,8 +43,10 @@ from align.models import load_tokenizer
 from align.policies.base import PointFamily
 from align.preferences import Weights
 from align.runs import Workspace
+from align.training.rows import Encoded, Encoder, counted, require_any, start_logprobs
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
     from trl import KTOTrainer
 
 ASKED_BY = (Weights,)
@@ -135,41 +137,31 @@ def side_weights(examples: Sequence[Example], *, config: Config) -> tuple[float,
 
 def train_on(examples: Sequence[Example], *, config: Config, reference: str, run: Workspace) -> dict[str, float | None]:
     """Train one model with TRL's KTOTrainer, save it in `run.folder/model`, and return metrics."""
-    kept = list(examples)
-    if config.max_length is not None:
-        ids = load_tokenizer(reference)([example.prompt for example in examples])["input_ids"]
-        kept = [example for example, row in zip(examples, ids, strict=True) if len(row) < config.max_length]
-        if len({example.label for example in kept}) < 2:
-            raise UserError(f"max_length = {config.max_length} leaves no prompts with both labels; raise max_length")
-    trainer = build_trainer(kept, config=config, reference=reference, folder=run.folder)
+    trainer = build_trainer(examples, config=config, reference=reference, folder=run.folder)
     done = train_and_save(trainer, label=f"kto {run.folder.stem}", run=run)
     # Besides training: the policy on the moved completions, the reference on both, 2 N a token each.
     run.ledger.add(flops=6 * done.work)
-    return {
-        "loss": done.loss,
-        "examples": len(kept),
-        "desirable": sum(example.label for example in kept),
-        "examples_dropped_by_length": len(examples) - len(kept),
-    }
+    return {"loss": done.loss, **trainer.lost}
 
 
 def build_trainer(examples: Sequence[Example], *, config: Config, reference: str, folder: Path) -> KTOTrainer:
-    """A KTOTrainer on these examples, with every default that matters set on purpose."""
+    """A KTOTrainer on these examples, with every default that matters set on purpose.
+
+    Its `lost` has the number of examples it trains on and of those that are left out or cut, as metrics.
+    """
     from datasets import Dataset
     from trl import KTOConfig, KTOTrainer
 
     model, tokenizer = model_to_train(reference, config), load_tokenizer(reference)
-    if config.max_length is None:
-        longest = 1 + max(len(ids) for ids in tokenizer([e.prompt + e.completion for e in examples])["input_ids"])
-        checks.fits(longest, model, what="the longest example", fix="set max_length, or leave such rows out")
-    else:
-        checks.longest_row(config.max_length, model)
-    desirable, undesirable = side_weights(examples, config=config)
+    limit = checks.longest_row(config.max_length, model)
+    rows, lost = encoded(examples, tokenizer=tokenizer, max_length=config.max_length)
+    longest = max(row.longest for row in rows.values())
+    checks.fits(longest, model, what="the longest example", fix="set max_length, or leave such rows out")
+    kept = list(rows)
+    desirable, undesirable = side_weights(kept, config=config)
     if not sys.stderr.isatty():
         os.environ["TQDM_DISABLE"] = "1"  # a log file is no place for a bar; TRL has no other switch for this one
-    ordered = passes(examples, config=config)
-    columns = {name: [getattr(example, name) for example in ordered] for name in ("prompt", "completion", "label")}
-    return KTOTrainer(
+    trainer = KTOTrainer(
         model=model,
         args=KTOConfig(
             **trainer_arguments(config, folder, epochs=1.0),  # `passes` has laid out all epochs
@@ -177,13 +169,68 @@ def build_trainer(examples: Sequence[Example], *, config: Config, reference: str
             loss_type="kto",
             desirable_weight=desirable,
             undesirable_weight=undesirable,
-            max_length=config.max_length,  # TRL's default of 1024 would cut examples without a word
-            precompute_ref_log_probs=True,  # the model in memory is the checkpoint on disk at this moment
-            precompute_ref_batch_size=4 * config.batch_size,
+            max_length=None,  # rows of ids are cut where they are counted
+            precompute_ref_log_probs=True,  # read from the data set, where they are those of the model at this moment
             train_sampling_strategy="sequential",  # the completions of a batch are paired before training
             disable_dropout=not config.lora_dropout,  # the model itself has none
         ),
-        train_dataset=Dataset.from_dict(columns),
+        # TRL prepares stand-ins as text; what is set as its data set afterwards is trained as it is.
+        train_dataset=Dataset.from_list(
+            [{"prompt": tokenizer.eos_token, "completion": "", "label": label} for label in (True, False)]
+        ),
         processing_class=tokenizer,
         peft_config=adapter_config(config, model),
     )
+    columns = columns_of(passes(kept, config=config), rows=rows, batch_size=config.batch_size, limit=limit)
+    for name, ids in (("ref_logps", "completion_ids"), ("ref_KL_logps", "KL_completion_ids")):
+        asked = list(zip(columns["prompt_ids"], columns[ids], strict=True))
+        columns[name] = start_logprobs(trainer, asked, batch_size=4 * config.batch_size)
+    trainer.train_dataset = Dataset.from_dict(columns)
+    trainer.lost = {"examples": len(kept), "desirable": sum(example.label for example in kept), **lost}
+    return trainer
+
+
+def encoded(
+    examples: Sequence[Example], *, tokenizer: PreTrainedTokenizerBase, max_length: int | None
+) -> tuple[dict[Example, Encoded], dict[str, float | None]]:
+    """The ids of the examples that are kept, and counts of those that are left out or cut.
+
+    Responses of a prompt that the length makes equal, with both labels among them, tell nothing and are left out.
+    UserError when examples of one label alone are left.
+    """
+    encoder = Encoder(tokenizer, max_length=max_length)
+    found = {e: row for e in examples if (row := encoder(e.prompt, (e.completion, e.ids))) is not None}
+    groups: dict[tuple[int, ...], list[Example]] = {}
+    for example, row in found.items():
+        groups.setdefault((*row.prompt, -1, *row.replies[0]), []).append(example)
+    equal = {
+        example
+        for group in groups.values()
+        if any(found[e].cut for e in group) and len({e.label for e in group}) == 2
+        for example in group
+    }
+    encoder.lost["dropped_as_equal"] = len(equal)
+    kept = {example: row for example, row in found.items() if example not in equal}
+    require_any(list(kept), encoder, what="example")
+    if len(kept) < len(examples) and len({example.label for example in kept}) < 2:
+        raise UserError(f"max_length = {max_length} leaves no prompts with both labels; raise max_length")
+    return kept, counted(encoder.lost, what="examples")
+
+
+def columns_of(
+    examples: Sequence[Example], *, rows: Mapping[Example, Encoded], batch_size: int, limit: int | None
+) -> dict[str, list[Any]]:
+    """The examples as columns of KTOTrainer's data set; in each batch completions are moved on by one for its KL."""
+    heads, tails = [rows[e].prompt for e in examples], [rows[e].replies[0] for e in examples]
+    moved: list[list[int]] = []
+    for start in range(0, len(tails), batch_size):
+        part = tails[start : start + batch_size]
+        moved += [part[-1], *part[:-1]]
+    if limit is not None:  # a moved completion may stand behind a longer prompt than its own
+        moved = [tail[: limit - len(head)] for head, tail in zip(heads, moved, strict=True)]
+    return {
+        "prompt_ids": heads,
+        "completion_ids": tails,
+        "KL_completion_ids": moved,
+        "label": [example.label for example in examples],
+    }

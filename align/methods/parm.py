@@ -29,11 +29,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align import checks
-from align.data.comparisons import Pair, Row, annotated_pairs, responses_of
+from align.data.comparisons import Pair, Row, annotated_pairs
 from align.engines.pairs import (
     PairTrainingConfig,
     carry,
-    check_lengths,
     check_pair_config,
     dpo_trainer,
     judged_rows,
@@ -170,7 +169,7 @@ def train(
     done = train_and_save(trainer, label=f"parm {run.folder.stem}", run=run, save=save)
     # TRL has read each pair once before, for reference log-probabilities that are not used.
     run.ledger.add(flops=2 * done.work / (config.epochs * config.draws))
-    return {"loss": done.loss, "pairs": pairs, "pairs_dropped_by_length": len(rows) - pairs}
+    return {"loss": done.loss, "pairs": pairs, **trainer.lost}
 
 
 def build_trainer(
@@ -181,9 +180,8 @@ def build_trainer(
     import torch
     from datasets import concatenate_datasets
 
-    pairs = [Pair(str(row["id"]), row["prompt"], *responses_of(row), swapped=False) for row in rows]
+    pairs = [Pair.of(row) for row in rows]
     beta, count = arm_beta(config), len(next(iter(wins.values())))
-    check_lengths(pairs, reference=start, max_length=config.max_length)
     trainer = dpo_trainer(pairs, config=config, reference=start, beta=beta, folder=folder)
     asked = attach(trainer.model, adapter_of(config, count=count), seed=config.seed)
     rng, columns = np.random.default_rng(config.seed), without_reference(trainer.train_dataset)

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align import checks
-from align.data.comparisons import Pair, required_rows, responses_of, row_scores
-from align.engines.pairs import PairTrainingConfig, check_lengths, dpo_trainer
+from align.data.comparisons import Pair, required_rows, row_scores
+from align.engines.pairs import PairTrainingConfig, dpo_trainer
 from align.engines.points import check_preferences, train_points
 from align.engines.problem import Problem
 from align.engines.settings import TrainingConfig, check_training, train_and_save
@@ -69,7 +69,7 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> PointFamil
     rows = required_rows(problem.comparisons, method="rebel")
     used = [k for k in range(len(names)) if any(weights[k] > 0 for weights in problem.preferences)]
     scores = scores_of(config, problem, run.ledger, used=used)
-    pairs = [Pair(str(row["id"]), row["prompt"], *responses_of(row), swapped=False) for row in rows]
+    pairs = [Pair.of(row) for row in rows]
 
     def body(weights: Weights, point: Workspace) -> Mapping[str, object]:
         values = weighted(scores, weights=[weights[k] for k in used])
@@ -134,12 +134,11 @@ def train_on(
 
     The loss in the metrics is the mean square in squared reward units.
     """
-    kept = check_lengths(pairs, reference=reference, max_length=config.max_length)
     trainer = build_trainer(pairs, values=values, config=config, reference=reference, folder=run.folder)
     done = train_and_save(trainer, label=f"rebel {run.folder.stem}", run=run)
     # One pass of the reference over the pairs (2 N a token), on top of the training the callback counted.
     run.ledger.add(flops=2 * done.work / config.epochs)
-    return {"loss": done.loss, "pairs": len(pairs), "pairs_dropped_by_length": len(pairs) - kept}
+    return {"loss": done.loss, "pairs": len(pairs), **trainer.lost}
 
 
 def build_trainer(
