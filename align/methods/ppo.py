@@ -112,9 +112,7 @@ def check_config(config: Config) -> None:
     if config.save_steps is not None:
         raise UserError("ppo writes no checkpoints while it trains; leave save_steps out")
     if config.gradient_checkpointing:
-        raise UserError(
-            "ppo reads its policy in eval mode, without checkpoints; leave gradient_checkpointing out"
-        )
+        raise UserError("ppo reads its policy in eval mode, without checkpoints; leave gradient_checkpointing out")
 
 
 def describe(config: Config, *, weights: Weights) -> str:

@@ -242,6 +242,11 @@ class Formatter:
             return text
         return text if self._text(prompt)[-1:].isspace() else f" {text}"
 
+    def said(self, prompt: str, reply: str) -> str:
+        """The reply as the model says it: in a chat template without the space by which rows part it from a prompt."""
+        chat = self.format.template == "chat" and not prompt[-1:].isspace()
+        return reply.removeprefix(" ") if chat else reply
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a reply's ids without special tokens; a tokenizer that drops a text's first space keeps it."""
         alone = self.tokenizer.decode(list(ids), skip_special_tokens=True)
@@ -264,7 +269,7 @@ class Formatter:
         return self.format.template != "chat" or has_system_turn(self.tokenizer, self.format.chat_kwargs)
 
     def _chat_tail(self, head: list[int], prompt: str, reply: str, *, ended: bool) -> list[int]:
-        turns, said = list(turns_of(prompt)), reply if prompt[-1:].isspace() else reply.removeprefix(" ")
+        turns, said = list(turns_of(prompt)), self.said(prompt, reply)
         if turns[-1].role == "assistant":  # begun already: the reply goes on
             turns[-1] = Turn("assistant", turns[-1].content + reply)
         else:

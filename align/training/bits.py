@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from align.errors import UserError
 from align.models import context_of
+from align.models.formats import formatter
 from align.models.reading import Reader, Row, evaluated
 
 if TYPE_CHECKING:
@@ -68,13 +69,14 @@ def completion_bits(
     batch_size: int = 16,
 ) -> Bits:
     """The completions' code length given their prompts (demonstrations); prompt bytes and end tokens do not count."""
-    limit = _limit(model, context)
+    limit, form, size = _limit(model, context), formatter(tokenizer), 0
     windows: list[Row] = []
     for row in rows:
-        prompt = tokenizer(row["prompt"], add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id]
-        completion = tokenizer(row["completion"], add_special_tokens=False)["input_ids"]
+        prompt, completion = form.row(row["prompt"], row["completion"], ended=False)
+        prompt = prompt or [tokenizer.eos_token_id]
         windows += _windows([*prompt, *completion], len(prompt), limit)
-    return _total(model, tokenizer, windows, sum(len(row["completion"].encode()) for row in rows), batch_size)
+        size += len(form.said(row["prompt"], row["completion"]).encode())
+    return _total(model, tokenizer, windows, size, batch_size)
 
 
 def _limit(model: PreTrainedModel, context: int | None) -> int:

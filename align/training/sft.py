@@ -1,9 +1,10 @@
-"""Supervised fine-tuning on demonstrations: the loss falls on the completion and its end token only."""
+"""Supervised fine-tuning on demonstrations: the loss falls on the reply only, and on what closes it in its format."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ from align import checks
 from align.data.comparisons import Row
 from align.errors import UserError
 from align.models import count_parameters, load_tokenizer, lora_config, save_model, set_dropout
+from align.models.chat import FormatError
+from align.models.formats import TEMPLATES, Choice, formatter, settle
 from align.runs import Ledger
 from align.training.bits import completion_bits
 from align.training.common import StageConfig, drop_checkpoints, final_loss, finish_trainer
@@ -21,18 +24,25 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+LONG_ROWS = ("drop", "cut")
+
 
 @dataclass(frozen=True)
 class SFTConfig_(StageConfig):
     """The optimiser (fields of `StageConfig`) and what is special here; the name leaves `SFTConfig` to TRL.
 
-    `max_length` is in tokens, end token included (None: the model's positions); longer rows are left out and counted.
+    `template` (auto, chat, hh, plain) and `chat_template_kwargs` choose the prompt format where the checkpoint carries
+    none yet; what is trained from here on inherits it. `max_length` is in tokens, the reply's end included (None: the
+    model's positions); longer rows are counted, and with `long_rows` drop left out, with cut trained without an end.
     `lora_r` above 0 trains a LoRA adapter of that rank and merges it into the saved model; with `merge_adapter: false`,
     and on a base of 4 bits, the adapter is saved as it is, with the place of its base.
     """
 
     dropout: float = 0.0
+    template: str = "auto"
+    chat_template_kwargs: Mapping[str, object] | None = None
     max_length: int | None = None
+    long_rows: str = "drop"
     lora_r: int = 0
     lora_alpha: float | None = None
     merge_adapter: bool = True
@@ -40,6 +50,7 @@ class SFTConfig_(StageConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.regularisers(self)
+        checks.one_of(self, template=TEMPLATES, long_rows=LONG_ROWS)
 
 
 def sft(
@@ -54,8 +65,9 @@ def sft(
     """Fine-tune `model` on `prompt`, `completion` rows, save `out/model`, and return metrics; resumes.
 
     Metrics: `loss` (nats per completion token, last logged), `bits_per_byte` of the validation completions given their
-    prompts (None without them, or where early stopping chose by them), `steps`, `trained_on` and `too_long` (rows),
-    with `eval_steps` also `held_out`. Raises UserError on a row without prompt or completion.
+    prompts (None without them, or where early stopping chose by them), `steps`, `trained_on`, `too_long` (rows), with
+    `eval_steps` also `held_out`, and `left_out`, rows by the reason why their template cannot say them. Raises UserError
+    on a row without prompt or completion.
     """
     from datasets import Dataset
     from transformers import set_seed
@@ -65,23 +77,25 @@ def sft(
     tokenizer = load_tokenizer(model)
     language_model = model_in_training(config, model, adapter=config.lora_r > 0)
     set_dropout(language_model, config.dropout)
-    kept = keep_short(rows, tokenizer, checks.longest_row(config.max_length, language_model))
+    settle(
+        tokenizer, Choice(config.template, config.chat_template_kwargs or {}), place=str(model),
+        prompts=[row["prompt"] for row in rows if isinstance(row.get("prompt"), str)],
+    )  # fmt: skip
+    limit = checks.longest_row(config.max_length, language_model)
+    kept = training_rows(rows, tokenizer, limit=limit, cut=config.long_rows == "cut")
     set_seed(config.seed)
-    looks = watched(config, validation, keep=lambda rows: keep_short(rows, tokenizer, None))
+    looks = watched(config, validation, keep=lambda rows: training_rows(rows, tokenizer, limit=limit).rows)
     trainer = SFTTrainer(
         model=language_model,
-        # Packing in TRL's best-fit form is quadratic in the length on a CPU; a length of None truncates nothing, and
-        # truncation would cut off the end token.
-        args=SFTConfig(
-            **config.arguments(out), completion_only_loss=True, packing=False, max_length=None, shuffle_dataset=False
-        ),
-        train_dataset=Dataset.from_list([*kept, *looks]),
+        # Rows of ids and labels pass TRL as they are. Packing in its best-fit form is quadratic in the length on a CPU.
+        args=SFTConfig(**config.arguments(out), packing=False, max_length=None, shuffle_dataset=False),
+        train_dataset=Dataset.from_list([*kept.rows, *looks]),
         processing_class=tokenizer,
         peft_config=adapter_of(config, language_model),
     )
     finish_trainer(trainer, label="sft", ledger=ledger, parameters=count_parameters(language_model, embeddings=False))
     texts = [f"{row['prompt']}{row['completion']}" for row in looks]
-    held_out = train_watched(trainer, config, count=len(kept), out=out, texts=texts)
+    held_out = train_watched(trainer, config, count=len(kept.rows), out=out, texts=texts)
     merges = config.lora_r and config.merge_adapter and not config.load_in_4bit
     trained = trainer.model.merge_and_unload() if merges else trainer.model
     save_model(trained, tokenizer, out / "model")
@@ -93,8 +107,9 @@ def sft(
         if not validation or config.early_stopping
         else completion_bits(trained, tokenizer, validation).per_byte,
         "steps": trainer.state.global_step,
-        "trained_on": len(kept),
-        "too_long": len(rows) - len(kept),
+        "trained_on": len(kept.rows),
+        "too_long": kept.too_long,
+        **({"left_out": kept.left_out} if kept.left_out else {}),
         **held_out,
     }
 
@@ -108,18 +123,42 @@ def adapter_of(config: SFTConfig_, model: PreTrainedModel) -> LoraConfig | None:
     )
 
 
-def keep_short(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, limit: int | None) -> list[dict[str, str]]:
-    """The prompts and completions of the rows of at most `limit` tokens, end token included.
+@dataclass
+class Kept:
+    """The rows to train on, ids and labels, how many were longer than the limit, and those left out by reason."""
 
-    Raises UserError on a row without text in either column, and when no row is left.
+    rows: list[dict[str, list[int]]] = field(default_factory=list)
+    too_long: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+def training_rows(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, *, limit: int | None, cut: bool = False
+) -> Kept:
+    """The rows of at most `limit` tokens in the tokenizer's prompt format; `cut`: longer ones, too, up to the limit.
+
+    A row whose prompt alone fills the limit is left out in any case. Raises UserError on a row without text in either
+    column, and when no row is left.
     """
-    kept = []
+    form, kept = formatter(tokenizer), Kept()
     for number, row in enumerate(rows, start=1):
         prompt, completion = row.get("prompt"), row.get("completion")
         if not isinstance(prompt, str) or not isinstance(completion, str) or not completion:
             raise UserError(f"demonstration row {number} has no prompt or no completion; give both as text")
-        if limit is None or len(tokenizer(prompt + completion)["input_ids"]) + 1 <= limit:
-            kept.append({"prompt": prompt, "completion": completion})
-    if not kept:
-        raise UserError(f"none of the {len(rows)} demonstrations fits {limit} tokens; raise max_length or give others")
+        try:
+            head, tail = form.row(prompt, completion)
+        except FormatError as error:
+            kept.left_out[error.reason] += 1
+            continue
+        if limit is not None and len(head) + len(tail) > limit:
+            kept.too_long += 1
+            if not cut or len(head) >= limit:
+                continue
+        ids = [*head, *tail][:limit]
+        kept.rows.append({"input_ids": ids, "labels": ([-100] * len(head) + tail)[:limit]})
+    if not kept.rows:
+        refused = f"; {dict(kept.left_out)} cannot be said in the chat template" if kept.left_out else ""
+        raise UserError(
+            f"none of the {len(rows)} demonstrations fits {limit} tokens{refused}; raise max_length or give others"
+        )
     return kept

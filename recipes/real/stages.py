@@ -203,7 +203,7 @@ def pairs(
     work: Workspace, *, data: Run, reference: Run, reward_models: Mapping[str, Run], drawn: Pairs, seed: int
 ) -> Metrics:
     """Two samples of the reference per training prompt, or a demonstration and a sample, scored by the reward models
-    in z units of all these replies.
+    in z units of all these replies. Samples keep their ids: one that was cut is scored and trained without an end.
     """
     from align.models.sampling import Drawn
     from align.objectives import RewardModelObjective, ZScore, save_normalizer
@@ -234,7 +234,8 @@ def pairs(
             kept = {"id": row["id"], "prompt": row["prompt"], "a": a, "b": b, "a_ids": ids[i] or None, "b_ids": ids[j]}
             rows.append({**kept, "scores_a": [c[i] for c in columns], "scores_b": [c[j] for c in columns]})
     source.write_rows(work.folder / "rows.jsonl", rows)
-    return {"names": names, "rows": len(rows), "same completion twice": len(found) - len(rows)}
+    cut = sum(not reply.ended for reply in replies)
+    return {"names": names, "rows": len(rows), "same completion twice": len(found) - len(rows), "cut samples": cut}
 
 
 class Scored:
