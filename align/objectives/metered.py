@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from align.data.comparisons import Row, responses_of
+from align.data.comparisons import Row, ids_of, responses_of
 from align.errors import UserError
 from align.objectives.base import Objective
 from align.runs import Ledger
@@ -38,14 +38,19 @@ class Metered:
 def objective_scores(
     rows: Sequence[Row], *, objectives: Mapping[str, Objective], ledger: Ledger
 ) -> dict[str, tuple[list[float], list[float]]]:
-    """The scores of both responses of every row, asked from the objectives; UserError where one does not apply."""
-    prompts = [row["prompt"] for row in rows]
+    """The scores of both responses of every row, asked from the objectives; UserError where one does not apply.
+
+    Where all rows carry the ids that were drawn, the objectives get those too, as in TRL's convention.
+    """
+    prompts, drawn = [row["prompt"] for row in rows], [ids_of(row) for row in rows]
     columns_K = []
     for name, objective in objectives.items():
         metered = Metered(name, objective, ledger)
         sides = []
         for side in (0, 1):
-            scores = metered(prompts, [responses_of(row)[side] for row in rows])
+            ids = [list(given) for pair in drawn if (given := pair[side]) is not None]
+            columns = {"completion_ids": ids} if len(ids) == len(rows) else {}
+            scores = metered(prompts, [responses_of(row)[side] for row in rows], **columns)
             for row, score in zip(rows, scores, strict=True):
                 if score is None:
                     raise UserError(f"objective {name} does not apply to comparison {row.get('id')}; drop that row")

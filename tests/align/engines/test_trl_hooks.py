@@ -287,6 +287,10 @@ def pair_trainer(reference: str, folder: Path, **changes: Any) -> Any:
     return pair_training.dpo_trainer(pairs, config=config, reference=reference, beta=2.5, folder=folder)
 
 
+def words_of(ids: Sequence[int]) -> str:
+    return " ".join(WORDS[i] for i in ids)
+
+
 def loss_and_logps(trainer: Any) -> tuple[float, torch.Tensor, torch.Tensor, dict[str, Any]]:
     """TRL's loss on the whole dataset, and the policy's own log-probabilities of chosen and rejected."""
     batch = next(iter(trainer.get_train_dataloader()))
@@ -329,8 +333,10 @@ def test_dpo_precomputes_the_reference_of_the_checkpoint_with_the_end_token(many
 
     data = pair_trainer(many_tokens, tmp_path).train_dataset
     assert all(ids[-1] == WORDS.index("<end>") and len(ids) == 2 for ids in data["chosen_ids"])
-    texts = [text.removesuffix("<end>") for text in data["rejected"]]
-    expected = ModelPolicy(many_tokens).sequence_logprobs(data["prompt"], texts)
+    prompts = [words_of(ids) for ids in data["prompt_ids"]]
+    expected = ModelPolicy(many_tokens).sequence_logprobs(
+        prompts, [f" {words_of(ids[:-1])}" for ids in data["rejected_ids"]]
+    )
     assert list(data["ref_rejected_logps"]) == pytest.approx(expected, abs=1e-4)
 
 
@@ -345,7 +351,8 @@ def test_dpo_adds_the_mean_token_likelihood_of_the_chosen(many_tokens: str, tmp_
 def test_dpo_drops_rows_whose_prompt_fills_the_length(many_tokens: str, tmp_path: Path) -> None:
     trainer = pair_trainer(many_tokens, tmp_path, max_length=3)
     assert len(trainer.train_dataset) == 8  # those of "x :"; "y y :" has three tokens
-    assert set(trainer.train_dataset["prompt"]) == {"x :"}
+    assert {words_of(ids) for ids in trainer.train_dataset["prompt_ids"]} == {"x :"}
+    assert trainer.lost["pairs_dropped_by_length"] == 8
 
 
 # ----------------------------------------------------------------------------------------- callbacks, other trainers

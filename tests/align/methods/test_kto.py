@@ -198,6 +198,7 @@ EXAMPLES = [
     Example("5", 0, "y y :", " A A", True),
 ]
 END = WORDS.index("<end>")
+COLUMNS = ("prompt_ids", "completion_ids")
 
 
 def trainer_of(reference: str, folder: Path, **changes: Any) -> Any:
@@ -212,13 +213,10 @@ def ids_of(text: str) -> list[int]:
 def test_completions_end_and_are_moved_on_by_one_within_a_batch(reference: str, tmp_path: Path) -> None:
     """Contract with TRL; the end token is on every completion, the empty one included."""
     data = trainer_of(reference, tmp_path).train_dataset
-    assert sorted(data["prompt"]) == sorted(e.prompt for e in EXAMPLES)
-    own = [[*ids_of(text.removesuffix("<end>")), END] for text in data["completion"]]
-    assert list(data["completion_ids"]) == own
-    assert list(data["prompt_ids"]) == [ids_of(prompt) for prompt in data["prompt"]]
-    assert list(data["KL_completion_ids"]) == [own[i] for i in (2, 0, 1, 5, 3, 4)]
-    label = {(e.prompt, e.completion + "<end>"): e.label for e in EXAMPLES}
-    assert list(data["label"]) == [label[pair] for pair in zip(data["prompt"], data["completion"], strict=True)]
+    rows = list(zip(data["prompt_ids"], data["completion_ids"], data["label"], strict=True))
+    wanted = [(ids_of(e.prompt), [*ids_of(e.completion), END], e.label) for e in EXAMPLES]
+    assert sorted(rows) == sorted(wanted)
+    assert list(data["KL_completion_ids"]) == [rows[i][1] for i in (2, 0, 1, 5, 3, 4)]
 
 
 def test_batches_come_in_the_order_that_was_paired(reference: str, tmp_path: Path) -> None:
@@ -233,10 +231,11 @@ def test_the_reference_is_the_checkpoint_on_disk(reference: str, tmp_path: Path)
     """Read before the first step, for the completions and for the moved ones, each with its end token."""
     data = trainer_of(reference, tmp_path).train_dataset
     policy = ModelPolicy(reference)
-    texts = [text.removesuffix("<end>") for text in data["completion"]]
-    assert list(data["ref_logps"]) == pytest.approx(policy.sequence_logprobs(data["prompt"], texts), abs=1e-4)
+    prompts, texts = (["".join(f" {WORDS[i]}" for i in ids if i != END) for ids in data[c]] for c in COLUMNS)
+    prompts = [prompt.removeprefix(" ") for prompt in prompts]
+    assert list(data["ref_logps"]) == pytest.approx(policy.sequence_logprobs(prompts, texts), abs=1e-4)
     moved = [texts[i] for i in (2, 0, 1, 5, 3, 4)]
-    assert list(data["ref_KL_logps"]) == pytest.approx(policy.sequence_logprobs(data["prompt"], moved), abs=1e-4)
+    assert list(data["ref_KL_logps"]) == pytest.approx(policy.sequence_logprobs(prompts, moved), abs=1e-4)
 
 
 def plain_logp(model: Any, head: Sequence[int], tail: Sequence[int]) -> float:
