@@ -49,6 +49,7 @@ hh: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python -m docs.generate
+	PYTHONPATH=tests $(BIN)/python -m docs.generate.formats_page
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow and not gpu"

@@ -42,9 +42,7 @@ class Refuser(torch.nn.Module):
             max_position_embeddings=512, vocab_size=self.size, num_hidden_layers=1, to_dict=dict
         )
         self.generation_config = SimpleNamespace(eos_token_id=truth.end)
-        self.known = [
-            (*truth.begun([Turn("user", request)], reply), truth.end) for request, reply in replies.items()
-        ]
+        self.known = [(*truth.begun([Turn("user", request)], reply), truth.end) for request, reply in replies.items()]
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, past_key_values: Any = None,

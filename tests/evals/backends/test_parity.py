@@ -9,6 +9,7 @@ import pytest
 from align.errors import UserError
 from align.models import load_model, load_tokenizer
 from align.models.formats import Choice, formatter, settle
+from docs.generate.formats_page import said
 from evals.attribution.reading import last_hidden_states, read_prompts
 from evals.backends.base import Completion, Generation, completion_of
 from evals.backends.rendering import prompt_of, renderer
@@ -20,6 +21,7 @@ from evals.shifts.base import Shift
 from factories.chat_styles import STYLES, chat_checkpoint
 from factories.parity import Truth, evaluation_paths
 from factories.refuser import COMPLIANCE, REFUSAL, Refuser
+from factories.sources import ROOT
 
 
 @pytest.mark.parametrize("style", [style.name for style in STYLES])
@@ -27,6 +29,8 @@ def test_every_path_lets_the_model_read_the_tokenizers_own_ids(style: str, tmp_p
     paths = evaluation_paths(style, tmp_path)
     assert [(one.path, one.found) for one in paths if not one.right] == []
     assert len(paths) == 10 and all(one.wanted for one in paths)
+    page = said((ROOT / "docs" / "formats.md").read_text(encoding="utf-8"), style=style)
+    assert {one.path: True for one in paths}.items() <= page.items()
 
 
 def chat(style: str, folder: Path, template: str | Choice = "auto") -> TransformersBackend:

@@ -502,7 +502,7 @@ def test_multiple_choice_is_lm_evals(style: str, tmp_path: Path) -> None:
     bridged = run_suites(backend, suites=[one])["made"].scores["accuracy"]
     assert len(theirs) == len(ours) == 210
     for value, sample in zip(ours, theirs, strict=True):
-        found = [logprob for (logprob, _), in sample["resps"]]
+        found = [logprob for ((logprob, _),) in sample["resps"]]
         gaps = [a - b for a, b in zip(value["logprobs"], found, strict=True)]
         assert max(gaps) - min(gaps) < 2e-3 and (chat or abs(gaps[0]) < 2e-3)
         assert value["chosen"] == max(range(len(found)), key=found.__getitem__)
