@@ -47,8 +47,8 @@ def page(styles: Sequence[Sequence[str]], found: Mapping[str, Mapping[str, bool]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in style) + " |" for style in styles]
     lines += [
         "", "## Paths", "",
-        "*yes*: the token ids that reach the model are those of `apply_chat_template(tokenize=True)`, without a template",
-        "the tokenizer's own; rows of SFT and of the DPO family equal those of TRL's trainers on conversational rows.",
+        "*yes*: the token ids that reach the model are those of `apply_chat_template(tokenize=True)`, without a",
+        "template the tokenizer's own; rows of SFT and of the DPO family are those of TRL's trainers on conversations.",
         "",
         "| path | " + " | ".join(names) + " |", "| - |" + " - |" * len(names),
     ]  # fmt: skip
