@@ -94,7 +94,7 @@ def sft(
         peft_config=adapter_of(config, language_model),
     )
     finish_trainer(trainer, label="sft", ledger=ledger, parameters=count_parameters(language_model, embeddings=False))
-    texts = [f"{row['prompt']}{row['completion']}" for row in looks]
+    texts = [tokenizer.decode(row["input_ids"], skip_special_tokens=True) for row in looks]
     held_out = train_watched(trainer, config, count=len(kept.rows), out=out, texts=texts)
     merges = config.lora_r and config.merge_adapter and not config.load_in_4bit
     trained = trainer.model.merge_and_unload() if merges else trainer.model

@@ -250,7 +250,7 @@ def test_the_parts_refuse_completions_that_the_sum_has_not_scored() -> None:
         part(["p"], ["never seen"])
 
 
-def test_an_objective_that_does_not_apply_adds_nothing() -> None:
+def test_an_objective_that_does_not_apply_counts_as_its_groups_mean() -> None:
     class Given:
         def __init__(self, scores: list[float | None]) -> None:
             self.__name__, self.last = "given", scores
@@ -260,7 +260,7 @@ def test_an_objective_that_does_not_apply_adds_nothing() -> None:
 
     total = conditioned_rl.WeightedSum([Given([1.0, None, None]), Given([2.0, 4.0, None])], tags=TAGS)
     told = [TAGS.apply("x :", (0.25, 0.75))] * 3
-    assert total(told, ["A"] * 3, w=[[0.25, 0.75]] * 3) == [1.75, 3.0, None]
+    assert total(told, ["A"] * 3, w=[[0.25, 0.75]] * 3) == [1.75, 3.25, 0.25 * 1.0 + 0.75 * 3.0]
 
 
 def test_the_sequence_kl_is_against_the_reference_without_tags_and_without_tag_tokens(
