@@ -66,8 +66,8 @@ def sft(
 
     Metrics: `loss` (nats per completion token, last logged), `bits_per_byte` of the validation completions given their
     prompts (None without them, or where early stopping chose by them), `steps`, `trained_on`, `too_long` (rows), with
-    `eval_steps` also `held_out`, and `left_out`, rows by the reason why their template cannot say them. Raises UserError
-    on a row without prompt or completion.
+    `eval_steps` also `held_out`, and `left_out`, rows by the reason why their template cannot say them. Raises
+    UserError on a row without prompt or completion.
     """
     from datasets import Dataset
     from transformers import set_seed
