@@ -18,7 +18,7 @@ from evals.judges import rates
 from evals.stats import bootstrap, shares
 from evals.stats import intervals as stats
 from evals.stats.intervals import Interval
-from evals.tables import generalization
+from evals.tables.under_shift import generalization
 
 DRAWS = 500  # bootstrap draws per evaluation here; the tables take 1,000 and more
 SENSITIVITY, SPECIFICITY, VALIDATED = 0.9, 0.95, 200  # the simulated judge, and its labelled responses of each kind

@@ -22,7 +22,7 @@ from align.runs import RUN_FILE, Call, planned
 from evals.items import NO_SHIFT, Json
 from evals.measure.sampling import Sampling
 from evals.stats import intervals as stats
-from evals.tables import shifted_fronts as shifted
+from evals.tables.under_shift import shifted_fronts as shifted
 from recipes.real import judging
 
 DRAWS = 1000

@@ -13,8 +13,8 @@ from benchmarks.shift.plan import Arm, Front, Mitigation, Rows
 from benchmarks.testbed.plan import CONTROLS
 from benchmarks.testbed.table import finished
 from evals.items import NO_SHIFT, Json
-from evals.tables import heldout_families as families
-from evals.tables import shifted_fronts as shifted
+from evals.tables.under_shift import heldout_families as families
+from evals.tables.under_shift import shifted_fronts as shifted
 from recipes.pipeline.plan import Plan
 from recipes.pipeline.summary import answers_of
 from recipes.testbed.demo_summary import exact_of

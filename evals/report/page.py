@@ -10,7 +10,7 @@ from evals.report import plain_text, template, words
 from evals.report.figures import conflict as conflict_figure
 from evals.report.figures import fronts as figures
 from evals.report.figures import svg
-from evals.tables.parts import PARTS
+from evals.tables.under_shift.parts import PARTS
 
 FRONT, PANELS, NARROW = 760, 1040, 330  # pixel widths that figures are drawn at; the style sheet shows what fits
 

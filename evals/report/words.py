@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from evals.items import Fields, Json
-from evals.tables.parts import PARTS
+from evals.tables.under_shift.parts import PARTS
 
 DASH = "\u2013"
 

@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     about = __doc__ or ""
     config, where = parse(Config, argv, program="align held-out-families", about=about, positional=("evaluations",))
     checks.shares(config, "max_missing", place=f"{where}: ")
-    from evals.tables.heldout_families import transfer_matrix
+    from evals.tables.under_shift.heldout_families import transfer_matrix
     from recipes.pipeline.numbers import check_target, files_of, write_numbers
 
     if config.out:

@@ -68,8 +68,8 @@ def sampled_summary(
     seed: int,
 ) -> dict[str, object]:
     """The tables of summary.json from sampled answers; the caller adds provenance and ledger."""
-    from evals.tables.generalization import shifts_table
     from evals.tables.tradeoffs import sampled_table
+    from evals.tables.under_shift.generalization import shifts_table
 
     point = reference_point(answers)
     table = sampled_table(answers, objectives=names, reference_point=point, info=info, seed=seed)

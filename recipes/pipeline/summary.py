@@ -72,8 +72,8 @@ class About:
 
 def summary(plan: Plan, *, about: About, config: object, seed: int) -> Summary:
     """The summary of a plan whose calls are all finished."""
-    from evals.tables.generalization import shifts_table
     from evals.tables.tradeoffs import controls_table, exact_table, sampled_table
+    from evals.tables.under_shift.generalization import shifts_table
 
     names = plan.setting.objectives
     every = [a for row, made in plan.cells.items() if row not in about.apart for a in answers_of(made)]

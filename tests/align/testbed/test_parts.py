@@ -15,7 +15,7 @@ from align.testbed.tabular import Tilted, gold_table
 from align.testbed.transport import Remembered, control_of, plain_of
 from align.testbed.vocabulary import alphabet_ids
 from align.testbed.world import World
-from evals.tables.parts import PARTS, drop_parts
+from evals.tables.under_shift.parts import PARTS, drop_parts
 from factories.tiny_world import TINY, make_model
 
 WORLD = World(TINY)

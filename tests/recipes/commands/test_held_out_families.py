@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from align.errors import UserError
-from evals.tables.heldout_families import transfer_matrix
 from evals.tables.outcomes import Outcome
+from evals.tables.under_shift.heldout_families import transfer_matrix
 from factories.outcomes import rows
 from recipes import cli
 

@@ -9,7 +9,7 @@ import pytest
 
 from align.data.answers import ExactAnswer
 from align.errors import UserError
-from evals.tables import shifted_fronts as shifted
+from evals.tables.under_shift import shifted_fronts as shifted
 
 ITEMS = ("a", "b", "c", "d", "e", "f")
 PREFERENCES = ((1.0, 0.0), (0.0, 1.0))

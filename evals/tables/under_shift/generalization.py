@@ -13,8 +13,8 @@ from align.data.answers import Answer, ExactAnswer
 from align.errors import UserError
 from evals.items import NO_SHIFT, Fields, Json
 from evals.stats import intervals as stats
-from evals.tables.parts import drop_parts, no_parts, objectives_disagree
 from evals.tables.surfaces import Preference, Surface, row_names, surface, volumes
+from evals.tables.under_shift.parts import drop_parts, no_parts, objectives_disagree
 
 
 def _paired_items(home: Sequence[str], away: Sequence[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """Leave-one-family-out: what training on some shift families does on those held out; pure.
 
 From exact answers (`reduction`, `cost`) or from judged responses (`transfer_matrix`). Exact ones come as one list for
-each training run (seed), as in `evals.tables.shifted_fronts`. The rise of the regret of a row under a shift that keeps
+each training run (seed), as in `shifted_fronts`. The rise of the regret of a row under a shift that keeps
 the base items is `regret_s - regret_id`, item by item; a reduction is the baseline row's rise minus the arm's, paired
 by base item and seed: positive is better. A reduction alone is no merit (who learned nothing may have no rise at all),
 so the regret under the shift itself and the cost on plain inputs stand beside it.
@@ -20,7 +20,7 @@ from evals.stats import intervals as stats
 from evals.stats.robustness import leave_families_out
 from evals.stats.shares import paired_change
 from evals.tables.outcomes import Outcome, check_missing, mean_share, shares, stated
-from evals.tables.shifted_fronts import ITEMS, SEEDS, Exact, item_means, select
+from evals.tables.under_shift.shifted_fronts import ITEMS, SEEDS, Exact, item_means, select
 
 PerItem = Mapping[str, float]
 Trained = frozenset[str]

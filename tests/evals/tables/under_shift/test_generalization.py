@@ -8,8 +8,8 @@ import pytest
 
 from align.data.answers import ExactAnswer, SampledAnswer
 from align.errors import UserError
-from evals.tables import generalization
-from evals.tables.parts import PARTS
+from evals.tables.under_shift import generalization
+from evals.tables.under_shift.parts import PARTS
 from factories import synthetic
 
 OBJECTIVES = ("helpful", "harmless")

@@ -19,8 +19,8 @@ from evals.items import NO_SHIFT, Json
 from evals.stats import intervals as stats
 from evals.stats.bootstrap import hypervolumes
 from evals.stats.paired_tests import PairedTest, family, t_test
-from evals.tables.parts import SCORES, WHOLE, divided
 from evals.tables.surfaces import Surface, by_preference, surface
+from evals.tables.under_shift.parts import SCORES, WHOLE, divided
 
 A = TypeVar("A", bound=Answer)
 Runs = Mapping[int, Sequence[A]]  # training seed -> answers
@@ -112,8 +112,7 @@ def _at(answer: Answer, *, preference: tuple[float, ...]) -> bool:
 def exact_parts(runs: Exact, *, row: str, shift: str) -> Json:
     """The drop in J and in reward, what the optimum loses, the rise of the regret, and the four parts.
 
-    As in evals/tables/parts.py, averaged over preferences; positive is what is lost under the shift. The parts are left
-    out where the shift has base items of its own.
+    As in parts.py, averaged over preferences; positive is what is lost under the shift. The parts are left out where the shift has base items of its own.
     """
     away = [answer for answers in runs.values() for answer in select(answers, row=row, shift=shift)]
     names = SCORES if divided(away) else WHOLE

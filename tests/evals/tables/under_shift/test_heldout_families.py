@@ -8,7 +8,7 @@ import pytest
 
 from align.data.answers import ExactAnswer
 from align.errors import UserError
-from evals.tables import heldout_families as families
+from evals.tables.under_shift import heldout_families as families
 
 ITEMS = {"a": 0.0, "b": 0.1, "c": 0.2}
 
