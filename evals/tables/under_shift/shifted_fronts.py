@@ -112,7 +112,8 @@ def _at(answer: Answer, *, preference: tuple[float, ...]) -> bool:
 def exact_parts(runs: Exact, *, row: str, shift: str) -> Json:
     """The drop in J and in reward, what the optimum loses, the rise of the regret, and the four parts.
 
-    As in parts.py, averaged over preferences; positive is what is lost under the shift. The parts are left out where the shift has base items of its own.
+    As in parts.py, averaged over preferences; positive is what is lost under the shift. The parts are left out where
+    the shift has base items of its own.
     """
     away = [answer for answers in runs.values() for answer in select(answers, row=row, shift=shift)]
     names = SCORES if divided(away) else WHOLE
