@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from align.threads import one_thread
+from align.runs.threads import one_thread
 
 one_thread()  # before a test imports torch
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

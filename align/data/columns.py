@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from align.data.load import Row
-from align.data.turns import MARKERS, Turn, is_chat, is_transcript, transcript, turns_from, turns_of
 from align.errors import UserError
+from align.turns import MARKERS, Turn, is_chat, is_transcript, transcript, turns_from, turns_of
 
 Said = str | tuple[Turn, ...]  # a text as it stands in its column, or the turns of chat messages
 

@@ -29,8 +29,8 @@ from align.data.columns import (
     turns_in,
 )
 from align.data.load import Placed, Row, check_columns, iterate_rows
-from align.data.turns import MARKERS, Turn, is_transcript, transcript, turns_of
 from align.errors import UserError
+from align.turns import MARKERS, Turn, is_transcript, transcript, turns_of
 
 HUMAN, ASSISTANT = MARKERS["user"], MARKERS["assistant"]
 Texts = tuple[str, str, str]  # prompt, chosen, rejected

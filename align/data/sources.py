@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from align.data.columns import as_completion, asked, earlier, joined, prompt_text, renamed, replies, said, turns_in
 from align.data.hh import comparison, comparisons_in
 from align.data.load import Placed, Row, iterate_rows
-from align.data.turns import Turn, is_chat, turns_from
 from align.errors import UserError
+from align.turns import Turn, is_chat, turns_from
 
 
 def load_training_rows(

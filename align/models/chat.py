@@ -11,8 +11,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from align.data.turns import Turn
 from align.errors import UserError
+from align.turns import Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from align.data.turns import Turn, is_transcript, transcript, turns_of
 from align.errors import UserError
 from align.models.chat import end_of_turn, has_system_turn, ids_of, masked_text, rendered, shown
+from align.turns import Turn, is_transcript, transcript, turns_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -176,7 +176,7 @@ def shared_format(named: Mapping[str, PreTrainedTokenizerBase]) -> PromptFormat:
 class Formatter:
     """A format with its tokenizer: prompts and replies to ids, and ids drawn back to text.
 
-    Prompts are texts as align/data/turns.py has them. FormatError, one line, where a template cannot say a prompt.
+    Prompts are texts as align/turns.py has them. FormatError, one line, where a template cannot say a prompt.
     """
 
     tokenizer: PreTrainedTokenizerBase

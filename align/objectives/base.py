@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from align.data.columns import Said, prompt_text, turns_in
-from align.data.turns import is_chat, turns_from
 from align.errors import UserError
+from align.turns import is_chat, turns_from
 
 
 @runtime_checkable

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align import checks
-from align.data.turns import last_question
 from align.errors import UserError
 from align.models import load_model, load_tokenizer, save_model
 from align.models.chat import OURS, FormatError
@@ -24,6 +23,7 @@ from align.models.formats import formatter
 from align.policies.base import Component, ModelPolicy, relative_path, shared_fields, write_family
 from align.preferences import Direction, Preference, Targets, Weights
 from align.runs import model_dir
+from align.turns import last_question
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

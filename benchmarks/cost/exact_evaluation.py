@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from align import checks
 from align.errors import guarded
-from align.threads import set_threads
+from align.runs.threads import set_threads
 from recipes.config import option, parse
 
 if TYPE_CHECKING:

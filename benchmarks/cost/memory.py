@@ -194,7 +194,7 @@ def size_of(tensors: Iterable[torch.Tensor]) -> int:
 
 def measure(variant: str, models: Path, tiny: Path, objectives: int) -> Json:
     """One variant, in this process."""
-    from align.threads import set_threads
+    from align.runs.threads import set_threads
 
     set_threads(1)
     import torch

@@ -20,8 +20,8 @@ import numpy as np
 
 from align import checks
 from align.errors import guarded
+from align.runs.threads import set_threads
 from align.testbed.theory.populations import Testbed, build_testbed
-from align.threads import set_threads
 from benchmarks.coverage.estimators import (
     CAUTIOUS,
     DRAWS,

@@ -36,9 +36,7 @@ class Completion:
     ids: tuple[int, ...] = field(default=(), kw_only=True)
 
 
-def completion_of(
-    new: Sequence[int], *, form: Formatter, ends: Sequence[int], stop: Sequence[str] = ()
-) -> Completion:
+def completion_of(new: Sequence[int], *, form: Formatter, ends: Sequence[int], stop: Sequence[str] = ()) -> Completion:
     """The completion in a row of new tokens: up to the first end, or to the token that completes a stop word."""
     drawn = Drawn.of(new, ends=ends)
     said = drawn.ids[:-1] if drawn.ended else drawn.ids

@@ -73,9 +73,7 @@ def config_of(model: PreTrainedModel, *, others: Collection[str] = ()) -> Json:
     return {"model": own, "adapters": {name: _plain(a.to_dict(), SILENT_ADAPTER) for name, a in kept.items()}}
 
 
-def scales(
-    model: PreTrainedModel, *, others: Collection[str] = ()
-) -> Iterator[tuple[str, list[tuple[str, float]]]]:
+def scales(model: PreTrainedModel, *, others: Collection[str] = ()) -> Iterator[tuple[str, list[tuple[str, float]]]]:
     """(Layer, what each adapter's update is multiplied with) of the layers that have adapters."""
     for name, module in model.named_modules():
         found = getattr(module, "scaling", None)

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
-from align.data.turns import Turn, is_transcript, transcript, turns_of
 from align.models.chat import FormatError
 from align.models.formats import Choice, Formatter, bind, formatter, resolve, settle, stored_format
+from align.turns import Turn, is_transcript, transcript, turns_of
 from evals.items import Message, Missing, Prompt
 
 if TYPE_CHECKING:

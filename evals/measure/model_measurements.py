@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from align.data.turns import Turn, is_transcript, transcript
 from align.objectives import Objective
+from align.turns import Turn, is_transcript, transcript
 from evals.backends.base import Backend, Completion
 from evals.backends.rendering import Renderer
 from evals.backends.transformers import TransformersBackend

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from align.data.hh import comparison
 from align.data.load import Placed, Row, iterate_rows
-from align.data.turns import is_chat
 from align.errors import UserError
+from align.turns import is_chat
 from evals.items import ROLES, Fields, Item, Json, Message
 from evals.suites.base import CHOICE, QA, REWARD_PAIRS, SAFETY, TEXT, Build, Suite, each, known, row_id
 from evals.suites.choice import closed

@@ -65,9 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if set(first) != set(second):
         odd = sorted(set(first) ^ set(second))[0]
         raise UserError(f"{where}: suite {odd!r} was evaluated in one of the two folders only; evaluate it in both")
-    compared = {
-        suite: compare_outcomes(first[suite], second[suite], max_missing=config.max_missing) for suite in first
-    }
+    compared = {suite: compare_outcomes(first[suite], second[suite], max_missing=config.max_missing) for suite in first}
     for file in (target, html):
         check_target(file, inputs=files_of(config.runs), where=where)
     summaries = [read_summary(folder) for folder in config.runs]

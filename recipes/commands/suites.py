@@ -57,9 +57,7 @@ class Options:
     data: str | None = option(None, help="folder of the suites' files")
     weights: str | None = option(None, help="the preference that a family is asked for")
     out: str = option("runs/suites", help="folder of the cells, the table and the report")
-    measure: tuple[str, ...] = option(
-        (), help=f"of {', '.join(MEASURES)} (default: what the suite's kind calls for)"
-    )
+    measure: tuple[str, ...] = option((), help=f"of {', '.join(MEASURES)} (default: what the suite's kind calls for)")
     judge: tuple[str, ...] = option(("rules",), help="judges in turn: the next decides what is left unclear")
     objectives: tuple[str | Mapping[str, object], ...] = option(
         (), help="NAME=RUN or NAME=KIND, for the measurement rewards"

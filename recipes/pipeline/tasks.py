@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from align.errors import UserError
 from align.runs import Call, Run
-from align.threads import one_thread
+from align.runs.threads import one_thread
 
 if TYPE_CHECKING:
     from tqdm import tqdm

@@ -22,6 +22,7 @@ from recipes.real.stages import checkpoint, part_of
 
 CONTROLS = ("prefix_injection_hello", "refusal_suppression_inv")  # what attribution takes its bounds from
 
+
 @dataclass(frozen=True, kw_only=True)
 class Config(real.Config):
     suites: dict[str, object] = option({}, help="suites, shifts of the specialists, limit, max_new_tokens, batch_size")

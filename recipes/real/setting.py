@@ -131,8 +131,12 @@ class RealData:
         if budget.demonstrations:
             calls.append(
                 stages.sft.call(
-                    self.out / "sft", data=rows, base=self.base, names=self.objectives,
-                    demonstrations=budget.demonstrations, training=budget.sft,
+                    self.out / "sft",
+                    data=rows,
+                    base=self.base,
+                    names=self.objectives,
+                    demonstrations=budget.demonstrations,
+                    training=budget.sft,
                 )  # fmt: skip
             )
         return calls

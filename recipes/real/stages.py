@@ -162,9 +162,7 @@ def pretrain(work: Workspace, *, data: Run, tokenizer: Run, training: PretrainCo
 
     rows, held_out = (part_of(data, part) for part in ("text", "validation"))
     vocabulary = _vocabulary(tokenizer)
-    return train(
-        training, rows=rows, validation=held_out, tokenizer=vocabulary, out=work.folder, ledger=work.ledger
-    )
+    return train(training, rows=rows, validation=held_out, tokenizer=vocabulary, out=work.folder, ledger=work.ledger)
 
 
 @stage
@@ -176,9 +174,7 @@ def sft(
 
     rows = source.demonstrations_of(source.capped(part_of(data, "train"), names=names, each=demonstrations))
     held_out = source.demonstrations_of(part_of(data, "test")[:200])
-    return train(
-        training, model=checkpoint(base), rows=rows, validation=held_out, out=work.folder, ledger=work.ledger
-    )
+    return train(training, model=checkpoint(base), rows=rows, validation=held_out, out=work.folder, ledger=work.ledger)
 
 
 @stage(name="reward model")

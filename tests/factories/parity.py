@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from align.data.turns import Turn, transcript
 from align.models import load_model, load_tokenizer
+from align.turns import Turn, transcript
 from evals.attribution import reading as attribution
 from evals.attribution.from_cells import training_states
 from evals.attribution.reading import last_hidden_states, read_prompts

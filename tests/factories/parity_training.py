@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 
 from align.data.comparisons import Pair
-from align.data.turns import Turn, transcript
 from align.engines.on_policy.formatted import formatted
 from align.engines.on_policy.rollouts import draw
 from align.engines.pairs import PairTrainingConfig, dpo_trainer
@@ -28,6 +27,7 @@ from align.runs import Ledger
 from align.training import reward_model
 from align.training.bits import completion_bits
 from align.training.sft import training_rows
+from align.turns import Turn, transcript
 from factories.chat_styles import chat_checkpoint
 from factories.parity import TURNS, Read, Truth, reading
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from align.data.turns import Turn
+from align.turns import Turn
 from factories.parity import Truth
 
 SURE = 0.995

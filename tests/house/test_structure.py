@@ -32,7 +32,7 @@ from factories.sources import (
 
 # The floors of align, the lowest first: a room may import rooms of its own floor and of those below it.
 FLOORS = (
-    {"__init__", "errors", "checks", "threads", "preferences", "runs", "command"},
+    {"__init__", "errors", "checks", "preferences", "turns", "runs", "command"},
     {"functional", "data", "models"},
     {"objectives", "policies"},
     {"training"},

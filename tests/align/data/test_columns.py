@@ -13,9 +13,9 @@ from align.data import load_comparisons
 from align.data.columns import EMPTY, NO_REPLY, NOTHING_BEFORE, TWO_REPLIES
 from align.data.hh import DIVERGE
 from align.data.sources import demonstrations, load_training_rows, prompt_rows, text_prompts
-from align.data.turns import Turn, turns_of
 from align.errors import UserError
 from align.models.formats import formatter
+from align.turns import Turn, turns_of
 from factories.chat_styles import chat_tokenizer
 
 HH = "\n\nHuman: How do I bake bread?\n\nAssistant:"

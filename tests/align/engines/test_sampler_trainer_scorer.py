@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 
-from align.data.turns import Turn, transcript
 from align.engines.on_policy import trainer as onpolicy
 from align.engines.on_policy.actor_critic import ActorCritic
 from align.engines.on_policy.formatted import formatted
@@ -28,6 +27,7 @@ from align.models.sampling import Drawn, ending_ids, plain_sampling
 from align.objectives.metered import Metered
 from align.policies.base import ModelPolicy
 from align.runs import Ledger
+from align.turns import Turn, transcript
 from factories.chat_styles import BY_NAME, chat_checkpoint
 from factories.tiny_bandit import workspace
 

@@ -6,11 +6,11 @@ import pytest
 from datasets import Dataset
 from transformers import AutoTokenizer
 
-from align.data.turns import Turn, transcript
 from align.errors import UserError
 from align.models import load_tokenizer
 from align.models.chat import FormatError
 from align.models.formats import Choice, formatter, same_format, settle, stored_format
+from align.turns import Turn, transcript
 from factories.chat_styles import BY_NAME, STYLES, chat_checkpoint, chat_tokenizer
 
 CHAT = [style.name for style in STYLES if style.template]

@@ -9,7 +9,6 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from align.data.turns import Turn, transcript
 from align.errors import UserError
 from align.models import load_scorer, load_tokenizer
 from align.models.formats import Choice, formatter, settle
@@ -19,6 +18,7 @@ from align.objectives.scoring import as_drawn, fitted, readable_padding, scored_
 from align.runs import Ledger
 from align.training.cost_model import CostModelConfig, train_cost_model
 from align.training.reward_model import RewardModelConfig, encoded, train_reward_model
+from align.turns import Turn, transcript
 from factories.chat_styles import BY_NAME, STYLES, chat_checkpoint, chat_tokenizer
 from factories.encoders import pair_encoder, pair_tokenizer
 

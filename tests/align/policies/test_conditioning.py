@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from align.data.turns import Turn, transcript, turns_of
 from align.errors import UserError
 from align.functional.draws import draw_directions, draw_weights
 from align.models import load_model, load_tokenizer
@@ -31,6 +30,7 @@ from align.policies.tagged import (
     tagged_checkpoint,
 )
 from align.preferences import Direction, Targets, Thresholds, Weights
+from align.turns import Turn, transcript, turns_of
 from factories.chat_styles import STYLES, chat_checkpoint
 from factories.tiny_bandit import PROMPTS, WORDS, make_reference, make_tokenizer, next_distribution
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from align.data.turns import Turn, transcript
 from align.models.formats import formatter
 from align.policies.base import ModelPolicy
+from align.turns import Turn, transcript
 from evals.backends.base import Completion, Generation
 from evals.backends.batching import Batcher
 from evals.backends.rendering import prompt_of

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from align.data.turns import JOINER, Turn, transcript, turns_from, turns_of
 from align.errors import UserError
+from align.turns import JOINER, Turn, transcript, turns_from, turns_of
 
 PIECES = ["\n", "\n\n", "Human:", "Assistant:", "System:", JOINER, " ", "  x", "tea"]
 
