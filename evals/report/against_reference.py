@@ -155,3 +155,15 @@ def claim_sentences(claimed: Mapping[str, Fields], *, row: str) -> list[str]:
         f"n = {one['n']}."
         for name, one in claimed.items()
     ]
+
+
+def page(summary: Fields, claimed: Mapping[str, Fields], *, about: Sequence[str]) -> str:
+    """The same as Markdown, for a folder of results: claims, what stands `about` them, every table."""
+    lines = [f"# {summary['title']}", "", *about, ""]
+    lines += ["| change against the reference | value | 95 % interval | n |", "| --- | ---: | ---: | ---: |"]
+    for name, one in claimed.items():
+        lines.append(f"| {name.replace('_', ' ')} | {signed(one['value'])} | {interval(one['ci'])} | {one['n']} |")
+    for table in summary["tables"]:
+        lines += ["", f"## {table['title']}", "", table["how"], ""]
+        lines += [f"| {' | '.join(row)} |" for row in (table["head"], ["---"] * len(table["head"]), *table["rows"])]
+    return "\n".join(lines) + "\n"

@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from align.runs import model_dir, write_json
+from align.runs import model_dir, write_json, write_text
 from recipes.config import parse
 from recipes.pipeline.plan import ordered, plan
 from recipes.pipeline.provenance import publish
@@ -34,10 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     made = plan(setting, rows)
     calls = more_calls(made, setting, config, where=where)
     run_calls(ordered([*made.calls, *calls.every]), workers=config.workers, label="chat")
-    from recipes.real.chat_summary import chat_summary
+    from evals.report.against_reference import page
+    from recipes.real.chat_summary import about, chat_summary
 
     summary, claims = chat_summary(config, made, setting, calls)
-    write_json(setting.out / "claims.json", {"claims": claims, "tables": summary.tables, "notes": summary.notes})
+    write_json(setting.out / "chat.json", {"claims": claims, "tables": summary.tables, "notes": summary.notes})
+    write_text(setting.out / "chat.md", page(summary.jsonable(), claims, about=about(summary)))
     publish(summary.jsonable(), out=setting.out, words="\n".join(summary.notes))
     return 0
 

@@ -87,3 +87,18 @@ def chat_summary(config: Config, plan: Plan, setting: RealData, calls: Calls) ->
     notes = [*made.notes, *claim_sentences(claimed, row=setting.spender.name), *causes, LIMITS]
     title = f"Helpful against harmless on {Path(str(config.model)).name}, seed {config.seed}"
     return dataclasses.replace(made, title=title, tables=tables, notes=notes), claimed
+
+
+def about(summary: Summary) -> list[str]:
+    """What a page of results says before its numbers: what made them, at which cost, and how they are to be read."""
+    total, config = summary.ledger["total"], summary.provenance["config"]
+    assert isinstance(config, dict)
+    spent = f"{float(str(total['cpu_seconds'])) / 60:.0f} core-minutes in all stages"
+    made = f"    align chat --data ../shared/data --model {Path(config['model']).name} --seed {config['seed']}"
+    versions = summary.provenance["versions"]
+    assert isinstance(versions, dict)
+    stack = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers", "trl", "peft"))
+    return [
+        f"Made by the command below: {spent}, {summary.provenance['platform']}, {stack}. One training seed: intervals "
+        "are over items, not over trainings.", "", made, "", LIMITS,
+    ]  # fmt: skip

@@ -68,11 +68,12 @@ def test_a_run_is_complete_and_resumes_to_the_same_summary(folder: Path, tmp_pat
     ]  # fmt: skip
     assert {row[0] for row in shifts["rows"]} > {"none", "prefix_injection", "refusal_suppression"}
     assert [(row[0], row[1]) for row in curves["rows"]] == [(name, n) for name in NAMES for n in ("1", "2", "4", "8")]
-    claims = json.loads((tmp_path / "run" / "claims.json").read_text())["claims"]
+    claims = json.loads((tmp_path / "run" / "chat.json").read_text())["claims"]
     wanted = {"unsafe_refusal_gain", "safe_refusal_cost", "helpful_gain", "tax_bits_per_byte"}
     assert wanted <= set(claims)
     assert all(set(claims[name]) >= {"value", "ci", "n", "command"} for name in wanted)
     assert claims["unsafe_refusal_gain"]["n"] == 4 and claims["helpful_gain"]["n"] == 4
+    assert "| unsafe refusal gain |" in (tmp_path / "run" / "chat.md").read_text()
     page = (tmp_path / "run" / "report.html").read_text()
     assert all(table["title"] in page for table in summary["tables"])
     # lost late stages are made again, and the numbers agree
