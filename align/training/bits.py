@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from align.errors import UserError
 from align.models import context_of
+from align.models.chat import FormatError
 from align.models.formats import formatter
 from align.models.reading import Reader, Row, evaluated
 
@@ -68,11 +69,17 @@ def completion_bits(
     context: int | None = None,
     batch_size: int = 16,
 ) -> Bits:
-    """The completions' code length given their prompts (demonstrations); prompt bytes and end tokens do not count."""
+    """The completions' code length given their prompts (demonstrations) in the tokenizer's prompt format.
+
+    Prompt bytes and what closes a reply do not count, nor do rows whose prompt a template cannot say.
+    """
     limit, form, size = _limit(model, context), formatter(tokenizer), 0
     windows: list[Row] = []
     for row in rows:
-        prompt, completion = form.row(row["prompt"], row["completion"], ended=False)
+        try:
+            prompt, completion = form.row(row["prompt"], row["completion"], ended=False)
+        except FormatError:
+            continue
         prompt = prompt or [tokenizer.eos_token_id]
         windows += _windows([*prompt, *completion], len(prompt), limit)
         size += len(form.said(row["prompt"], row["completion"]).encode())

@@ -50,6 +50,8 @@ class Config:
     augment: tuple[str, ...] = option(
         (), help="also train on copies of the rows under these shifts of evals/shifts (names or families)"
     )
+    template: str | None = option(None, help="prompt format of a model that carries none yet: auto, chat, hh or plain")
+    chat_template_kwargs: Mapping[str, object] | None = option(None, help="JSON for the chat template")
     training: Mapping[str, object] = option({}, help="keys of the method's Config (align/methods/METHOD.py)")
 
 
@@ -136,9 +138,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     preferences, training = preferences_of(config, where=where), settings_of(config, where=where)
     policies = models_read(training, where=where)
     from align.engines.problem import Problem
+    from align.models.tokenizers import choose_format
 
     drops, sources = Counter[str](), named(config.data, what="data")
     reference, objectives = model_dir(config.model), load_objectives(config.objectives)
+    choose_format(reference, config.template or "auto", config.chat_template_kwargs)
     comparisons, prompts = load_training_rows(sources, limit=config.limit, drops=drops)
     problem: Problem[Preference] = Problem(
         reference=reference, objectives=objectives, preferences=preferences, comparisons=comparisons, prompts=prompts
@@ -162,7 +166,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     inputs |= {f"data {name}": content_key(source) for name, source in sources.items()}
     inputs |= {name: content_key(source) if source else "" for name, source in policies.items()}
     keyed = {"method": config.method, "training": training, "preferences": preferences, "limit": config.limit}
-    keyed |= {"augment": config.augment} if config.augment else {}
+    optional = ("augment", "template", "chat_template_kwargs")
+    keyed |= {name: value for name in optional if (value := getattr(config, name))}
     print(closing_line(run_stage(config.out, stage="finetune", config=keyed, body=body, inputs=inputs)))
     return 0
 

@@ -2,12 +2,13 @@
 
 align sft --model runs/pretrain --data demonstrations.jsonl --out runs/sft
 align sft --config recipes/configs/sft.yaml --model runs/pretrain --data demonstrations.jsonl --max-steps 200
+align sft --model Qwen/Qwen3-0.6B --data chats.jsonl --chat-template-kwargs '{"enable_thinking": false}'
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +34,10 @@ class Config:
     out: str = option("runs/sft", help="run directory to write")
     held_out: float = option(0.0, help="share of the prompts kept for validation (bits per byte, eval_steps)")
     limit: int | None = option(None, help="read only the first rows")
+    template: str | None = option(None, help="prompt format that the model is trained in: auto, chat, hh or plain")
+    chat_template_kwargs: Mapping[str, object] | None = option(
+        None, help='JSON for the chat template, such as {"enable_thinking": false}'
+    )
     max_steps: int | None = option(None, help="stop after so many optimizer steps")
     seed: int | None = option(None, help="seed of the order of rows and of dropout")
     training: SFTConfig_ = section_field("align.training.sft:SFTConfig_", help="keys of align.training.sft.SFTConfig_")
@@ -40,7 +45,10 @@ class Config:
 
 def main(argv: Sequence[str] | None = None) -> int:
     config, where = parse(Config, argv, program="align sft", about=__doc__ or "")
-    training = with_flags(config.training, max_steps=config.max_steps, seed=config.seed)
+    training = with_flags(
+        config.training, max_steps=config.max_steps, seed=config.seed, template=config.template,
+        chat_template_kwargs=config.chat_template_kwargs,
+    )  # fmt: skip
     model, drops = model_dir(config.model), Counter[str]()
     checks.shares(config, "held_out", place=f"{where}: ")
     rows = demonstrations(config.data, limit=config.limit, drops=drops)
