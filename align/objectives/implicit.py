@@ -54,7 +54,8 @@ class ImplicitReward:
         prompts, completions = as_texts(prompts, completions)
         if self._loaded is None:
             self._loaded = (_in_memory(self.policy), _in_memory(self.reference))
-        replies = [as_drawn(tokenizer, completions, completion_ids) for _, tokenizer in self._loaded]
+        # Samples come from a policy of the reference's own family, whose format they are in.
+        replies = [as_drawn(tokenizer, completions, completion_ids, same_format=True) for _, tokenizer in self._loaded]
         policy, reference = (
             _logprobs(loaded, prompts, said, batch_size=self.batch_size)
             for loaded, said in zip(self._loaded, replies, strict=True)

@@ -51,17 +51,22 @@ def scored_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, reply: Reply) ->
 
 
 def as_drawn(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], ids: Sequence[Sequence[int]] | None
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    ids: Sequence[Sequence[int]] | None,
+    *,
+    same_format: bool = False,
 ) -> list[Reply]:
     """Completions with the ids that a sampler gives beside them, where they are ids of this tokenizer and format.
 
-    Another tokenizer's, and those of a format that begins its replies otherwise, are read by their text, as finished.
+    Another tokenizer's, and those of a format that begins its replies otherwise, are read by their text, as finished;
+    `same_format`: the sampler's format is known to be this one, however a reply begins.
     """
     if ids is None:
         return list(texts)
     form, replies = formatter(tokenizer), list[Reply]()
     for text, drawn in zip(texts, ids, strict=True):
-        own = len(drawn) and _begins_so(form, text) and form.decode(drawn).strip() == text.strip()
+        own = len(drawn) and (same_format or _begins_so(form, text)) and form.decode(drawn).strip() == text.strip()
         replies.append(Drawn(tuple(drawn), drawn[-1] in form.format.ends, text) if own else text)
     return replies
 
