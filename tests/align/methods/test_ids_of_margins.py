@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from align.data.comparisons import Pair
-from align.data.turns import Turn, transcript
 from align.engines.pairs import PairTrainingConfig, dpo_trainer, pair_rows, train_on_pairs
 from align.engines.unpaired import Example, given_examples
 from align.errors import UserError
@@ -19,6 +18,7 @@ from align.objectives.metered import objective_scores
 from align.policies.base import ModelPolicy
 from align.preferences import Weights
 from align.runs import Ledger
+from align.turns import Turn, transcript
 from factories.chat_styles import STYLES, chat_checkpoint
 from factories.tiny_bandit import workspace
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from align.data.turns import Turn, transcript
 from align.errors import UserError
 from align.models import load_model, load_tokenizer
 from align.models.formats import formatter, stored_format
 from align.runs import Ledger
 from align.training.bits import completion_bits
 from align.training.sft import SFTConfig_, sft, training_rows
+from align.turns import Turn, transcript
 from factories.chat_styles import chat_checkpoint
 from recipes.commands.sft import main
 
