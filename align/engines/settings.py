@@ -92,8 +92,8 @@ def trainer_arguments(
     config: TrainingConfig, folder: Path, *, epochs: float = 1.0, max_steps: int = -1
 ) -> dict[str, Any]:
     """`base_arguments` of the config's fields, for so many epochs, or steps where `max_steps` is above 0."""
-    names = ("seed", "learning_rate", "batch_size", "gradient_accumulation", "warmup", "scheduler", "weight_decay")
-    names += ("max_grad_norm", "save_steps", "logging_steps", "report_to", "gradient_checkpointing")
+    names: tuple[str, ...] = ("seed", "learning_rate", "batch_size", "gradient_accumulation", "warmup", "scheduler")
+    names += ("weight_decay", "max_grad_norm", "save_steps", "logging_steps", "report_to", "gradient_checkpointing")
     fields = {name: getattr(config, name) for name in names}
     return base_arguments(folder, StageConfig(**fields, epochs=epochs, max_steps=max_steps))
 
