@@ -10,8 +10,9 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from align import __version__, threads
+from align import __version__
 from align.errors import UserError, guarded
+from align.runs import threads
 
 # command -> (module with main(argv), the line shown by `align --help`)
 COMMANDS = {
