@@ -21,8 +21,14 @@ MODULES = {module.removeprefix("recipes.commands."): module for module, _ in COM
 
 
 def recipe_of(file: Path) -> Any:
-    """finetune_dpo.yaml -> recipes.commands.finetune: the longest recipe name that the file's name starts with."""
-    names = [name for name in MODULES if file.stem == name or file.stem.startswith(name + "_")]
+    """finetune_dpo.yaml -> recipes.commands.finetune: the longest recipe name that the file's name starts with.
+
+    chat_sft.yaml is sft's, chat_METHOD.yaml finetune's.
+    """
+    stem = file.stem.removeprefix("chat_")
+    names = [name for name in MODULES if stem == name or stem.startswith(name + "_")]
+    if stem != file.stem and not names:
+        names = ["finetune"]
     assert names, f"{file.name} starts with no recipe's name"
     return importlib.import_module(MODULES[max(names, key=len)])
 
