@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align import checks
+from align.models.stored.adapters import noted_base
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -16,6 +17,8 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     no_bars()
     checks.finite_weights(model)
     folder.mkdir(parents=True, exist_ok=True)
+    for adapter in getattr(model, "peft_config", {}).values():
+        adapter.base_model_name_or_path = noted_base(str(adapter.base_model_name_or_path), folder)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from align.errors import UserError
 from align.models import load_model, load_tokenizer, save_model
 from align.models.formats import shared_format, store, stored_format
-from align.models.stored.adapters import ADAPTER_FILE, base_of, is_adapter, shapes
+from align.models.stored.adapters import ADAPTER_FILE, BASE_NOTE, base_of, is_adapter, noted_base, shapes
 from align.runs import model_dir
 
 if TYPE_CHECKING:
@@ -260,8 +260,11 @@ def _write_average(specialists: Sequence[Path], *, weights: Sequence[float], out
 def _copy_others(source: Path, out: Path) -> None:
     """Copy the files of a model directory that hold no weights and are not in `out` yet."""
     for file in sorted(source.iterdir()):
-        if file.is_file() and not (out / file.name).exists() and not file.name.endswith(_WEIGHT_FILES):
+        known = file.name == BASE_NOTE or file.name.endswith(_WEIGHT_FILES)
+        if file.is_file() and not (out / file.name).exists() and not known:
             shutil.copy2(file, out / file.name)
+    if is_adapter(source):
+        noted_base(base_of(source), out)
 
 
 def merge_into_base(specialists: Sequence[Path], *, weights: Sequence[float], out: Path) -> None:

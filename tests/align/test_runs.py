@@ -500,3 +500,16 @@ def test_a_ledger_only_grows() -> None:
     assert (ledger.tokens, ledger.flops) == (3, 1.5) and ledger.seconds > 0
     with pytest.raises(ValueError, match="negative"):
         ledger.add(tokens=-1)
+
+
+def test_settings_that_came_later_are_in_no_fingerprint_at_their_default() -> None:
+    from align.methods import dpo
+    from align.runs.values import LATER_SETTINGS
+    from align.training.sft import SFTConfig_
+
+    for config in (dpo.Config(), SFTConfig_()):
+        today = jsonable(config)
+        before = {name: value for name, value in today.items() if name not in LATER_SETTINGS}
+        assert before != today and fingerprint({"config": config}) == fingerprint({"config": before})
+    assert fingerprint(dpo.Config(lora_r=2, lora_dropout=0.1)) != fingerprint(dpo.Config(lora_r=2))
+    assert fingerprint(SFTConfig_(merge_adapter=False)) != fingerprint(SFTConfig_())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.errors import UserError
-from align.runs import model_dir
+from align.runs import model_dir, write_json
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ADAPTER_FILE = "adapter_config.json"
+BASE_NOTE, RELATIVE = "base.json", "relative"
 EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "embed_in.weight", "embed_out.weight")
 
 
@@ -30,7 +32,23 @@ def base_of(folder: str | Path) -> str:
     base = _settings(file).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise UserError(f"{file} names no base model; save the adapter again")
+    note = Path(folder) / BASE_NOTE
+    if not Path(base).exists() and note.is_file():
+        beside = Path(os.path.normpath(Path(folder).resolve() / str(_settings(note).get(RELATIVE))))
+        return model_dir(beside if beside.exists() else base)
     return model_dir(base)
+
+
+def noted_base(base: str, folder: Path) -> str:
+    """The full path of a base on this disk, found from any directory; a hub id as it is.
+
+    Where it stands from the adapter in `folder` is noted there, for runs that are moved as a whole.
+    """
+    if not Path(base).exists():
+        return base
+    place = Path(base).resolve()
+    write_json(folder / BASE_NOTE, {RELATIVE: os.path.relpath(place, folder.resolve())})
+    return str(place)
 
 
 def is_scorer(folder: str | Path) -> bool:

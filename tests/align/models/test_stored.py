@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,25 @@ def test_an_adapter_on_an_adapter_is_read_through_both(tiny_model: Path, tmp_pat
     second, expected = adapter(first, tmp_path / "second", r=2)
     assert json.loads((Path(second) / "adapter_config.json").read_text())["base_model_name_or_path"] == first
     torch.testing.assert_close(logits(load_to_read(second)), expected, atol=2e-5, rtol=1e-4)
+
+
+def test_runs_that_are_moved_as_a_whole_find_their_base(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from align.models import attach_lora, save_model
+    from align.models.stored.adapters import base_of
+
+    shutil.copytree(tiny_model, tmp_path / "runs" / "sft")
+    monkeypatch.chdir(tmp_path)
+    model = attach_lora(load_model("runs/sft"), 2)
+    save_model(model, load_tokenizer("runs/sft"), Path("runs/dpo/model"))
+    monkeypatch.chdir("/")
+    assert base_of(tmp_path / "runs" / "dpo" / "model") == str(tmp_path / "runs" / "sft")
+    (tmp_path / "runs").rename(tmp_path / "elsewhere")
+    assert base_of(tmp_path / "elsewhere" / "dpo" / "model") == str(tmp_path / "elsewhere" / "sft")
+    shutil.rmtree(tmp_path / "elsewhere" / "sft")
+    with pytest.raises(UserError, match="sft does not exist"):
+        load_model(tmp_path / "elsewhere" / "dpo" / "model")
 
 
 def extended(base: Path, folder: Path) -> tuple[str, torch.Tensor]:
