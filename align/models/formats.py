@@ -224,8 +224,8 @@ class Formatter:
             return tail if ended else tail[:-1]
         else:
             said = reply if self.format.template == "plain" else masked_text(self.tokenizer, reply)
-            tail = _behind(head, self._after_start(self._known(self._text(prompt) + said)))
-            tail = self._apart(said) if tail is None else tail
+            behind = _behind(head, self._after_start(self._known(self._text(prompt) + said)))
+            tail = self._apart(said) if behind is None else behind
         return [*tail, self.format.end] if ended and self.format.end not in tail else tail
 
     def row(self, prompt: str, reply: str, *, ended: bool = True) -> Row:
