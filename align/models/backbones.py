@@ -5,15 +5,17 @@ K LoRA adapters cost one base model and K small sets of factors; full checkpoint
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from align.errors import UserError
 from align.models.formats import bind, shared_format
-from align.models.load import load_to_read, unreadable
-from align.models.stored.adapters import base_of, is_adapter
+from align.models.load import load_to_read, to_read, unreadable
+from align.models.stored.adapters import adds_up, base_of, is_adapter, on_base
+from align.models.stored.precision import is_small
 from align.models.tokenizers import load_tokenizer
 from align.runs import model_dir
 
@@ -147,3 +149,51 @@ class ModelPool:
         if key not in self._backbones:
             self._backbones[key] = Backbone(load_to_read(folder))
         return self._backbones[key]
+
+
+# ------------------------------------------------------------------------------------------- one base, policies in turn
+
+
+class Lending:
+    """A large base that is lent to one adapter policy at a time: of a front of adapters it is read from disk once.
+
+    Between two policies it waits in the machine's memory, so that the GPU is free for others.
+    """
+
+    def __init__(self) -> None:
+        self._key: object = None
+        self._base: PreTrainedModel | None = None
+        self._borrower: Callable[[], PeftModel | None] = lambda: None
+
+    def borrow(self, path: str) -> PreTrainedModel:
+        """The causal LM of a path, to read: a large adapter on the base that was lent last, all others as loaded."""
+        folder = model_dir(path)
+        lent = self._borrower() is not None
+        if lent or not is_adapter(folder) or is_small(folder) or not adds_up(folder):
+            return load_to_read(folder)
+        key = _stamp(base_of(folder))
+        if self._base is None or self._key != key:
+            self._base = None  # before the next one is read: two may not fit
+            self._base, self._key = load_to_read(base_of(folder)), key
+        try:
+            model = on_base(to_read(self._base), folder).eval()
+        except Exception as error:  # a damaged file shows as whatever the loaders of Hugging Face raise
+            self._base = None
+            raise unreadable(folder, error) from error
+        self._borrower, self._base = weakref.ref(model), None
+        return model
+
+    def give_back(self, model: PreTrainedModel) -> None:
+        """Take an adapter off its base, which waits for the next one; nothing for a model that was not lent."""
+        if self._borrower() is model:
+            self._borrower = lambda: None
+            self._base = cast("PeftModel", model).unload().to("cpu")
+
+
+def _stamp(base: str) -> object:
+    """A base as it lies on disk now."""
+    files = sorted(Path(base).glob("*.safetensors")) if Path(base).is_dir() else []
+    return base, tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+
+
+LENDING = Lending()

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from align import checks
 from align.errors import UserError
 from align.models import load_tokenizer
+from align.models.backbones import LENDING
 from align.models.formats import formatter
-from align.models.load import load_to_read
 from align.models.reading import (
     BLOCK_BYTES,
     Reader,
@@ -103,11 +103,13 @@ class ModelPolicy:
 
     def _load(self) -> Loaded:
         if self._loaded is None:
-            self._loaded = (load_to_read(self.path), load_tokenizer(self.path))
+            self._loaded = (LENDING.borrow(self.path), load_tokenizer(self.path))
         return self._loaded
 
     def release(self) -> None:
         """Let go of the model; it is loaded again when asked. A front of large models would not fit in memory."""
+        if self._loaded is not None:
+            LENDING.give_back(self._loaded[0])
         self._loaded = None
 
     def components(self) -> list[Component]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from align.errors import UserError
 from align.models import load_model, load_tokenizer, save_model
 from align.models.formats import shared_format, store, stored_format
-from align.models.stored.adapters import ADAPTER_FILE, BASE_NOTE, base_of, is_adapter, noted_base, shapes
+from align.models.stored.adapters import ADAPTER_FILE, BASE_NOTE, base_of, is_adapter, noted_base, odd_setting, shapes
 from align.runs import model_dir
 
 if TYPE_CHECKING:
@@ -37,15 +37,7 @@ _CONFIG_KEYS_IGNORED = (
     "bos_token_id",
     "eos_token_id",
 )
-# Of adapter_config.json: every other setting must be off, for it may change what the factors mean, or the base.
-_KEYS_THAT_MERGE = (
-    "peft_type", "task_type", "auto_mapping", "peft_version", "revision", "inference_mode", "base_model_name_or_path",
-    "r", "lora_alpha", "rank_pattern", "alpha_pattern", "lora_dropout", "fan_in_fan_out", "target_modules",
-    "exclude_modules", "layers_to_transform", "layers_pattern", "megatron_core",
-)  # fmt: skip
-_STARTS_THAT_MERGE = (True, False, None, "gaussian", "orthogonal", "eva")  # the others (pissa, ...) change the base
 _RIGHT_IN_FULL = ("init_lora_weights", "trainable_token_indices", "lora_bias", "modules_to_save")
-_OFF: tuple[object, ...] = (None, False, "none", "", [], {})
 _PREFIX = "base_model.model."
 
 
@@ -156,7 +148,7 @@ def _check_adapters(folders: Sequence[Path], *, adapter_merge: str) -> None:
             )
         if _place(str(config.get("base_model_name_or_path"))) != _place(str(first.get("base_model_name_or_path"))):
             raise UserError(f"{folder} adapts another base model than the first specialist")
-        odd = _odd_setting(config)
+        odd = odd_setting(config)
         if odd is not None and not (adapter_merge == "full" and odd in _RIGHT_IN_FULL):
             fix = "use adapter_merge: full" if odd in _RIGHT_IN_FULL else "train without it"
             raise UserError(f"{folder} was trained with {odd} = {config[odd]}, which does not add up exactly; {fix}")
@@ -170,22 +162,6 @@ def _check_adapters(folders: Sequence[Path], *, adapter_merge: str) -> None:
                 raise UserError(
                     f"{folder} differs in {key} from the first specialist; factors of one shape are averaged"
                 )
-
-
-def _odd_setting(config: Mapping[str, object]) -> str | None:
-    """The first setting of an adapter under which its factors are not known to be a weight change of their own."""
-    import dataclasses
-
-    from peft import LoraConfig
-
-    defaults = {f.name: f.default for f in dataclasses.fields(LoraConfig)}
-    for key, value in sorted(config.items()):
-        known = key in _KEYS_THAT_MERGE or value in _OFF
-        if key == "init_lora_weights":
-            known = value in _STARTS_THAT_MERGE
-        if not known and not (key in defaults and value == defaults[key]):
-            return key
-    return None
 
 
 # ------------------------------------------------------------------------------------------------------- weighted sums

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,14 @@ if TYPE_CHECKING:
 
 ADAPTER_FILE = "adapter_config.json"
 BASE_NOTE, RELATIVE = "base.json", "relative"
+# Of adapter_config.json: every other setting must be off, for it may change what the factors mean, or the base.
+_KEYS_THAT_MERGE = (
+    "peft_type", "task_type", "auto_mapping", "peft_version", "revision", "inference_mode", "base_model_name_or_path",
+    "r", "lora_alpha", "rank_pattern", "alpha_pattern", "lora_dropout", "fan_in_fan_out", "target_modules",
+    "exclude_modules", "layers_to_transform", "layers_pattern", "megatron_core",
+)  # fmt: skip
+_STARTS_THAT_MERGE = (True, False, None, "gaussian", "orthogonal", "eva")  # the others (pissa, ...) change the base
+_OFF: tuple[object, ...] = (None, False, "none", "", [], {})
 EMBEDDINGS = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "embed_in.weight", "embed_out.weight")
 
 
@@ -74,6 +84,27 @@ def shapes(folder: str | Path) -> dict[str, tuple[int, ...]]:
             for name in list(tensors.keys()):  # the handle itself is no mapping
                 found[name] = tuple(tensors.get_slice(name).get_shape())
     return found
+
+
+def odd_setting(config: Mapping[str, object]) -> str | None:
+    """The first setting of an adapter under which its factors are not known to be a weight change of their own."""
+    from peft import LoraConfig
+
+    defaults = {f.name: f.default for f in dataclasses.fields(LoraConfig)}
+    for key, value in sorted(config.items()):
+        known = key in _KEYS_THAT_MERGE or value in _OFF
+        if key == "init_lora_weights":
+            known = value in _STARTS_THAT_MERGE
+        if not known and not (key in defaults and value == defaults[key]):
+            return key
+    return None
+
+
+def adds_up(folder: str | Path) -> bool:
+    """Whether an adapter directory is nothing but factors beside its base, which it leaves as it is."""
+    settings = _settings(Path(folder) / ADAPTER_FILE)
+    factors_alone = all("lora_" in name for name in shapes(folder))
+    return settings.get("peft_type") == "LORA" and odd_setting(settings) is None and factors_alone
 
 
 def on_base(base: PreTrainedModel, folder: str) -> PeftModel:

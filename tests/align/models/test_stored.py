@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from align.errors import UserError
-from align.models import load_model, load_scorer, load_tokenizer
+from align.models import backbones, load_model, load_scorer, load_tokenizer
 from align.models.load import load_to_read, load_with_adapter
 from align.models.stored import precision
 from align.models.stored.precision import frozen_dtype, trained_dtype
@@ -217,3 +217,28 @@ def test_a_padding_token_outside_the_model_is_another_one(
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="resize its embeddings"):
         load_tokenizer(tmp_path)
+
+
+def test_a_front_of_large_adapters_reads_its_base_once(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (a, want_a), (b, want_b) = (
+        adapter(tiny_model, tmp_path / name, target_modules=[layer])
+        for name, layer in (("a", "q_proj"), ("b", "v_proj"))
+    )
+    tied, want_tied = adapter(tiny_model, tmp_path / "c", init_lora_weights="pissa")
+    monkeypatch.setattr(precision, "SMALL_BYTES", 1000)
+    lending, read = backbones.Lending(), []
+    monkeypatch.setattr(backbones, "load_to_read", lambda path: read.append(path) or load_to_read(path))
+    plain = load_model(tiny_model).state_dict()
+    for folder, expected in ((a, want_a), (b, want_b), (a, want_a)):
+        model = lending.borrow(folder)
+        torch.testing.assert_close(logits(model), expected)
+        other = lending.borrow(b)  # while it is lent, another policy has a base of its own
+        torch.testing.assert_close(logits(other), want_b, atol=2e-5, rtol=1e-4)
+        lending.give_back(other)
+        lending.give_back(model)
+    assert [path for path in read if path != b] == [str(tiny_model)]
+    torch.testing.assert_close(logits(lending.borrow(tied)), want_tied, atol=2e-5, rtol=1e-4)  # it changes its base
+    left = lending._base
+    assert left is not None and all(torch.equal(value, plain[name]) for name, value in left.state_dict().items())
