@@ -35,8 +35,8 @@ def sayable(prompts: Sequence[Row], form: Formatter) -> tuple[list[Row], dict[st
 
 
 def counted(left_out: Mapping[str, int]) -> dict[str, object]:
-    """The metric of the rows that were left out, where there are any."""
-    return {"prompts_left_out": dict(left_out)} if left_out else {}
+    """The rows that were left out as metrics: `prompts_dropped_by_` and the reason."""
+    return {f"prompts_dropped_by_{reason}": count for reason, count in left_out.items()}
 
 
 def _refusal(form: Formatter, prompt: str) -> str | None:

@@ -244,7 +244,7 @@ def test_a_prompt_that_the_template_cannot_say_is_left_out_and_counted(
     spy = Spy()
     trainer = onpolicy.build_trainer(config, problem, run, rewards=[(spy, 1.0)])
     metrics = onpolicy.run_trainer(trainer, label="test", folder=tmp_path, ledger=run.ledger)
-    assert metrics["prompts_left_out"] == {"unsupported_system": 1} and set(spy.calls[0][0]) == {"hi"}
+    assert metrics["prompts_dropped_by_unsupported_system"] == 1 and set(spy.calls[0][0]) == {"hi"}
 
 
 def test_a_formatted_tokenizer_reads_plain_text_when_told_how(checkpoints: dict[str, str]) -> None:
