@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from align.data.comparisons import Row, responses_of, row_scores
+from align.data.comparisons import Row, ids_of, responses_of, row_scores
 from align.engines.on_policy.prompts import check_lengths, counted, sayable
 from align.engines.on_policy.rollouts import Rollouts, draw, read, rollouts
 from align.engines.problem import P, Problem
@@ -129,13 +129,11 @@ def gradient_conflict(problem: Problem[P], settings: Settings, *, ledger: Ledger
         dpo_KK, dpo_K = None, None
         if comparisons:
             labels_NK = mean_labels(_margins(comparisons, objectives=objectives, ledger=ledger), tau=tau)
-            texts = [responses_of(row) for row in comparisons]
-            asked = [row["prompt"] for row in comparisons]
-            both = [(p, pair[side]) for side in (0, 1) for p, pair in zip(asked, texts, strict=True)]
             halves_N = np.arange(len(labels_NK)) % 2
-            ended = completion_rows(tokenizer, [p for p, _ in both], [text for _, text in both])
-            ended = [(head, Drawn.of(tail, ends=ends).ids) for head, tail in ended]
-            given = rollouts(ended, pad_id=tokenizer.pad_token_id, device=model.device)
+            given = rollouts(
+                [row for side in (0, 1) for row in _given(comparisons, side, tokenizer=tokenizer, ends=ends)],
+                pad_id=tokenizer.pad_token_id, device=model.device,
+            )  # fmt: skip
             signals = np.concatenate([labels_NK, -labels_NK])
             dpo_KK, dpo_K = _summary(gradients(given, signals_BK=signals, halves_B=np.tile(halves_N, 2)))
     policy_KK, policy_K = _summary(policy_2KD)
@@ -238,3 +236,13 @@ def _margins(rows: Sequence[Row], *, objectives: Mapping[str, Objective], ledger
     if carried:
         ledger.add(scores_read=margins_NK.size)
     return margins_NK
+
+
+def _given(
+    comparisons: Sequence[Row], side: int, *, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]
+) -> list[tuple[Sequence[int], Sequence[int]]]:
+    """Ids of prompts and of the responses on one side: as they were drawn, or a text up to its first ending token."""
+    prompts = [row["prompt"] for row in comparisons]
+    found = completion_rows(tokenizer, prompts, [responses_of(row)[side] for row in comparisons])
+    drawn = [ids_of(row)[side] for row in comparisons]
+    return [(head, ids or Drawn.of(tail, ends=ends).ids) for (head, tail), ids in zip(found, drawn, strict=True)]

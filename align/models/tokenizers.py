@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,16 +20,24 @@ if TYPE_CHECKING:
 _CHOSEN: dict[str, Choice] = {}
 
 
-def choose_format(path: str | Path, template: str = "auto", chat_kwargs: Mapping[str, object] | None = None) -> None:
+def choose_format(
+    path: str | Path,
+    template: str = "auto",
+    chat_kwargs: Mapping[str, object] | None = None,
+    *,
+    prompts: Sequence[str] | None = None,
+) -> None:
     """Let this process read the checkpoint at `path` in a format of the user's choice; once, at a command's start.
 
-    UserError where the checkpoint carries another format already.
+    `prompts`: those that are trained on, where something is; what auto comes to for them is then a choice, too, and
+    kept by what is trained. UserError where the checkpoint carries another format already.
     """
     choice = Choice(template, chat_kwargs or {})
-    if choice == Choice():
-        return
-    _CHOSEN[model_dir(path)] = choice
-    load_tokenizer(path)
+    if choice != Choice():
+        _CHOSEN[model_dir(path)] = choice
+        load_tokenizer(path)
+    elif prompts is not None and stored_format(tokenizer := load_tokenizer(path)) is None:
+        _CHOSEN[model_dir(path)] = Choice(settle(tokenizer, prompts=prompts).template)
 
 
 def require_special_tokens(tokenizer: PreTrainedTokenizerBase, place: str) -> None:

@@ -142,8 +142,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     drops, sources = Counter[str](), named(config.data, what="data")
     reference, objectives = model_dir(config.model), load_objectives(config.objectives)
-    choose_format(reference, config.template or "auto", config.chat_template_kwargs)
     comparisons, prompts = load_training_rows(sources, limit=config.limit, drops=drops)
+    asked = [row["prompt"] for row in (*(comparisons or ()), *(prompts or ()))]
+    choose_format(reference, config.template or "auto", config.chat_template_kwargs, prompts=asked)
     problem: Problem[Preference] = Problem(
         reference=reference, objectives=objectives, preferences=preferences, comparisons=comparisons, prompts=prompts
     )

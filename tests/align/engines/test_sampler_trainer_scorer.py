@@ -13,13 +13,15 @@ from typing import Any
 import pytest
 import torch
 
+from align.data.comparisons import Pair
 from align.engines.on_policy import trainer as onpolicy
 from align.engines.on_policy.actor_critic import ActorCritic
 from align.engines.on_policy.formatted import formatted
 from align.engines.on_policy.rollouts import draw
+from align.engines.pairs import PairTrainingConfig, dpo_trainer
 from align.engines.problem import Problem
 from align.engines.reference_samples import Drawing, draw_responses
-from align.methods import morlhf
+from align.methods import morlhf, ppo
 from align.models import load_model, load_tokenizer
 from align.models.formats import formatter
 from align.models.reading import Reader, completion_rows, padded, sequence_logprobs
@@ -149,6 +151,25 @@ def test_on_policy_trainers_read_the_format_and_the_policy_that_is_scored(
         assert max(map(abs, kl)) > 0.1
 
 
+@STYLE
+def test_dpo_reads_the_policy_that_was_sampled(style: str, checkpoints: dict[str, str], tmp_path: Path) -> None:
+    """Its reference's log-probabilities are the sampler's own, its policy's are the same in training mode: log 2."""
+    path = checkpoints[style]
+    found = sampled(path, [*PROMPTS] * 2, batch_size=6)
+    pairs = [
+        Pair(str(i), PROMPTS[i], a.text, b.text, False, a.ids, b.ids)
+        for i, ((a, _), (b, _)) in enumerate(zip(found[:3], found[3:], strict=True))
+    ]
+    trainer = dpo_trainer(pairs, config=PairTrainingConfig(batch_size=3), reference=path, beta=1.0, folder=tmp_path)
+    for column, side in (("ref_chosen_logps", found[:3]), ("ref_rejected_logps", found[3:])):
+        assert list(trainer.train_dataset[column]) == pytest.approx([logp for _, logp in side], **CLOSE)
+    trainer.model.train()
+    batch = next(iter(trainer.get_train_dataloader()))
+    with torch.no_grad():
+        loss = trainer._compute_loss(trainer.model, batch, False)
+    assert float(loss) == pytest.approx(0.6931472, abs=1e-4)
+
+
 @pytest.mark.parametrize("style", ["llama3", "gemma", "base_bos"])
 def test_policy_and_reference_are_one_before_the_first_step(
     style: str, checkpoints: dict[str, str], tmp_path: Path
@@ -194,7 +215,7 @@ def test_what_training_gains_is_what_evaluation_finds(style: str, checkpoints: d
 @STYLE
 def test_rollouts_and_reference_samples_read_the_format(style: str, checkpoints: dict[str, str]) -> None:
     path = checkpoints[style]
-    actor = ActorCritic(path)
+    actor = ActorCritic(path, ppo.Config())
     form = formatter(actor.tokenizer)
     with plain_sampling(actor.model, actor.tokenizer, max_tokens=5) as ends:
         torch.manual_seed(0)

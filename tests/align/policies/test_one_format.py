@@ -13,6 +13,7 @@ from align.errors import UserError
 from align.models import load_model, load_tokenizer
 from align.models.formats import Choice, formatter, settle, stored_format
 from align.models.sampling import Drawn
+from align.models.tokenizers import choose_format
 from align.policies.base import ModelPolicy
 from align.policies.guided import GuidedFamily
 from align.policies.mixed import MixedPolicy, Mixture
@@ -43,6 +44,22 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "second": settled("base_bos", folder / "second", seed=3, template="hh"),
         "plain": settled("base_bos", folder / "plain", seed=4, template="plain"),
     }
+
+
+def test_what_auto_comes_to_in_training_is_carried_on(tmp_path: Path) -> None:
+    """Else a base trained on bare questions is asked them as transcripts by the suites."""
+    told = "\n\nHuman: hi\n\nAssistant:"
+    for number, (style, prompt, template) in enumerate(
+        [("base_bos", "hi", "plain"), ("base_bos", told, "hh"), ("llama3", told, "chat")]
+    ):
+        path = chat_checkpoint(style, tmp_path / str(number))
+        before = formatter(load_tokenizer(path)).format
+        choose_format(path, prompts=["hi", prompt])
+        carried = stored_format(load_tokenizer(path))
+        assert carried is not None and carried.template == template and carried.ends == before.ends
+    path = settled("base_bos", tmp_path / "settled", seed=0, template="plain")
+    choose_format(path, prompts=[told])
+    assert formatter(load_tokenizer(path)).format.template == "plain"
 
 
 def test_a_mixture_of_two_formats_is_refused(parts: dict[str, str]) -> None:
