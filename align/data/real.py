@@ -12,12 +12,14 @@ What the source may be
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from align.data import clean_comparisons, clean_texts, load_comparisons, load_rows
+from align.data.columns import as_completion
 from align.data.sources import demonstrations
 from align.errors import UserError
 
@@ -89,21 +91,46 @@ def load_texts(
 
 
 def load_demonstrations(
-    data: str, *, files: Sequence[str], limit: int | None, max_characters: int | None
+    data: str, *, files: Mapping[str, str], limit: int | None, max_characters: int | None
 ) -> tuple[Rows, dict[str, int]]:
-    """(replies to imitate with an id, sources taking turns, drops by reason); files are relative to the folder `data`.
+    """(replies to imitate with id and objective, objectives taking turns, drops by reason).
 
-    Pairs of prompt and completion above `max_characters` are left out and counted.
+    `files`: objective -> file relative to the folder `data`. What is above `max_characters`, prompt and reply, is left
+    out and counted, and so is what one objective has more of than another.
     """
-    by_file: list[Rows] = []
     drops: Counter[str] = Counter()
-    for name in files:
-        rows = demonstrations(str(Path(data).expanduser() / name), limit=limit, drops=drops)
+    by_name: list[Rows] = []
+    for name, file in files.items():
+        rows = demonstrations(str(Path(data).expanduser() / file), limit=limit, drops=drops)
         short = [r for r in rows if max_characters is None or len(r["prompt"] + r["completion"]) <= max_characters]
         drops["longer than max_characters"] += len(rows) - len(short)
-        by_file.append([{"id": f"{Path(name).name.split('.')[0]}:{i}", **row} for i, row in enumerate(short)])
-    longest = max(map(len, by_file), default=0)
-    return [rows[i] for i in range(longest) for rows in by_file if i < len(rows)], dict(+drops)
+        by_name.append([{"id": f"{name} demonstration:{i}", "objective": name, **r} for i, r in enumerate(short)])
+    rounds = list(zip(*by_name, strict=False))
+    drops["more than another objective has"] = sum(map(len, by_name)) - len(by_name) * len(rounds)
+    return [row for one in rounds for row in one], dict(+drops)
+
+
+def contrasts_of(rows: Sequence[Mapping[str, Any]], *, own: Mapping[str, str]) -> Rows:
+    """Comparisons of demonstrations in turn: `rows` as `load_demonstrations` gives them, each `chosen`.
+
+    `rejected` is the model's own reply where `own` (by id) has one, else what demonstrates the next objective, in reply
+    to another prompt. Pairs of equal texts are left out.
+    """
+    made: Rows = []
+    count = len({row["objective"] for row in rows})
+    for i, row in enumerate(rows):
+        other = own.get(row["id"], rows[i - i % count + (i + 1) % count]["completion"])
+        pair = {name: row[name] for name in ("id", "objective", "prompt")}
+        pair |= {"chosen": row["completion"], "rejected": as_completion(other, row["prompt"])}
+        if other.strip() and other.strip() != row["completion"].strip():
+            made.append(pair)
+    return made
+
+
+def full_sentences(text: str) -> str:
+    """A text up to its last full sentence or line; as it is where it has none."""
+    ends = [match.end() for match in re.finditer(r"[.!?](?=\s|$)|\n", text)]
+    return text[: ends[-1]].strip() if ends else text
 
 
 def passages(text: str, *, size: int) -> list[str]:

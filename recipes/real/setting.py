@@ -141,13 +141,23 @@ class RealData:
             )
         return calls
 
+    @property
+    def contrasts(self) -> Run | None:
+        """Comparisons of demonstrations, where there are any."""
+        return self.made("contrasts") if self.budget.pairs.demonstrations else None
+
     def comparisons(self) -> Sequence[Call]:
-        models = self.reward_models()
+        models, rows, budget = self.reward_models(), self.made("rows"), self.budget
         drawn = stages.pairs.call(
-            self.out / "pairs", data=self.made("rows"), reference=self.anchor, reward_models=runs(models),
-            drawn=self.budget.pairs, seed=self.seed,
+            self.out / "pairs", data=rows, reference=self.anchor, reward_models=runs(models), drawn=budget.pairs,
+            seed=self.seed, contrasts=self.contrasts,
         )  # fmt: skip
-        return [*models.values(), drawn]
+        if self.contrasts is None:
+            return [*models.values(), drawn]
+        made = stages.contrasts.call(
+            self.contrasts.path, data=rows, reference=self.anchor, drawn=budget.pairs, seed=self.seed
+        )
+        return [made, *models.values(), drawn]
 
     def reward_models(self) -> Mapping[str, Call]:
         return self._scorers("train", "reward model")
@@ -161,6 +171,7 @@ class RealData:
             name: stages.reward_model.call(
                 self.out / f"{kind.replace(' ', '-')}-{name}", data=self.made("rows"), base=self.base, part=part,
                 objective=name, pairs=self.budget.pairs_each, training=self.budget.reward_model,
+                contrasts=self.contrasts,
             ).named(f"{kind} {name}")
             for name in self.objectives
         }  # fmt: skip
@@ -241,6 +252,9 @@ def setting_of(config: Config, *, where: str) -> tuple[RealData, tuple[Row, ...]
         raise UserError(f"{where}: rows: parts are {', '.join(texts.parts)}; give shares of {', '.join(PARTS)}")
     if texts.piece < 1 or texts.validation_texts < 1 or not 0 < texts.validation < 1:
         raise UserError(f"{where}: rows: piece and validation_texts must be at least 1, validation between 0 and 1")
+    if texts.demonstrations and set(texts.demonstrations) != set(NAMES):
+        raise UserError(f"{where}: rows: demonstrations: give a file for each of {', '.join(NAMES)}, or for none")
+    shown = tuple(texts.demonstrations[name] for name in NAMES if texts.demonstrations)
     checks.at_least(1, config, "preference_steps", "prompts", place=f"{where}: ")
     checks.at_most(10_000, config, "preference_steps", place=f"{where}: ")
     checks.at_least(0, config, "workers", place=f"{where}: ")
@@ -254,7 +268,7 @@ def setting_of(config: Config, *, where: str) -> tuple[RealData, tuple[Row, ...]
         known = ", ".join(row.name for row in rows)
         raise UserError(f"{where}: controls: overspender_of {closed.overspender_of!r} is not a row of methods: {known}")
     setting = RealData(
-        data=Data(config.data, texts.text, NAMES, texts.demonstrations), seed=config.seed, out=Path(config.out),
+        data=Data(config.data, texts.text, NAMES, shown), seed=config.seed, out=Path(config.out),
         budget=_budget(config, texts, where=where), preferences=preferences, prompts=config.prompts,
         texts=config.texts, closed=closed, spender=spender,
         sampling=section(Sampling, {"seed": config.seed, **config.sampling}, where=where, name="sampling"),

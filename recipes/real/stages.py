@@ -28,7 +28,7 @@ class Data:
     path: str
     files: tuple[str, ...]
     names: tuple[str, ...]
-    demonstrations: tuple[str, ...] = ()
+    demonstrations: tuple[str, ...] = ()  # a file for each of `names`
 
     @property
     def fingerprint(self) -> str:
@@ -53,7 +53,7 @@ class Given:
 class Texts:
     """`limit` rows per source; `text` files relative to --data, cut into pieces of `piece` characters.
 
-    `demonstrations`: files there with replies that pairs set against the reference's own.
+    `demonstrations`: objective -> a file there with replies to imitate, of which comparisons are made.
     """
 
     limit: int | None
@@ -63,12 +63,15 @@ class Texts:
     validation_texts: int
     parts: dict[str, float]
     cleaning: CleanConfig = field(default_factory=CleanConfig)
-    demonstrations: tuple[str, ...] = ()
+    demonstrations: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs:
-    """Reference samples: two for each of `prompts` training prompts, and one against each of so many demonstrations."""
+    """Reference samples: two for each of `prompts` training prompts.
+
+    `demonstrations`: so many are compared with other replies for the reward models, as many for judges and for pairs.
+    """
 
     prompts: int
     max_new_tokens: int
@@ -100,7 +103,7 @@ def prepare(work: Workspace, *, data: Data, seed: int, rows: Texts) -> Metrics:
     counts, dropped = {part: len(content) for part, content in written.items()}, {**drops, "text": text_drops}
     if data.demonstrations:
         shown, dropped["demonstrations"] = source.load_demonstrations(
-            data.path, files=data.demonstrations, limit=rows.limit, max_characters=cleaning.max_characters
+            data.path, files=rows.demonstrations, limit=rows.limit, max_characters=cleaning.max_characters
         )
         source.write_rows(work.folder / "demonstrations.jsonl", shown)
         counts["demonstrations"] = len(shown)
@@ -177,16 +180,47 @@ def sft(
     return train(training, model=checkpoint(base), rows=rows, validation=held_out, out=work.folder, ledger=work.ledger)
 
 
+@stage
+def contrasts(work: Workspace, *, data: Run, reference: Run, drawn: Pairs, seed: int) -> Metrics:
+    """Comparisons of demonstrations -> train.jsonl, judge.jsonl, pairs.jsonl.
+
+    A reply against the reference's own, up to its last full sentence, or, every second round, against the reply that
+    demonstrates the next objective.
+    """
+    from align.policies.base import ModelPolicy
+
+    rows, count = part_of(data, "demonstrations")[: 3 * drawn.demonstrations], len(data.metrics["names"])
+    asked = [row for i, row in enumerate(rows) if i // count % 2 == 0]
+    replies = ModelPolicy(checkpoint(reference)).draw(
+        [row["prompt"] for row in asked], max_new_tokens=drawn.max_new_tokens, seed=seed, batch_size=drawn.batch_size
+    )
+    work.ledger.add(samples_drawn=len(asked))
+    own = {row["id"]: source.full_sentences(reply.text) for row, reply in zip(asked, replies, strict=True)}
+    block, counts = 2 * count, {}
+    for k, part in enumerate(("train", "judge", "pairs")):
+        mine = [row for i, row in enumerate(rows) if i // block % 3 == k]
+        made = source.contrasts_of(mine, own=own)
+        counts[part] = len(made)
+        source.write_rows(work.folder / f"{part}.jsonl", made)
+    return counts
+
+
 @stage(name="reward model")
 def reward_model(
-    work: Workspace, *, data: Run, base: Run, part: str, objective: str, pairs: int | None, training: RewardModelConfig
-) -> Metrics:
-    """A Bradley-Terry reward model of one objective on one part of the comparisons; a tenth is for validation."""
+    work: Workspace, *, data: Run, base: Run, part: str, objective: str, pairs: int | None, training: RewardModelConfig,
+    contrasts: Run | None = None,
+) -> Metrics:  # fmt: skip
+    """A Bradley-Terry reward model of one objective on one part of the comparisons; a tenth is for validation.
+
+    `pairs` is how many there are at most, beside those made of demonstrations.
+    """
     from align.data import split_by_prompt
     from align.training.reward_model import train_reward_model
 
     found = [row for row in part_of(data, part) if row["objective"] == objective]
-    rows = split_by_prompt(found[:pairs], fractions={"train": 0.9, "validation": 0.1}, seed=training.seed + 1)
+    shown = [] if contrasts is None else part_of(contrasts, part)
+    found = [*found[:pairs], *(row for row in shown if row["objective"] == objective)]
+    rows = split_by_prompt(found, fractions={"train": 0.9, "validation": 0.1}, seed=training.seed + 1)
     work.ledger.add(scores_read=len(rows["train"]))
     return train_reward_model(
         training, model=checkpoint(base), rows=rows["train"], validation=rows["validation"] or None, out=work.folder,
@@ -196,9 +230,10 @@ def reward_model(
 
 @stage
 def pairs(
-    work: Workspace, *, data: Run, reference: Run, reward_models: Mapping[str, Run], drawn: Pairs, seed: int
-) -> Metrics:
-    """Two samples of the reference per training prompt, or a demonstration and a sample, scored by the reward models
+    work: Workspace, *, data: Run, reference: Run, reward_models: Mapping[str, Run], drawn: Pairs, seed: int,
+    contrasts: Run | None = None,
+) -> Metrics:  # fmt: skip
+    """Two samples of the reference per training prompt, and comparisons of demonstrations, scored by the reward models
     in z units of all these replies. Samples keep their ids: one that was cut is scored and trained without an end.
     """
     from align.models.sampling import Drawn
@@ -206,15 +241,16 @@ def pairs(
     from align.policies.base import ModelPolicy
 
     asked = source.unique_prompts(part_of(data, "train"))[: drawn.prompts]
-    shown = part_of(data, "demonstrations")[: drawn.demonstrations] if drawn.demonstrations else []
+    shown = [] if contrasts is None else part_of(contrasts, "pairs")
     policy, found = ModelPolicy(checkpoint(reference)), [*asked, *shown]
-    texts = [row["prompt"] for row in found]
+    texts, prompts = [row["prompt"] for row in found], [row["prompt"] for row in asked]
     options = {"max_new_tokens": drawn.max_new_tokens, "batch_size": drawn.batch_size}
-    first = policy.draw(texts[: len(asked)], seed=seed, **options)
-    first += [Drawn((), True, row["completion"]) for row in shown]
-    replies = [*first, *policy.draw(texts, seed=seed + 1, **options)]
+    replies: list[Drawn] = []
+    for seed_of_side, side in ((seed, "chosen"), (seed + 1, "rejected")):
+        replies += policy.draw(prompts, seed=seed_of_side, **options)
+        replies += [Drawn((), True, row[side]) for row in shown]
     ids = [list(reply.ids) for reply in replies]
-    work.ledger.add(samples_drawn=len(replies) - len(shown), scores_read=len(replies) * len(reward_models))
+    work.ledger.add(samples_drawn=2 * len(asked), scores_read=len(replies) * len(reward_models))
     columns, names = [], data.metrics["names"]  # whose order is in the data's key, where a mapping's is in none
     for name in names:
         objective = RewardModelObjective(reward_models[name].path, name=name)
@@ -227,7 +263,8 @@ def pairs(
         j = len(found) + i
         a, b = replies[i].text, replies[j].text
         if a.strip() != b.strip():
-            kept = {"id": row["id"], "prompt": row["prompt"], "a": a, "b": b, "a_ids": ids[i] or None, "b_ids": ids[j]}
+            kept = {"id": row["id"], "prompt": row["prompt"], "a": a, "b": b}
+            kept |= {"a_ids": ids[i] or None, "b_ids": ids[j] or None}
             rows.append({**kept, "scores_a": [c[i] for c in columns], "scores_b": [c[j] for c in columns]})
     source.write_rows(work.folder / "rows.jsonl", rows)
     cut = sum(not reply.ended for reply in replies)
