@@ -155,7 +155,9 @@ def dpo_trainer(
     return trainer
 
 
-def bare_trainer(config: PairTrainingConfig, *, reference: str, beta: float, folder: Path) -> DPOTrainer:
+def bare_trainer(
+    config: PairTrainingConfig, *, reference: str, beta: float, folder: Path, new_tokens: Sequence[int] = ()
+) -> DPOTrainer:
     """A DPOTrainer with every default that matters set on purpose, still without its rows of ids.
 
     TRL prepares one stand-in row as text; what is set as `train_dataset` afterwards is trained as it is.
@@ -182,7 +184,7 @@ def bare_trainer(config: PairTrainingConfig, *, reference: str, beta: float, fol
         ),
         train_dataset=Dataset.from_list([{"prompt": tokenizer.eos_token, "chosen": "", "rejected": ""}]),
         processing_class=tokenizer,
-        peft_config=adapter_config(config, model),
+        peft_config=adapter_config(config, model, new_tokens=new_tokens),
     )
     return with_token_mean(trainer, mle_weight=config.mle_weight) if with_mle else trainer
 

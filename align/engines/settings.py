@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,13 +79,19 @@ def model_to_train(reference: str, config: TrainingConfig | None = None) -> PreT
     return model
 
 
-def adapter_config(config: TrainingConfig, model: PreTrainedModel) -> LoraConfig | None:
-    """The LoRA configuration for TRL's `peft_config`, or None for full training."""
+def adapter_config(
+    config: TrainingConfig, model: PreTrainedModel, *, new_tokens: Sequence[int] = ()
+) -> LoraConfig | None:
+    """The LoRA configuration for TRL's `peft_config`, or None for full training.
+
+    The embeddings of `new_tokens`, which the reference has not, are trained beside it.
+    """
     if not config.lora_r:
         return None
     return lora_config(
-        model, config.lora_r, alpha=config.lora_alpha or None, dropout=config.lora_dropout, targets=config.lora_targets
-    )
+        model, config.lora_r, alpha=config.lora_alpha or None, dropout=config.lora_dropout, targets=config.lora_targets,
+        new_tokens=new_tokens,
+    )  # fmt: skip
 
 
 def trainer_arguments(

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from align import checks
-from align.data.comparisons import Row, responses_of, row_scores
+from align.data.comparisons import Ids, Row, ids_of, responses_of, row_scores
+from align.engines.on_policy.prompts import sayable
 from align.engines.on_policy.rollouts import draw
 from align.engines.problem import P, Problem
 from align.errors import UserError
@@ -25,8 +28,10 @@ from align.models.sampling import plain_sampling
 from align.objectives.base import Objective
 from align.objectives.metered import Metered, objective_scores
 from align.policies.tagged import Numbers, TaggedFamily, Tags, choose_tags, tagged_checkpoint
-from align.runs import Ledger, Run
+from align.policies.told_apart import ToldApart, extremes_kl
+from align.runs import Ledger, Run, Workspace
 from align.runs.folders import holds_only_its_own
+from align.turns import last_question
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,27 +81,75 @@ def start_model(reference: str, *, tags: Tags, folder: Path, seed: int) -> Itera
     shutil.rmtree(folder / "start", ignore_errors=True)
 
 
-def family(
-    method: str, problem: Problem[P], trained: Run, *, tags: Tags, claim: str, asked: str = "weights",
+def untrained_family(
+    method: str, problem: Problem[P], *, tags: Tags, claim: str, asked: str = "weights",
     low: Sequence[float] = (), high: Sequence[float] = (),
 ) -> TaggedFamily:  # fmt: skip
-    """The family of the model that the run `trained`; `claim` says what it optimises for whatever it is asked."""
+    """The family whose model is yet to be trained; `claim` says what it will optimise for whatever it is asked."""
     return TaggedFamily(
-        method, str(trained.path / "model"), tags, asked=asked, low=tuple(low), high=tuple(high),
-        preferences=tuple(problem.preferences),
+        method, "", tags, asked=asked, low=tuple(low), high=tuple(high), preferences=tuple(problem.preferences),
         optimises={p.label: f"{claim} [asked {p.label}]" for p in problem.preferences},
     )  # fmt: skip
+
+
+def trained_family(family: TaggedFamily, trained: Run) -> TaggedFamily:
+    """The family with the model of the run `trained`."""
+    return replace(family, model=str(trained.path / "model"))
+
+
+def told_apart(family: TaggedFamily, problem: Problem[P], place: Workspace, *, seed: int) -> dict[str, float]:
+    """Whether the model that was saved in `place` has learned its tags: metrics, and a line on stderr where it has not.
+
+    What is drawn for that is charged to nobody, as in an evaluation.
+    """
+    prompts = list(dict.fromkeys(str(row["prompt"]) for row in problem.prompts or problem.comparisons or ()))
+    with tempfile.TemporaryDirectory() as folder:
+        before = tagged_checkpoint(problem.reference, tags=family.tags, out=Path(folder) / "untrained", seed=seed)
+        models = (str(place.folder / "model"), before)
+        kl, untrained = (extremes_kl(replace(family, model=model), prompts, seed=seed) for model in models)
+    if kl is None or untrained is None:
+        return {}
+    found = ToldApart(kl, untrained, tokens=family.tags.tokens)
+    found.tell(method=family.method)
+    return found.metrics()
 
 
 # ------------------------------------------------------------------------------------------------------------ responses
 
 
+def askable(problem: Problem[P]) -> tuple[Problem[P], dict[str, int]]:
+    """The problem with the rows whose prompt the reference's format can say and tags can stand in, and how many were
+    left out by reason.
+    """
+    form, lost = formatter(load_tokenizer(problem.reference)), Counter[str]()
+
+    def kept(rows: Sequence[Row] | None) -> list[Row] | None:
+        if rows is None:
+            return None
+        asked = [row for row in rows if last_question(row["prompt"]) is not None]
+        if rows and not asked:
+            raise UserError(f"none of the {len(rows)} prompts has a user turn for the tags to stand in")
+        said, left_out = sayable(asked, form)
+        lost.update(left_out)
+        lost["no_user_turn"] += len(rows) - len(asked)
+        return said
+
+    problem = replace(problem, prompts=kept(problem.prompts), comparisons=kept(problem.comparisons))
+    return problem, {reason: count for reason, count in lost.items() if count}
+
+
 def response_ids(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], texts: Sequence[str]
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], texts: Sequence[str], drawn: Sequence[Ids] = ()
 ) -> list[tuple[int, ...]]:
-    """Token ids of each response to its prompt, closed as its format closes a reply."""
+    """Token ids of each response to its prompt: those that were `drawn`, else closed as its format closes a reply."""
     form = formatter(tokenizer)
-    return [tuple(form.reply_ids(prompt, text)) for prompt, text in zip(prompts, texts, strict=True)]
+    read: dict[tuple[str, str], tuple[int, ...]] = {}
+    found = []
+    for prompt, text, ids in zip(prompts, texts, drawn or [None] * len(texts), strict=True):
+        if ids is None and (prompt, text) not in read:
+            read[prompt, text] = tuple(form.reply_ids(prompt, text))
+        found.append(read[prompt, text] if ids is None else ids)
+    return found
 
 
 def scored_pairs(problem: Problem[P], *, source: str, ledger: Ledger) -> list[tuple[Response, Response]]:
@@ -113,7 +166,8 @@ def scored_pairs(problem: Problem[P], *, source: str, ledger: Ledger) -> list[tu
     prompts, tokenizer = [row["prompt"] for row in rows], load_tokenizer(problem.reference)
     sides = []
     for side in (0, 1):
-        ids = response_ids(tokenizer, prompts, [responses_of(row)[side] for row in rows])
+        texts, drawn = [responses_of(row)[side] for row in rows], [ids_of(row)[side] for row in rows]
+        ids = response_ids(tokenizer, prompts, texts, drawn)
         found = [tuple(map(float, scores[str(row["id"])][side])) for row in rows]
         for row, values in zip(rows, found, strict=True):
             if len(values) != len(objectives):

@@ -2,7 +2,7 @@
 
 TRL prepares one stand-in row and is then given the whole data set as ids, in the columns that its collator reads: what
 is trained on is what was sampled, and the reference is the checkpoint that J names, not its tagged copy at step 0. With
-LoRA, all but the adapter stays as it was (embeddings of new tag tokens, too), and the adapter is merged at the end.
+LoRA, all stays as it was but the adapter and the embeddings of new tag tokens; both are merged at the end.
 """
 
 from __future__ import annotations
@@ -70,21 +70,25 @@ def build_sft_trainer(
     if not examples:
         raise UserError("no response is left to train on; draw more, or filter less")
     tokenizer = load_tokenizer(model)
-    heads = head_ids(tokenizer, [tags.apply(e.prompt, e.values) for e in examples])
+    heads = formatter(tokenizer).prompts_ids([tags.apply(e.prompt, e.values) for e in examples])
+    new = tag_ids(tokenizer, tags)
     trainer = imitation_trainer(
-        heads, [e.ids for e in examples], config=config, model=model, folder=folder, epochs=epochs
+        heads, [e.ids for e in examples], config=config, model=model, folder=folder, epochs=epochs, new_tokens=new
     )
     longest = max(map(len, trainer.train_dataset["input_ids"]))
     checks.fits(longest, trainer.model, what="the longest tagged prompt and response", fix="leave such rows out")
-    forbid(trainer.model, tag_ids(tokenizer, tags))
+    forbid(trainer.model, new)
     return trainer
 
 
 def imitation_trainer(
     heads: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], *, config: TrainingConfig, model: str,
-    folder: Path, epochs: float,
+    folder: Path, epochs: float, new_tokens: Sequence[int] = (),
 ) -> SFTTrainer:  # fmt: skip
-    """An SFTTrainer on the ids of responses behind those of their prompts, as they are, the loss on responses only."""
+    """An SFTTrainer on the ids of responses behind those of their prompts, as they are, the loss on responses only.
+
+    With LoRA the embeddings of `new_tokens` are trained, too.
+    """
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
@@ -102,7 +106,7 @@ def imitation_trainer(
         ),
         train_dataset=Dataset.from_dict(rows),
         processing_class=load_tokenizer(model),
-        peft_config=adapter_config(config, policy),
+        peft_config=adapter_config(config, policy, new_tokens=new_tokens),
     )
 
 
@@ -116,13 +120,6 @@ def save_whole(trainer: Trainer, *, folder: Path) -> None:
     trained = trainer.accelerator.unwrap_model(trainer.model)
     whole = trained.merge_and_unload() if hasattr(trained, "merge_and_unload") else trained
     save_model(whole, trainer.processing_class, folder / "model")
-
-
-def head_ids(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
-    """Token ids of prompts in the tokenizer's format; equal prompts are read once."""
-    form = formatter(tokenizer)
-    read = {prompt: form.prompt_ids(prompt) for prompt in dict.fromkeys(prompts)}
-    return [read[prompt] for prompt in prompts]
 
 
 # ------------------------------------------------------------------------------------------------------------------ DPO
@@ -144,8 +141,9 @@ def build_pair_trainer(
 ) -> DPOTrainer:
     """A DPOTrainer of coefficient `beta` on rows of `encoded` (set as its `train_dataset`); tag tokens forbidden."""
     tokenizer = load_tokenizer(start)
-    trainer = bare_trainer(config, reference=start, beta=beta, folder=folder)
-    forbid(trainer.model, tag_ids(tokenizer, tags))
+    new = tag_ids(tokenizer, tags)
+    trainer = bare_trainer(config, reference=start, beta=beta, folder=folder, new_tokens=new)
+    forbid(trainer.model, new)
     trainer.train_dataset = dataset
     return trainer
 
@@ -157,11 +155,12 @@ def encoded(
     """The pairs as rows of DPOTrainer's data set: ids of the tagged prompt and both responses, and the reference's log
     p of both, in nats, by the model `reference` at the prompt without its tags (with them if not `untagged`).
 
-    With `max_length`, responses are cut to it and pairs whose prompt fills it are left out. UserError when a sequence
-    does not fit the model.
+    With `max_length`, responses are cut to it; pairs whose prompt fills it, or that it makes equal, are left out.
+    UserError when a sequence does not fit the model, and when no pair is left.
     """
-    heads = head_ids(tokenizer, [tags.apply(p.prompt, p.values) for p in pairs])
-    plain = head_ids(tokenizer, [p.prompt for p in pairs]) if untagged else heads
+    form = formatter(tokenizer)
+    heads = form.prompts_ids([tags.apply(p.prompt, p.values) for p in pairs])
+    plain = form.prompts_ids([p.prompt for p in pairs]) if untagged else heads
     rows: list[dict[str, object]] = []
     asked = []
     for pair, head, bare in zip(pairs, heads, plain, strict=True):
@@ -169,10 +168,14 @@ def encoded(
         if room is not None and room < 1:
             continue
         chosen, rejected = list(pair.chosen[:room]), list(pair.rejected[:room])
+        if chosen == rejected and pair.chosen != pair.rejected:
+            continue
         longest = len(head) + max(len(chosen), len(rejected))
         checks.fits(longest, reference, what="a tagged comparison", fix="set max_length, or leave such rows out")
         rows.append({"prompt_ids": head, "chosen_ids": chosen, "rejected_ids": rejected})
         asked += [(tuple(bare), tuple(chosen)), (tuple(bare), tuple(rejected))]
+    if not rows:
+        raise UserError(f"max_length = {config.max_length} leaves no pair to train on; raise max_length")
     logps = reference_logprobs(
         reference, asked, pad_id=tokenizer.pad_token_id, batch_size=4 * config.batch_size, ledger=ledger
     )

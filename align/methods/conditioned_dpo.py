@@ -20,8 +20,9 @@ from typing import Protocol
 import numpy as np
 
 from align import checks
-from align.data.comparisons import Row, annotated_pairs
+from align.data.comparisons import Pair, Row, annotated_pairs
 from align.engines import tagged
+from align.engines.on_policy.prompts import counted
 from align.engines.pairs import PairTrainingConfig, check_pair_config, judged_rows
 from align.engines.points import check_preferences, inputs_of, part
 from align.engines.problem import Problem
@@ -56,19 +57,23 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> TaggedFami
     names = check_preferences(problem)
     check_config(config)
     tags = tagged.make_tags(config, problem)
+    problem, left_out = tagged.askable(problem)
     asked = judged_rows(config, problem, run.ledger, method="conditioned_dpo")
     rows, scores = asked.rows, asked.scores
     inputs = inputs_of(problem, rows=rows)
+    family = tagged.untrained_family("conditioned_dpo", problem, tags=tags, claim=describe(config))
     assert scores is not None  # given labels were refused
 
     def body(place: Workspace) -> Mapping[str, object]:
         pairs = judged(rows, scores=scores, config=config, reference=problem.reference, objectives=len(names))
         place.ledger.add(scores_read=len(pairs))
         with tagged.start_model(problem.reference, tags=tags, folder=place.folder, seed=config.seed) as start:
-            return train(pairs, config=config, reference=problem.reference, start=start, tags=tags, run=place)
+            made = train(pairs, config=config, reference=problem.reference, start=start, tags=tags, run=place)
+        told = tagged.told_apart(family, problem, place, seed=config.seed)
+        return {**made, **counted(left_out), **told}
 
     trained = part("conditioned_dpo", "conditioned", run, config=config, inputs=inputs, body=body)
-    return tagged.family("conditioned_dpo", problem, trained, tags=tags, claim=describe(config))
+    return tagged.trained_family(family, trained)
 
 
 def check_config(config: Config) -> None:
@@ -115,23 +120,18 @@ def judged(
     """Every comparison at `draws` weights, each pass over the comparisons spread evenly; the same draw of the
     annotator's noise serves a row at all weights, as if it were asked each time.
     """
-    tokenizer, rng = load_tokenizer(reference), np.random.default_rng(config.seed)
-    made = []
+    rng = np.random.default_rng(config.seed)
+    made: list[tuple[Pair, Weights]] = []
     for _ in range(config.draws):
         weights = draw_weights(len(rows), objectives=objectives, rng=rng, alpha=config.alpha, vertices=config.vertices)
-        pairs = [
-            annotated_pairs([row], scores=scores, weights=w, tau=config.tau, seed=config.seed)[0]
+        made += [
+            (annotated_pairs([row], scores=scores, weights=w, tau=config.tau, seed=config.seed)[0], w)
             for row, w in zip(rows, weights, strict=True)
         ]
-        texts = [p.prompt for p in pairs]
-        chosen, rejected = (
-            tagged.response_ids(tokenizer, texts, replies)
-            for replies in ([p.chosen for p in pairs], [p.rejected for p in pairs])
-        )
-        made += [
-            TaggedPair(p.prompt, w.values, c, r) for p, w, c, r in zip(pairs, weights, chosen, rejected, strict=True)
-        ]
-    return made
+    tokenizer, prompts = load_tokenizer(reference), [p.prompt for p, _ in made]
+    chosen = tagged.response_ids(tokenizer, prompts, [p.chosen for p, _ in made], [p.chosen_ids for p, _ in made])
+    rejected = tagged.response_ids(tokenizer, prompts, [p.rejected for p, _ in made], [p.rejected_ids for p, _ in made])
+    return [TaggedPair(p.prompt, w.values, c, r) for (p, w), c, r in zip(made, chosen, rejected, strict=True)]
 
 
 def train(

@@ -24,7 +24,7 @@ from align.engines.conditioned import weighted_sum
 from align.engines.on_policy import trainer as onpolicy
 from align.engines.on_policy.objective_log import log_row_weighted
 from align.engines.on_policy.partial_rewards import filled_rows
-from align.engines.on_policy.prompts import check_prompts
+from align.engines.on_policy.prompts import check_prompts, counted
 from align.engines.points import check_preferences, inputs_of, part
 from align.engines.problem import Problem
 from align.engines.settings import model_to_train
@@ -64,9 +64,11 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> TaggedFami
     onpolicy.check_sampling(config)
     refuse_looks(config)
     check_weight_law(config)
-    rows = onpolicy.required_prompts(problem, method="conditioned_rl")
-    inputs = inputs_of(problem, rows=rows)
+    onpolicy.required_prompts(problem, method="conditioned_rl")
+    problem, left_out = tagged.askable(problem)
+    inputs = inputs_of(problem, rows=problem.prompts or ())
     tags = tagged.make_tags(config, problem)
+    family = tagged.untrained_family("conditioned_rl", problem, tags=tags, claim=describe(config))
 
     def body(place: Workspace) -> Mapping[str, object]:
         folder, cost = place.folder, place.ledger
@@ -74,10 +76,10 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> TaggedFami
             trainer = build_trainer(config, problem, place, start=start, tags=tags)
             means = onpolicy.run_trainer(trainer, label="conditioned rl", folder=folder, ledger=cost, save=False)
             save_whole(trainer, folder=folder)
-        return means
+        return {**means, **counted(left_out), **tagged.told_apart(family, problem, place, seed=config.seed)}
 
     trained = part("conditioned_rl", "conditioned", run, config=config, inputs=inputs, body=body)
-    return tagged.family("conditioned_rl", problem, trained, tags=tags, claim=describe(config))
+    return tagged.trained_family(family, trained)
 
 
 def describe(config: Config) -> str:
@@ -92,7 +94,7 @@ def build_trainer(config: Config, problem: Problem[Weights], run: Workspace, *, 
     """The GRPO trainer from the checkpoint `start`, whose data set tells each group its own weights."""
     tokenizer, objectives = load_tokenizer(start), problem.objectives
     total = WeightedSum(onpolicy.metered(objectives, ledger=run.ledger), tags=tags)
-    model = forbid(model_to_train(start, config), tag_ids(tokenizer, tags))
+    model, new = model_to_train(start, config), tag_ids(tokenizer, tags)
     middle = (1 / len(objectives),) * len(objectives)
     prompts = [{**row, "prompt": tags.apply(row["prompt"], middle)} for row in problem.prompts or ()]
     trainer = onpolicy.build_trainer(
@@ -102,8 +104,9 @@ def build_trainer(config: Config, problem: Problem[Weights], run: Workspace, *, 
         rewards=[(total, 1.0), *((part, 0.0) for part in total.parts())],
         update=onpolicy.Update(algorithm="grpo"),
         kl=onpolicy.KL(reference=problem.reference, strip=tags.strip),
-        start=onpolicy.Start(model=model, tokenizer=tokenizer),
+        start=onpolicy.Start(model=model, tokenizer=tokenizer, new_tokens=tuple(new)),
     )
+    forbid(trainer.model, new)
     trainer.train_dataset = with_weights(trainer.train_dataset, config=config, tags=tags)
     texts = [{"prompt": text} for text in dict.fromkeys(trainer.train_dataset["prompt"])]
     most = config.max_completion_length

@@ -24,6 +24,7 @@ import numpy as np
 from align import checks
 from align.data.comparisons import required_rows
 from align.engines import tagged
+from align.engines.on_policy.prompts import counted
 from align.engines.points import check_preferences, inputs_of, part
 from align.engines.problem import Problem
 from align.engines.settings import TrainingConfig, check_training
@@ -75,11 +76,16 @@ def fit(config: Config, problem: Problem[Weights | Targets], run: Workspace) -> 
     """
     names = check_preferences(problem, kinds=ASKED_BY)
     check_config(config, objectives=len(names))
-    rows = required_rows(problem.comparisons, method="cpo")
-    inputs = inputs_of(problem, rows=rows)
+    required_rows(problem.comparisons, method="cpo")
+    problem, left_out = tagged.askable(problem)
+    inputs = inputs_of(problem, rows=problem.comparisons or ())
     pairs = tagged.scored_pairs(problem, source=config.scores, ledger=run.ledger)
     rate = Rater.fit([r.scores for pair in pairs for r in pair], levels=config.levels)
     tags = tagged.make_tags(config, problem, low=0.0, high=float(config.levels), free=True)
+    family = tagged.untrained_family(
+        "cpo", problem, tags=tags, claim=describe(config), asked="controls_l2",
+        low=(0.0,) * len(names), high=(float(config.levels),) * len(names),
+    )  # fmt: skip
 
     def cpsft(place: Workspace) -> Mapping[str, object]:
         rng = np.random.default_rng([config.seed, 0])
@@ -95,15 +101,14 @@ def fit(config: Config, problem: Problem[Weights | Targets], run: Workspace) -> 
 
     def cdpo(place: Workspace) -> Mapping[str, object]:
         made, ties = controlled_pairs(pairs, rate=rate, config=config)
-        return train_pairs(made, ties=ties, config=config, start=first, tags=tags, run=place)
+        metrics = train_pairs(made, ties=ties, config=config, start=first, tags=tags, run=place)
+        told = tagged.told_apart(family, problem, place, seed=config.seed)
+        return {**metrics, **counted(left_out), **told}
 
     first = part("cpo", "cpsft", run, config=config, inputs=inputs, body=cpsft)
     second = part("cpo", "cdpo", run, config=config, inputs={**inputs, "cpsft": first.fingerprint}, body=cdpo)
     tagged.used_up(first)
-    return tagged.family(
-        "cpo", problem, second, tags=tags, claim=describe(config), asked="controls_l2",
-        low=(0.0,) * len(names), high=(float(config.levels),) * len(names),
-    )  # fmt: skip
+    return tagged.trained_family(family, second)
 
 
 def check_config(config: Config, *, objectives: int) -> None:

@@ -17,7 +17,7 @@ Data: prompts. Fixed point: imitation of the best of n in the direction.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,6 +26,7 @@ import numpy as np
 
 from align import checks
 from align.engines import tagged
+from align.engines.on_policy.prompts import counted
 from align.engines.points import check_preferences, inputs_of, part
 from align.engines.problem import Problem
 from align.engines.settings import TrainingConfig, check_training
@@ -63,20 +64,29 @@ def fit(config: Config, problem: Problem[Weights | Direction], run: Workspace) -
     """
     names = check_preferences(problem, kinds=ASKED_BY)
     check_config(config, objectives=len(names))
+    problem, left_out = tagged.askable(problem)
     rows = tagged.prompts_to_ask(problem, method="dpa")
     inputs = inputs_of(problem, rows=rows)
     tags = tagged.make_tags(config, problem, low=lowest(config, len(names)), high=1.0)
+    family = tagged.untrained_family("dpa", problem, tags=tags, claim=describe(config), asked="direction")
+
+    def body(place: Workspace, *, done: tuple[Run, ...]) -> Mapping[str, object]:
+        made = one_round(place, config=config, problem=replace(problem, prompts=rows), tags=tags, done=done)
+        last = len(done) + 1 == config.rounds
+        told = tagged.told_apart(family, problem, place, seed=config.seed) if last else {}
+        return {**made, **counted(left_out), **told}
+
     done: list[Run] = []
     for number in range(1, config.rounds + 1):
         following = part(
             "dpa", f"round-{number}", run, config=config,
             inputs={**inputs, **({"previous": done[-1].fingerprint} if done else {})},
-            body=partial(one_round, config=config, problem=replace(problem, prompts=rows), tags=tags, done=tuple(done)),
+            body=partial(body, done=tuple(done)),
         )  # fmt: skip
         if done:
             tagged.used_up(done[-1])
         done.append(following)
-    return tagged.family("dpa", problem, done[-1], tags=tags, claim=describe(config), asked="direction")
+    return tagged.trained_family(family, done[-1])
 
 
 def check_config(config: Config, *, objectives: int) -> None:

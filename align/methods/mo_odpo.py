@@ -23,6 +23,7 @@ import numpy as np
 
 from align import checks
 from align.engines import tagged
+from align.engines.on_policy.prompts import counted
 from align.engines.points import check_preferences, inputs_of, part
 from align.engines.problem import Problem
 from align.engines.settings import TrainingConfig, check_training
@@ -67,19 +68,22 @@ def fit(config: Config, problem: Problem[Weights], run: Workspace) -> TaggedFami
     """
     check_preferences(problem)
     check_config(config)
+    problem, left_out = tagged.askable(problem)
     rows = tagged.prompts_to_ask(problem, method="mo_odpo")
     inputs = inputs_of(problem, rows=rows)
     tags = tagged.make_tags(config, problem)
+    family = tagged.untrained_family("mo_odpo", problem, tags=tags, claim=describe(config))
 
     def body(place: Workspace) -> Mapping[str, object]:
         with tagged.start_model(problem.reference, tags=tags, folder=place.folder, seed=config.seed) as start:
             trainer, source = build_trainer(config, replace(problem, prompts=rows), place, start=start, tags=tags)
             loss = finish(trainer, label="mo_odpo", run=place)
         (place.folder / ROUND_FILE).unlink(missing_ok=True)
-        return {"loss": loss, "rounds": config.rounds, "ties_dropped": source.ties}
+        told = tagged.told_apart(family, problem, place, seed=config.seed)
+        return {"loss": loss, "rounds": config.rounds, "ties_dropped": source.ties, **counted(left_out), **told}
 
     trained = part("mo_odpo", "conditioned", run, config=config, inputs=inputs, body=body)
-    return tagged.family("mo_odpo", problem, trained, tags=tags, claim=describe(config))
+    return tagged.trained_family(family, trained)
 
 
 def check_config(config: Config) -> None:

@@ -31,6 +31,7 @@ import numpy as np
 from align import checks
 from align.data.comparisons import required_rows
 from align.engines import tagged
+from align.engines.on_policy.prompts import counted
 from align.engines.points import check_preferences, inputs_of, part
 from align.engines.problem import Problem
 from align.engines.settings import TrainingConfig, check_training
@@ -111,36 +112,47 @@ def fit(config: Config, problem: Problem[Weights | Targets], run: Workspace) -> 
     """
     check_preferences(problem, kinds=ASKED_BY)
     check_config(config)
-    rows = required_rows(problem.comparisons, method="ric")
-    inputs = inputs_of(problem, rows=[*rows, *(problem.prompts or ())])
+    required_rows(problem.comparisons, method="ric")
+    problem, left_out = tagged.askable(problem)
+    inputs = inputs_of(problem, rows=[*(problem.comparisons or ()), *(problem.prompts or ())])
     pairs = tagged.scored_pairs(problem, source=config.scores, ledger=run.ledger)
     offline = [response for pair in pairs for response in pair]
     stats = Stats.fit([r.scores for r in offline], config=config)
     ends = tag_range(offline, stats=stats, levels=config.levels)
     tags = tagged.make_tags(config, problem, **ends)
+    family = tagged.untrained_family(
+        "ric", problem, tags=tags, claim=describe(config), asked=config.aim, low=stats.low, high=stats.high
+    )
+
+    def told(place: Workspace, *, number: int) -> dict[str, float]:
+        last = number == config.online_rounds
+        return tagged.told_apart(family, problem, place, seed=config.seed) if last else {}
 
     def offline_stage(place: Workspace) -> Mapping[str, object]:
         write_json(place.folder / STATS_FILE, asdict(stats))
         examples = [Example(r.prompt, stats(r.scores), r.ids) for r in offline]
         with tagged.start_model(problem.reference, tags=tags, folder=place.folder, seed=config.seed) as start:
-            return imitate(
-                examples, config=config, model=start, tags=tags, run=place, epochs=config.epochs,
-            )  # fmt: skip
+            made = imitate(examples, config=config, model=start, tags=tags, run=place, epochs=config.epochs)
+        return {**made, **counted(left_out), **told(place, number=0)}
+
+    def online_stage(place: Workspace, *, number: int, previous: Run, material: Material) -> Mapping[str, object]:
+        metrics = online_round(
+            place, config=config, problem=asking, material=material, number=number, previous=previous
+        )
+        return {**metrics, **told(place, number=number)}
 
     last = part("ric", "offline", run, config=config, inputs=inputs, body=offline_stage)
     material = Material(tuple(offline), stats, tags)
     asking = replace(problem, prompts=tagged.prompts_to_ask(problem, method="ric"))
     for number in range(1, config.online_rounds + 1):
-        body = partial(online_round, config=config, problem=asking, material=material, number=number, previous=last)
+        body = partial(online_stage, number=number, previous=last, material=material)
         following = part(
             "ric", f"online-{number}", run, config=config, inputs={**inputs, "previous": last.fingerprint}, body=body
         )
         tagged.used_up(last)
         last = following
         material = replace(material, kept=(*material.kept, *tagged.kept(following.path, Response)))
-    return tagged.family(
-        "ric", problem, last, tags=tags, claim=describe(config), asked=config.aim, low=stats.low, high=stats.high
-    )
+    return tagged.trained_family(family, last)
 
 
 def check_config(config: Config) -> None:

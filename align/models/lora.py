@@ -15,12 +15,13 @@ if TYPE_CHECKING:
 
 def lora_config(
     model: PreTrainedModel, r: int, *, alpha: float | None = None, dropout: float = 0.0, task: str = "CAUSAL_LM",
-    targets: str | Sequence[str] = "all-linear",
+    targets: str | Sequence[str] = "all-linear", new_tokens: Sequence[int] = (),
 ) -> LoraConfig:  # fmt: skip
     """LoRA of rank `r` on every linear layer but the output; scaling alpha / r (alpha None: 2 r; Hu et al. 2021).
 
     `targets` are the last parts of layers' names, one or a list; UserError for one that no layer has. `task="SEQ_CLS"`
-    also trains and saves the new score head. rsLoRA stays off: PEFT 0.21 mis-scales its merges.
+    also trains and saves the new score head; of the embeddings those of `new_tokens` alone are trained. rsLoRA stays
+    off: PEFT 0.21 mis-scales its merges.
     """
     from peft import LoraConfig
 
@@ -40,6 +41,7 @@ def lora_config(
         lora_dropout=dropout,
         target_modules="all-linear" if names == ["all-linear"] else names,
         modules_to_save=head,
+        trainable_token_indices=list(new_tokens) or None,
         fan_in_fan_out=model.config.model_type == "gpt2",  # GPT-2 stores its matrices transposed
         use_rslora=False,
     )

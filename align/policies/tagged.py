@@ -192,13 +192,18 @@ def tag_ids(tokenizer: PreTrainedTokenizerBase, tags: Tags) -> list[int]:
 def forbid(model: PreTrainedModel, ids: Sequence[int]) -> PreTrainedModel:
     """The model, in memory, with probability 0 for these tokens wherever it is read or sampled: a bias of its head.
 
-    A saved checkpoint does not have the bias. ValueError for a head that has one already.
+    A saved checkpoint does not have the bias. ValueError for a head that has one already. In a PEFT model that trains
+    the embeddings of tags, a head tied to these is freed of PEFT's wrapper, which knows no bias: what it would write
+    for tag tokens is forbidden, and all else is the same.
     """
     import torch
 
     if not ids:
         return model
     head = model.get_output_embeddings()
+    if hasattr(head, "token_adapter"):
+        head = head.original_module
+        model.set_output_embeddings(head)
     if head.bias is not None:
         raise ValueError("this model's output head has a bias; tag tokens cannot be forbidden there")
     bias_V = torch.zeros(head.weight.shape[0], device=head.weight.device)
@@ -222,6 +227,10 @@ class TaggedPolicy(ModelPolicy):
         loaded = super()._load()
         self.banned = tuple(tag_ids(loaded[1], self.tags))
         return loaded
+
+    def share(self, other: TaggedPolicy) -> None:
+        """Use the model that another policy of the same family holds in memory."""
+        self._loaded = other._load()
 
     def components(self) -> list[Component]:
         """The model behind the ids of its tags: what an exact evaluation puts before the words of a plain prompt.

@@ -78,12 +78,18 @@ def problem(reference: str) -> Problem[Weights]:
     )  # fmt: skip
 
 
-def trained(method: str, *, reference: str, run: Path, **changes: Any) -> TaggedFamily:
-    """The family of a short training, saved in `run`."""
+def trained(method: str, *, reference: str, run: Path, unsaid: Any = None, **changes: Any) -> TaggedFamily:
+    """The family of a short training, saved in `run`; `unsaid` is one more row, in which tags cannot stand."""
     module = METHODS[method]
     known = {field.name for field in dataclasses.fields(module.Config)}
     settings = {name: value for name, value in {**SMALL, **changes}.items() if name in known}
-    family = module.fit(module.Config(**settings), problem(reference), Workspace(run, Ledger()))
+    made = problem(reference)
+    if unsaid is not None:
+        rows, prompts = list(made.comparisons or ()), list(made.prompts or ())
+        made = dataclasses.replace(
+            made, comparisons=[*rows, {**rows[0], **unsaid, "id": "unsaid"}], prompts=[*prompts, unsaid]
+        )
+    family = module.fit(module.Config(**settings), made, Workspace(run, Ledger()))
     family.save(run)
     assert isinstance(family, TaggedFamily)
     return family

@@ -154,10 +154,14 @@ class Update:
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """The policy in memory where it is not the reference's checkpoint as it is (an adapted copy), and its tokenizer."""
+    """The policy in memory where it is not the reference's checkpoint as it is (an adapted copy), and its tokenizer.
+
+    With LoRA the embeddings of `new_tokens` are trained, too.
+    """
 
     model: PreTrainedModel | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
+    new_tokens: tuple[int, ...] = ()
 
 
 def build_trainer(
@@ -204,7 +208,7 @@ def build_trainer(
         "model": model,
         "train_dataset": schedule(prompts, config=config, ledger=run.ledger),
         "processing_class": tokenizer,
-        "peft_config": adapter_config(config, model),
+        "peft_config": adapter_config(config, model, new_tokens=start.new_tokens),
     }
     penalty = None
     if update.algorithm == "rloo":

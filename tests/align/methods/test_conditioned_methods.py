@@ -35,6 +35,7 @@ from factories.tiny_bandit import (
     fit,
     make_tokenizer,
     pair_rows,
+    problem_of,
     reward,
     same_weights,
 )
@@ -111,6 +112,14 @@ def test_reference_log_probabilities_are_those_of_the_prompt_without_tags(many_t
     assert abs(tagged_ones[0]["ref_chosen_logps"] - chosen) > 0.01
 
 
+def test_pairs_that_the_length_makes_equal_are_left_out(many_tokens: str, start: str) -> None:
+    alike = replace(TWO_PAIRS[0], chosen=(5, 6, 1), rejected=(5, 7, 1))
+    assert len(encode(start, many_tokens, [alike, TWO_PAIRS[1]], max_length=5 + 1)) == 2
+    assert len(encode(start, many_tokens, [alike, replace(TWO_PAIRS[0])], max_length=5)) == 1
+    with pytest.raises(UserError, match="max_length = 4 leaves no pair"):
+        encode(start, many_tokens, [alike], max_length=4)
+
+
 def test_responses_are_cut_to_the_length_that_tags_leave(many_tokens: str, start: str) -> None:
     rows = encode(start, many_tokens, TWO_PAIRS, max_length=6)
     assert [(row["chosen_ids"], row["rejected_ids"]) for row in rows] == [([5, 6], [7, 1]), ([8], [5])]
@@ -177,7 +186,8 @@ def test_conditioned_dpo_goes_to_the_optimum_of_every_weight_in_one_run(referenc
         for other in VERTEX_AND_MIDDLE:
             assert mine <= pair_share(family.policy(other), reference, weights)
     assert ledger.scores_read == 4 * 2000 and ledger.samples_drawn == 0
-    assert open_run(tmp_path / "conditioned").metrics["pairs"] == 8000
+    metrics = open_run(tmp_path / "conditioned").metrics
+    assert metrics["pairs"] == 8000 and metrics["tags_kl"] > 0.1
     assert not (tmp_path / "conditioned" / "start").exists()
     assert "at every w at once" in family.optimises["1,0"]
 
@@ -276,6 +286,17 @@ def test_sampled_responses_are_scored_on_their_ids_and_metered(many_tokens: str,
         tagged.sample(model, tokenizer, config=replace(config, max_completion_length=13), seed=3, **settings)
 
 
-def test_response_ids_continue_their_prompts() -> None:
-    ids = tagged.response_ids(make_tokenizer(), ["x :", "y y :", "x :"], [" A", " B C", ""])
-    assert ids == [(5, 1), (6, 7, 1), (1,)]
+def test_response_ids_continue_their_prompts_and_drawn_ones_stay_as_drawn() -> None:
+    asked = ["x :", "y y :", "x :"], [" A", " B C", ""]
+    assert tagged.response_ids(make_tokenizer(), *asked) == [(5, 1), (6, 7, 1), (1,)]
+    assert tagged.response_ids(make_tokenizer(), *asked, [None, (6, 7), (5, 5, 5)]) == [(5, 1), (6, 7), (5, 5, 5)]
+
+
+def test_drawn_comparisons_are_trained_at_their_ids_and_cut_ones_get_no_end(reference: str) -> None:
+    row = pair_rows(1)[0] | {"a_ids": [5, 6, 7], "b_ids": None}  # a was cut: no end token
+    config = conditioned_dpo.Config(**{**PAIRS, "tau": 1e-9}, draws=3)
+    pairs = conditioned_dpo.judged([row], scores=row_scores([row]), config=config, reference=reference, objectives=2)
+    assert all({p.chosen, p.rejected} == {(5, 6, 7), (WORDS.index(row["b"].strip()), 1)} for p in pairs)
+    problem = problem_of(reference, comparisons=[row])
+    ((a, b),) = tagged.scored_pairs(problem, source="rows", ledger=Ledger())
+    assert a.ids == (5, 6, 7) and b.ids[-1] == 1 and a.scores == tuple(row["scores_a"])
