@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from align import __version__
 from align.errors import UserError, guarded
 from align.runs import threads
+from align.runs.packages import check_packages
 
 # command -> (module with main(argv), the line shown by `align --help`)
 COMMANDS = {
@@ -77,6 +78,7 @@ def dispatch(argv: Sequence[str]) -> int:
         near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(COMMANDS)}"
         raise UserError(f"unknown command {argv[0]!r}; {hint}")
+    check_packages()
     threads.one_thread()  # before anything imports torch
     return importlib.import_module(COMMANDS[argv[0]][0]).main(list(argv[1:])) or 0
 

@@ -151,7 +151,7 @@ def _check_adapters(folders: Sequence[Path], *, adapter_merge: str) -> None:
         odd = odd_setting(config)
         if odd is not None and not (adapter_merge == "full" and odd in _RIGHT_IN_FULL):
             fix = "use adapter_merge: full" if odd in _RIGHT_IN_FULL else "train without it"
-            raise UserError(f"{folder} was trained with {odd} = {config[odd]}, which does not add up exactly; {fix}")
+            raise UserError(f"{folder} was trained with {odd} = {config[odd]}, which does not merge exactly; {fix}")
         whole = [name for name in shapes(folder) if "lora_" not in name]
         if whole and adapter_merge != "full":
             raise UserError(

@@ -78,7 +78,7 @@ def test_what_is_not_known_to_add_up_is_one_line(
     get_peft_model(load_model(base), LoraConfig(task_type="CAUSAL_LM", r=2, **targets)).save_pretrained(tmp_path / "a")
     load_tokenizer(base).save_pretrained(tmp_path / "a")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
-    with pytest.raises(UserError, match=f"{named}.* does not add up exactly"):
+    with pytest.raises(UserError, match=f"{named}.* does not merge exactly"):
         merge([str(tmp_path / "a"), str(tmp_path / "b")], weights=[0.5, 0.5], out=tmp_path / "soup")
 
 
