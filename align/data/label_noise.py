@@ -60,9 +60,9 @@ def label_report(judged: JudgedRows, *, at: Sequence[Weights]) -> LabelReport | 
         return None
     noise, won, signs = [], [], []
     for weights in at:
+        first_N = [not pair.swapped for pair in judged.labelled_at(weights)]  # which refuses rows without their scores
         sides = [judged.scores[str(row["id"])] for row in judged.rows]
         gaps_N = [math.fsum(w * (a - b) for w, a, b in zip(weights, *side, strict=True)) for side in sides]
-        first_N = [not pair.swapped for pair in judged.labelled_at(weights)]
         decided = [(gap, first) for gap, first in zip(gaps_N, first_N, strict=True) if gap]
         sure = [1 / (1 + math.exp(-min(abs(gap) / judged.tau, 700.0))) for gap, _ in decided]
         noise.append(
