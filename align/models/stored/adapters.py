@@ -128,6 +128,7 @@ def merged(base: PreTrainedModel, folder: str) -> PreTrainedModel:
         warnings.filterwarnings("ignore", message=r"(?s).*tie_word_embeddings")
         model = on_base(base, folder)
         _part_tied(base)
+        _part_repeated(model)
         plain = model.merge_and_unload().requires_grad_(True)
     _untie_unlike(plain)
     plain.config._name_or_path = plain.name_or_path = folder
@@ -145,6 +146,23 @@ def _part_tied(model: PreTrainedModel) -> None:
     inner, outer = (_plain_layer(side) for side in (inputs, outputs))
     if inner.weight is outer.weight:
         outer.weight = nn.Parameter(outer.weight.detach().clone(), requires_grad=False)
+
+
+def _part_repeated(model: PeftModel) -> None:
+    """Give each layer that `layer_replication` repeats weights of its own: the copies share the base's, and the factors
+    of each would be merged into all of them.
+    """
+    from torch import nn
+
+    if not getattr(model.active_peft_config, "layer_replication", None):
+        return
+    seen: set[int] = set()
+    for layer in next(m for m in model.modules() if isinstance(m, nn.ModuleList)):
+        for part in layer.modules():
+            for name, weight in list(part.named_parameters(recurse=False)):
+                if id(weight) in seen:
+                    setattr(part, name, nn.Parameter(weight.detach().clone(), requires_grad=False))
+                seen.add(id(weight))
 
 
 def _plain_layer(layer: nn.Module) -> nn.Module:

@@ -57,6 +57,7 @@ def adapter(base: Path | str, folder: Path, **options: Any) -> tuple[str, torch.
         {"init_lora_weights": "pissa"},
         {"init_lora_weights": "olora"},
         {"use_rslora": True},
+        {"layer_replication": [[0, 1], [0, 2]]},
     ],
     ids=lambda value: " ".join(map(str, next(iter(value.items())))),
 )
