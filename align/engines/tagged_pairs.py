@@ -20,6 +20,7 @@ from align.models import count_parameters, load_tokenizer, save_model
 from align.models.formats import formatter
 from align.models.load import load_to_read
 from align.models.reading import Reader, sequence_logprobs
+from align.models.stored.adapters import folded
 from align.policies.tagged import Tags, forbid, tag_ids
 from align.runs import Ledger, Workspace
 
@@ -118,7 +119,7 @@ def finish(trainer: Trainer, *, label: str, run: Workspace) -> float | None:
 def save_whole(trainer: Trainer, *, folder: Path) -> None:
     """Save the trained model in `folder/model`, with its adapter merged where it has one."""
     trained = trainer.accelerator.unwrap_model(trainer.model)
-    whole = trained.merge_and_unload() if hasattr(trained, "merge_and_unload") else trained
+    whole = folded(trained) if hasattr(trained, "merge_and_unload") else trained
     save_model(whole, trainer.processing_class, folder / "model")
 
 

@@ -19,9 +19,9 @@ def lora_config(
 ) -> LoraConfig:  # fmt: skip
     """LoRA of rank `r` on every linear layer but the output; scaling alpha / r (alpha None: 2 r; Hu et al. 2021).
 
-    `targets` are the last parts of layers' names, one or a list; UserError for one that no layer has. `task="SEQ_CLS"`
-    also trains and saves the new score head; of the embeddings those of `new_tokens` alone are trained. rsLoRA stays
-    off: PEFT 0.21 mis-scales its merges.
+    `targets` are the last parts of layers' names, one or a list; UserError for one that no layer has, and for the
+    output. `task="SEQ_CLS"` also trains and saves the new score head; of the embeddings those of `new_tokens` alone are
+    trained. rsLoRA stays off: PEFT 0.21 mis-scales its merges.
     """
     from peft import LoraConfig
 
@@ -33,6 +33,10 @@ def lora_config(
         if target != "all-linear" and not any(layer.split(".")[-1] == target or layer == target for layer in layers):
             ends = sorted({layer.split(".")[-1] for layer, m in model.named_modules() if _is_linear(m)})
             raise UserError(f"lora_targets: no layer of the model is called {target!r}; it has {', '.join(ends)}")
+    outputs = model.get_output_embeddings()
+    taken = [n for n, m in model.named_modules() if m is outputs and (n in names or n.split(".")[-1] in names)]
+    if outputs is not None and taken:
+        raise UserError(f"lora_targets: {taken[0]} is the output, which TRL reads without its adapter; leave it out")
     head = [name for name in ("score", "classifier") if hasattr(model, name)] if task == "SEQ_CLS" else None
     return LoraConfig(
         task_type=task,

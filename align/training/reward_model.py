@@ -31,6 +31,7 @@ from align.models import (
 )
 from align.models.chat import FormatError
 from align.models.formats import formatter, settle
+from align.models.stored.adapters import folded
 from align.models.stored.precision import trained_dtype
 from align.objectives.scoring import readable_padding, score, scored_ids, segments
 from align.runs import Ledger, checkpoints, write_json
@@ -153,7 +154,7 @@ def train_scorer(
     if config.keep_adapter:
         save_model(trainer.model, tokenizer, out / "adapter")
     merges = config.lora_r and config.merge_adapter and not config.load_in_4bit
-    trained = trainer.model.merge_and_unload() if merges else trainer.model
+    trained = folded(trainer.model) if merges else trainer.model
     save_model(trained, tokenizer, out / "model")
     drop_checkpoints(out)
     checkpoints.drop(out / BEST)

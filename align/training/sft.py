@@ -14,6 +14,7 @@ from align.errors import UserError
 from align.models import count_parameters, load_tokenizer, lora_config, save_model, set_dropout
 from align.models.chat import FormatError
 from align.models.formats import TEMPLATES, Choice, formatter, settle
+from align.models.stored.adapters import folded
 from align.runs import Ledger
 from align.training.bits import completion_bits
 from align.training.common import StageConfig, drop_checkpoints, final_loss, finish_trainer
@@ -97,7 +98,7 @@ def sft(
     texts = [tokenizer.decode(row["input_ids"], skip_special_tokens=True) for row in looks]
     held_out = train_watched(trainer, config, count=len(kept.rows), out=out, texts=texts)
     merges = config.lora_r and config.merge_adapter and not config.load_in_4bit
-    trained = trainer.model.merge_and_unload() if merges else trainer.model
+    trained = folded(trainer.model) if merges else trainer.model
     save_model(trained, tokenizer, out / "model")
     drop_checkpoints(out)
     return {

@@ -120,18 +120,25 @@ def on_base(base: PreTrainedModel, folder: str) -> PeftModel:
 
 
 def merged(base: PreTrainedModel, folder: str) -> PreTrainedModel:
-    """`base` with the weight changes of the adapter in `folder` in it: the same model as the two side by side.
+    """`base` with the weight changes of the adapter in `folder` in it, as `folded` makes it."""
+    with warnings.catch_warnings():  # PEFT's advice on tied matrices, which is followed here
+        warnings.filterwarnings("ignore", message=r"(?s).*tie_word_embeddings")
+        plain = folded(on_base(base, folder)).requires_grad_(True)
+    plain.config._name_or_path = plain.name_or_path = folder
+    return plain
+
+
+def folded(model: PeftModel) -> PreTrainedModel:
+    """The base with the adapter's weight changes in it: the same model as the two side by side.
 
     Where an adapter changes one of two tied matrices alone, the two are no longer tied.
     """
-    with warnings.catch_warnings():  # PEFT's advice on tied matrices, which is followed here
+    _part_tied(model.get_base_model())
+    _part_repeated(model)
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"(?s).*tie_word_embeddings")
-        model = on_base(base, folder)
-        _part_tied(base)
-        _part_repeated(model)
-        plain = model.merge_and_unload().requires_grad_(True)
+        plain = model.merge_and_unload()
     _untie_unlike(plain)
-    plain.config._name_or_path = plain.name_or_path = folder
     return plain
 
 
@@ -141,7 +148,7 @@ def _part_tied(model: PreTrainedModel) -> None:
     from torch import nn
 
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
-    if not any(isinstance(side, BaseTunerLayer) for side in (inputs, outputs)):
+    if outputs is None or not any(isinstance(side, BaseTunerLayer) for side in (inputs, outputs)):
         return
     inner, outer = (_plain_layer(side) for side in (inputs, outputs))
     if inner.weight is outer.weight:

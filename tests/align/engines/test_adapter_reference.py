@@ -100,6 +100,7 @@ def test_settings_of_the_model_reach_it(reference: str, tmp_path: Path) -> None:
         ({"lora_r": 2, "lora_dropout": 1.0}, "lora_dropout"),
         ({"lora_r": 2, "load_in_4bit": True}, "load_in_4bit needs"),
         ({"lora_r": 2, "lora_targets": ("query",)}, "no layer of the model is called 'query'; it has"),
+        ({"lora_r": 2, "lora_targets": ("lm_head", "q_proj")}, "lora_targets: lm_head is the output, .* leave it out"),
     ],
 )
 def test_settings_that_mean_nothing_are_one_line(

@@ -278,6 +278,21 @@ def test_sft_with_an_adapter_saves_a_merged_model_that_learned(
     assert torch.equal(*embeddings)  # the adapter is on the linear layers only
 
 
+def test_an_adapter_on_a_tied_embedding_is_one_model_merged_or_kept(tiny_model: Path, tmp_path: Path) -> None:
+    """Merged into the one matrix that input and output share, it would change the output, too."""
+    rows, found = [{"prompt": "explain bread :", "completion": " sure"}] * 8, []
+    ids = torch.tensor([[5, 60, 7, 90]])
+    for merge in (True, False):
+        config = SFTConfig_(
+            max_steps=4, batch_size=4, learning_rate=3e-2, lora_r=4, save_steps=None,
+            lora_targets=("embed_tokens", "q_proj"), merge_adapter=merge,
+        )  # fmt: skip
+        sft(config, model=tiny_model, rows=rows, out=tmp_path / str(merge), ledger=Ledger())
+        with torch.no_grad():
+            found.append(load_model(tmp_path / str(merge)).eval()(ids).logits)
+    torch.testing.assert_close(*found, atol=2e-5, rtol=1e-4)
+
+
 def test_an_interrupted_sft_resumes_to_the_same_weights(
     tiny_model: Path, tiny_rows: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
