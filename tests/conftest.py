@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,14 @@ WORDS = ["bread", "cheese", "tea", "boats", "rope", "glue", "knives", "bees", "c
 def pytest_configure(config: pytest.Config) -> None:
     """torch, if some plugin has imported it already, obeys the one thread too."""
     one_thread()
+
+
+@pytest.fixture(autouse=True)
+def no_chosen_formats() -> Iterator[None]:
+    """A command run in this process chooses a checkpoint's prompt format for the rest of it: not for the next test."""
+    yield
+    if (tokenizers := sys.modules.get("align.models.tokenizers")) is not None:
+        tokenizers._CHOSEN.clear()
 
 
 @pytest.fixture(scope="session")

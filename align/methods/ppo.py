@@ -1,16 +1,13 @@
 """Proximal policy optimisation (PPO) on a weighted sum of objectives, one run per preference, in a loop of our own.
 
 TRL has no PPO any more; this is a small reference for `J = E[w . r] - beta KL(pi || ref)` by clipped policy gradients
-(Schulman et al. 2017) on language models (Ouyang et al. 2022). The KL is a reward of every token, whose sum over the
-response is the sequence's log-ratio: with gamma = 1 the expected first update on a batch of samples is along the
-gradient of J. What departs from that has a name in `Config` and in `describe`.
+(Schulman et al. 2017; Ouyang et al. 2022). The KL is a reward of every token, whose sum is the sequence's log-ratio:
+with gamma = 1 the expected first update is along the gradient of J. What departs from that has a name in `Config`.
 
-Deviations from the code of Ziegler et al. 2019 (openai/lm-human-preferences), whose terms would change J or hide it:
+Deviations from the code of Ziegler et al. 2019, whose terms would change J or hide it:
 - beta is fixed, not steered to a KL target; rewards are neither whitened nor discounted; advantages are whitened only
   when asked; losses are summed over a response's tokens, whose number differs here, and averaged over responses.
-- The value is a linear head that passes no gradient into the policy (see align/engines/on_policy/actor_critic.py),
-with a learning rate
-  and a gradient norm of its own: its errors cost variance, at lam = 1 they neither bias nor shorten the policy's step.
+- The value's head has its own learning rate and passes no gradient into the policy: at lam = 1 its errors bias nothing.
 Legend: B responses, T response tokens, K objectives.
 Data: prompts. Fixed point: the optimum of J.
 """
@@ -61,9 +58,7 @@ FAMILY = PointFamily
 
 @dataclass(frozen=True, kw_only=True)
 class Config(onpolicy.OnPolicyConfig):
-    """A step draws batch_size x gradient_accumulation responses for epochs x minibatches updates; `batch_size` bounds
-    the rows of one pass through the model.
-    """
+    """A step draws batch_size (the rows of a pass) x gradient_accumulation samples for epochs x minibatches updates."""
 
     num_generations: int = 1  # responses per prompt: the baseline is the value, not a group
     epochs: int = 2  # passes over each batch of samples
@@ -79,9 +74,8 @@ class Config(onpolicy.OnPolicyConfig):
 def fit(config: Config, problem: Problem[Weights], run: Workspace) -> PointFamily:
     """One policy per preference, trained on samples for the prompts. Comparisons are not used.
 
-    Objectives of weight 0 are not asked. Where an objective does not apply (None) it counts as the mean of its
-    scores in the group, or in the batch where a prompt has one response. UserError on an impossible configuration or
-    when there are no prompts.
+    Objectives of weight 0 are not asked. None counts as the mean of an objective's scores in the group, or in the batch
+    where a prompt has one response. UserError on an impossible configuration or when there are no prompts.
     """
     check_preferences(problem)
     check_config(config)

@@ -247,7 +247,7 @@ class MixedPolicy(ModelPolicy):
         if self._loaded is None:
             tokenizer = self.pool.tokenizer(self.parts)
             models = [self.pool.model(part) for part in self.parts]
-            ends = formatter(tokenizer).format.ends
+            ends = [formatter(tokenizer).format.end]  # the others are each model's own, and must agree
             self._loaded = (MixedModel(models, self.mixture, name=self.name, ends=ends), tokenizer)
         return self._loaded
 

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from align.data.answers import SampledAnswer
+from evals.tables import tradeoffs
 from evals.tables.surfaces import exact_points
-from evals.tables.under_shift import generalization, tradeoffs
+from evals.tables.under_shift import generalization
 from factories import synthetic
 
 STRENGTHS = {

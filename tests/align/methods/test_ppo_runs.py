@@ -145,7 +145,7 @@ def test_the_seed_decides_everything(reference: str, tmp_path: Path) -> None:
     assert not same_weights(points[0], points[2])
 
 
-def test_where_an_objective_does_not_apply_it_adds_nothing(reference: str, tmp_path: Path) -> None:
+def test_where_an_objective_does_not_apply_it_counts_as_its_groups_mean(reference: str, tmp_path: Path) -> None:
     def half(prompts: Sequence[str], completions: Sequence[str], **_: Any) -> list[float | None]:
         return [4.0 if i % 2 else None for i in range(len(prompts))]
 
@@ -156,7 +156,7 @@ def test_where_an_objective_does_not_apply_it_adds_nothing(reference: str, tmp_p
     )  # fmt: skip
     metrics = open_run(Path(family.points[weights.label]).parent).metrics
     assert (metrics["rewards/half/mean"], metrics["rewards/none/mean"]) == (4.0, 0.0)
-    assert metrics["reward"] == pytest.approx(0.5 * 4.0 / 2, abs=1e-5)  # before the first update there is no KL
+    assert metrics["reward"] == pytest.approx(0.5 * 4.0, abs=1e-5)  # missing: the group's mean; no KL yet
     assert ledger.scores_read == 48
 
 

@@ -126,7 +126,7 @@ def test_the_optimum_from_samples_by_hand() -> None:
         best = Samples(values[picks], star[picks], ref[picks])
         assert pytest.approx(0.5 * math.log(0.9 + 0.1 * math.e**2)) == estimate(best, own, beta=0.5).J
     parts = split({"a": Estimate(J=1.0, J_star=1.5)}, {"b": Estimate(J=0.2, J_star=1.1)})
-    assert parts == pytest.approx({"competing": 0.4, "mismatched": 0.4, "drop": 0.8})
+    assert parts == pytest.approx({"optimum": 0.4, "regret_rise": 0.4, "drop": 0.8})
     with pytest.raises(ValueError, match="beta"):
         estimate(own, own, beta=0.0)
 
