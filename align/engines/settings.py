@@ -11,6 +11,7 @@ from align import checks
 from align.errors import UserError
 from align.models import count_parameters, lora_config, save_model, set_dropout
 from align.runs import Workspace
+from align.runs.values import later
 from align.training.common import (
     StageConfig,
     base_arguments,
@@ -47,10 +48,10 @@ class TrainingConfig(ModelSettings):
     lora_alpha: float = 0.0  # 0 means 2 r
     save_steps: int | None = None  # None writes no checkpoint while training
     logging_steps: int = 50  # a shorter training logs ten times
-    report_to: tuple[str, ...] = ()  # tensorboard, wandb, trackio; the run's log.jsonl is written in any case
-    eval_steps: int = 0  # steps between looks at held-out prompts while it trains; 0: none are held out
-    validation: float = 0.1  # share of the prompts held out for that
-    early_stopping: int = 0  # looks without a better one that end the training, whose best point is kept; 0: never
+    report_to: tuple[str, ...] = later(())  # tensorboard, wandb, trackio; the run's log.jsonl is written in any case
+    eval_steps: int = later(0)  # steps between looks at held-out prompts while it trains; 0: none are held out
+    validation: float = later(0.1)  # share of the prompts held out for that
+    early_stopping: int = later(0)  # looks without a better one that end the training, whose best is kept; 0: never
     seed: int = 0
 
 

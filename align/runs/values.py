@@ -36,17 +36,11 @@ def jsonable(value: object) -> Any:
 FORMER_NAMES = {"train_all": "rest"}
 
 
-# Settings that came later, and what they are by default. At it they are in no fingerprint, which is then what it was
-# before they existed.
-LATER_SETTINGS: dict[str, object] = {
-    "dtype": "auto",
-    "attn_implementation": None,
-    "gradient_checkpointing": False,
-    "lora_targets": "all-linear",
-    "lora_dropout": 0.0,
-    "load_in_4bit": False,
-    "merge_adapter": True,
-}
+def later(default: Any) -> Any:
+    """A field of a config that came after runs were published: at its default it is in no fingerprint, which is then
+    what it was before there was the field.
+    """
+    return dataclasses.field(default=default, metadata={"later": True})
 
 
 def name_today(name: str) -> str:
@@ -54,21 +48,23 @@ def name_today(name: str) -> str:
     return next((today for today, former in FORMER_NAMES.items() if former == name), name)
 
 
-def _under_former_names(value: object) -> object:
-    if isinstance(value, dict):
-        known = {name: part for name, part in value.items() if not _is_later_default(name, part)}
-        return {FORMER_NAMES.get(name, name): _under_former_names(part) for name, part in known.items()}
-    return [_under_former_names(part) for part in value] if isinstance(value, list) else value
+def _known_by(value: object) -> Any:
+    """`value` as JSON under FORMER_NAMES, without the fields of `later` that are at their default."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        kept = (f for f in dataclasses.fields(value) if not _is_later_default(f, getattr(value, f.name)))
+        value = {f.name: getattr(value, f.name) for f in kept}
+    if isinstance(value, Mapping):
+        return {FORMER_NAMES.get(str(name), str(name)): _known_by(part) for name, part in value.items()}
+    return [_known_by(part) for part in value] if isinstance(value, (list, tuple)) else jsonable(value)
 
 
-def _is_later_default(name: str, part: object) -> bool:
-    default = LATER_SETTINGS.get(name, ...)
-    return part == default and type(part) is type(default)
+def _is_later_default(field: dataclasses.Field[Any], part: object) -> bool:
+    return bool(field.metadata.get("later")) and part == field.default and type(part) is type(field.default)
 
 
 def fingerprint(value: object) -> str:
-    """First 16 hex digits of the SHA-256 of `value` as JSON: with FORMER_NAMES, without LATER_SETTINGS at default."""
-    text = json.dumps(_under_former_names(jsonable(value)), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    """First 16 hex digits of the SHA-256 of `value` as JSON: with FORMER_NAMES, without `later` fields at default."""
+    text = json.dumps(_known_by(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

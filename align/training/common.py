@@ -25,6 +25,7 @@ from align import checks
 from align.errors import UserError
 from align.models import no_bars
 from align.runs import Ledger, checkpoints, last_checkpoint
+from align.runs.values import later
 from align.training.logs import attach_logs, check_trackers
 from align.training.model_settings import ModelSettings, check_model_settings
 
@@ -61,8 +62,8 @@ class StageConfig(ModelSettings):
     save_steps: int | None = 200
     logging_steps: int = 10
     report_to: tuple[str, ...] = ()
-    eval_steps: int = 0
-    early_stopping: int = 0
+    eval_steps: int = later(0)
+    early_stopping: int = later(0)
 
     def __post_init__(self) -> None:
         checks.optimiser(self)

@@ -11,6 +11,7 @@ from align import checks
 from align.errors import UserError
 from align.models import load_model
 from align.models.stored.precision import trained_dtype
+from align.runs.values import later
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,12 +32,12 @@ class ModelSettings:
     `load_in_4bit` holds a base of NF4 blocks (Dettmers et al. 2023; a GPU and the package bitsandbytes).
     """
 
-    dtype: str = "auto"
-    attn_implementation: str | None = None
-    gradient_checkpointing: bool = False
-    lora_targets: str | tuple[str, ...] = ALL_LINEAR
-    lora_dropout: float = 0.0
-    load_in_4bit: bool = False
+    dtype: str = later("auto")
+    attn_implementation: str | None = later(None)
+    gradient_checkpointing: bool = later(False)
+    lora_targets: str | tuple[str, ...] = later(ALL_LINEAR)
+    lora_dropout: float = later(0.0)
+    load_in_4bit: bool = later(False)
 
 
 def check_model_settings(settings: ModelSettings, *, lora_r: int) -> None:

@@ -35,6 +35,7 @@ from align.models.stored.adapters import folded
 from align.models.stored.precision import trained_dtype
 from align.objectives.scoring import readable_padding, score, scored_ids, segments
 from align.runs import Ledger, checkpoints, write_json
+from align.runs.values import later
 from align.training.common import StageConfig, drop_checkpoints, final_loss, finish_trainer
 from align.training.watch import train_watched, watched
 
@@ -77,7 +78,7 @@ class RewardModelConfig(StageConfig):
     lora_r: int = 0
     lora_alpha: float | None = None
     keep_adapter: bool = False
-    merge_adapter: bool = True
+    merge_adapter: bool = later(True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -16,6 +16,7 @@ from align.models.chat import FormatError
 from align.models.formats import TEMPLATES, Choice, formatter, settle
 from align.models.stored.adapters import folded
 from align.runs import Ledger
+from align.runs.values import later
 from align.training.bits import completion_bits
 from align.training.common import StageConfig, drop_checkpoints, final_loss, finish_trainer
 from align.training.model_settings import model_in_training
@@ -40,13 +41,13 @@ class SFTConfig_(StageConfig):
     """
 
     dropout: float = 0.0
-    template: str = "auto"
-    chat_template_kwargs: Mapping[str, object] | None = None
+    template: str = later("auto")
+    chat_template_kwargs: Mapping[str, object] | None = later(None)
     max_length: int | None = None
-    long_rows: str = "drop"
+    long_rows: str = later("drop")
     lora_r: int = 0
     lora_alpha: float | None = None
-    merge_adapter: bool = True
+    merge_adapter: bool = later(True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

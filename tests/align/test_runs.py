@@ -503,13 +503,26 @@ def test_a_ledger_only_grows() -> None:
 
 
 def test_settings_that_came_later_are_in_no_fingerprint_at_their_default() -> None:
-    from align.methods import dpo
-    from align.runs.values import LATER_SETTINGS
+    """The expected ones are those of the code before there were looks, trackers, precision and templates to set."""
+    from align.methods import METHODS
+    from align.training.reward_model import RewardModelConfig
     from align.training.sft import SFTConfig_
 
-    for config in (dpo.Config(), SFTConfig_()):
-        today = jsonable(config)
-        before = {name: value for name, value in today.items() if name not in LATER_SETTINGS}
-        assert before != today and fingerprint({"config": config}) == fingerprint({"config": before})
-    assert fingerprint(dpo.Config(lora_r=2, lora_dropout=0.1)) != fingerprint(dpo.Config(lora_r=2))
-    assert fingerprint(SFTConfig_(merge_adapter=False)) != fingerprint(SFTConfig_())
+    former = {
+        "dpo": "bb7ccb102fc512c0",
+        "morlhf": "50ec190bd10215ac",
+        "ric": "21be17f5afea2cdb",
+        "kto": "0693598da946629c",
+    }
+    assert {name: fingerprint(METHODS[name].Config()) for name in former} == former
+    assert (fingerprint(SFTConfig_()), fingerprint(RewardModelConfig())) == ("e1755d428a6917a9", "60e9cfe86bf5760b")
+    dpo = METHODS["dpo"]
+    changed = (
+        {"lora_dropout": 0.1, "lora_r": 2},
+        {"eval_steps": 5},
+        {"report_to": ("tensorboard",)},
+        {"lora_r": 2},
+        {},
+    )
+    assert len({fingerprint(dpo.Config(**more)) for more in changed}) == len(changed)
+    assert len({fingerprint(SFTConfig_(**more)) for more in ({"merge_adapter": False}, {"template": "hh"}, {})}) == 3

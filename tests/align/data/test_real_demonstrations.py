@@ -8,9 +8,7 @@ from pathlib import Path
 from align.data.real import contrasts_of, full_sentences, load_demonstrations
 
 
-def test_objectives_take_turns_and_what_is_left_out_is_counted(
-    tmp_path: Path, write_rows: Callable[..., Path]
-) -> None:
+def test_objectives_take_turns_and_what_is_left_out_is_counted(tmp_path: Path, write_rows: Callable[..., Path]) -> None:
     safe = [{"instruction": f"{a}?", "output": "no"} for a in "abe"]
     write_rows(tmp_path / "safe.jsonl", safe)
     kind = [{"prompt": "c?", "completion": "yes"}, {"prompt": "d" * 50, "completion": "y"}]
