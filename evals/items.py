@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-ROLES = ("system", "user", "assistant")
+from align.turns import Turn
+
 NO_SHIFT = "none"  # the plain prompts: what every change is measured from
 Fields = Mapping[str, Any]  # named values of JSON types, read only
 Json = dict[str, Any]  # a JSON object while it is built: a row of an export, an entry of summary.json
@@ -29,22 +30,10 @@ class Missing:
 
 
 @dataclass(frozen=True)
-class Message:
-    """One turn of a conversation; `role` is one of ROLES."""
-
-    role: str
-    content: str
-
-    def __post_init__(self) -> None:
-        if self.role not in ROLES:
-            raise ValueError(f"role {self.role!r} is not one of {', '.join(ROLES)}")
-
-
-@dataclass(frozen=True)
 class Prompt:
     """What a policy is asked: turns in order. A last turn by the assistant is a prefill that the answer begins with."""
 
-    turns: tuple[Message, ...]
+    turns: tuple[Turn, ...]
 
     def __post_init__(self) -> None:
         if not self.turns:
@@ -53,9 +42,9 @@ class Prompt:
     @classmethod
     def user(cls, text: str, *, system: str | None = None, prefill: str | None = None) -> Prompt:
         """A single question, with a system message and a prefill where they are given."""
-        before = () if system is None else (Message("system", system),)
-        after = () if prefill is None else (Message("assistant", prefill),)
-        return cls((*before, Message("user", text), *after))
+        before = () if system is None else (Turn("system", system),)
+        after = () if prefill is None else (Turn("assistant", prefill),)
+        return cls((*before, Turn("user", text), *after))
 
     @property
     def prefill(self) -> str:
@@ -73,7 +62,7 @@ class Prompt:
         place = max((i for i, turn in enumerate(self.turns) if turn.role == "user"), default=None)
         if place is None:
             return Missing("no_user_turn", "tags stand in the user's turn, and there is none", lasting=True)
-        led = Message("user", text + self.turns[place].content)
+        led = Turn("user", text + self.turns[place].content)
         return Prompt((*self.turns[:place], led, *self.turns[place + 1 :]))
 
     def jsonable(self) -> list[list[str]]:
@@ -93,7 +82,7 @@ class Item:
     request: str
     label: str = ""
     group: str = ""
-    before: tuple[Message, ...] = ()
+    before: tuple[Turn, ...] = ()
     choices: tuple[str, ...] = ()
     target: str | int | None = None
     twin: str | None = None

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from align.errors import UserError
-from align.models.chat import end_of_turn, has_system_turn, ids_of, masked_text, rendered, shown
+from align.models.chat import FormatError, end_of_turn, has_system_turn, ids_of, masked_text, rendered, shown
 from align.turns import Turn, is_transcript, transcript, turns_of
 
 if TYPE_CHECKING:
@@ -192,6 +192,14 @@ class Formatter:
         """The same of many; one that is asked many times is rendered once."""
         known = {prompt: self.prompt_ids(prompt) for prompt in dict.fromkeys(prompts)}
         return [list(known[prompt]) for prompt in prompts]
+
+    def refusal(self, prompt: str) -> str | None:
+        """Why the format cannot say a prompt, in one word; None where it can."""
+        try:
+            self.prompt_ids(prompt)
+        except FormatError as error:
+            return error.reason
+        return None
 
     def text(self, prompt: str) -> str:
         """The prompt as the model reads it, for people: with the special tokens of a chat template, no start token."""

@@ -41,13 +41,15 @@ class Encoder:
     """Rows in the format of one tokenizer, cut to `max_length` tokens of prompt and reply (None: whole).
 
     `lost` counts what was left out, `dropped_by_` and the reason (length: the prompt alone fills `max_length`; others
-    are those for which a template cannot say a prompt), and under `cut_by_length` what was cut.
+    are those for which a template cannot say a prompt, in `unsaid` by reason alone); `cut_by_length` counts what was
+    cut.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None = None) -> None:
         self.form = formatter(tokenizer)
         self.max_length = max_length
         self.lost: Counter[str] = Counter(dropped_by_length=0, cut_by_length=0)
+        self.unsaid: Counter[str] = Counter()
         self._read: dict[tuple[str, str], list[int]] = {}
 
     def __call__(self, prompt: str, *replies: Reply) -> Encoded | None:
@@ -56,6 +58,7 @@ class Encoder:
             head = self.form.prompt_ids(prompt)
             tails = [list(ids) if ids is not None else self._closed(prompt, text) for text, ids in replies]
         except FormatError as error:
+            self.unsaid[error.reason] += 1
             self.lost[f"dropped_by_{error.reason}"] += 1
             return None
         if self.max_length is None:

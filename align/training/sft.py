@@ -12,14 +12,14 @@ from align import checks
 from align.data.comparisons import Row
 from align.errors import UserError
 from align.models import count_parameters, load_tokenizer, lora_config, save_model, set_dropout
-from align.models.chat import FormatError
-from align.models.formats import TEMPLATES, Choice, formatter, settle
+from align.models.formats import TEMPLATES, Choice, settle
 from align.models.stored.adapters import folded
 from align.runs import Ledger
 from align.runs.values import later
 from align.training.bits import completion_bits
 from align.training.common import StageConfig, drop_checkpoints, final_loss, finish_trainer
 from align.training.model_settings import model_in_training
+from align.training.rows import Encoder
 from align.training.watch import train_watched, watched
 
 if TYPE_CHECKING:
@@ -142,22 +142,22 @@ def training_rows(
     A row whose prompt alone fills the limit is left out in any case. Raises UserError on a row without text in either
     column, and when no row is left.
     """
-    form, kept = formatter(tokenizer), Kept()
-    for number, row in enumerate(rows, start=1):
-        prompt, completion = row.get("prompt"), row.get("completion")
+    encoder, kept = Encoder(tokenizer), Kept()
+    for number, given in enumerate(rows, start=1):
+        prompt, completion = given.get("prompt"), given.get("completion")
         if not isinstance(prompt, str) or not isinstance(completion, str) or not completion:
             raise UserError(f"demonstration row {number} has no prompt or no completion; give both as text")
-        try:
-            head, tail = form.row(prompt, completion)
-        except FormatError as error:
-            kept.left_out[error.reason] += 1
+        row = encoder(prompt, (completion, None))
+        if row is None:
             continue
-        if limit is not None and len(head) + len(tail) > limit:
+        head, (tail,) = row.prompt, row.replies
+        if limit is not None and row.longest > limit:
             kept.too_long += 1
             if not cut or len(head) >= limit:
                 continue
         ids = [*head, *tail][:limit]
         kept.rows.append({"input_ids": ids, "labels": ([-100] * len(head) + tail)[:limit]})
+    kept.left_out = encoder.unsaid
     if not kept.rows:
         refused = f"; {dict(kept.left_out)} cannot be said in the chat template" if kept.left_out else ""
         raise UserError(

@@ -16,17 +16,18 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from align.errors import UserError
+from align.turns import Turn
 from evals.backends.api_replies import Faulty, Secret, completion_text, echoed_logprobs, meaning
 from evals.backends.base import Completion, Generation
 from evals.backends.keys import AUTO, OFFICIAL, host_of, named_for, variable_for
 from evals.backends.retries import Caller, Patience
-from evals.items import Fields, Json, Message, Missing, Prompt, digest
+from evals.items import Fields, Json, Missing, Prompt, digest
 
 OPENAI = f"https://{OFFICIAL}/v1"
 TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")
 # What stays the same while a server serves the same model; `created` is the time of the question on some servers.
 DESCRIPTION = ("id", "owned_by", "root", "parent", "meta")
-PROBE = Prompt((Message("user", "a"), Message("assistant", "b"), Message("user", "c")))
+PROBE = Prompt((Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c")))
 
 
 @dataclass(frozen=True)

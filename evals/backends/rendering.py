@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from align.models.chat import FormatError
 from align.models.formats import Choice, Formatter, bind, formatter, resolve, settle, stored_format
 from align.turns import Turn, is_transcript, transcript, turns_of
-from evals.items import Message, Missing, Prompt
+from evals.items import Missing, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,7 +42,7 @@ def renderer(
 
 def prompt_of(text: str) -> Prompt:
     """A prompt as rows hold it, a question or a transcript of turns, as a prompt of the evaluation."""
-    return Prompt(tuple(Message(turn.role, turn.content) for turn in turns_of(text)))
+    return Prompt(turns_of(text))
 
 
 @dataclass(frozen=True)

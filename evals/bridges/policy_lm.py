@@ -18,9 +18,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from align.errors import UserError
+from align.turns import Turn
 from evals.backends.base import Backend, Completion, Generation, spaced
 from evals.bridges.rolling import bare_logprobs, rolling_logprob
-from evals.items import Fields, Message, Missing, Prompt, seed_of
+from evals.items import Fields, Missing, Prompt, seed_of
 
 LONGEST = 256  # tokens of an answer where a task names no limit, as in lm_eval's own models
 _TURNS = "\x02turns:"  # opens a context that holds chat turns as JSON
@@ -32,7 +33,7 @@ def as_prompt(context: str) -> Prompt:
     if not context.startswith(_TURNS):
         return Prompt.user(context)
     turns = json.loads(context[len(_TURNS) :])
-    return Prompt(tuple(Message(turn["role"], turn["content"]) for turn in turns))
+    return Prompt(tuple(Turn(turn["role"], turn["content"]) for turn in turns))
 
 
 def generation_of(options: Fields, *, longest: int) -> Generation:

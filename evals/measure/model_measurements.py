@@ -13,7 +13,7 @@ from align.turns import Turn, is_transcript, transcript
 from evals.backends.base import Backend, Completion
 from evals.backends.rendering import Renderer
 from evals.backends.transformers import TransformersBackend
-from evals.items import Fields, Message, Missing, Prompt
+from evals.items import Fields, Missing, Prompt
 from evals.measure.cells import Cell, Value
 
 
@@ -55,7 +55,7 @@ class Rewards:
             return response
         if isinstance(completion, Missing):
             return completion
-        plain = self._said(Prompt((*cell.item.before, Message("user", cell.item.request))))
+        plain = self._said(Prompt((*cell.item.before, Turn("user", cell.item.request))))
         return _Scored(plain, self._reply(response), self._said(cell.question), self._reply(completion["text"]))
 
     def _said(self, prompt: Prompt) -> str:

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from random import Random
 from typing import Unpack
 
-from evals.items import Message, Missing, Prompt
+from align.turns import Turn
+from evals.items import Missing, Prompt
 from evals.shifts.base import Shift, ShiftOptions
 from evals.shifts.building import SLOT, framed
 from evals.shifts.decoders import json_response
@@ -75,10 +76,10 @@ def many_shot(
         raise ValueError(f"{name}: k={k}, but there are {len(pairs)} pairs")
 
     def encode(request: str, rng: Random) -> Prompt | Missing:
-        turns: list[Message] = []
+        turns: list[Turn] = []
         for question, answer in rng.sample(list(pairs), k):
-            turns += [Message("user", question), Message("assistant", answer)]
-        return Prompt((*turns, Message("user", request)))
+            turns += [Turn("user", question), Turn("assistant", answer)]
+        return Prompt((*turns, Turn("user", request)))
 
     return Shift(name, "context", mode, encode, about=about, **more)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from align.data.hh import comparison
 from align.data.load import Placed, Row, iterate_rows
 from align.errors import UserError
-from align.turns import is_chat
-from evals.items import ROLES, Fields, Item, Json, Message
+from align.turns import MARKERS, Turn, is_chat
+from evals.items import Fields, Item, Json
 from evals.suites.base import CHOICE, QA, REWARD_PAIRS, SAFETY, TEXT, Build, Suite, each, known, row_id
 from evals.suites.choice import closed
 from evals.suites.rewards import pair
@@ -65,7 +65,7 @@ def _text_column(row: Fields) -> str | None:
     return next((name for name in TEXT_COLUMNS if row.get(name)), None)
 
 
-def _prompt(row: Row, place: str) -> tuple[tuple[Message, ...], str]:
+def _prompt(row: Row, place: str) -> tuple[tuple[Turn, ...], str]:
     """(Earlier turns, last request)."""
     column = _text_column(row)
     value = row[column] if column else None
@@ -75,8 +75,8 @@ def _prompt(row: Row, place: str) -> tuple[tuple[Message, ...], str]:
             return before, request
     elif isinstance(value, list) and all(isinstance(m, Mapping) for m in value):
         turns = [(m.get("role"), m.get("content")) for m in value]
-        if all(role in ROLES and isinstance(text, str) for role, text in turns) and turns[-1][0] == "user":
-            made = [Message(str(role), str(text)) for role, text in turns]
+        if all(role in MARKERS and isinstance(text, str) for role, text in turns) and turns[-1][0] == "user":
+            made = [Turn(str(role), str(text)) for role, text in turns]
             return tuple(made[:-1]), made[-1].content
     raise UserError(
         f"{place}: no text in {', '.join(TEXT_COLUMNS)}, or chat messages that do not end with the user's turn"

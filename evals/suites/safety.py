@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from align.data.hh import ASSISTANT, HUMAN
 from align.data.load import Placed, Row
-from evals.items import Item, Message
+from align.turns import Turn
+from evals.items import Item
 from evals.suites.base import SAFETY, Build, Meaning, Suite, each, known, row_id, text_of
 
 # Types of safe XSTest prompts -> the contrast type that shares their wording (Röttger et al. 2024, section 3).
@@ -68,7 +69,7 @@ def _physical_safety(placed: Sequence[Placed]) -> list[Item]:
     return items
 
 
-def turns_of(prompt: str) -> tuple[tuple[Message, ...], str]:
+def turns_of(prompt: str) -> tuple[tuple[Turn, ...], str]:
     """(Earlier turns, last request) of an HH transcript; a plain prompt is its own request."""
     if not prompt.lstrip().startswith(HUMAN.strip()):
         return (), prompt
@@ -77,8 +78,8 @@ def turns_of(prompt: str) -> tuple[tuple[Message, ...], str]:
     turns = []
     for part in body.split(HUMAN)[1:]:
         first, *answers = part.split(ASSISTANT)
-        turns.append(Message("user", first.strip()))
-        turns.extend(Message("assistant", answer.strip()) for answer in answers)
+        turns.append(Turn("user", first.strip()))
+        turns.extend(Turn("assistant", answer.strip()) for answer in answers)
     return tuple(turns[:-1]), turns[-1].content
 
 

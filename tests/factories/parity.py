@@ -25,7 +25,7 @@ from evals.attribution.reading import last_hidden_states, read_prompts
 from evals.backends.base import Generation
 from evals.backends.transformers import TransformersBackend
 from evals.bridges.policy_lm import PolicyRequests
-from evals.items import Item, Message, Prompt
+from evals.items import Item, Prompt
 from evals.measure.cells import Cell, ask
 from evals.measure.measurements import Choices, CompletionOf, RefusalMargin
 from evals.measure.model_measurements import AgainstReference
@@ -54,7 +54,7 @@ def evaluation_paths(style: str, folder: Path) -> list[Read]:
     """One entry for each path of the evaluation on a tiny checkpoint of that style, which is made in `folder`."""
     checkpoint = chat_checkpoint(style, folder / style)
     backend = TransformersBackend(load_model(checkpoint), load_tokenizer(checkpoint), name=style)
-    prompt = Prompt(tuple(Message(turn.role, turn.content) for turn in TURNS))
+    prompt = Prompt(tuple(Turn(turn.role, turn.content) for turn in TURNS))
     truth = Truth(style, checkpoint)
     head = truth.asked(TURNS)
     item = Item("i", TURNS[-1].content, choices=CHOICES, target=0, before=prompt.turns[:-1])

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from align import checks
 from align.data.comparisons import Row
 from align.errors import UserError
-from align.models.chat import FormatError
 from align.models.formats import Formatter, formatter
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ def sayable(prompts: Sequence[Row], form: Formatter) -> tuple[list[Row], dict[st
     for row in prompts:
         prompt = row["prompt"]
         if prompt not in reasons:
-            reasons[prompt] = _refusal(form, prompt)
+            reasons[prompt] = form.refusal(prompt)
         reason = reasons[prompt]
         if reason is None:
             kept.append(row)
@@ -37,14 +36,6 @@ def sayable(prompts: Sequence[Row], form: Formatter) -> tuple[list[Row], dict[st
 def counted(left_out: Mapping[str, int]) -> dict[str, object]:
     """The rows that were left out as metrics: `prompts_dropped_by_` and the reason."""
     return {f"prompts_dropped_by_{reason}": count for reason, count in left_out.items()}
-
-
-def _refusal(form: Formatter, prompt: str) -> str | None:
-    try:
-        form.prompt_ids(prompt)
-    except FormatError as error:
-        return error.reason
-    return None
 
 
 def check_lengths(

@@ -14,7 +14,7 @@ from evals.backends.base import Completion, Generation
 from evals.backends.batching import Batcher
 from evals.backends.rendering import prompt_of
 from evals.backends.transformers import TransformersBackend
-from evals.items import Message, Prompt
+from evals.items import Prompt
 from factories.chat_styles import STYLES, chat_checkpoint
 
 TWO_TURNS = transcript([Turn("user", "hi"), Turn("assistant", "hello"), Turn("user", "the tin?")])
@@ -41,7 +41,7 @@ def test_suites_ask_and_score_the_policy_that_was_sampled(style: str, tmp_path: 
 def test_suites_draw_from_the_policys_law_whatever_the_checkpoints_habits(style: str, tmp_path: Path) -> None:
     policy = ModelPolicy(chat_checkpoint(style, tmp_path, hostile=True))
     backend = TransformersBackend(policy.model, policy.tokenizer, name="suite")
-    prompt, count = Prompt((Message("user", "in the start"),)), 3000
+    prompt, count = Prompt((Turn("user", "in the start"),)), 3000
     ids = torch.tensor(policy.prompt_ids(["in the start"]))
     law_V = policy.next_token_logprobs(ids, torch.ones_like(ids))[0].exp()
     backend.batcher = Batcher(500)

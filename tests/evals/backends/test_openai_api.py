@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from align.errors import UserError
+from align.turns import Turn
 from evals.backends.api_replies import Secret, asked_wait
 from evals.backends.base import Backend, Completion, Generation
 from evals.backends.openai_api import Endpoint, OpenAIBackend, OpenAIChat
 from evals.backends.retries import Patience
-from evals.items import Message, Missing, Prompt
+from evals.items import Missing, Prompt
 from factories.fake_api import FakeAPI, Reply, Script, Seen, answer, failure, serving
 
 pytest.importorskip("openai")
@@ -50,7 +51,7 @@ def echo(seen: Seen, n: int) -> Reply:
 
 
 def test_it_is_a_backend_and_sends_the_protocol() -> None:
-    prompt = Prompt((Message("system", "be brief"), Message("user", "hi")))
+    prompt = Prompt((Turn("system", "be brief"), Turn("user", "hi")))
     with serving(echo) as api:
         model = backend(api, extra_body={"top_k": 5})
         assert isinstance(model, Backend) and model.can == {"system"}
@@ -288,7 +289,7 @@ def test_continuations_are_summed_over_their_own_tokens_only() -> None:
 
 
 def test_log_probabilities_that_cannot_be_had_are_missing() -> None:
-    two_turns = Prompt((Message("system", "s"), Message("user", "a")))
+    two_turns = Prompt((Turn("system", "s"), Turn("user", "a")))
     with serving(legacy(["x", "y"], [None, -1.0])) as api:
         unset = backend(api).continuation_logprobs([Prompt.user("x")], continuations=["y"])
         assert reasons(unset) == ["unsupported_logprobs"]

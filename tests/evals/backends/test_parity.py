@@ -9,12 +9,13 @@ import pytest
 from align.errors import UserError
 from align.models import load_model, load_tokenizer
 from align.models.formats import Choice, formatter, settle
+from align.turns import Turn
 from docs.generate.formats_page import said
 from evals.attribution.reading import last_hidden_states, read_prompts
 from evals.backends.base import Completion, Generation, completion_of
 from evals.backends.rendering import prompt_of, renderer
 from evals.backends.transformers import TransformersBackend
-from evals.items import Item, Message, Missing, Prompt
+from evals.items import Item, Missing, Prompt
 from evals.measure.cells import ask
 from evals.measure.measurements import RefusalMargin
 from evals.shifts.base import Shift
@@ -41,7 +42,7 @@ def chat(style: str, folder: Path, template: str | Choice = "auto") -> Transform
 def test_what_a_template_cannot_say_is_missing_for_the_item(tmp_path: Path) -> None:
     """Gemma's style: no system turn, users and assistants in turn. The rest of the batch is answered."""
     backend = chat("gemma", tmp_path)
-    twice = Prompt((Message("user", "hi"), Message("user", "there")))
+    twice = Prompt((Turn("user", "hi"), Turn("user", "there")))
     asked = [Prompt.user("hi"), Prompt.user("hi", system="be brief"), twice]
     found = backend.generate(asked, config=Generation(2), seeds=[0, 0, 0])
     assert isinstance(found[0], Completion)

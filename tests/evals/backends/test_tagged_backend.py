@@ -13,17 +13,18 @@ from align.policies.base import ModelPolicy
 from align.policies.load import load_family
 from align.policies.tagged import TaggedFamily, TaggedPolicy, Tags, tagged_checkpoint
 from align.preferences import Weights
+from align.turns import Turn
 from evals.attribution.reading import last_hidden_states, read_prompts
 from evals.backends.base import Generation
 from evals.backends.policies import backend_of
 from evals.backends.transformers import TransformersBackend
-from evals.items import Item, Message, Missing, Prompt
+from evals.items import Item, Missing, Prompt
 from evals.measure.cells import Cell, ask
 from evals.measure.model_measurements import AgainstReference
 from evals.shifts import parse_shifts
 from factories.tagged_styles import BASES, checkpoint
 
-BEFORE = (Message("user", "is it?"), Message("assistant", "the tea"))
+BEFORE = (Turn("user", "is it?"), Turn("assistant", "the tea"))
 ITEMS = [Item("a", "how do I use tea?"), Item("b", "why <one: 0.3> glue?", before=BEFORE)]
 SHIFTS = ("none", "base64", "prefix_injection")
 Made = tuple[TransformersBackend, TaggedPolicy, TransformersBackend]
@@ -116,5 +117,5 @@ def test_what_attribution_reads_is_behind_the_tags(made: Made) -> None:
 
 
 def test_a_prompt_without_a_user_turn_is_missing(made: Made) -> None:
-    found = made[0].encode(Prompt((Message("assistant", "the tea"),)))
+    found = made[0].encode(Prompt((Turn("assistant", "the tea"),)))
     assert isinstance(found, Missing) and found.reason == "no_user_turn"

@@ -11,12 +11,13 @@ import torch
 
 from align.errors import UserError
 from align.models import load_model, load_tokenizer, lora_config
+from align.turns import Turn
 from evals.backends.base import Backend, Completion, Generation
 from evals.backends.batching import Batcher, out_of_memory
 from evals.backends.rendering import renderer
 from evals.backends.sampling import SeededGumbel
 from evals.backends.transformers import TransformersBackend
-from evals.items import Message, Missing, Prompt
+from evals.items import Missing, Prompt
 
 CHAT = (
     "<|end|>{% for m in messages %}[{{ m.role }}]{{ m.content }}"
@@ -215,7 +216,7 @@ def test_the_checkpoints_own_sampling_habits_are_not_the_policy(sharp: Transform
 
 def test_a_transcript_is_what_the_models_here_are_trained_on(tiny_model: Path) -> None:
     hh = renderer(load_tokenizer(tiny_model))  # no chat template: the transcript
-    talk = Prompt((Message("user", "hi "), Message("assistant", "yes"), Message("user", "why?")))
+    talk = Prompt((Turn("user", "hi "), Turn("assistant", "yes"), Turn("user", "why?")))
     assert hh.text(talk) == "\n\nHuman: hi\n\nAssistant: yes\n\nHuman: why?\n\nAssistant:"
     assert hh.text(Prompt.user("why?", prefill="Sure, here")) == "\n\nHuman: why?\n\nAssistant: Sure, here"
     assert hh.text(Prompt.user("why?", system="be rude")) == "\n\nSystem: be rude\n\nHuman: why?\n\nAssistant:"

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from align.errors import UserError
+from align.turns import Turn
 from evals.backends.base import Completion, Generation
 from evals.bridges import standard_tasks
 from evals.bridges.lm_eval_bridge import (
@@ -30,7 +31,7 @@ from evals.bridges.lm_eval_bridge import (
 from evals.bridges.policy_lm import as_prompt, generation_of, policy_lm, policy_lm_of
 from evals.bridges.rolling import windows
 from evals.bridges.standard_tasks import apart, as_text, change, gap, level, moved, table_row
-from evals.items import Item, Message, Missing, Prompt
+from evals.items import Item, Missing, Prompt
 from evals.stats.intervals import Interval
 from evals.suites import SUITES, base
 from evals.suites.base import Suite
@@ -134,7 +135,7 @@ def test_chat_turns_arrive_as_turns() -> None:
     lm = policy_lm(Scripted())
     turns = [("system", "Be brief."), ("user", "tea?"), ("assistant", "Yes"), ("user", "why?")]
     context = lm.apply_chat_template([{"role": role, "content": text} for role, text in turns])
-    assert as_prompt(context) == Prompt(tuple(Message(role, text) for role, text in turns))
+    assert as_prompt(context) == Prompt(tuple(Turn(role, text) for role, text in turns))
     assert as_prompt("tea?") == Prompt.user("tea?")
 
 
@@ -287,7 +288,7 @@ def test_suites_come_back_by_item_with_missing_apart() -> None:
 def test_suites_that_are_no_task_are_refused() -> None:
     with pytest.raises(UserError, match="kind safety"):
         run_suites(Scripted(), suites=[suite("safety", [Item("a", "tea?", label="benign")])])
-    item = Item("a", "tea?", choices=("no", "yes"), target=0, before=(Message("user", "hello"),))
+    item = Item("a", "tea?", choices=("no", "yes"), target=0, before=(Turn("user", "hello"),))
     with pytest.raises(UserError, match="earlier turns"):
         run_suites(Scripted(), suites=[suite("choice", [item])])
 

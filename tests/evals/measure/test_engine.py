@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from align.errors import UserError
+from align.turns import Turn
 from evals.backends.base import Completion, Generation
-from evals.items import Item, Message, Missing, Prompt, digest, seed_of
+from evals.items import Item, Missing, Prompt, digest, seed_of
 from evals.measure.cells import Cell, ask
 from evals.measure.engine import Engine, cell_key
 from evals.measure.measurements import Choices, CompletionOf, Comprehension, RefusalMargin, own_measurements
@@ -103,7 +104,7 @@ def test_a_new_shift_or_item_changes_nothing_else(tmp_path: Path) -> None:
         lambda a, m, f: (replace(a, suite="t"), m, f),
         lambda a, m, f: (replace(a, sample=1), m, f),
         lambda a, m, f: (replace(a, prompt=Prompt.user("else")), m, f),
-        lambda a, m, f: (replace(a, prompt=Prompt((Message("assistant", a.prompt.turns[0].content),))), m, f),
+        lambda a, m, f: (replace(a, prompt=Prompt((Turn("assistant", a.prompt.turns[0].content),))), m, f),
         lambda a, m, f: (replace(a, item=replace(a.item, id="other")), m, f),
         lambda a, m, f: (replace(a, item=replace(a.item, label="harmful")), m, f),
         lambda a, m, f: (replace(a, shift=replace(a.shift, version=2)), m, f),
@@ -222,7 +223,7 @@ def test_the_refusal_margin_is_positive_where_refusing_is_likelier(tmp_path: Pat
 
 def test_samples_have_their_own_seeds_and_turns_stay_in_front(tmp_path: Path) -> None:
     backend = Fake()
-    talk = replace(ITEMS[0], before=(Message("user", "hi"), Message("assistant", "hello")))
+    talk = replace(ITEMS[0], before=(Turn("user", "hi"), Turn("assistant", "hello")))
     system = Shift("sys", "persona", "competing", lambda text, rng: Prompt.user(text, system="be", prefill="Sure"))
     asked = ask([talk], suite="s", shifts=[system], samples=3)
     assert [t.role for t in asked[0].prompt.turns] == ["system", "user", "assistant", "user", "assistant"]

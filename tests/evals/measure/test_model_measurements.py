@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from align.models import load_model, load_tokenizer
+from align.turns import Turn
 from evals.backends.base import Generation
 from evals.backends.rendering import renderer
 from evals.backends.transformers import TransformersBackend
-from evals.items import Item, Message, Missing, Prompt
+from evals.items import Item, Missing, Prompt
 from evals.measure.cells import Cell, ask
 from evals.measure.engine import Engine
 from evals.measure.measurements import CompletionOf
@@ -88,7 +89,7 @@ def test_rewards_read_the_original_request_and_the_decoded_response(tiny_model: 
         return [float(len(p) + 100 * len(c)) for p, c in zip(prompts, completions, strict=True)]
 
     hh = renderer(load_tokenizer(tiny_model), template="hh")
-    item = Item("i", "why tea", before=(Message("user", "hi"), Message("assistant", "yes")))
+    item = Item("i", "why tea", before=(Turn("user", "hi"), Turn("assistant", "yes")))
     measured = Rewards({"length": length}, {"length": "f"}, hh)
     good, empty = measured.measure(
         [request("why tea", " SURE \n", finished=True, shift=LOUD, item=item), request("x", " ", finished=True)],
@@ -110,7 +111,7 @@ def test_objectives_get_a_chat_policys_conversation_and_not_its_rendering() -> N
         seen.extend(zip(prompts, completions, strict=True))
         return [0.0] * len(prompts)
 
-    item = Item("i", "why tea ", before=(Message("user", "hi"), Message("assistant", "yes")))
+    item = Item("i", "why tea ", before=(Turn("user", "hi"), Turn("assistant", "yes")))
     cell = request("why tea ", "Sure:\n- a\n", finished=True, item=item)
     Rewards({"kept": kept}, {"kept": "f"}, renderer(chat_tokenizer("llama3"))).measure([cell], backend=None)  # type: ignore[arg-type]
     assert seen == [

@@ -10,7 +10,8 @@ from random import Random
 import pytest
 
 from align.errors import UserError
-from evals.items import Item, Message, Missing, Prompt
+from align.turns import Turn
+from evals.items import Item, Missing, Prompt
 from evals.shifts import JAILBROKEN, SHIFTS, parse_shifts
 from evals.shifts.base import Shift
 from evals.shifts.building import disguised, fill, framed
@@ -153,7 +154,7 @@ def test_prefills_begin_the_answer_and_have_k_words() -> None:
     for k in (5, 10, 20, 40):
         for name, whole in ((f"prefill_{k}", AFFIRMATIVE), (f"prefill_neutral_{k}", NOTHING_SAID)):
             found = prompt(name)
-            assert found.turns[0] == Message("user", BREAD) and len(found.turns) == 2
+            assert found.turns[0] == Turn("user", BREAD) and len(found.turns) == 2
             assert len(found.prefill.split()) == k and whole.startswith(found.prefill)
             assert found.needs == SHIFTS[name].needs == {"prefill"}
     assert prompt("prefill_5").prefill == "Sure, here is a complete"
@@ -184,7 +185,7 @@ def test_a_shift_keeps_earlier_turns_apart_from_the_request() -> None:
     """The engine puts an item's earlier turns in front; a shift sees the request alone."""
     from evals.measure.cells import ask
 
-    item = Item("a", BREAD, before=(Message("user", "Hello"), Message("assistant", "Hi")))
+    item = Item("a", BREAD, before=(Turn("user", "Hello"), Turn("assistant", "Hi")))
     (found,) = ask([item], suite="s", shifts=[SHIFTS["evil_system_prompt"]])
     assert isinstance(found.prompt, Prompt)
     assert [turn.role for turn in found.prompt.turns] == ["system", "user", "assistant", "user"]

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from align.errors import UserError
-from evals.items import Item, Message
+from align.turns import Turn
+from evals.items import Item
 from evals.suites import SUITES, load_suite, shift_pairs
 from evals.suites.base import chance, choose, clustered, majority, same_text
 from evals.suites.choice import shuffled
@@ -105,7 +106,7 @@ def test_twins_come_together_and_partners_keep_the_same_base_items() -> None:
 
 
 def test_items_with_the_same_text_share_a_cluster() -> None:
-    before = (Message("user", "hello"), Message("assistant", "hi"))
+    before = (Turn("user", "hello"), Turn("assistant", "hi"))
     texts = {"a": "Tea, please!", "b": "tea please", "c": "tea pleased"}
     made = [*(Item(name, text) for name, text in texts.items()), Item("d", "tea please", before=before)]
     items = clustered(made)
@@ -150,7 +151,7 @@ def test_physical_safety_twins(load: Callable[..., list[Item]]) -> None:
 
 def test_transcripts_become_turns() -> None:
     text = "\n\nHuman: tea?\n\nAssistant: Yes.\n\nHuman: why?\nPlease.\n\nAssistant:"
-    assert turns_of(text) == ((Message("user", "tea?"), Message("assistant", "Yes.")), "why?\nPlease.")
+    assert turns_of(text) == ((Turn("user", "tea?"), Turn("assistant", "Yes.")), "why?\nPlease.")
     assert turns_of("\n\nHuman: tea?\n\nAssistant:") == ((), "tea?") and turns_of("tea?") == ((), "tea?")
 
 
@@ -158,7 +159,7 @@ def test_a_redteam_item_keeps_what_was_said_before(load: Callable[..., list[Item
     prompt = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"
     item = load("hh_redteam", [{"id": "1", "prompt": prompt}])[0]
     assert (item.request, item.group, item.harmful) == ("c", "turn 2", True)
-    assert item.before == (Message("user", "a"), Message("assistant", "b"))
+    assert item.before == (Turn("user", "a"), Turn("assistant", "b"))
 
 
 def test_comparisons_know_which_side_is_better(load: Callable[..., list[Item]]) -> None:
@@ -317,7 +318,7 @@ def test_a_custom_file_keeps_its_turns_clusters_and_twins(tmp_path: Path, write_
         {"id": "2", "prompt": "d", "label": "safe", "twin": "1", "cluster": 7},
     ]
     first, second = load_suite(write_rows(tmp_path / "mine.jsonl", rows))[1]
-    assert first.request == "c" and first.before == (Message("user", "a"), Message("assistant", "b"))
+    assert first.request == "c" and first.before == (Turn("user", "a"), Turn("assistant", "b"))
     assert first.cluster == second.cluster == "7" and first.twin == "2" and not second.harmful
     assert first.columns["source"] == "me"
     lone = write_rows(tmp_path / "lone.jsonl", [{**rows[0], "twin": "9"}, rows[1]])
