@@ -17,8 +17,9 @@ from align.turns import Turn
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FIRST_MASK, MASKS = 0xE000, 6400  # the private use area of Unicode
-_MASKED = re.compile(f"([{chr(FIRST_MASK)}-{chr(FIRST_MASK + MASKS - 1)}])")
+# A masked token is a noncharacter, which no text holds, and the token's number as a character of private use.
+MASK, FIRST, MASKS = "\ufdd1", 0xE000, 6400
+_MASKED = re.compile(f"{MASK}([{chr(FIRST)}-{chr(FIRST + MASKS - 1)}])")
 _NOW = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 DATE = "2024-07-26"  # the date that Llama's templates write where they are given none
 # Special tokens that hold this are ours (preference tags): it is no character, so that no text can quote them.
@@ -46,7 +47,8 @@ def rendered(
     A last turn by the assistant is otherwise continued. Quoted special tokens are masked: read the text by `ids_of`.
     Raises FormatError where the template refuses the turns, has no place for a system turn, or leaves a turn out.
     """
-    masked = [Turn(turn.role, _mask(turn.content, _special(tokenizer))) for turn in turns]
+    special = _special(tokenizer)
+    masked = [Turn(turn.role, _mask(turn.content, special)) for turn in turns]
     if masked[0].role == "system" and not has_system_turn(tokenizer, chat_kwargs):
         raise FormatError("unsupported_system", "the chat template has no place for a system turn; leave it out")
     going_on = not closed and masked[-1].role == "assistant"
@@ -65,9 +67,9 @@ def ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     if not _MASKED.search(text):
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     special, ids = _special(tokenizer), []
-    for piece in _MASKED.split(text):
-        if _MASKED.fullmatch(piece) and ord(piece) - FIRST_MASK < len(special):
-            quoted = special[ord(piece) - FIRST_MASK]
+    for i, piece in enumerate(_MASKED.split(text)):  # text and numbers of tokens in turn
+        if i % 2:
+            quoted = _quoted(piece, special)
             ids += tokenizer(quoted, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         elif piece:
             ids += tokenizer(piece, add_special_tokens=False)["input_ids"]
@@ -82,9 +84,7 @@ def masked_text(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
 def shown(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     """A masked text for people: the quoted special tokens as they were written."""
     special = _special(tokenizer)
-    return _MASKED.sub(
-        lambda m: special[ord(m[1]) - FIRST_MASK] if ord(m[1]) - FIRST_MASK < len(special) else m[1], text
-    )
+    return _MASKED.sub(lambda m: _quoted(m[1], special), text)
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase, chat_kwargs: Mapping[str, object]) -> int:
@@ -138,5 +138,11 @@ def _mask(text: str, special: Sequence[str]) -> str:
     if not present:
         return text
     for word in sorted(present, key=len, reverse=True):
-        text = text.replace(word, chr(FIRST_MASK + special.index(word)))
+        text = text.replace(word, MASK + chr(FIRST + special.index(word)))
     return text
+
+
+def _quoted(number: str, special: Sequence[str]) -> str:
+    """The special token of a number; the character itself where there are not so many."""
+    place = ord(number) - FIRST
+    return special[place] if place < len(special) else number

@@ -8,13 +8,14 @@ the two segments of an encoder, `[CLS] prompt [SEP] reply [SEP]`, for reward mod
 
 from __future__ import annotations
 
+import datetime
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from align.errors import UserError
-from align.models.chat import FormatError, end_of_turn, has_system_turn, ids_of, masked_text, rendered, shown
+from align.models.chat import DATE, FormatError, end_of_turn, has_system_turn, ids_of, masked_text, rendered, shown
 from align.turns import Turn, is_transcript, transcript, turns_of
 
 if TYPE_CHECKING:
@@ -69,6 +70,11 @@ class Choice:
     def __post_init__(self) -> None:
         if self.template not in TEMPLATES:
             raise UserError(f"template {self.template!r} is not one of {', '.join(TEMPLATES)}")
+        date = str(self.chat_kwargs.get("date", DATE))
+        try:
+            datetime.date.fromisoformat(date)
+        except ValueError as error:
+            raise UserError(f"date {date!r} in chat_template_kwargs is none; write it as 2025-01-31") from error
 
 
 def resolve(tokenizer: PreTrainedTokenizerBase, choice: Choice = Choice(), *, ends: Sequence[int] = ()) -> PromptFormat:
@@ -226,6 +232,7 @@ class Formatter:
         head = self.prompt_ids(prompt)
         if self.format.template == "chat":
             tail = self._chat_tail(head, prompt, reply, ended=ended)
+            return [*tail, self.format.end] if ended and self.format.end not in tail else tail
         elif self.format.template == "pair":
             segments = self.tokenizer(self._text(prompt), reply.removeprefix(" "), split_special_tokens=True)
             tail = list(segments["input_ids"])[len(head) :]
@@ -234,7 +241,7 @@ class Formatter:
             said = reply if self.format.template == "plain" else masked_text(self.tokenizer, reply)
             behind = _behind(head, self._after_start(self._known(self._text(prompt) + said)))
             tail = self._apart(said) if behind is None else behind
-        return [*tail, self.format.end] if ended and self.format.end not in tail else tail
+        return [*tail, self.format.end] if ended and tail[-1:] != [self.format.end] else tail
 
     def row(self, prompt: str, reply: str, *, ended: bool = True) -> Row:
         """(Ids of the prompt, ids of the reply)."""

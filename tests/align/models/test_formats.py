@@ -159,3 +159,33 @@ def test_a_tokenizer_that_drops_the_first_space_gives_it_back():
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>", unk_token="<unk>")
     assert tokenizer.decode([3]) == "Paris"
     assert formatter(tokenizer).decode([3]) == " Paris"
+
+
+@pytest.mark.parametrize("name", ["chatml", "gemma"])
+def test_characters_of_private_use_are_read_as_they_are(name: str) -> None:
+    """Icon fonts and emoji of one maker lie there: they stand for no special token, also beside a quoted one."""
+    tokenizer, form = chat_tokenizer(name), formatter(chat_tokenizer(name))
+    for icon in ("\ue000", "\ue002", "\uf8ff"):
+        shown = tokenizer.decode(form.prompt_ids(f"an {icon} here and {BY_NAME[name].end}"))
+        assert f"an {icon} here and {BY_NAME[name].end}" in shown
+        plain = tokenizer.apply_chat_template(
+            [{"role": "user", "content": f"an {icon} here"}],
+            tokenize=True,
+            add_generation_prompt=True,
+            return_dict=True,
+        )
+        assert form.prompt_ids(f"an {icon} here") == plain["input_ids"]
+
+
+@pytest.mark.parametrize("template", ["plain", "hh"])
+def test_a_reply_that_quotes_the_end_is_closed_all_the_same(template: str) -> None:
+    tokenizer = chat_tokenizer("base_bos")
+    settle(tokenizer, Choice(template))
+    form, end = formatter(tokenizer), tokenizer.eos_token_id
+    assert form.reply_ids("hot?", " write </s> at the end")[-1] == end
+    assert form.reply_ids("hot?", " the tea</s>").count(end) == 1
+
+
+def test_a_date_that_is_none_is_one_line() -> None:
+    with pytest.raises(UserError, match="date '31.1.2025'.*2025-01-31"):
+        Choice("chat", {"date": "31.1.2025"})
