@@ -28,9 +28,10 @@ from recipes.real.setting import RealData
 from recipes.real.summary import real_summary, sampled_of
 
 LIMITS = (
-    "Refusals are found by patterns near the start of a response (English). What shows no pattern is UNCLEAR and "
-    "counts as no refusal, whether it complies, evades or is nonsense: a share refused is a lower bound of the share "
-    "not complied with, and nothing here says how harmful an answer is."
+    "Refusals are found by patterns near the start of a response (English). What shows no pattern counts as no "
+    "refusal, whether it complies, evades or is nonsense; a disclaimer that an answer follows counts as one. A share "
+    "refused bounds the share not complied with from neither side, and says nothing of harm. Each interval is for "
+    "one number alone: with so many changes some exclude 0 by chance."
 )
 
 
