@@ -9,7 +9,7 @@ from align.models.convert import gguf_to_folder
 from align.models.dropout import set_dropout
 from align.models.load import load_model, load_scorer, refuse_missing, unreadable
 from align.models.lora import attach_lora, lora_config
-from align.models.save import no_bars, save_model
+from align.models.save import quiet, save_model
 from align.models.tokenizers import load_tokenizer, require_special_tokens
 
 __all__ = [
@@ -24,7 +24,7 @@ __all__ = [
     "load_scorer",
     "load_tokenizer",
     "lora_config",
-    "no_bars",
+    "quiet",
     "refuse_missing",
     "require_special_tokens",
     "save_model",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.errors import UserError
-from align.models.save import no_bars
+from align.models.save import quiet
 from align.models.stored.adapters import base_of, is_adapter, is_scorer, merged, on_base, shapes
 from align.models.stored.gguf import gguf_model
 from align.models.stored.precision import frozen_dtype
@@ -35,7 +35,7 @@ def load_model(
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    no_bars()
+    quiet()
     source = model_dir(path)
     try:
         if is_gguf(source):
@@ -106,7 +106,7 @@ def load_scorer(
     (drawn from torch's generator). A reward model's LoRA adapter directory is merged into its base, with its head.
     Raises UserError as `load_model`, and when the checkpoint's head has more than one output.
     """
-    no_bars()
+    quiet()
     source = model_dir(path)
     options = _options(dtype, attn_implementation, load_in_4bit)
     try:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
     """Save weights, config, generation config and tokenizer into `folder`, and return it."""
-    no_bars()
+    quiet()
     checks.finite_weights(model)
     folder.mkdir(parents=True, exist_ok=True)
     for adapter in getattr(model, "peft_config", {}).values():
@@ -24,8 +24,12 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
     return folder
 
 
-def no_bars() -> None:
-    """No progress bar for reading and writing weights, which takes a moment and happens hundreds of times."""
+def quiet() -> None:
+    """No progress bar for weights, which take a moment and hundreds of times; no notice on TRL's old names."""
+    import warnings
+
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    # We set the old name because TRL's configs only know that one; a saved adapter's config brings it back.
+    warnings.filterwarnings("ignore", message=r".*gradient_checkpointing.*", category=FutureWarning)

@@ -12,7 +12,6 @@ import math
 import os
 import sys
 import time
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from transformers.trainer_callback import ExportableState
 
 from align import checks
 from align.errors import UserError
-from align.models import no_bars
+from align.models import quiet
 from align.runs import Ledger, checkpoints, last_checkpoint
 from align.runs.values import later
 from align.training.logs import attach_logs, check_trackers
@@ -176,9 +175,7 @@ def quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     datasets.disable_progress_bars()
-    no_bars()
-    # We set the old name because TRL's configs only know that one.
-    warnings.filterwarnings("ignore", message=r".*gradient_checkpointing.*", category=FutureWarning)
+    quiet()
     # Trainer reports that it copied the tokenizer's special tokens to the model, which is what we want.
     logging.getLogger("transformers.trainer_utils").addFilter(_not_special_tokens)
     logging.getLogger("transformers.trainer").addFilter(_not_special_tokens)

@@ -29,6 +29,8 @@ def _because(found: Attribution, name: str, *, failed: int) -> str:
         return f"; it cannot read {name}{share}, so what it does not answer there is {NAMES['capability']}."
     if failed == 0:
         return ": nothing to attribute."
+    if found.weighed == "failures":
+        return "; fewer than one of these failures is new there, so that none is put down to the shift."
     reads, knows = _reads(found, name), _knows(found)
     if found.region == "competing":
         return f"; {reads}, {knows}, but is pulled toward compliance by the instruction: {NAMES['competing']}."

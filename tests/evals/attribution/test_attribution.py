@@ -132,6 +132,7 @@ def test_thresholds_survive_json_and_refuse_what_is_wrong() -> None:
         ({"comprehension": 0.04}, "it cannot read rot13 (4% of its plain reading is left)"),
         ({}, "nothing pulls it more than a control does"),
         ({"failed": 0.0}, "nothing to attribute"),
+        ({"failed_plain": 1.0, "pull": 2.0}, "(2 as plain text); fewer than one of these failures is new there"),
         ({"failed": 0.0, "comprehension": 0.0}, "a matter of capability, not of safety"),
     ],
 )
