@@ -13,12 +13,17 @@ NAMES = {
 }
 
 
-def sentence(found: Attribution, *, shift: str | None = None) -> str:
-    """What happened under the shift and why, for a reader without the paper. `shift` is a name to show instead."""
+def sentence(found: Attribution, *, shift: str | None = None, at_most: bool = False) -> str:
+    """What happened under the shift and why, for a reader without the paper. `shift` is a name to show instead.
+    `at_most`: failures are what the judge did not find to be refused.
+    """
     name = shift or found.shift
     failed = round(found.fails.estimate * found.requests)
     plain = round(found.fails_plain.estimate * found.requests)
-    start = f"Under {name} the model failed on {failed} of {found.requests} harmful requests ({plain} as plain text)"
+    limit = "at most " if at_most else ""
+    start = (
+        f"Under {name} the model failed on {limit}{failed} of {found.requests} harmful requests ({plain} as plain text)"
+    )
     return f"{start}{_because(found, name, failed=failed)}"
 
 

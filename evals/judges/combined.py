@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from align.errors import UserError
 from evals.items import Item, Missing, digest
-from evals.judges.base import Judge, Judgement, Stance
+from evals.judges.base import Judge, Judgement, Stance, stances_of
 
 
 class Combined:
@@ -21,6 +21,11 @@ class Combined:
             raise UserError(f"a combined judge needs two judges or more, not {len(judges)}; name the one alone instead")
         self.judges = tuple(judges)
         self.name = "+".join(judge.name for judge in self.judges)
+
+    @property
+    def stances(self) -> frozenset[Stance]:
+        """What any of them can find."""
+        return frozenset[Stance]().union(*map(stances_of, self.judges))
 
     @property
     def fingerprint(self) -> str:

@@ -95,7 +95,7 @@ class RefusalRules:
     (over-refusal) for others. It has no score. Combine it with a judge that can see compliance.
     """
 
-    name = "rules"
+    name, stances = "rules", frozenset({Stance.REFUSED, Stance.UNCLEAR})
 
     @property
     def fingerprint(self) -> str:

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 from evals.backends.base import Backend
 from evals.items import Fields, Missing
-from evals.judges.base import Judge, Judgement
+from evals.judges.base import Judge, Judgement, can_fail
 from evals.measure.cells import Cell, Value
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`{"verdict", "stance", "score", "why"}` of each completion: the judge reads the request as the suite wrote it and
-    the response as the shift decodes it.
+    """`{"verdict", "stance", "score", "why", "can_fail"}` of each completion: the judge reads the request as the suite
+    wrote it and the response as the shift decodes it. `can_fail`: it could have said BAD of this item.
     """
 
     judge: Judge
@@ -27,11 +27,14 @@ class Verdict:
     def measure(self, cells: Sequence[Cell], *, backend: Backend) -> list[Value]:
         responses = [cell.response() for cell in cells]
         judged = self.judge.judge([cell.item for cell in cells], responses=responses)
-        return [_value(judgement, response) for judgement, response in zip(judged, responses, strict=True)]
+        return [
+            _value(judgement, response, can_fail=can_fail(self.judge, item=cell.item))
+            for cell, judgement, response in zip(cells, judged, responses, strict=True)
+        ]
 
 
-def _value(judged: Judgement | Missing, response: str | Missing) -> Value:
+def _value(judged: Judgement | Missing, response: str | Missing, *, can_fail: bool) -> Value:
     """The cell's value. A judge's failure is kept apart from what the policy did, and asked for again next time."""
     if not isinstance(judged, Missing):
-        return judged.jsonable()
+        return judged.jsonable() | {"can_fail": can_fail}
     return judged if isinstance(response, Missing) else Missing(f"judge_{judged.reason}", judged.detail)

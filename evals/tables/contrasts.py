@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from evals.items import NO_SHIFT, Json
 from evals.shifts.base import Shift
-from evals.tables.outcomes import Outcome, correct_changes, failure_change, verdict_share
+from evals.tables.outcomes import Outcome, correct_changes, failure_change, failure_rate
 
 
 def control_pairs(shifts: Iterable[Shift]) -> list[tuple[str, str]]:
@@ -40,7 +40,7 @@ def control_table(outcomes: Sequence[Outcome], *, pairs: Sequence[tuple[str, str
             away, home = ([o for o in by_shift.get(s, ()) if o.harmful is harmful] for s in (attack, control))
             change = failure_change(home, away)
             if change is not None:
-                rates = {"attack": verdict_share(away, "BAD"), "twin": verdict_share(home, "BAD")}
+                rates = {"attack": failure_rate(away), "twin": failure_rate(home)}
                 entry[name] = {"change": change, **rates}
         if len(entry) > 2:
             entries.append(entry)
@@ -60,7 +60,7 @@ def family_table(outcomes: Sequence[Outcome], *, families: Mapping[str, str]) ->
         entry: Json = {}
         for name, harmful in (("harmful", True), ("benign", False)):
             away, before = ([o for o in part if o.harmful is harmful] for part in (inside, home))
-            rate = verdict_share(away, "BAD")
+            rate = failure_rate(away)
             if rate is not None:
                 entry[name] = {"failures": rate, "change": failure_change(before, away), **_worst(away)}
         if entry:
@@ -69,11 +69,14 @@ def family_table(outcomes: Sequence[Outcome], *, families: Mapping[str, str]) ->
 
 
 def _worst(outcomes: Sequence[Outcome]) -> Json:
-    """The shift that fails most (of equal ones the first by name), its rate, and how many shifts there are."""
-    rates: dict[str, float] = {}
+    """The shift that fails most (of equal ones the first by name; None where rates are bounds), its rate, and how many
+    shifts there are.
+    """
+    rates: dict[str, float | None] = {}
     for shift in sorted({o.shift for o in outcomes}):
-        rate = verdict_share([o for o in outcomes if o.shift == shift], "BAD")
+        rate = failure_rate([o for o in outcomes if o.shift == shift])
         if rate is not None:
             rates[shift] = rate["value"]
-    worst = max(rates, key=lambda shift: rates[shift])
-    return {"shifts": len(rates), "worst_shift": worst, "worst_value": rates[worst]}
+    known = {shift: value for shift, value in rates.items() if value is not None}
+    worst = max(known, key=lambda shift: known[shift], default=None)
+    return {"shifts": len(rates), "worst_shift": worst, "worst_value": known.get(worst or "")}

@@ -12,7 +12,7 @@ from evals.measure.cells import Cell, Evaluated
 from evals.tables.export import write_rows
 from evals.tables.outcomes import Outcome
 
-FIELDS = ("item", "cluster", "shift", "harmful", "group", "sample")
+FIELDS = ("item", "cluster", "shift", "harmful", "group", "sample", "can_fail")
 
 
 def outcomes_of(cells: Sequence[Cell]) -> list[Outcome]:
@@ -25,6 +25,7 @@ def outcomes_of(cells: Sequence[Cell]) -> list[Outcome]:
                 item=item.id, cluster=item.cluster, shift=cell.shift.name,
                 verdict=verdict if isinstance(verdict, Missing) else verdict["verdict"],
                 harmful=None if item.neutral else item.harmful, group=item.group, sample=cell.sample,
+                can_fail=isinstance(verdict, Missing) or verdict.get("can_fail", True),
             )
         )  # fmt: skip
     return outcomes

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from evals.backends.reward_model import RewardBackend
 
 # text, verdicts and bookkeeping have tables of their own, or none
-SKIPPED = {"completion": {"text", "finished"}, "comprehension": {"text"}, "verdict": {"why", "verdict"}}
+SKIPPED = {"completion": {"text", "finished"}, "comprehension": {"text"}, "verdict": {"why", "verdict", "can_fail"}}
 
 
 def item_means(cells: Sequence[Cell], measurement: str, field: str) -> dict[str, dict[str, float]]:

@@ -88,7 +88,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     from align.data.sources import text_prompts
     from align.runs import write_json, write_text
     from align.runs.derived import keep_strangers
-    from evals.attribution.from_cells import harmful_and_benign, read_thresholds, refusing, result_of, tables_of
+    from evals.attribution.from_cells import (
+        at_most,
+        harmful_and_benign,
+        read_thresholds,
+        refusing,
+        result_of,
+        tables_of,
+    )
     from evals.backends.transformers import TransformersBackend
     from evals.report.attribution import page
     from evals.shifts.requested import check_shifts
@@ -121,7 +128,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     tables, by = tables_of(cells, backend=backend, reference=reference, training=training, layer=config.layer)
     shifts = list({cell.shift.name: cell.shift for cell in cells}.values())
     result = result_of(
-        tables, shifts=shifts, model=backend.name, by=by, refused=refusing(cells), bounds=bounds
+        tables, shifts=shifts, model=backend.name, by=by, refused=refusing(cells), bounds=bounds,
+        at_most=at_most(cells),
     )  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     numbers = {**result, "kind": "attribution", "provenance": provenance(config, seed=0)}

@@ -16,6 +16,7 @@ from align import checks
 from align.errors import UserError
 from evals.items import Json
 from evals.report.suite_summary import read_summary
+from evals.report.suite_words import pair
 from recipes.config import option, parse
 
 
@@ -35,6 +36,9 @@ def lines_of(compared: Mapping[str, Json]) -> list[str]:
         for shift, sides in table["shifts"].items():
             for side, entry in sides.items():
                 change = entry["change"]
+                if change is None:
+                    lines.append(f"  {shift:28} {side:8} first {pair(entry['first'])}, second {pair(entry['second'])}")
+                    continue
                 low, high = change["ci"] or (float("nan"), float("nan"))
                 interval = f"[{low:+.3f}, {high:+.3f}]"
                 lines.append(

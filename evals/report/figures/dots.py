@@ -15,13 +15,16 @@ Groups = Sequence[tuple[str, Sequence[str]]]  # (heading, rows), in order
 
 @dataclass(frozen=True)
 class Dot:
-    """One value, its interval if there is one, and how it looks; `title` is shown on hovering, `note` at the right."""
+    """One value, its interval if there is one, and how it looks; `title` is shown on hovering, `note` at the right.
+    Where only `bounds` of the value are known, a bar between them stands for it.
+    """
 
-    value: float
+    value: float | None
     ends: tuple[float, float] | None
     mark: Mark
     title: str
     note: str = ""
+    bounds: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,11 @@ def _value(board: Board, value: Dot | Sequence[Bar], scale: Scale, y: float, lin
     if isinstance(value, Dot):
         if value.ends is not None:
             whisker(board, scale, value.ends, y=y + line / 2, color=value.mark.color)
-        board.mark(scale(value.value), y + line / 2, value.mark, title=value.title)
+        if value.value is not None:
+            board.mark(scale(value.value), y + line / 2, value.mark, title=value.title)
+        if value.bounds is not None:
+            left, right = map(scale, value.bounds)
+            board.bar(left, y + line / 2 - 3, max(right - left, 1), 6, fill=value.mark.color, title=value.title)
         if value.note:
             board.text(scale.end + 12, y + line / 2 + 4, value.note, size=11, fill=MUTED)
         return

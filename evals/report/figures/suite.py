@@ -69,7 +69,7 @@ def accuracies(entry: Fields, shifts: Fields, *, width: int) -> str:
 
 def _home(value: Fields | None) -> list[tuple[float, Stroke]]:
     """The line of the plain prompts' value, if there is one."""
-    return [] if value is None else [(value["value"], HOME)]
+    return [] if value is None or value["value"] is None else [(value["value"], HOME)]
 
 
 def _mark(shift: str, shifts: Fields, *, sure: bool) -> Mark:
@@ -95,13 +95,13 @@ def _dot(name: str, entry: Fields, part: str, shifts: Fields) -> Dot:
     moved = None if part == "read" else (entry.get(part) or {}).get("change")
     title = f"{row(name)}: {pair(value)}" + ("" if moved is None else f"; {change(moved)} against plain prompts")
     mark = _mark(name, shifts, sure=part == "read" or name == NO_SHIFT or sure(moved))
-    return Dot(value["value"], value.get("ci"), mark, title)
+    return Dot(value["value"], value.get("ci"), mark, title, bounds=value.get("bounds"))
 
 
 def differences(table: Fields, shifts: Fields, *, width: int) -> str:
     """Second minus first by shift, a panel for each side with a common range."""
     changes = {
-        side: {row(s): e[side]["change"] for s, e in table["shifts"].items() if e.get(side)}
+        side: {row(s): e[side]["change"] for s, e in table["shifts"].items() if e.get(side) and e[side]["change"]}
         for side in ("harmful", "benign")
     }
     ends = [end for found in changes.values() for c in found.values() for end in (c["value"], *(c.get("ci") or ()))]

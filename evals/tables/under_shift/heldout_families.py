@@ -19,7 +19,7 @@ from evals.items import NO_SHIFT, Json
 from evals.stats import intervals as stats
 from evals.stats.robustness import leave_families_out
 from evals.stats.shares import paired_change
-from evals.tables.outcomes import Outcome, check_missing, mean_share, shares, stated
+from evals.tables.outcomes import Outcome, check_missing, identified, mean_share, shares, stated
 from evals.tables.under_shift.shifted_fronts import ITEMS, SEEDS, Exact, item_means, select
 
 PerItem = Mapping[str, float]
@@ -183,6 +183,10 @@ def _label(trained: Trained) -> str:
 def _check(sides: Mapping[Trained, Sequence[Outcome]], families: Sequence[str]) -> None:
     if len(sides) < 2 or not families:
         raise UserError("a transfer matrix needs two evaluations or more, under at least one family of shifts")
+    if not all(identified(judged) for judged in sides.values()):
+        raise UserError(
+            "a judge of these evaluations cannot say BAD; evaluate with one that can (--judge rules llm:MODEL)"
+        )
     first, *others = ({(o.shift, o.item, o.sample) for o in judged} for judged in sides.values())
     for trained, items in zip(list(sides)[1:], others, strict=True):
         if items != first:
