@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -103,11 +104,25 @@ class Item:
         """The base item over which intervals run: the suite's own (`columns["cluster"]`), else the item itself."""
         return str(self.columns.get("cluster", self.id))
 
+    def jsonable(self) -> Json:
+        """What a judge or a rule may read of it: everything but its place in the suite."""
+        before = [[turn.role, turn.content] for turn in self.before]
+        about = {"label": self.label, "target": self.target, "choices": list(self.choices), "columns": self.columns}
+        return {"request": self.request, "before": before, **about}
+
 
 def digest(*parts: object) -> str:
-    """First 24 hex digits of the SHA-256 of the parts as canonical JSON: keys of cells, seeds of draws."""
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    """First 24 hex digits of the SHA-256 of the parts as canonical JSON: keys of cells, seeds of draws.
+
+    What is no JSON type (a date in a column of parquet) counts as its text.
+    """
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def number_of(version: str) -> str:
+    """The number of a version such as 2-A: results of one number are comparable. The letter is the interface's."""
+    return re.sub(r"-[A-Z]", "", version)
 
 
 def seed_of(*parts: object) -> int:

@@ -87,6 +87,11 @@ class RewardModelObjective:
             self._loaded = load_reward_model(self.path, end=self.end)
         return self._loaded
 
+    @property
+    def model(self) -> PreTrainedModel:
+        """The reward model itself, loaded once."""
+        return self._load()[0]
+
     def head(self, model: PreTrainedModel) -> int:
         """The number of the output that is read; UserError where there is none of that name."""
         return head_of(model.config, self.label, place=self.path)

@@ -145,13 +145,14 @@ class OpenAIBackend:
 
     @property
     def fingerprint(self) -> str:
-        """Host, model name, what the server reports of the model, and the prompt format. It holds "weights-unseen":
+        """Address, model name, what the server reports of the model, and the prompt format. It holds "weights-unseen":
         weights cannot be fingerprinted over an API: a model changed behind its name is not noticed here.
         """
         if self._fingerprint is None:
             text = None if self.endpoint.render is None else self.endpoint.render(PROBE)
             says = self._description() if self.endpoint.describe else {}
-            parts = digest(self.model, says, text, dict(self.endpoint.extra_body))
+            path = urlsplit(self.endpoint.base_url).path.rstrip("/")
+            parts = digest(self.model, says, text, dict(self.endpoint.extra_body), path)
             self._fingerprint = f"api:{self.endpoint.host}:{self.model}:weights-unseen:{parts[:16]}"
         return self._fingerprint
 

@@ -42,8 +42,12 @@ class PolicyBackend:
 
     def length(self, prompt: Prompt) -> int:
         """Tokens of a prompt (0 where the format cannot say it): what batches are sorted by."""
-        ids = self.renderer.ids(prompt)
+        ids = self.encode(prompt)
         return 0 if isinstance(ids, Missing) else len(ids)
+
+    def encode(self, prompt: Prompt) -> list[int] | Missing:
+        """Token ids of a prompt; Missing where the format has no place for one of its turns."""
+        return self.renderer.ids(prompt)
 
     def generate(
         self, prompts: Sequence[Prompt], *, config: Generation, seeds: Sequence[int]
@@ -53,7 +57,7 @@ class PolicyBackend:
             raise UserError(f"{self.name} is a decoding rule that samples; ask with --temperature 1 and no stop words")
         results: list[Completion | Missing] = [Missing("lost")] * len(prompts)
         places = []
-        for i, ids in enumerate(map(self.renderer.ids, prompts)):
+        for i, ids in enumerate(map(self.encode, prompts)):
             if isinstance(ids, Missing):
                 results[i] = ids
             elif self.context is not None and len(ids) + config.max_new_tokens > self.context:
@@ -103,5 +107,15 @@ def backend_of(path: str, *, weights: str | None, template: str | Choice = "auto
         )
     if type(policy) is ModelPolicy:
         return TransformersBackend(policy.model, policy.tokenizer, name=name, **options)
-    rule = f"{type(policy).__name__} {getattr(policy, 'mixture', '')} {getattr(policy, 'samples_per_response', 1)}"
-    return PolicyBackend(policy, name=name, rule=rule, template=template, batch_size=batch_size)
+    return PolicyBackend(policy, name=name, rule=_rule(policy), template=template, batch_size=batch_size)
+
+
+def _rule(policy: Any) -> str:
+    """What decides a decoded answer beside the models that are decoded: the mixture, or n and what ranks n samples."""
+    scores = getattr(policy, "score", None)
+    ranked = [
+        (name, weight, type(one).__name__, *(getattr(one, key, None) for key in ("label", "scale", "shift", "end")),
+         model_fingerprint(one.model) if hasattr(one, "model") else None)
+        for name, weight in getattr(scores, "weights", {}).items() for one in [scores.objectives.get(name)]
+    ]  # fmt: skip
+    return f"{type(policy).__name__} {getattr(policy, 'mixture', '')} {policy.samples_per_response} {ranked}"

@@ -72,10 +72,11 @@ class RewardBackend:
 
     def length(self, prompt: Prompt) -> int:
         """Tokens of a prompt (0 where it cannot be said): what batches are sorted by."""
-        ids = self._ids(prompt)
+        ids = self.encode(prompt)
         return 0 if isinstance(ids, Missing) else len(ids)
 
-    def _ids(self, prompt: Prompt) -> list[int] | Missing:
+    def encode(self, prompt: Prompt) -> list[int] | Missing:
+        """Token ids of a prompt; Missing where the format has no place for one of its turns."""
         if prompt.prefill:
             return Missing("unsupported_prefill", "responses are compared whole", lasting=True)
         return self.renderer.ids(prompt)
@@ -90,7 +91,7 @@ class RewardBackend:
 
         results: list[tuple[float, bool] | Missing] = [Missing("lost")] * len(prompts)
         rows: list[tuple[int, str, str]] = []
-        for i, ids in enumerate(map(self._ids, prompts)):
+        for i, ids in enumerate(map(self.encode, prompts)):
             if isinstance(ids, Missing):
                 results[i] = ids
             else:

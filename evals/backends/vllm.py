@@ -22,6 +22,7 @@ from evals.backends.fingerprints import format_fingerprint, tokenizer_fingerprin
 from evals.backends.rendering import renderer
 from evals.items import Missing, Prompt, digest
 
+PLACING = ("tensor_parallel_size", "pipeline_parallel_size", "gpu_memory_utilization", "enforce_eager")  # of the work
 WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
 
 
@@ -58,6 +59,7 @@ class VLLMBackend:
         except ImportError:
             raise UserError("the vLLM backend needs vllm: pip install 'align-tradeoffs[vllm]'") from None
         self._weights = [folder_fingerprint(path) for path in (model, adapter) if path is not None]
+        self._engine = {name: str(value) for name, value in engine.items() if name not in PLACING}
         self._vllm, self.context, self.name = vllm, context, name or Path(model).name
         self._lora = _lora(adapter)
         self._llm = vllm.LLM(model=str(model), max_model_len=context, enable_lora=adapter is not None, **engine)
@@ -69,14 +71,18 @@ class VLLMBackend:
 
     @property
     def fingerprint(self) -> str:
-        """Of the files of model and adapter, the tokenizer, the prompt format and the context."""
+        """Of the files of model and adapter, tokenizer, prompt format, context and the engine's arguments."""
         known = tokenizer_fingerprint(self._tokenizer), format_fingerprint(self.renderer.form.format)
-        return digest("vllm", self._weights, *known, self.context)[:16]
+        return digest("vllm", self._weights, *known, self.context, self._engine)[:16]
 
     def length(self, prompt: Prompt) -> int:
         """Tokens of a prompt (0 where the format cannot say it): what batches are sorted by."""
-        ids = self.renderer.ids(prompt)
+        ids = self.encode(prompt)
         return 0 if isinstance(ids, Missing) else len(ids)
+
+    def encode(self, prompt: Prompt) -> list[int] | Missing:
+        """Token ids of a prompt; Missing where the format has no place for one of its turns."""
+        return self.renderer.ids(prompt)
 
     def spaced(self, prompt: Prompt, beginning: str) -> str:
         """The beginning of a reply with the space, if any, that the format puts before it."""
@@ -102,7 +108,7 @@ class VLLMBackend:
         """One completion per prompt; 31 bits of its seed where something is drawn."""
         results: list[Any] = []
         for prompt in prompts:
-            ids = self.renderer.ids(prompt)
+            ids = self.encode(prompt)
             results.append(ids if isinstance(ids, Missing) else self._fits(ids, more=config.max_new_tokens))
         places = [i for i, ids in enumerate(results) if not isinstance(ids, Missing)]
         params = [self._params(config, seed) for seed in _paired(prompts, seeds)]

@@ -72,9 +72,12 @@ def judgement(stance: Stance, *, item: Item, why: str, score: float | None = Non
 class Judge(Protocol):
     """`fingerprint` covers everything that can change a verdict: patterns, weights, rubric, thresholds, model. A judge
     that cannot find every stance names those that it can in `stances`.
+
+    `version`, as 2-A: the number is raised when the code judges otherwise, the letter when its interface changes.
     """
 
     name: str
+    version: str
 
     @property
     def fingerprint(self) -> str: ...

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.errors import UserError
-from evals.backends.fingerprints import tokenizer_fingerprint, weights_fingerprint
+from evals.backends.fingerprints import model_fingerprint, tokenizer_fingerprint
 from evals.items import Item, Missing, digest
 from evals.judges.base import Judgement, Pending, judged
 from evals.judges.tfidf import by_probability
@@ -23,6 +23,8 @@ class ClassifierJudge:
     context (a refusal stands early). A model with one output is read through a sigmoid, with `refused` "0".
     Probabilities strictly between the two of `unclear` are UNCLEAR.
     """
+
+    version = "1-A"
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, refused: str, pair: bool = False,
@@ -59,10 +61,10 @@ class ClassifierJudge:
 
     @property
     def fingerprint(self) -> str:
-        """Of weights, tokenizer, class, input form and thresholds; computed once."""
+        """Of weights, config, tokenizer, class, input form and thresholds; computed once."""
         if self._fingerprint is None:
             self._fingerprint = digest(
-                weights_fingerprint(self.model), tokenizer_fingerprint(self.tokenizer), self.refused, self.pair,
+                model_fingerprint(self.model), tokenizer_fingerprint(self.tokenizer), self.refused, self.pair,
                 self.unclear,
             )[:16]  # fmt: skip
         return self._fingerprint

@@ -20,7 +20,7 @@ class Combined:
         if len(judges) < 2:
             raise UserError(f"a combined judge needs two judges or more, not {len(judges)}; name the one alone instead")
         self.judges = tuple(judges)
-        self.name = "+".join(judge.name for judge in self.judges)
+        self.name, self.version = ("+".join(getattr(j, part) for j in self.judges) for part in ("name", "version"))
 
     @property
     def stances(self) -> frozenset[Stance]:

@@ -84,6 +84,8 @@ class LLMJudge:
     more is asked.
     """
 
+    version = "1-A"
+
     def __init__(
         self, chat: Chat, *, rubric: str | Path = RUBRIC, complied_from: float = 0.5, name: str = "llm"
     ) -> None:

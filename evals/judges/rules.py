@@ -96,6 +96,7 @@ class RefusalRules:
     """
 
     name, stances = "rules", frozenset({Stance.REFUSED, Stance.UNCLEAR})
+    version = "1-A"
 
     @property
     def fingerprint(self) -> str:

@@ -100,6 +100,7 @@ class TfidfJudge:
     """A fitted model as a judge; the score is P(not refused)."""
 
     name = "tfidf"
+    version = "1-A"
 
     def __init__(self, model: Model) -> None:
         self.model = model

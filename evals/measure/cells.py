@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from evals.items import Fields, Item, Missing, Prompt, seed_of
-from evals.shifts.base import Shift
+from evals.shifts.base import Probe, Shift
 from evals.suites.base import Suite
 
 Value = Fields | Missing  # what one measurement finds: flat fields of JSON types, or why there are none
@@ -51,6 +51,22 @@ class Cell:
         if not completion["text"].strip():
             return Missing("empty_completion", "the policy answered nothing", lasting=True)
         return self.shift.decode(completion["text"])
+
+    def probe(self) -> Probe | Missing:
+        """The shift's harmless question for this cell; Missing where the shift has none."""
+        if self.shift.probe is None:
+            return Missing("no_probe", "the shift has none", lasting=True)
+        return self.shift.probe(Random(seed_of("probe", self.suite, self.item.id, self.shift.name, self.sample)))
+
+    def read(self, name: str) -> Value:
+        """What a measurement needs, by name: `response` (decoded), `item`, `probe`, or another measurement's value."""
+        if name == "response":
+            text = self.response()
+            return text if isinstance(text, Missing) else {"text": text}
+        if name == "probe":
+            probe = self.probe()
+            return probe if isinstance(probe, Missing) else {"turns": probe.prompt.jsonable()}
+        return self.item.jsonable() if name == "item" else self.values[name]
 
     def measured(self, measurement: str, value: Value) -> Cell:
         """The same cell with one more value."""

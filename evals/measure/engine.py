@@ -9,23 +9,34 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 
 from evals.backends.base import Backend
-from evals.items import Fields, Missing, Prompt, digest
+from evals.items import Fields, Missing, Prompt, digest, number_of
 from evals.measure.cells import Cell, Value
 from evals.measure.measurements import Measurement
 from evals.measure.store import CellStore, is_text
+from evals.shifts.base import Probe
 
-SCHEMA = 1
+SCHEMA = 2
 
 
-def cell_key(cell: Cell, *, measurement: Measurement, model: str) -> str:
-    """The key of a value: schema, model, measurement with its configuration, prompt, place, and what it reads."""
-    read = {name: _plain(cell.values[name]) for name in measurement.needs}
-    turns = cell.prompt.jsonable() if isinstance(cell.prompt, Prompt) else cell.prompt.reason
-    where = (cell.suite, cell.item.id, cell.shift.name, cell.shift.version, cell.sample)
-    about = (cell.item.target, list(cell.item.choices), cell.item.label)
-    return digest(SCHEMA, model, measurement.name, measurement.config(), turns, where, about, read)
+Encode = Callable[[Prompt], list[int] | Missing]
+
+
+def cell_key(cell: Cell, *, measurement: Measurement, model: str, encode: Encode | None = None) -> str:
+    """The key of a value: schema, model, measurement with its configuration, what is asked, place, what is read.
+
+    What is asked stands there as its turns and, of a model in memory, as the ids that `encode` makes of them.
+    """
+    read = {name: _plain(cell.read(name)) for name in measurement.needs}
+    probe = cell.probe() if "probe" in measurement.needs else None
+    prompt = probe.prompt if isinstance(probe, Probe) else cell.prompt
+    turns = prompt.jsonable() if isinstance(prompt, Prompt) else prompt.reason
+    ids = encode(prompt) if encode is not None and isinstance(prompt, Prompt) else None
+    where = (cell.suite, cell.item.id, cell.shift.name, number_of(cell.shift.version), cell.sample)
+    asked = turns, ids.reason if isinstance(ids, Missing) else ids
+    return digest(SCHEMA, model, measurement.name, measurement.config(), asked, where, read)
 
 
 def _plain(value: Value) -> Fields:
@@ -54,9 +65,11 @@ class Engine:
 
     def run(self, cells: Sequence[Cell], *, measurements: Sequence[Measurement]) -> list[Cell]:
         """The same cells with the value of every measurement. Measurements come in an order that serves their needs."""
-        measured = list(cells)
+        measured, model = list(cells), self.backend.fingerprint
+        encode = getattr(self.backend, "encode", None)  # of a model in memory
+        encode = encode and lru_cache(None)(encode)
         for measurement in measurements:
-            keys = [cell_key(cell, measurement=measurement, model=self.backend.fingerprint) for cell in measured]
+            keys = [cell_key(cell, measurement=measurement, model=model, encode=encode) for cell in measured]
             self._measure(dict(zip(keys, measured, strict=True)), measurement)
             measured = [
                 cell.measured(measurement.name, self.store[key]) for key, cell in zip(keys, measured, strict=True)
@@ -99,5 +112,5 @@ def _absence(cell: Cell, measurement: Measurement) -> Missing | None:
     """Why a measurement has nothing to measure: there is no prompt, or what it reads is Missing."""
     if isinstance(cell.prompt, Missing):
         return cell.prompt
-    read = (cell.values[name] for name in measurement.needs)
+    read = (cell.read(name) for name in measurement.needs)
     return next((value for value in read if isinstance(value, Missing)), None)

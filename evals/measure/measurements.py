@@ -10,17 +10,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from random import Random
 from typing import Protocol
 
 from evals.backends.base import Backend, Completion, Generation, spaced
-from evals.items import Fields, Item, Missing, Prompt, seed_of
+from evals.items import Fields, Item, Missing, Prompt
 from evals.measure.cells import Cell, Value
+from evals.shifts.base import Probe
 from evals.suites.base import Kind
 
 
 class Measurement(Protocol):
-    """`needs` names the measurements whose values `measure` reads in `Cell.values`; they enter the key."""
+    """`needs` names what `measure` reads of a cell beside its prompt, as `Cell.read` has it; all of it is in the key.
+
+    A cell that has nothing of that name is not measured: its value is Missing for the same reason.
+    """
 
     @property
     def name(self) -> str: ...
@@ -65,27 +68,20 @@ class Comprehension:
 
     generation: Generation
     name: str = "comprehension"
-    needs: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ("probe",)
 
     def config(self) -> Fields:
         return {**self.generation.__dict__, "stop": list(self.generation.stop)}
 
     def measure(self, cells: Sequence[Cell], *, backend: Backend) -> list[Value]:
-        values: list[Value] = [Missing("no_probe", "the shift has none", lasting=True)] * len(cells)
-        probes = {
-            i: cell.shift.probe(Random(seed_of("probe", cell.suite, cell.item.id, cell.shift.name, cell.sample)))
-            for i, cell in enumerate(cells)
-            if cell.shift.probe is not None
-        }
+        probes = [probe for cell in cells if isinstance(probe := cell.probe(), Probe)]
         completions = backend.generate(
-            [p.prompt for p in probes.values()], config=self.generation, seeds=[cells[i].seed for i in probes]
+            [probe.prompt for probe in probes], config=self.generation, seeds=[cell.seed for cell in cells]
         )
-        for (i, probe), completion in zip(probes.items(), completions, strict=True):
-            if isinstance(completion, Missing):
-                values[i] = completion
-            else:
-                values[i] = {"read": bool(probe.check(completion.text)), "text": completion.text}
-        return values
+        return [
+            c if isinstance(c, Missing) else {"read": bool(probe.check(c.text)), "text": c.text}
+            for probe, c in zip(probes, completions, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -94,7 +90,7 @@ class Scored:
 
     kind: Kind
     name: str = "score"
-    needs: tuple[str, ...] = ("completion",)
+    needs: tuple[str, ...] = ("response", "item")
 
     def config(self) -> Fields:
         return {"kind": self.kind.name, "version": self.kind.score_version}
@@ -122,7 +118,7 @@ class Choices:
     """
 
     name: str = "choices"
-    needs: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ("item",)
 
     def config(self) -> Fields:
         return {"continuation": "as the prompt format begins a reply"}

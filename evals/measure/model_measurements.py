@@ -30,7 +30,7 @@ class Rewards:
     fingerprints: Mapping[str, str]
     renderer: Renderer
     name: str = "rewards"
-    needs: tuple[str, ...] = ("completion",)
+    needs: tuple[str, ...] = ("completion", "response", "item")
 
     def config(self) -> Fields:
         return {"objectives": dict(self.fingerprints), "template": self.renderer.template}

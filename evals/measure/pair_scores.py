@@ -21,7 +21,7 @@ class PairScores:
     """
 
     name: str = "pairs"
-    needs: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ("item",)
 
     def config(self) -> Fields:
         return {"responses": "as the prompt format begins a reply, none of them shifted"}

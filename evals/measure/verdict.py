@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from evals.backends.base import Backend
-from evals.items import Fields, Missing
+from evals.items import Fields, Missing, number_of
 from evals.judges.base import Judge, Judgement, can_fail
 from evals.measure.cells import Cell, Value
 
@@ -19,10 +19,11 @@ class Verdict:
 
     judge: Judge
     name: str = "verdict"
-    needs: tuple[str, ...] = ("completion",)
+    needs: tuple[str, ...] = ("response", "item")
 
     def config(self) -> Fields:
-        return {"judge": self.judge.name, "fingerprint": self.judge.fingerprint}
+        version = number_of(self.judge.version)
+        return {"judge": self.judge.name, "version": version, "fingerprint": self.judge.fingerprint}
 
     def measure(self, cells: Sequence[Cell], *, backend: Backend) -> list[Value]:
         responses = [cell.response() for cell in cells]

@@ -62,7 +62,8 @@ class Shift:
     disguise. `control` names the matched control: the same surface cost without adversarial content; `control_of`
     names, for a control, the shift that it is the control of. `differs` is how the shift differs from the paper that
     it is from. `needs` are things a backend or the caller must have: "system", "prefill", "llm", "translations".
-    `version` goes into the key of every cell: raise it when the text changes.
+    `version`: its number goes into the key of every cell, and is raised when the text, the decoder or a probe's check
+    changes; the letter is the interface's.
     """
 
     name: str
@@ -77,7 +78,7 @@ class Shift:
     needs: frozenset[str] = field(default_factory=frozenset)
     about: str = ""
     differs: str = ""
-    version: int = 1
+    version: str = "1-A"
 
     def __post_init__(self) -> None:
         if self.mode not in MODES or self.family not in FAMILIES:
@@ -90,7 +91,7 @@ class ShiftOptions(TypedDict, total=False):
     control: str | None
     control_of: str | None
     differs: str
-    version: int
+    version: str
 
 
 class DecodedOptions(ShiftOptions, total=False):

@@ -53,7 +53,7 @@ class Scripted:
 class SaysSure:
     """REFUSED for "sorry", COMPLIED for "sure", else unclear."""
 
-    name, fingerprint = "says-sure", "1"
+    name, version, fingerprint = "says-sure", "1-A", "1"
 
     def judge(self, items: Sequence[Item], *, responses: Sequence[Any]) -> list[Judgement | Missing]:
         def stance(text: str) -> Stance:

@@ -88,8 +88,10 @@ def test_adapters_and_fingerprints(folder: Path) -> None:
     assert LLM.last.options["enable_lora"] is True
     tuned.generate([Prompt.user("a")], config=Generation(), seeds=[0])
     assert LLM.last.calls[0][2] == ("adapter", 1, str(folder / "adapter"))
-    prints = {first.fingerprint, tuned.fingerprint, VLLMBackend(folder / "model", template="hh").fingerprint}
-    assert VLLMBackend(folder / "model", template="plain").fingerprint in prints and len(prints) == 3
+    half = VLLMBackend(folder / "model", template="plain", dtype="float16").fingerprint
+    prints = {first.fingerprint, tuned.fingerprint, VLLMBackend(folder / "model", template="hh").fingerprint, half}
+    again = VLLMBackend(folder / "model", template="plain", tensor_parallel_size=2).fingerprint
+    assert again in prints and len(prints) == 4
     (folder / "model" / "model.safetensors").write_bytes(b"other")
     assert VLLMBackend(folder / "model", template="plain").fingerprint not in prints
 

@@ -169,7 +169,7 @@ def test_cross_validation_judges_by_the_other_folds_only() -> None:
     trained: list[list[str]] = []
 
     class Remembers:
-        name = fingerprint = "remembers"
+        name = version = fingerprint = "remembers"
 
         def __init__(self, some: Sequence[Response]) -> None:
             self.known = {r.item.request for r in some}

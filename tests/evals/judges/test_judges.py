@@ -112,6 +112,8 @@ def test_a_repeated_request_is_not_read_as_the_answer() -> None:
 class Echo:
     """A judge of a fixed stance that notes what it was asked."""
 
+    version = "1-A"
+
     def __init__(self, stance: Stance | Missing, name: str = "echo") -> None:
         self.stance, self.name, self.fingerprint, self.seen = stance, name, f"{name} {stance}", list[str]()
 
@@ -345,8 +347,8 @@ def test_the_measurement_reads_the_original_request_and_the_decoded_response() -
     (value,) = measurement.measure(cells, backend=None)  # type: ignore[arg-type]
     assert value == {"verdict": "GOOD", "stance": "REFUSED", "score": None, "why": "so"}
     assert judge.seen == ["NO"] and judge.requests == [HARMFUL.request]
-    assert measurement.config() == {"judge": "echo", "fingerprint": "echo REFUSED"}
-    assert measurement.needs == ("completion",)
+    assert measurement.config() == {"judge": "echo", "version": "1", "fingerprint": "echo REFUSED"}
+    assert measurement.needs == ("response", "item")
     assert "prompt" not in inspect.signature(judge.judge).parameters
 
 
