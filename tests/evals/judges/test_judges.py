@@ -345,7 +345,7 @@ def test_the_measurement_reads_the_original_request_and_the_decoded_response() -
     cells = [Cell("suite", HARMFUL, shift, 0, prompt, {"completion": {"text": "no"}})]
     measurement = VerdictMeasurement(judge)
     (value,) = measurement.measure(cells, backend=None)  # type: ignore[arg-type]
-    assert value == {"verdict": "GOOD", "stance": "REFUSED", "score": None, "why": "so"}
+    assert value == {"verdict": "GOOD", "stance": "REFUSED", "score": None, "why": "so", "can_fail": True}
     assert judge.seen == ["NO"] and judge.requests == [HARMFUL.request]
     assert measurement.config() == {"judge": "echo", "version": "1", "fingerprint": "echo REFUSED"}
     assert measurement.needs == ("response", "item")
