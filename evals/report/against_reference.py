@@ -90,9 +90,13 @@ def _numbers(policy: Measured) -> dict[str, Mapping[str, float]]:
     return {**policy.refused, **policy.rewards, "choices_right": policy.right, "bits_per_byte": policy.bits}
 
 
-def claims(found: Mapping[str, Interval | None], *, command: str) -> dict[str, Json]:
-    """Name -> value, interval, n and the command that made it; a change that could not be had is left out."""
-    return {name: {**change.stated, "ci": change.pair, "command": command} for name, change in found.items() if change}
+def claims(found: Mapping[str, Interval | None], *, compared: str, command: str) -> dict[str, Json]:
+    """Name -> value, interval, n, what was `compared`, the command; a change that could not be had is left out."""
+    return {
+        name: {**change.stated, "ci": change.pair, "compared": compared, "command": command}
+        for name, change in found.items()
+        if change
+    }
 
 
 # ------------------------------------------------------------------------------------------------------------ in words
@@ -148,11 +152,10 @@ def curves_table(curves: Mapping[str, Fields], *, names: Sequence[str]) -> Json:
     return {"title": "Over-optimisation", "head": head, "rows": rows, "how": how}
 
 
-def claim_sentences(claimed: Mapping[str, Fields], *, row: str) -> list[str]:
+def claim_sentences(claimed: Mapping[str, Fields]) -> list[str]:
     """Each claim as one sentence."""
     return [
-        f"{name.replace('_', ' ')} ({row} against the reference): {signed(one['value'])} {interval(one['ci'])}, "
-        f"n = {one['n']}."
+        f"{name.replace('_', ' ')} ({one['compared']}): {signed(one['value'])} {interval(one['ci'])}, n = {one['n']}."
         for name, one in claimed.items()
     ]
 
@@ -160,9 +163,10 @@ def claim_sentences(claimed: Mapping[str, Fields], *, row: str) -> list[str]:
 def page(summary: Fields, claimed: Mapping[str, Fields], *, about: Sequence[str]) -> str:
     """The same as Markdown, for a folder of results: claims, what stands `about` them, every table."""
     lines = [f"# {summary['title']}", "", *about, ""]
-    lines += ["| change against the reference | value | 95 % interval | n |", "| --- | ---: | ---: | ---: |"]
+    lines += ["| change | of | value | 95 % interval | n |", "| --- | --- | ---: | ---: | ---: |"]
     for name, one in claimed.items():
-        lines.append(f"| {name.replace('_', ' ')} | {signed(one['value'])} | {interval(one['ci'])} | {one['n']} |")
+        cells = (name.replace("_", " "), one["compared"], signed(one["value"]), interval(one["ci"]), str(one["n"]))
+        lines.append(f"| {' | '.join(cells)} |")
     for table in summary["tables"]:
         lines += ["", f"## {table['title']}", "", table["how"], ""]
         lines += [f"| {' | '.join(row)} |" for row in (table["head"], ["---"] * len(table["head"]), *table["rows"])]

@@ -9,6 +9,7 @@ from align.data.load import iterate_rows
 from align.runs import Call, open_run
 from evals.items import NO_SHIFT, Json
 from evals.report.against_reference import (
+    SIDES,
     Measured,
     changes,
     claim_sentences,
@@ -67,27 +68,45 @@ def chat_summary(config: Config, plan: Plan, setting: RealData, calls: Calls) ->
         for (row, label), suites in calls.suites.items()
     }
     ends = [(setting.spender.name, w.label) for w in vertices(len(names))]
-    kind, safe = (changes(every[end][NO_SHIFT], reference=every[start][NO_SHIFT]) for end in ends)
-    claimed = claims(
-        {
-            "unsafe_refusal_gain": safe["unsafe_refusal"], "safe_refusal_cost": safe["safe_refusal"],
-            "unsafe_refusal_change_helpful": kind["unsafe_refusal"], "helpful_gain": kind["helpful"],
-            "harmless_gain": safe["harmless"], "tax_bits_per_byte": safe.get("bits_per_byte"),
-            "tax_bits_per_byte_helpful": kind.get("bits_per_byte"), "choices_right_change": safe.get("choices_right"),
-        },
-        command=f"align chat --seed {config.seed}",
-    )  # fmt: skip
+    plain = {one: found[NO_SHIFT] for one, found in every.items()}
+    claimed = claims_of(*(plain[one] for one in (start, *ends)), row=setting.spender.name, seed=config.seed)
     under = {shift: {one: every[one][shift] for one in (start, *ends)} for shift in every[start]}
     tables = [
-        points_table({one: found[NO_SHIFT] for one, found in every.items()}, reference=start),
+        points_table(plain, reference=start),
         shifts_table(under, reference=start),
         curves_table(open_run(calls.best_of.out).metrics["curves"], names=names),
     ]
     made = real_summary(config, plan, setting)
     causes = open_run(calls.attribution.out).metrics["sentences"]
-    notes = [*made.notes, *claim_sentences(claimed, row=setting.spender.name), *causes, LIMITS]
+    notes = [*made.notes, *claim_sentences(claimed), *causes, LIMITS]
     title = f"Helpful against harmless on {Path(str(config.model)).name}, seed {config.seed}"
     return dataclasses.replace(made, title=title, tables=tables, notes=notes), claimed
+
+
+def claims_of(reference: Measured, kind: Measured, safe: Measured, *, row: str, seed: int) -> dict[str, Json]:
+    """What the helpful and the harmless policy of a row changed against the reference, and against each other."""
+    made: dict[str, Json] = {}
+    command = f"align chat --seed {seed}"
+    found = changes(safe, reference=reference)
+    named = {
+        "unsafe_refusal_gain": "unsafe_refusal", "safe_refusal_cost": "safe_refusal", "harmless_gain": "harmless",
+        "helpful_cost": "helpful", "tax_bits_per_byte": "bits_per_byte", "choices_right_change": "choices_right",
+    }  # fmt: skip
+    words = f"the harmless policy of {row} against the reference"
+    made |= claims({name: found.get(key) for name, key in named.items()}, compared=words, command=command)
+    found = changes(kind, reference=reference)
+    named = {
+        "helpful_gain": "helpful", "harmless_change_helpful": "harmless",
+        "unsafe_refusal_change_helpful": "unsafe_refusal", "safe_refusal_change_helpful": "safe_refusal",
+        "tax_bits_per_byte_helpful": "bits_per_byte", "choices_right_change_helpful": "choices_right",
+    }  # fmt: skip
+    words = f"the helpful policy of {row} against the reference"
+    made |= claims({name: found.get(key) for name, key in named.items()}, compared=words, command=command)
+    found = changes(kind, reference=safe)
+    named = {f"{key}_helpful_against_harmless": key for key in (*SIDES, "helpful", "harmless")}
+    words = f"the helpful policy of {row} against its harmless policy"
+    made |= claims({name: found.get(key) for name, key in named.items()}, compared=words, command=command)
+    return made
 
 
 def about(summary: Summary) -> list[str]:

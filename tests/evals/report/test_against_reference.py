@@ -55,5 +55,7 @@ def test_changes_are_paired_over_the_items_that_both_have() -> None:
     assert set(found) == {"unsafe_refusal", "helpful", "bits_per_byte"}  # nothing was asked of choices
     assert levels(after)["unsafe_refusal"] == pytest.approx(2 / 3)
     assert set(level_intervals(after)) == {"unsafe_refusal"}
-    stated = claims({"gain": found["helpful"], "none": None}, command="align chat")
-    assert set(stated) == {"gain"} and stated["gain"]["n"] == 3 and stated["gain"]["command"] == "align chat"
+    stated = claims({"gain": found["helpful"], "none": None}, compared="a against b", command="align chat")
+    assert set(stated) == {"gain"}
+    assert stated["gain"]["compared"] == "a against b"
+    assert stated["gain"]["n"] == 3 and stated["gain"]["command"] == "align chat"

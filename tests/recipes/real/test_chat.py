@@ -73,6 +73,8 @@ def test_a_run_is_complete_and_resumes_to_the_same_summary(folder: Path, tmp_pat
     assert wanted <= set(claims)
     assert all(set(claims[name]) >= {"value", "ci", "n", "command"} for name in wanted)
     assert claims["unsafe_refusal_gain"]["n"] == 4 and claims["helpful_gain"]["n"] == 4
+    helpful, harmless = (claims[f"unsafe_refusal_{name}"]["value"] for name in ("change_helpful", "gain"))
+    assert claims["unsafe_refusal_helpful_against_harmless"]["value"] == pytest.approx(helpful - harmless)
     assert "| unsafe refusal gain |" in (tmp_path / "run" / "chat.md").read_text()
     page = (tmp_path / "run" / "report.html").read_text()
     assert all(table["title"] in page for table in summary["tables"])
