@@ -25,7 +25,8 @@ from evals.backends.base import Backend
 from evals.bridges.lm_eval_bridge import Score, TaskScores, run_suites
 from evals.items import Item, Json, Missing
 from evals.stats.intervals import Interval
-from evals.stats.shares import paired_change, share
+from evals.stats.paired_shares import paired_change
+from evals.stats.shares import share
 from evals.suites import SUITES, load_suite
 from evals.suites.base import chance, majority
 

@@ -139,7 +139,7 @@ def corrected_rate(
     values_D[~(se_D + sp_D - 1 >= SMALLEST_INFORMEDNESS)] = np.nan
     over = f"base items and {len(tables_G4)} validation prompts"
     # plain percentiles cover 92.7 % with 20 base items
-    interval = bootstrap_interval(values_D, estimate=estimate, n=n, over=over, expanded=True)
+    interval = bootstrap_interval(values_D, estimate=estimate, n=n, over=over)
     return Corrected(observed, interval, float(se), float(sp))
 
 

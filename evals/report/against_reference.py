@@ -12,7 +12,7 @@ from align.data.answers import SampledAnswer
 from evals.items import NO_SHIFT, Fields, Json
 from evals.report.words import interval, num, share, signed
 from evals.stats.intervals import Interval, paired_difference
-from evals.stats.shares import paired_change
+from evals.stats.paired_shares import paired_change
 from evals.tables.outcomes import Outcome, mean_share, shares
 
 Policy = tuple[str, str]  # a row and the label of its preference, empty for the reference

@@ -189,12 +189,11 @@ def bootstrap_interval(
     n: int,
     over: str = "base items",
     level: float = LEVEL,
-    expanded: bool = False,
 ) -> Interval:
     """Percentile interval from the statistic's value in each resample of `n` base items.
 
-    `expanded` takes the percentiles of `expanded_level(n)`, without which the interval is too short for few items.
-    Null with the reason for fewer than 2 items, or when more than 5 % of the resamples have no finite value.
+    The percentiles are those of `expanded_level(n)`: plain ones are too close together for few items. Null with the
+    reason for fewer than 2 items, or when more than 5 % of the resamples have no finite value.
     """
     values = np.asarray(draws_D, dtype=float)
     finite = np.isfinite(values)
@@ -202,10 +201,9 @@ def bootstrap_interval(
         return _none(estimate, over, n, f"no interval: {n} of {over}, at least 2 are needed")
     if finite.mean() < 0.95:
         return _none(estimate, over, n, f"no interval: undefined in {(~finite).sum()} of {len(values)} resamples")
-    width = expanded_level(n, level=level) if expanded else level
+    width = expanded_level(n, level=level)
     low, high = np.quantile(values[finite], [0.5 - width / 2, 0.5 + width / 2])
-    degrees = float(n - 1) if expanded else None
-    return Interval(estimate, float(low), float(high), over, n, se=float(values[finite].std(ddof=1)), degrees=degrees)
+    return Interval(estimate, float(low), float(high), over, n, se=float(values[finite].std(ddof=1)), degrees=n - 1)
 
 
 def wilson(successes: int, *, n: int, over: str = "items", level: float = LEVEL) -> Interval:

@@ -1,8 +1,8 @@
-"""Paired tests over base items: exact McNemar, sign flips, cluster bootstrap, and families of them corrected; pure.
+"""Paired tests over base items: exact McNemar, sign flips, t, and families of them corrected; pure.
 
-Shapes: G clusters (base items), D draws. Each test says its estimate, interval, p, clusters, degrees of freedom, what
-it runs over, and how many comparisons its family makes. Sources: McNemar 1947 (exact: the smaller tail doubled);
-Fisher 1935 and Pitman 1937 (sign flips); Davison & Hinkley 1997 section 4.4 (studentised bootstrap test).
+Shapes: G clusters (base items). Each test says its estimate, interval, p, clusters, degrees of freedom, what it runs
+over, and how many comparisons its family makes. Sources: McNemar 1947 (exact: the smaller tail doubled); Fisher 1935
+and Pitman 1937 (sign flips); Holm 1979; Tarone 1990.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from evals.stats.bootstrap import studentise
-from evals.stats.intervals import Interval, benjamini_hochberg, holm, paired_difference
+from evals.stats.intervals import LEVEL, Interval, benjamini_hochberg, holm, paired_difference
 
 EXACT_BELOW = 13  # clusters that differ, up to which all 2^G sign flips are enumerated
 BLOCK = 4_000_000  # entries of a table of draws held in memory at once
@@ -94,21 +93,6 @@ def sign_flip_p(changes_G: Sequence[float] | np.ndarray, *, draws: int = 10_000,
     return (reached + 1) / (draws + 1)
 
 
-def bootstrap_p(
-    changes_N: Sequence[float] | np.ndarray, *, clusters_N: Sequence[Hashable], draws: int = 10_000, seed: int = 0
-) -> float:
-    """Two-sided p of the mean change by resampling base items: |t| of the data among |t*| of centred resamples.
-
-    Studentised, because resampling means alone rejects too often with few clusters. A resample whose items all agree
-    has no t and counts as reached: the p errs upwards. 1 where no item changes.
-    """
-    if not np.any(np.asarray(changes_N, dtype=float)):
-        return 1.0
-    drawn = studentise(changes_N, clusters_N=clusters_N, draws=draws, seed=seed)
-    observed = abs(drawn.mean) / drawn.se if drawn.se else (math.inf if drawn.mean else 0.0)
-    return (int((~(np.abs(drawn.t_D) < observed)).sum()) + 1) / (draws + 1)
-
-
 def t_test(
     first: Mapping[str, float], *, second: Mapping[str, float], clusters: Mapping[str, Hashable] | None = None
 ) -> PairedTest:
@@ -123,38 +107,6 @@ def t_test(
     return PairedTest("paired t", found, float(2 * stdtr(found.n - 1, -abs(found.estimate) / found.se)))
 
 
-def permutation_test(
-    first: Mapping[str, float],
-    *,
-    second: Mapping[str, float],
-    clusters: Mapping[str, Hashable] | None = None,
-    draws: int = 10_000,
-    seed: int = 0,
-) -> PairedTest:
-    """Swaps the sides of whole base items: `sign_flip_p` on the items' summed changes; the interval is the t one."""
-    found = paired_difference(first, second=second, clusters=clusters)
-    sums: dict[Hashable, float] = {}
-    for key in first:
-        cluster = key if clusters is None else clusters[key]
-        sums[cluster] = sums.get(cluster, 0.0) + first[key] - second[key]
-    return PairedTest("sign flips", found, sign_flip_p(list(sums.values()), draws=draws, seed=seed))
-
-
-def bootstrap_test(
-    first: Mapping[str, float],
-    *,
-    second: Mapping[str, float],
-    clusters: Mapping[str, Hashable] | None = None,
-    draws: int = 10_000,
-    seed: int = 0,
-) -> PairedTest:
-    """Resamples whole base items: `bootstrap_p`; the interval is the t one."""
-    found = paired_difference(first, second=second, clusters=clusters)
-    changes = [first[key] - second[key] for key in first]
-    labels = [key if clusters is None else clusters[key] for key in first]
-    return PairedTest("cluster bootstrap", found, bootstrap_p(changes, clusters_N=labels, draws=draws, seed=seed))
-
-
 def family(tests: Sequence[PairedTest], *, correction: str = "Holm") -> list[PairedTest]:
     """The same tests with p adjusted for how many they are: "Holm" for a list of claims, "BH" for exploration."""
     adjust = {"Holm": holm, "BH": benjamini_hochberg}
@@ -165,3 +117,20 @@ def family(tests: Sequence[PairedTest], *, correction: str = "Holm") -> list[Pai
         replace(test, p_adjusted=value, comparisons=len(tests), correction=correction)
         for test, value in zip(tests, values, strict=True)
     ]
+
+
+def can_reject(changed: int, *, level: float = LEVEL) -> bool:
+    """Whether McNemar's test, or sign flips, may reject where so many clusters change: p is least if all go one way."""
+    return 2.0 ** (1 - changed) <= 1 - level
+
+
+def holm_of_able(p_values: Sequence[float], *, changed: Sequence[int], level: float = LEVEL) -> tuple[list[float], int]:
+    """(adjusted p in the order given, size of the family): Holm over the tests that can reject at all (Tarone 1990).
+
+    Sound because the tests are conditional on how many clusters change. The adjusted p of a test outside is 1.
+    """
+    able = [i for i, count in enumerate(changed) if can_reject(count, level=level)]
+    adjusted = [1.0] * len(p_values)
+    for i, p in zip(able, holm([p_values[i] for i in able]), strict=True):
+        adjusted[i] = p
+    return adjusted, len(able)

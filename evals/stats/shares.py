@@ -1,9 +1,9 @@
-"""Shares of yes/no cells in clusters: Wilson's interval with clusters, P(A | B), paired changes, never zero-wide; pure.
+"""Shares of yes/no cells in clusters: Wilson's interval with clusters, P(A | B), never zero-wide; pure.
 
 Shapes: G clusters (base items). Each cluster brings `hits` among `cells`; both may be fractions, such as means over
 samples. A plain t interval leaves [0, 1] and has no width where every cell agrees, which is where safety numbers live.
 Sources: Wilson 1927; Korn & Graubard 1998 (effective sample size); Bell & McCaffrey 2002 (CR2); Carter, Schnepel &
-Steigerwald 2017 (effective number of clusters); Bonett & Price 2012 (paired changes).
+Steigerwald 2017 (effective number of clusters). Paired changes: paired_shares.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
-from evals.stats.intervals import LEVEL, Interval, clustered_mean, t_quantile
+from evals.stats.intervals import LEVEL, Interval, t_quantile
 
 
 def share(
@@ -100,34 +100,3 @@ def conditional_share(
         return None
     cells = list(weights.values())
     return share([hits[c] for c in weights], cells_G=cells, over=f"{over} with the condition", level=level)
-
-
-def paired_change(
-    after: Mapping[str, float],
-    *,
-    before: Mapping[str, float],
-    clusters: Mapping[str, str] | None = None,
-    over: str = "base items, paired",
-    level: float = LEVEL,
-) -> Interval | None:
-    """Mean of `after - before` of shares over the items that have both; None where there is none.
-
-    A t interval over clusters (each item its own unless `clusters` says). Where all changes agree it would have no
-    width: then two imaginary clusters that change by +1 and by -1 are added, as Bonett & Price do for paired
-    proportions, and `over` says so.
-    """
-    both = [item for item in after if item in before]
-    if not both:
-        return None
-    labels = [item if clusters is None else clusters[item] for item in both]
-    changes = [after[item] - before[item] for item in both]
-    found = clustered_mean(changes, clusters_N=labels, over=over, level=level)
-    if found.n < 2 or (found.se or 0.0) > 1e-12:
-        return found
-    padded = clustered_mean([found.estimate] * found.n + [1.0, -1.0], clusters_N=range(found.n + 2), level=level)
-    if padded.low is None or padded.high is None:
-        raise ValueError("two and more clusters have an interval")
-    words = f"{over} (all alike: two imaginary ones added)"
-    limit = max(1.0, abs(found.estimate))
-    low, high = max(-limit, padded.low), min(limit, padded.high)
-    return Interval(found.estimate, low, high, words, found.n, degrees=padded.degrees)

@@ -171,7 +171,7 @@ def fit_curve(curve: Curve, *, form: str, d_min: float, draws: int = 1000, seed:
     fits = [fit(curve.d_M, gains_M=row, form=form, d_min=d_min) for row in counts_DP @ curve.gold_PM / prompts]
 
     def interval(values: list[float], estimate: float) -> Interval:
-        return bootstrap_interval(values, estimate=estimate, n=prompts, over="prompts", expanded=prompts > 1)
+        return bootstrap_interval(values, estimate=estimate, n=prompts, over="prompts")
 
     peaks = [math.nan if one.peak is None else one.peak for one in fits]
     return Fitted(

@@ -9,9 +9,8 @@ from evals.items import NO_SHIFT, Fields, Json, Missing
 from evals.measure.cells import Cell
 from evals.stats.calibration import Calibration
 from evals.stats.paired_tests import PairedTest
-from evals.stats.shares import paired_change
 from evals.tables.outcomes import check_missing
-from evals.tables.reward_tables import pair_table, reward_shifts, rm_bench, wins
+from evals.tables.reward_tables import pair_table, reward_shifts, rm_bench
 
 Values = Mapping[str, Fields]  # item -> what was measured
 
@@ -100,23 +99,12 @@ def _changes(values: Mapping[str, Values], *, clusters: Mapping[str, str], bins:
     labels = _of_pairs(plain, clusters)
     return {
         shift: {
-            "accuracy": _accuracy(plain, shifted[shift], labels, change.accuracy),
+            "accuracy": _tested(change.accuracy),
             "log_loss": _tested(change.log_loss), "brier": _tested(change.brier), "ece": list(change.ece),
             "margin_ratio": change.margin_ratio,
         }
         for shift, change in reward_shifts(plain, shifted=shifted, clusters=labels, bins=bins).items()
     }  # fmt: skip
-
-
-def _accuracy(
-    plain: Mapping[str, float], shifted: Mapping[str, float], labels: Mapping[str, str], test: PairedTest
-) -> Json:
-    """The paired change of accuracy, in an interval that has a width even where no comparison changed its order."""
-    right = [dict(zip(side, wins(list(side.values())).tolist(), strict=True)) for side in (plain, shifted)]
-    interval = paired_change(right[1], before=right[0], clusters=labels)
-    if interval is None:
-        raise ValueError("the two sides share no comparison")
-    return {**_tested(test), **interval.stated}
 
 
 def _tested(test: PairedTest) -> Json:

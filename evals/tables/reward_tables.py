@@ -14,7 +14,8 @@ import numpy as np
 from evals.baselines.preference_baselines import in_order
 from evals.stats.calibration import Calibration, calibration
 from evals.stats.intervals import Interval, clustered_mean
-from evals.stats.paired_tests import PairedTest, family, permutation_test
+from evals.stats.paired_shares import share_change
+from evals.stats.paired_tests import PairedTest, family, t_test
 from evals.stats.shares import share_of
 
 
@@ -194,26 +195,27 @@ def reward_shifts(
     shifted: Mapping[str, Mapping[str, float]],
     clusters: Mapping[str, Hashable] | None = None,
     bins: int = 10,
-    seed: int = 0,
 ) -> dict[str, RewardShift]:
     """shift -> accuracy and calibration against the plain prompts, over the items that both have.
 
-    Tests swap the two sides of an item; Holm runs over all shifts and the three numbers, and each test states how many.
-    ValueError for a shift that shares no item.
+    The change of accuracy is one of shares (`stats.paired_shares`), losses have a paired t; each p is that of its
+    interval. Holm runs over all shifts and the three numbers, and each test states how many. ValueError for a shift
+    that shares no item.
     """
-    measures = {"accuracy": wins, "log_loss": pair_losses, "brier": pair_briers}
     tests: list[PairedTest] = []
     shared: dict[str, list[str]] = {}
     for shift, margins in shifted.items():
         shared[shift] = [item for item in plain if item in margins]
         if not shared[shift]:
             raise ValueError(f"shift {shift} shares no item with the plain prompts")
-        for measure in measures.values():
+        for measure in (wins, pair_losses, pair_briers):
             home, away = (
                 dict(zip(shared[shift], measure([side[i] for i in shared[shift]]).tolist(), strict=True))
                 for side in (plain, margins)
             )
-            tests.append(permutation_test(away, second=home, clusters=clusters, seed=seed))
+            found = share_change(away, before=home, clusters=clusters) if measure is wins else None
+            paired = PairedTest(found.test, found.interval, found.p) if found else None
+            tests.append(paired or t_test(away, second=home, clusters=clusters))
     adjusted = iter(family(tests))
     results = {}
     for shift, items in shared.items():

@@ -59,7 +59,30 @@ class Surface:
 def volumes(own: Surface, *, counts_DG: np.ndarray, ref_point: Sequence[float]) -> np.ndarray:
     """Hypervolume of the points themselves (entry 0), then of each bootstrap resample; shape D + 1."""
     every_DG = np.concatenate([np.ones((1, len(own.items))), counts_DG])
-    return np.array([fronts.hypervolume(table, ref_point=ref_point) for table in own.resampled(every_DG)])
+    return hypervolumes(own.resampled(every_DG), ref_point=ref_point)
+
+
+def hypervolumes(points_DNK: np.ndarray, *, ref_point: Sequence[float]) -> np.ndarray:
+    """`fronts.hypervolume` of each of D sets of N points; shape D.
+
+    Two objectives are swept for all sets at once: sorted by the first, from the best down, each point adds the strip
+    between its height and the highest so far. With more objectives, or one, it is the loop.
+    """
+    points = np.asarray(points_DNK, dtype=float)
+    reference = np.asarray(ref_point, dtype=float)
+    if points.ndim != 3 or reference.shape != points.shape[2:]:
+        raise ValueError(f"points of shape {points.shape} with a reference point of shape {reference.shape}")
+    if points.shape[2] != 2:
+        return np.array([fronts.hypervolume(set_NK, ref_point=reference) for set_NK in points])
+    if not np.isfinite(points).all():
+        raise ValueError("a point is not finite")
+    above = np.maximum(points - reference, 0.0)  # a point that is not above in every objective spans nothing
+    order = np.argsort(-above[:, :, 0], axis=1)
+    width_DN = np.take_along_axis(above[:, :, 0], order, axis=1)
+    height_DN = np.maximum.accumulate(np.take_along_axis(above[:, :, 1], order, axis=1), axis=1)
+    rises_DN = np.diff(height_DN, axis=1, prepend=0.0)
+    volumes_D: np.ndarray = (width_DN * rises_DN).sum(axis=1)
+    return volumes_D
 
 
 def by_preference(answers: Iterable[A]) -> dict[Preference, list[A]]:

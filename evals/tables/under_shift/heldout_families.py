@@ -17,8 +17,8 @@ from align.data.answers import ExactAnswer
 from align.errors import UserError
 from evals.items import NO_SHIFT, Json
 from evals.stats import intervals as stats
+from evals.stats.paired_shares import paired_change
 from evals.stats.robustness import leave_families_out
-from evals.stats.shares import paired_change
 from evals.tables.outcomes import Outcome, check_missing, identified, mean_share, shares, stated
 from evals.tables.under_shift.shifted_fronts import ITEMS, SEEDS, Exact, item_means, select
 

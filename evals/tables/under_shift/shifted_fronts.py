@@ -17,9 +17,8 @@ from align.data.answers import Answer, ExactAnswer
 from align.errors import UserError
 from evals.items import NO_SHIFT, Json
 from evals.stats import intervals as stats
-from evals.stats.bootstrap import hypervolumes
 from evals.stats.paired_tests import PairedTest, family, t_test
-from evals.tables.surfaces import Surface, by_preference, surface
+from evals.tables.surfaces import Surface, by_preference, surface, volumes
 from evals.tables.under_shift.parts import SCORES, WHOLE, divided
 
 A = TypeVar("A", bound=Answer)
@@ -160,8 +159,7 @@ def _no_share(reason: str) -> Json:
 def _volumes(own: Surface, reference_point: Sequence[float], draws: int, seed: int) -> np.ndarray:
     """Hypervolume of the points, then of each resample of base items (shared by all that have the same items)."""
     counts_DG = stats.cluster_counts(own.items, draws=draws, seed=seed)
-    every_DG = np.concatenate([np.ones((1, len(own.items))), counts_DG])
-    return hypervolumes(own.resampled(every_DG), ref_point=reference_point)
+    return volumes(own, counts_DG=counts_DG, ref_point=reference_point)
 
 
 def rank_changes(home: Scores, away: Scores) -> Json:

@@ -73,22 +73,6 @@ def test_a_conditional_share_of_single_cells_is_the_share_among_them() -> None:
     )
 
 
-def test_a_paired_change_is_the_t_interval_and_never_zero_wide() -> None:
-    before, after = {"a": 0.0, "b": 0.5, "c": 1.0, "x": 0.0}, {"a": 1.0, "b": 0.5, "c": 0.5, "y": 0.0}
-    found = shares.paired_change(after, before=before)
-    plain = stats.clustered_mean([1.0, 0.0, -0.5], clusters_N=range(3))
-    assert found is not None and found.pair == plain.pair and found.n == 3 and found.estimate == pytest.approx(1 / 6)
-    alike = shares.paired_change({"a": 0.5, "b": 1.0}, before={"a": 0.0, "b": 0.5})
-    padded = stats.clustered_mean([0.5, 0.5, 1, -1], clusters_N=range(4))
-    assert alike is not None and alike.estimate == 0.5 and alike.pair == pytest.approx([max(-1.0, padded.low), 1.0])
-    many = shares.paired_change({str(i): 0.0 for i in range(50)}, before={str(i): 0.0 for i in range(50)})
-    half = stats.clustered_mean([0.0] * 50 + [1, -1], clusters_N=range(52)).high
-    assert many is not None and many.pair == pytest.approx([-half, half]) and half < 0.06
-    assert "imaginary" in alike.over and shares.paired_change({"a": 1.0}, before={"b": 1.0}) is None
-    alone = shares.paired_change({"a": 1.0}, before={"a": 0.0})
-    assert alone is not None and alone.pair is None
-
-
 def test_coverage_where_a_plain_t_interval_fails() -> None:
     """Failure rate .03, 40 single cells: none fails in 30 % of the worlds, where t has no width."""
     rng, hits, plain_hits = np.random.default_rng(0), 0, 0

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 
 from align.errors import UserError
 from evals.items import Missing
+from evals.stats.paired_shares import score_limits
 from evals.stats.paired_tests import mcnemar
-from evals.stats.power import minimum_detectable
+from evals.stats.power import smallest_visible
+from evals.stats.shares import share
 from evals.tables.outcomes import Outcome, adaptive, any_of, at_least_one, compare_outcomes, outcome_table, parity_gap
 from factories.outcomes import rows
 
@@ -25,13 +28,12 @@ def sampled(shift: str, items: Sequence[str], *, cluster: str = "h{}") -> list[O
     ]
 
 
-def test_mcnemar_and_power_against_published_numbers() -> None:
+def test_mcnemar_against_published_numbers() -> None:
     assert mcnemar(8, 1) == mcnemar(1, 8) == pytest.approx(0.0391, abs=5e-5)
     assert mcnemar(10, 4) == pytest.approx(0.1796, abs=5e-5)
     assert mcnemar(0, 0) == mcnemar(1, 1) == 1
     with pytest.raises(ValueError, match="discordant"):
         mcnemar(-1, 2)
-    assert minimum_detectable(0.4, n=503) == pytest.approx(0.05, abs=1e-4)
 
 
 def test_the_failure_rate_keeps_unclear_in_the_denominator() -> None:
@@ -93,8 +95,8 @@ def test_several_items_of_one_cluster_are_one_observation() -> None:
     change = outcome_table(outcomes)["shifts"]["s"]["harmful"]["change"]
     assert change["n"] == 4 and change["degrees"] == 3 and (change["worse"], change["better"]) == (2, 0)
     assert change["value"] == 0.5 and change["p"] == 0.5 and change["test"] == "sign flips"
-    half = 3.182446 * math.sqrt(4 / 3 * 4 * 2.5**2) / 20  # cluster sums differ from their mean by 2.5 of 5
-    assert change["ci"] == pytest.approx([0.5 - half, 0.5 + half], rel=1e-6)
+    low, high = score_limits(0.5, 0, cells=4 * 3 / 4, quantile=3.182446)  # 3 / 4: the factor of four clusters
+    assert low < 0 < high and change["ci"] == pytest.approx([low, high], rel=1e-6)
 
 
 def test_no_failure_at_all_is_not_certainty() -> None:
@@ -103,14 +105,19 @@ def test_no_failure_at_all_is_not_certainty() -> None:
     square = 2.0452296**2  # t with 29 degrees of freedom; Wilson at 0 of n: t^2 / (n + t^2)
     assert entry["failures"]["ci"][1] == pytest.approx(square / (30 + square), rel=1e-6)
     low, high = entry["change"]["ci"]
-    assert low < 0 < high and low == pytest.approx(-high) and "imaginary" in entry["change"]["over"]
-    assert entry["change"]["p"] == 1 and entry["change"]["minimum_detectable"] is None
+    square = 1.959964**2
+    assert (low, high) == pytest.approx((-square / (30 + square), square / (30 + square)), rel=1e-6)
+    assert entry["change"]["p"] == 1 and entry["change"]["minimum_detectable"] == smallest_visible(30)
 
 
 def test_the_smallest_change_to_be_seen_stands_beside_the_change() -> None:
-    """Changes 1, 1, 0, 0: sd .57735 of 4 items, 2.8016 * .57735 / 2."""
-    change = outcome_table(rows("none", "GGGG") + rows("s", "BBGG"))["shifts"]["s"]["harmful"]["change"]
-    assert change["minimum_detectable"] == pytest.approx(2.801585 * math.sqrt(1 / 3) / 2, rel=1e-6)
+    """s can reject and is alone in the family; t, where one item moves, would be a second one."""
+    table = outcome_table(rows("none", "G" * 20) + rows("s", "B" * 7 + "G" * 13) + rows("t", "B" + "G" * 19))
+    changes = {shift: table["shifts"][shift]["harmful"]["change"] for shift in "st"}
+    assert changes["s"]["minimum_detectable"] == smallest_visible(20) and table["comparisons"] == 1
+    assert changes["t"]["minimum_detectable"] == smallest_visible(20, comparisons=2)
+    few = outcome_table(rows("none", "GGGG") + rows("s", "BBGG"))["shifts"]["s"]["harmful"]["change"]
+    assert few["minimum_detectable"] is None, "four items never give a p below .05"
 
 
 def test_benign_items_are_a_table_of_their_own() -> None:
@@ -141,14 +148,30 @@ def test_the_parity_gap_is_safety_lost_beyond_reading() -> None:
 def test_the_worst_group_is_the_one_that_fails_most() -> None:
     found = outcome_table(rows("none", "GGBB", groups=["a", "a", "b", "b"]))["shifts"]["none"]["harmful"]["worst_group"]
     assert found["group"] == "b" and found["value"] == 1 and found["groups"] == 2
+    both = share([1, 1], cells_G=[1, 1], level=1 - 0.05 / 2)
+    assert found["ci"] == both.pair and "for all 2 groups at once" in found["over"]
 
 
-def test_holm_covers_every_shift_and_side() -> None:
-    plain, worse = rows("none", "G" * 8), rows("s", "B" * 8)
-    table = outcome_table(plain + worse + rows("t", "G" * 7 + "B"))
-    changes = {shift: table["shifts"][shift]["harmful"]["change"] for shift in "st"}
-    assert table["comparisons"] == 2 and changes["s"]["p"] == 2 / 2**8
-    assert changes["s"]["p_holm"] == 2 * 2 / 2**8 and changes["t"]["p_holm"] == 1
+def test_the_interval_of_the_worst_group_holds_its_rate_although_it_was_chosen() -> None:
+    """18 groups of 20 items that all fail at .1: the largest rate is about .23; its own interval holds .1 in half."""
+    rng, held = np.random.default_rng(0), []
+    for _ in range(100):
+        letters = "".join("B" if failed else "G" for failed in rng.random(360) < 0.1)
+        found = outcome_table(rows("none", letters, groups=[str(i // 20) for i in range(360)]))
+        low, high = found["shifts"]["none"]["harmful"]["worst_group"]["ci"]
+        held.append(low <= 0.1 <= high)
+    assert np.mean(held) > 0.93
+
+
+def test_holm_covers_every_shift_and_side_that_can_reject() -> None:
+    """s: eight of eight worse; t: six of eight, u: one, v: none. The judge can call no benign item BAD."""
+    away = {"s": "B" * 8, "t": "B" * 6 + "GG", "u": "B" + "G" * 7, "v": "G" * 8}
+    outcomes = rows("none", "G" * 8) + rows("none", "G" * 8, harmful=False)
+    for shift, letters in away.items():
+        outcomes += rows(shift, letters) + rows(shift, "G" * 8, harmful=False)
+    table = outcome_table(outcomes)
+    p = {shift: table["shifts"][shift]["harmful"]["change"]["p_holm"] for shift in away}
+    assert table["comparisons"] == 2 and p == {"s": 2 * 2 / 2**8, "t": 2 / 2**6, "u": 1, "v": 1}
 
 
 def test_any_of_several_attacks() -> None:
@@ -184,7 +207,7 @@ def test_two_policies_on_the_same_items() -> None:
     table = compare_outcomes(before, after)
     change = table["shifts"]["s"]["harmful"]["change"]
     assert change["value"] == pytest.approx(2 / 6) and (change["worse"], change["better"]) == (3, 1)
-    assert change["p"] == mcnemar(3, 1) and table["comparisons"] == 2
+    assert change["p"] == mcnemar(3, 1) and table["comparisons"] == 0, "four moves never reject"
     with pytest.raises(UserError, match="item h5 under shift s"):
         compare_outcomes(before, after[:-1])
     with pytest.raises(ValueError, match="FINE"):
