@@ -15,9 +15,11 @@ import numpy as np
 
 from align.testbed.theory.populations import VERBS, WEIGHTS, Population, Testbed
 from evals.judges import rates
-from evals.stats import bootstrap, shares
 from evals.stats import intervals as stats
+from evals.stats import shares
 from evals.stats.intervals import Interval
+from evals.stats.paired_shares import paired_change
+from evals.tables.surfaces import hypervolumes
 from evals.tables.under_shift import generalization
 
 DRAWS = 500  # bootstrap draws per evaluation here; the tables take 1,000 and more
@@ -79,16 +81,12 @@ def _score_truth(population: Population, weights: Sequence[float], among: np.nda
     return float(exact_T.mean() if among is None else exact_T[among].mean())
 
 
-def mean_score(run: Evaluation, *, policy: int = 1, weights: Sequence[float] = EQUAL, method: str = "t") -> Estimate:
-    """Mean scalar gold reward of a policy on plain prompts; the method "naive" takes every prompt for a base item."""
+def mean_score(run: Evaluation, *, policy: int = 1, weights: Sequence[float] = EQUAL, naive: bool = False) -> Estimate:
+    """Mean scalar gold reward of a policy on plain prompts; `naive` takes every prompt for a base item."""
     population = run.testbed.family["none"][policy]
     values = run.scores(population, run.topics(), weights).ravel()
-    clusters = range(len(values)) if method == "naive" else labels(run.groups)
-    if method == "bootstrap t":
-        interval = bootstrap.studentised_mean(values, clusters_N=clusters, draws=DRAWS, seed=run.index)
-    else:
-        interval = stats.clustered_mean(values, clusters_N=clusters)
-    return Estimate(interval, _score_truth(population, weights))
+    clusters = range(len(values)) if naive else labels(run.groups)
+    return Estimate(stats.clustered_mean(values, clusters_N=clusters), _score_truth(population, weights))
 
 
 def paired(run: Evaluation) -> Estimate:
@@ -131,7 +129,7 @@ def failure_change(run: Evaluation) -> Estimate:
     sides = [run.values(side, topics, side.bad_TVC).mean(axis=1) for side in (plain, away)]
     before, after = ({str(g): float(value) for g, value in enumerate(side)} for side in sides)
     truths = [float(side.expected(side.bad_TVC)[harmful].mean()) for side in (plain, away)]
-    interval = shares.paired_change(after, before=before)
+    interval = paired_change(after, before=before)
     if interval is None:
         raise ValueError("a simulated evaluation has base items on both sides")
     return Estimate(interval, truths[1] - truths[0])
@@ -182,55 +180,47 @@ def _sampled_points(run: Evaluation, populations: Sequence[Population], topics: 
 def _volume(points_GWK: np.ndarray, counts_DG: np.ndarray) -> np.ndarray:
     """(D,) hypervolume of the mean points of each resample."""
     flat = counts_DG @ points_GWK.reshape(len(points_GWK), -1) / counts_DG.sum(axis=1, keepdims=True)
-    return bootstrap.hypervolumes(flat.reshape(len(counts_DG), *points_GWK.shape[1:]), ref_point=REF_POINT)
+    return hypervolumes(flat.reshape(len(counts_DG), *points_GWK.shape[1:]), ref_point=REF_POINT)
 
 
-def _resampled(
-    run: Evaluation, statistic: Callable[[np.ndarray], np.ndarray], *, truth: float, method: str
-) -> Estimate:
-    if method == "jackknife":
-        return Estimate(bootstrap.jackknife_interval(statistic, groups=run.groups), truth)
-    counts = stats.cluster_counts([str(g) for g in range(run.groups)], draws=DRAWS, seed=run.index)
-    estimate = float(statistic(np.ones((1, run.groups)))[0])
-    expanded = method == "expanded"
-    interval = stats.bootstrap_interval(statistic(counts), estimate=estimate, n=run.groups, expanded=expanded)
-    return Estimate(interval, truth)
+def _resamples(run: Evaluation) -> np.ndarray:
+    """(1 + D, G) the base items themselves, then each resample's."""
+    drawn = stats.cluster_counts([str(g) for g in range(run.groups)], draws=DRAWS, seed=run.index)
+    return np.concatenate([np.ones((1, run.groups)), drawn])
 
 
-def hypervolume(run: Evaluation, *, method: str) -> Estimate:
-    """Hypervolume of the family's front on plain prompts."""
+def _plain(values_D: np.ndarray, run: Evaluation) -> Interval:
+    low, high = np.nanquantile(values_D[1:], [0.025, 0.975])
+    return Interval(float(values_D[0]), float(low), float(high), "base items", run.groups)
+
+
+def hypervolume(run: Evaluation, *, plain: bool = False) -> Estimate:
+    """Hypervolume of the family's front on plain prompts; `plain`: with percentiles that are not expanded."""
     family = run.testbed.family["none"]
-    points = _sampled_points(run, family, run.topics())
-    truth = float(bootstrap.hypervolumes(_points(family)[None], ref_point=REF_POINT)[0])
-    return _resampled(run, partial(_volume, points), truth=truth, method=method)
+    values_D = _volume(_sampled_points(run, family, run.topics()), _resamples(run))
+    truth = float(hypervolumes(_points(family)[None], ref_point=REF_POINT)[0])
+    made = stats.bootstrap_interval(values_D[1:], estimate=float(values_D[0]), n=run.groups)
+    return Estimate(_plain(values_D, run) if plain else made, truth)
 
 
-def gain_retained(run: Evaluation, *, method: str) -> Estimate:
-    """`(HV_cipher(family) - HV_cipher(ref)) / (HV_plain(family) - HV_plain(ref))` on shared base items.
-
-    The method "percentile" is `generalization.gain_retained` itself.
-    """
-    topics = run.topics()
-    sides = [(run.testbed.family[s], (run.testbed.reference[s],)) for s in ("none", "cipher")]
-    drawn = [[_sampled_points(run, part, topics) for part in side] for side in sides]
-    exact = [[bootstrap.hypervolumes(_points(part)[None], ref_point=REF_POINT)[0] for part in side] for side in sides]
-    home, away = (float(family - reference) for family, reference in exact)
-
-    def gains(counts_DG: np.ndarray) -> list[np.ndarray]:
-        return [_volume(family, counts_DG) - _volume(reference, counts_DG) for family, reference in drawn]
-
-    def ratio(counts_DG: np.ndarray) -> np.ndarray:
-        below, above = gains(counts_DG)
+def gain_retained(run: Evaluation, *, plain: bool = False) -> Estimate:
+    """`(HV_cipher(family) - HV_cipher(ref)) / (HV_plain(family) - HV_plain(ref))` on shared base items."""
+    topics, counts_DG = run.topics(), _resamples(run)
+    gains_D, exact = [], []
+    for shift in ("none", "cipher"):
+        family, reference = run.testbed.family[shift], (run.testbed.reference[shift],)
+        drawn = [_volume(_sampled_points(run, part, topics), counts_DG) for part in (family, reference)]
+        volumes = [hypervolumes(_points(part)[None], ref_point=REF_POINT)[0] for part in (family, reference)]
+        gains_D.append(drawn[0] - drawn[1])
+        exact.append(float(volumes[0] - volumes[1]))
+    truth = exact[1] / exact[0]
+    if plain:
         with np.errstate(divide="ignore", invalid="ignore"):
-            return np.asarray(np.where(below > 0, above / below, np.nan))
-
-    if method != "percentile":
-        return _resampled(run, ratio, truth=away / home, method=method)
-    counts = stats.cluster_counts([str(g) for g in range(run.groups)], draws=DRAWS, seed=run.index)
-    below, above = gains(np.concatenate([np.ones((1, run.groups)), counts]))
-    table = generalization.gain_retained(below, above, home=run.groups, away=run.groups, paired=True)
+            return Estimate(_plain(np.where(gains_D[0] > 0, gains_D[1] / gains_D[0], np.nan), run), truth)
+    table = generalization.gain_retained(*gains_D, home=run.groups, away=run.groups, paired=True)
     low, high = table["gain_retained_ci"] or (None, None)
-    return Estimate(Interval(table["gain_retained"], low, high, "base items", run.groups), away / home)
+    degrees = run.groups - 1 if low is not None else None
+    return Estimate(Interval(table["gain_retained"], low, high, "base items", run.groups, degrees=degrees), truth)
 
 
 ESTIMATORS: dict[str, Estimator] = {
@@ -241,15 +231,12 @@ ESTIMATORS: dict[str, Estimator] = {
     "ASR difference, paired": failure_change,
     "P(BAD | GOOD)": given_good,
     "corrected rate": corrected,
-    "hypervolume, expanded percentiles": partial(hypervolume, method="expanded"),
-    "hypervolume, jackknife t": partial(hypervolume, method="jackknife"),
-    "gain retained, expanded percentiles": partial(gain_retained, method="expanded"),
-    "gain retained, jackknife t": partial(gain_retained, method="jackknife"),
+    "hypervolume": hypervolume,
+    "gain retained": gain_retained,
 }
-HARD: dict[str, Estimator] = {  # what falls short, or is known to strain: printed beside the others, held to no bar
+HARD: dict[str, Estimator] = {  # what falls short: printed beside the others, held to no bar
     "skewed score, clustered mean": partial(mean_score, policy=0, weights=CAUTIOUS),
-    "skewed score, bootstrap t": partial(mean_score, policy=0, weights=CAUTIOUS, method="bootstrap t"),
-    "skewed score, prompts as base items": partial(mean_score, policy=0, weights=CAUTIOUS, method="naive"),
-    "hypervolume, plain percentiles": partial(hypervolume, method="percentile"),
-    "gain retained, plain percentiles": partial(gain_retained, method="percentile"),
+    "skewed score, prompts as base items": partial(mean_score, policy=0, weights=CAUTIOUS, naive=True),
+    "hypervolume, plain percentiles": partial(hypervolume, plain=True),
+    "gain retained, plain percentiles": partial(gain_retained, plain=True),
 }

@@ -1,19 +1,18 @@
 """Whether the 95 % intervals cover the truth in 95 % of evaluations, and tests reject a true null in 5 %: a simulation.
 
-    python -m benchmarks.coverage.run --evaluations 2000          # both tables, under three minutes on one core
+    python -m benchmarks.coverage.run --evaluations 2000 --publish docs    # a few minutes on one core
 
-The truth is exact: `align.testbed.theory.populations` defines the population and what is random. Estimators are the
-functions that tables call, not copies. Legend: G clusters (base items), V prompts of one base item, D bootstrap draws.
+The truth is exact: `align.testbed.theory.populations` defines the population and what is random, `rare.py` the yes/no
+evaluations with few changes. Estimators are the functions that tables call, not copies. Writes results/coverage.json
+and the tables of statistics.md. Legend: G clusters (base items), V prompts of one base item, D bootstrap draws.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,18 +21,11 @@ from align import checks
 from align.errors import guarded
 from align.runs.threads import set_threads
 from align.testbed.theory.populations import Testbed, build_testbed
-from benchmarks.coverage.estimators import (
-    CAUTIOUS,
-    DRAWS,
-    ESTIMATORS,
-    HARD,
-    Estimator,
-    Evaluation,
-    clusters_of,
-    keyed,
-)
-from evals.stats import paired_tests
-from evals.stats.intervals import Interval
+from benchmarks.coverage.estimators import CAUTIOUS, ESTIMATORS, HARD, Estimator, Evaluation, clusters_of, keyed
+from benchmarks.coverage.page import write_page
+from benchmarks.coverage.rare import OTHERS, RARE, Draw
+from evals.stats.intervals import Interval, paired_difference
+from evals.stats.paired_tests import PairedTest, sign_flip_p, t_test
 from recipes.config import option, parse
 
 SIZES = (20, 200)
@@ -53,11 +45,19 @@ def null_pair(run: Evaluation, *, skewed: bool = False) -> tuple[dict[str, float
     return keyed(sides[0]), keyed(sides[1])
 
 
-TESTS: dict[str, Callable[..., paired_tests.PairedTest]] = {
-    "paired t": paired_tests.t_test,
-    "sign flips": partial(paired_tests.permutation_test, draws=DRAWS - 1),
-    "cluster bootstrap": partial(paired_tests.bootstrap_test, draws=DRAWS - 1),
-}
+def flips(
+    first: Mapping[str, float], *, second: Mapping[str, float], clusters: Mapping[str, str] | None
+) -> PairedTest:
+    """Sign flips by cluster, as beside a change of shares."""
+    sums: dict[str, float] = {}
+    for key in first:
+        cluster = key if clusters is None else clusters[key]
+        sums[cluster] = sums.get(cluster, 0.0) + first[key] - second[key]
+    interval = paired_difference(first, second=second, clusters=clusters)
+    return PairedTest("sign flips", interval, sign_flip_p(list(sums.values()), draws=499))
+
+
+TESTS: dict[str, Callable[..., PairedTest]] = {"paired t": t_test, "sign flips": flips}
 
 
 @dataclass(frozen=True)
@@ -72,17 +72,6 @@ class Line:
     monte_carlo: float  # standard error of the share
     width: float | None
     refused: int  # evaluations without an interval; they count as not covering
-
-    @property
-    def text(self) -> str:
-        degrees = "-" if self.degrees is None else f"{self.degrees:.0f}"
-        width = "" if self.width is None else f"{self.width:.4f}"
-        refused = f"  ({self.refused} refused)" if self.refused else ""
-        return (
-            f"{self.name:38} {self.clusters:8d} {degrees:>7} {100 * self.share:8.2f} "
-            f"{100 * self.monte_carlo:6.2f} {width:>8}{refused}"
-        )
-
 
 def _line(name: str, groups: int, hits: Sequence[bool], intervals: Sequence[Interval | None]) -> Line:
     n, share = len(hits), sum(hits) / len(hits)
@@ -127,30 +116,37 @@ def type_one_error(name: str, *, case: str = "", groups: int, evaluations: int, 
     return _line(f"{name}, {case}" if case else name, groups, hits, intervals)
 
 
+def rare_coverage(name: str, draw: Draw, *, items: int, evaluations: int, seed: int) -> Line:
+    """How often the interval of a yes/no evaluation holds the rate that it was drawn from."""
+    hits, intervals = [], []
+    for index in range(evaluations):
+        estimate = draw(np.random.default_rng([seed, items, index]))
+        low, high = estimate.interval.pair or (math.inf, -math.inf)
+        hits.append(low <= estimate.truth <= high)
+        intervals.append(estimate.interval)
+    return _line(name, items, hits, intervals)
+
+
 def simulate(*, evaluations: int, seed: int, sizes: Sequence[int] = SIZES) -> dict[str, list[Line]]:
-    """Every row of both tables, and of the hard cases."""
+    """Every row of the tables, by part."""
     asked = {"evaluations": evaluations, "seed": seed}
     rows = {
-        part: [coverage_of(name, one, groups=size, **asked) for name, one in table.items() for size in sizes]
-        for part, table in (("coverage", ESTIMATORS), ("hard", HARD))
+        part: [rare_coverage(name, draw, items=items, **asked) for (name, items), draw in table.items()]
+        for part, table in (("rare", RARE), ("others", OTHERS))
     }
+    for part, estimators in (("coverage", ESTIMATORS), ("hard", HARD)):
+        named = [(name, one, size) for name, one in estimators.items() for size in sizes]
+        rows[part] = [coverage_of(name, one, groups=size, **asked) for name, one, size in named]
     cases = [(name, "") for name in TESTS] + [("paired t", "naive")] + [(name, "skewed") for name in TESTS]
     rows["type_one"] = [type_one_error(name, case=case, groups=size, **asked) for name, case in cases for size in sizes]
     return rows
-
-
-TITLES = {
-    "coverage": "coverage of 95 % intervals",
-    "hard": "coverage, naive intervals and hard cases",
-    "type_one": "rejections at 5 % under a true null",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     evaluations: int = option(2000, help="simulated evaluations per row")
     seed: int = option(0, help="of the evaluations")
-    out: Path | None = option(None, help="file for the rows as JSON")
+    publish: Path = option(Path("docs"), help="folder of statistics.md and results/")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -159,13 +155,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     checks.at_least(0, config, "seed")
     start = time.monotonic()
     parts = simulate(evaluations=config.evaluations, seed=config.seed)
-    for part, rows in parts.items():
-        print(f"{TITLES[part]:38} clusters degrees  percent   s.e.    width")
-        print("\n".join(row.text for row in rows), end="\n\n")
+    found = {part: [asdict(row) for row in rows] for part, rows in parts.items()}
+    write_page({"evaluations": config.evaluations, "seed": config.seed, **found}, folder=config.publish)
     print(f"{config.evaluations} evaluations per row, seed {config.seed}, {time.monotonic() - start:.0f} s")
-    if config.out:
-        content = {part: [asdict(row) for row in rows] for part, rows in parts.items()}
-        config.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

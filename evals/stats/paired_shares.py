@@ -63,8 +63,9 @@ def share_change(
     Each item is its own cluster unless `clusters` says; `span` is the largest change that an item can make. Where every
     cluster is one item that moves by 0 or by all of `span`, the cells are the items, and p is McNemar's exact one. Else
     the cells are `(rose + fell - change^2) / variance` with the clustered CR2 variance, at most one an item if items
-    move by 0 or all, and at most one a cluster if fewer than TOLD clusters change; the quantile is t's; and p is that of
-    sign flips by cluster, or of the score test where that alone does not reject. ValueError for a change beyond `span`.
+    move by 0 or all, and at most one a cluster if fewer than TOLD clusters change; the quantile is t's; and p is that
+    of sign flips by cluster, or of the score test where that alone does not reject. ValueError for a change beyond
+    `span`.
     """
     both = [item for item in after if item in before]
     if not both:
