@@ -51,4 +51,4 @@ def _rare(rows: list[Entry]) -> list[str]:
     share = {(row["name"], row["clusters"]): f"{100 * row['share']:.2f}" for row in rows}
     names = dict.fromkeys(row["name"] for row in rows)
     head = heading(["true change", *(f"{size} items" for size in sizes)], align="lr")
-    return [head, *(f"| {name} | {' | '.join(share[name, size] for size in sizes)} |" for name in names)]
+    return [head, *(f"| {name} | {' | '.join(share.get((name, size), '') for size in sizes)} |" for name in names)]

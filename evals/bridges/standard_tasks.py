@@ -59,9 +59,7 @@ class Row:
     missing: Mapping[str, Mapping[str, int]]
 
     def jsonable(self) -> Json:
-        """The row as JSON types; `detectable` is the change that this many items find with power .8 at level .05."""
-        se = self.change.se
-        return {**asdict(self), "detectable": None if se is None else 2.80 * se}
+        return asdict(self)
 
 
 # --- one model, two models, two suites -------------------------------------------------------------------------------
@@ -118,13 +116,16 @@ def change(before: Mapping[str, Score], after: Mapping[str, Score], *, clusters:
 
 def gap(
     values: Mapping[str, float], shifted: Mapping[str, float], *, clusters: Mapping[str, str],
-    shifted_clusters: Mapping[str, str], paired: bool,
+    shifted_clusters: Mapping[str, str], paired: bool, span: float = 1.0,
 ) -> Interval:  # fmt: skip
-    """Mean of `values` minus mean of `shifted`: over the base items that both have (paired), else as other items."""
+    """Mean of `values` minus mean of `shifted`: over the base items that both have (paired), else as other items.
+
+    `span` is the largest difference that an item can have.
+    """
     if not paired:
         return apart(_mean(values, clusters), _mean(shifted, shifted_clusters))
     means, shifted_means = _by_cluster(values, clusters), _by_cluster(shifted, shifted_clusters)
-    found = paired_change(means, before=shifted_means)
+    found = paired_change(means, before=shifted_means, span=span)
     return _nothing("no base item has a score in both suites") if found is None else found
 
 
@@ -135,7 +136,7 @@ def moved(
     """`gap` of changes (after minus before, in [-1, 1]) of the items of two suites: how a gap changes."""
     if paired:
         where = {"clusters": clusters, "shifted_clusters": shifted_clusters}
-        return gap(changes, shifted, **where, paired=True)  # type: ignore[arg-type]
+        return gap(changes, shifted, **where, paired=True, span=2)  # type: ignore[arg-type]
     sides = [
         paired_change(values, before=dict.fromkeys(values, 0.0), clusters=names)
         for values, names in ((changes, clusters), (shifted, shifted_clusters))

@@ -152,8 +152,8 @@ def bounded(low: Interval, high: Interval) -> Json:
 def failure_change(home: Sequence[Outcome], away: Sequence[Outcome]) -> Json | None:
     """The paired change of the failure rate and its p (`stats.paired_shares`); None where the judge cannot say BAD.
 
-    `worse` and `better` count clusters. `cells` is the effective number of yes/no cells, `against` the share of them that moved to the rarer side: with the
-    table's family (`correct_changes`) they give the smallest change to be seen.
+    `worse` and `better` count clusters. `cells` is the effective number of yes/no cells, `against` the share of them
+    that moved to the rarer side: with the table's family (`correct_changes`) they give the smallest change to be seen.
     """
     if not identified([*home, *away]):
         return None

@@ -397,7 +397,6 @@ def test_rows_of_the_table() -> None:
     own = table_row("t", metric="accuracy", base=(home[0], home[1]), here=(home[0], home[1]), items=items)
     assert (own.role, own.before.estimate, own.after.estimate, own.change.estimate) == ("ID", 0.5, 0.75, 0.25)
     assert (own.chance, own.majority, own.gap_change) == (0.5, 0.5, None)
-    assert own.jsonable()["detectable"] == pytest.approx(2.8 * 0.25)
     row = table_row("t", metric="accuracy", base=(home[0], home[1]), here=(away[0], away[1]), items=items)
     gaps = (row.gap_before, row.gap_after, row.gap_change)
     assert row.role == "shift" and [g.estimate for g in gaps if g is not None] == [0.0, 0.5, 0.5]
