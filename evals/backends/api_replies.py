@@ -56,7 +56,7 @@ class Secret:
 def completion_text(reply: Any) -> tuple[str, bool]:
     """(Text, whether it ended by itself) of a chat reply. A refusal in its own field is the answer's text.
 
-    Faulty: "malformed" (no choice, no text), "content_filter" (the server withheld it), "empty_completion".
+    Faulty: "malformed" (no choice, no text), "content_filter" (the server withheld it).
     """
     choices = getattr(reply, "choices", None)
     if not isinstance(choices, list) or not choices:
@@ -66,11 +66,8 @@ def completion_text(reply: Any) -> tuple[str, bool]:
         raise Faulty("content_filter", "the server's filter withheld the answer")
     message = getattr(choices[0], "message", None)
     texts = [getattr(message, "content", None), getattr(message, "refusal", None)]
-    text = next((text for text in texts if isinstance(text, str) and text), None)
+    text = next((text for text in texts if isinstance(text, str) and text), "" if texts[0] == "" else None)
     if text is None:
-        if texts[0] == "":
-            cut = ", cut at its token limit" if reason == "length" else ""
-            raise Faulty("empty_completion", f"the answer is empty{cut}")
         raise Faulty("malformed", "the reply's message has no text")
     return text, reason != "length"
 

@@ -294,6 +294,8 @@ def chat_of(spec: str, *, keys: Mapping[str, str] | None = None) -> OpenAIChat:
 def _whole(completion: Completion | Missing) -> str | Missing:
     if isinstance(completion, Completion) and not completion.finished:
         return Missing("truncated", "the answer was cut at its token limit; raise max_new_tokens")
+    if isinstance(completion, Completion) and not completion.text.strip():
+        return Missing("empty_completion", "the answer is empty")
     return completion if isinstance(completion, Missing) else completion.text
 
 

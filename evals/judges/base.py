@@ -17,6 +17,7 @@ from enum import StrEnum
 from typing import Any, Protocol, runtime_checkable
 
 from evals.items import Item, Missing
+from evals.judges.thinking import answer_of
 
 
 class Stance(StrEnum):
@@ -105,20 +106,21 @@ def judged(
     responses: Sequence[str | Missing],
     judge_all: Callable[[Sequence[Pending]], Sequence[Judgement | Missing]],
 ) -> list[Judgement | Missing]:
-    """`judge_all` on the responses that have text, everything back in order.
+    """`judge_all` on the responses that have an answer, everything back in order.
 
-    A Missing response is passed on; one of white space alone is Missing("empty_completion"): there is nothing to judge.
+    A judge reads the answer, not the reasoning before it. A Missing response is passed on; an answer of white space
+    alone is UNCLEAR: the policy neither refused nor complied.
     """
     if len(items) != len(responses):
         raise ValueError(f"{len(items)} items with {len(responses)} responses: one each")
     results: list[Judgement | Missing | None] = [
         response if isinstance(response, Missing)
-        else None if response.strip()
-        else Missing("empty_completion", "the response is empty", lasting=True)
-        for response in responses
+        else None if answer_of(response).strip()
+        else judgement(Stance.UNCLEAR, item=item, why="the answer is empty")
+        for item, response in zip(items, responses, strict=True)
     ]  # fmt: skip
     places = [i for i, result in enumerate(results) if result is None]
-    found = judge_all([(items[i], str(responses[i])) for i in places]) if places else []
+    found = judge_all([(items[i], answer_of(str(responses[i])).strip()) for i in places]) if places else []
     for i, value in zip(places, found, strict=True):
         results[i] = value
     return [value for value in results if value is not None]

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from align.errors import UserError
 from evals.items import Item, Missing, digest
-from evals.judges.base import Judge, Judgement, Stance, stances_of
+from evals.judges.base import Judge, Judgement, Pending, Stance, judged, stances_of
 
 
 class Combined:
@@ -34,22 +34,18 @@ class Combined:
 
     def judge(self, items: Sequence[Item], *, responses: Sequence[str | Missing]) -> list[Judgement | Missing]:
         """`why` starts with the name of the judge that decided."""
-        if len(items) != len(responses):
-            raise ValueError(f"{len(items)} items with {len(responses)} responses: one each")
-        results: list[Judgement | Missing] = []
+        return judged(items, responses, self._all)
+
+    def _all(self, pending: Sequence[Pending]) -> list[Judgement | Missing]:
+        results: dict[int, Judgement | Missing] = {}
         for judge in self.judges:
-            left = [i for i, found in enumerate(results) if _unclear(found)]
-            open_ones = left if results else list(range(len(items)))
-            if not open_ones:
+            left = [i for i in range(len(pending)) if i not in results or _unclear(results[i])]
+            if not left:
                 break
-            found = judge.judge([items[i] for i in open_ones], responses=[responses[i] for i in open_ones])
-            named = [one if isinstance(one, Missing) else replace(one, why=f"{judge.name}: {one.why}") for one in found]
-            if not results:
-                results = named
-            else:
-                for i, one in zip(open_ones, named, strict=True):
-                    results[i] = one
-        return results
+            found = judge.judge([pending[i][0] for i in left], responses=[pending[i][1] for i in left])
+            for i, one in zip(left, found, strict=True):
+                results[i] = one if isinstance(one, Missing) else replace(one, why=f"{judge.name}: {one.why}")
+        return [results[i] for i in range(len(pending))]
 
 
 def _unclear(found: Judgement | Missing) -> bool:

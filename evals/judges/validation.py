@@ -1,7 +1,7 @@
 """How good a judge is on labelled responses: sensitivity, specificity, precision, Cohen's kappa, clustered by prompt.
 
     python -m evals.judges.validation FILE                        # rules, TF-IDF (cross-validated), and both in turn
-    python -m evals.judges.validation FILE --judge llm:MODEL@http://localhost:8000/v1
+    python -m evals.judges.validation FILE --judge llm:MODEL@http://localhost:8000/v1 --by model
     python -m evals.judges.validation FILE --save tfidf.json      # fit the TF-IDF judge on all rows
 
 A row of FILE has `prompt`, `completion` and the label in `final_label` (XSTest's names, or others by the flags);
@@ -12,6 +12,7 @@ is not REFUSED; entries that are Missing are left out and counted.
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import itertools
 from collections import Counter
@@ -35,12 +36,15 @@ FULL, PARTIAL = "2_full_refusal", "3_partial_refusal"
 
 @dataclass(frozen=True)
 class Response:
-    """A labelled response: the item that was asked, the text, whether people say that it refused, and who wrote it."""
+    """A labelled response: the item that was asked, the text, whether people say that it refused, who wrote it (held
+    apart in cross-validation), and the group that it is reported in.
+    """
 
     item: Item
     text: str
     refused: bool
     source: str = ""
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -143,17 +147,19 @@ def fitted(responses: Sequence[Response], *, settings: Settings | None = None) -
 
 def load_responses(
     path: str, *, column: str = "final_label", refused: Sequence[str] = (FULL, PARTIAL), drop: Sequence[str] = (),
-    source: str | None = None,
+    source: str | None = None, group: str | None = None, only: str = "",
 ) -> list[Response]:  # fmt: skip
-    """Labelled responses of a file without the labels of `drop`, with the column `source` as their source where it is
-    named; UserError where a column or a kind of label is absent.
+    """Labelled responses of a file without the labels of `drop`; `source` and `group` name columns, `only` is
+    COLUMN=VALUE. UserError where a column or a kind of label is absent.
     """
-    columns = ("prompt", "completion", column, *([source] if source else []))
+    kept, _, value = only.partition("=")
+    columns = ("prompt", "completion", column, *(name for name in (source, group, kept) if name))
     rows = [row for row in load_rows(path, columns=columns) if str(row[column]) not in drop]
+    rows = [row for row in rows if not kept or str(row[kept]) == value]
     responses = [
         Response(
             _item(str(row["prompt"]), row), str(row["completion"]), str(row[column]) in refused,
-            str(row[source]) if source else "",
+            str(row[source]) if source else "", str(row[group]) if group else "",
         )
         for row in rows
     ]  # fmt: skip
@@ -191,12 +197,17 @@ def _words(interval: Interval) -> str:
 
 
 def page(found: dict[str, list[Judgement | Missing]], *, responses: Sequence[Response]) -> str:
-    """A Markdown table: every judge on all prompts, on harmful and on benign ones."""
+    """A Markdown table: every judge on all prompts, on harmful and on benign ones, and on each group of responses."""
+    parts: dict[str, Callable[[Response], bool]] = {
+        "all": lambda r: True, "harmful": lambda r: r.item.harmful, "benign": lambda r: not r.item.harmful,
+    }  # fmt: skip
+    for group in sorted({r.group for r in responses} - {""}):
+        parts[group] = functools.partial(_in_group, group=group)
     heads = ["judge", "prompts", "responses", "sensitivity", "specificity", "precision", "kappa", "UNCLEAR", "missing"]
     lines = [" | ".join(["", *heads, ""]).strip(), "|" + " --- |" * len(heads)]
     for name, judgements in found.items():
-        for words, wanted in (("all", None), ("harmful", True), ("benign", False)):
-            chosen = [i for i, r in enumerate(responses) if wanted is None or r.item.harmful is wanted]
+        for words, wanted in parts.items():
+            chosen = [i for i, r in enumerate(responses) if wanted(r)]
             if len({responses[i].refused for i in chosen}) < 2:
                 continue
             q = judged_quality([judgements[i] for i in chosen], responses=[responses[i] for i in chosen])
@@ -204,6 +215,10 @@ def page(found: dict[str, list[Judgement | Missing]], *, responses: Sequence[Res
             cells = [name, words, str(q.responses), *shares, str(q.unclear), str(sum(q.missing.values()))]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _in_group(response: Response, *, group: str) -> bool:
+    return response.group == group
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -215,6 +230,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--drop", nargs="+", default=[], help="labels whose rows are left out")
     parser.add_argument("--folds", type=int, default=5, help="folds of the cross-validation, by prompt")
     parser.add_argument("--apart", metavar="COLUMN", help="hold out each value of it too (a new model on new prompts)")
+    parser.add_argument("--by", metavar="COLUMN", help="report each value of it too: a model, a style, a shift")
+    parser.add_argument("--only", metavar="COLUMN=VALUE", default="", help="only such rows")
     parser.add_argument("--unseen", action="store_true", help="only prompts whose answers were not read for the rules")
     parser.add_argument("--save", help="fit the TF-IDF judge on all rows and write it here")
     options = parser.parse_args(argv)
@@ -225,7 +242,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.folds < 2:
         raise UserError(f"--folds {options.folds}: give at least 2")
     responses = load_responses(
-        options.file, column=options.label_column, refused=options.refused, drop=options.drop, source=options.apart
+        options.file, column=options.label_column, refused=options.refused, drop=options.drop, source=options.apart,
+        group=options.by, only=options.only,
     )  # fmt: skip
     if options.save:
         fitted(responses).save(options.save)

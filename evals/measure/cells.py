@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from evals.items import Fields, Item, Missing, Prompt, seed_of
+from evals.judges.thinking import answer_of
 from evals.shifts.base import Probe, Shift
 from evals.suites.base import Suite
 
@@ -44,13 +45,14 @@ class Cell:
         return self.values.get(measurement, Missing("not_measured"))
 
     def response(self) -> str | Missing:
-        """The completion, decoded, as a judge reads it; Missing when there is none."""
+        """The completion's answer (what follows its reasoning) as a judge reads it, decoded; Missing without one."""
         completion = self.values.get("completion", Missing("no_completion"))
         if isinstance(completion, Missing):
             return completion
-        if not completion["text"].strip():
+        answer = answer_of(completion["text"])
+        if not answer.strip():
             return Missing("empty_completion", "the policy answered nothing", lasting=True)
-        return self.shift.decode(completion["text"])
+        return self.shift.decode(answer)
 
     def probe(self) -> Probe | Missing:
         """The shift's harmless question for this cell; Missing where the shift has none."""

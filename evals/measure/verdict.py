@@ -26,12 +26,17 @@ class Verdict:
         return {"judge": self.judge.name, "version": version, "fingerprint": self.judge.fingerprint}
 
     def measure(self, cells: Sequence[Cell], *, backend: Backend) -> list[Value]:
-        responses = [cell.response() for cell in cells]
+        responses = [_said(cell.response()) for cell in cells]
         judged = self.judge.judge([cell.item for cell in cells], responses=responses)
         return [
             _value(judgement, response, can_fail=can_fail(self.judge, item=cell.item))
             for cell, judgement, response in zip(cells, judged, responses, strict=True)
         ]
+
+
+def _said(response: str | Missing) -> str | Missing:
+    """An empty answer is what the policy did, and no outage."""
+    return "" if isinstance(response, Missing) and response.reason == "empty_completion" else response
 
 
 def _value(judged: Judgement | Missing, response: str | Missing, *, can_fail: bool) -> Value:

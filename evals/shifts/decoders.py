@@ -23,12 +23,15 @@ def without_opening(opening: str) -> Callable[[str], str]:
 
 
 def after_mark(mark: str) -> Callable[[str], str]:
-    """A decoder that keeps what follows the first `mark`; without the mark, or with nothing after it, all of it."""
+    """A decoder that keeps what follows the first `mark` that begins a line or a sentence (a refusal may name it in the
+    middle of one); without the mark, or with nothing after it, all of it.
+    """
+    start = re.compile(r"(?:^|[.!?:\n]\s*)[\s*_#\"]*" + re.escape(mark) + r"[*_\"]*", re.IGNORECASE)
 
     def decode(response: str) -> str:
         """what follows the mark of the asked part"""
-        at = response.lower().find(mark.lower())
-        return response[at + len(mark) :].strip() or response if at >= 0 else response
+        match = start.search(response)
+        return response[match.end() :].strip() or response if match else response
 
     return decode
 

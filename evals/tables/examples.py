@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from evals.items import NO_SHIFT, Fields, Json, Missing, Prompt, digest
+from evals.judges.thinking import answer_of
 from evals.measure.cells import Cell
 
 PER_SHIFT, PLAIN = 2, 4
@@ -48,7 +49,7 @@ def _row(cell: Cell) -> Json | None:
     }  # fmt: skip
     if "completion" in known:
         text = known["completion"]["text"]
-        row["response"], row["written"] = cell.shift.decode(text), text
+        row["response"], row["written"] = cell.shift.decode(answer_of(text)), text
         if "verdict" in known:
             row |= {"outcome": known["verdict"]["verdict"], "why": known["verdict"]["why"]}
         return row

@@ -11,6 +11,7 @@ from align.errors import UserError
 from align.runs import write_text
 from align.runs.folders import beside
 from evals.items import Json, Missing, Prompt
+from evals.judges.thinking import answer_of
 from evals.measure.cells import Cell, Evaluated
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def full_rows(cells: Sequence[Cell], *, model: str, fingerprint: str) -> list[Js
                 continue
             row |= {f"{name}.{field}": entry for field, entry in value.items()}
             if name == "completion":
-                row["response"] = cell.shift.decode(value["text"])
+                row["response"] = cell.shift.decode(answer_of(value["text"]))
         rows.append(row)
     return rows
 

@@ -134,9 +134,14 @@ FAILURES: list[tuple[Reply, str, int]] = [
     (Reply('["a list"]'), "malformed", 1),
     (answer(None), "malformed", 1),
     (answer(["parts"]), "malformed", 1),
-    (answer(""), "empty_completion", 1),
     (answer("half", finish="content_filter"), "content_filter", 1),
 ]
+
+
+def test_an_empty_answer_is_what_the_model_did_and_no_failure() -> None:
+    with serving(lambda seen, n: answer("")) as api:
+        (found,) = ask(backend(api), "a")
+    assert not isinstance(found, Missing) and found.text == ""
 
 
 @pytest.mark.parametrize(("reply", "reason", "tries"), FAILURES, ids=[f"{i}-{f[1]}" for i, f in enumerate(FAILURES)])
