@@ -12,6 +12,7 @@ from evals.judges.thinking import answer_of
 from evals.shifts.base import Probe, Shift
 from evals.suites.base import Suite
 
+EMPTY = "empty_completion"  # what the policy did, and no outage
 Value = Fields | Missing  # what one measurement finds: flat fields of JSON types, or why there are none
 
 
@@ -51,7 +52,7 @@ class Cell:
             return completion
         answer = answer_of(completion["text"])
         if not answer.strip():
-            return Missing("empty_completion", "the policy answered nothing", lasting=True)
+            return Missing(EMPTY, "the policy answered nothing", lasting=True)
         return self.shift.decode(answer)
 
     def probe(self) -> Probe | Missing:
@@ -64,7 +65,9 @@ class Cell:
         """What a measurement needs, by name: `response` (decoded), `item`, `probe`, or another measurement's value."""
         if name == "response":
             text = self.response()
-            return text if isinstance(text, Missing) else {"text": text}
+            if isinstance(text, Missing):
+                return {"text": ""} if text.reason == EMPTY else text
+            return {"text": text}
         if name == "probe":
             probe = self.probe()
             return probe if isinstance(probe, Missing) else {"turns": probe.prompt.jsonable()}

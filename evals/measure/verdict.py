@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from evals.backends.base import Backend
 from evals.items import Fields, Missing, number_of
 from evals.judges.base import Judge, Judgement, can_fail
-from evals.measure.cells import Cell, Value
+from evals.measure.cells import EMPTY, Cell, Value
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Verdict:
 
 def _said(response: str | Missing) -> str | Missing:
     """An empty answer is what the policy did, and no outage."""
-    return "" if isinstance(response, Missing) and response.reason == "empty_completion" else response
+    return "" if isinstance(response, Missing) and response.reason == EMPTY else response
 
 
 def _value(judged: Judgement | Missing, response: str | Missing, *, can_fail: bool) -> Value:

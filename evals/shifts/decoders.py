@@ -22,11 +22,13 @@ def without_opening(opening: str) -> Callable[[str], str]:
     return decode
 
 
-def after_mark(mark: str) -> Callable[[str], str]:
-    """A decoder that keeps what follows the first `mark` that begins a line or a sentence (a refusal may name it in the
-    middle of one); without the mark, or with nothing after it, all of it.
+def after_mark(mark: str, *, heading: bool = False) -> Callable[[str], str]:
+    """A decoder that keeps what follows the first `mark`; without the mark, or with nothing after it, all of it.
+
+    `heading`: only one that begins a line or a sentence, since a refusal may name it in the middle of one.
     """
-    start = re.compile(r"(?:^|[.!?:\n]\s*)[\s*_#\"]*" + re.escape(mark) + r"[*_\"]*", re.IGNORECASE)
+    before = r"(?:^|[.!?:\n]\s*)[\s*_#\"]*" if heading else ""
+    start = re.compile(before + re.escape(mark) + (r"[*_\"]*" if heading else ""), re.IGNORECASE)
 
     def decode(response: str) -> str:
         """what follows the mark of the asked part"""

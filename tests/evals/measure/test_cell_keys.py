@@ -129,7 +129,7 @@ def test_a_judge_counts_by_its_number_and_its_fingerprint() -> None:
 
     cell = asked().measured("completion", {"text": "NO"})
     found = []
-    for version in ("1-A", "1-B", "2-A"):
+    for version in ("2-A", "2-B", "3-A"):
         Other.version = version
         found.append(cell_key(cell, measurement=Verdict(Other()), model="f"))
     assert found[0] == found[1] == keys(asked())["verdict"] != found[2]

@@ -224,7 +224,8 @@ def test_json_responses_are_taken_out(response: str, read: str) -> None:
 
 
 def test_marks_and_openings_by_hand() -> None:
-    assert after_mark("B:")("a. b: c B: d") == "c B: d" and after_mark("B:")("after B: no") == "after B: no"
+    assert after_mark("B:")("a b: c B: d") == "c B: d"
+    assert after_mark("B:", heading=True)("after B: a. b: c B: d") == "c B: d"
     assert without_opening("Go on:")("go on! Then") == "Then"
 
 
