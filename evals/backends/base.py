@@ -27,11 +27,12 @@ class Generation:
 class Completion:
     """A completion without prefill and end token; `finished` is False when it was cut at the token limit.
 
-    `ids` are the tokens as they were drawn, the end among them where it came; empty where a server keeps them.
+    `tokens` is None where a server does not say. `ids` are the tokens as they were drawn, the end among them where it
+    came; empty where a server keeps them.
     """
 
     text: str
-    tokens: int
+    tokens: int | None
     finished: bool
     ids: tuple[int, ...] = field(default=(), kw_only=True)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import ModuleType
@@ -17,7 +18,7 @@ from urllib.parse import urlsplit
 
 from align.errors import UserError
 from align.turns import Turn
-from evals.backends.api_replies import Faulty, Secret, completion_text, echoed_logprobs, meaning
+from evals.backends.api_replies import Secret, completion_text, echoed_logprobs, meaning, refused_parameter
 from evals.backends.base import Completion, Generation
 from evals.backends.keys import AUTO, OFFICIAL, host_of, named_for, variable_for
 from evals.backends.retries import Caller, Patience
@@ -25,6 +26,8 @@ from evals.items import Fields, Json, Missing, Prompt, digest
 
 OPENAI = f"https://{OFFICIAL}/v1"
 TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")
+# What a model may refuse to be told, and what that means for its answers.
+LEFT_OUT = {"temperature": "answers are drawn at its own", "seed": "drawn answers cannot be drawn again"}
 # What stays the same while a server serves the same model; `created` is the time of the question on some servers.
 DESCRIPTION = ("id", "owned_by", "root", "parent", "meta")
 PROBE = Prompt((Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c")))
@@ -54,8 +57,8 @@ class Endpoint:
         logprobs: whether the legacy completions endpoint echoes the prompt with log-probabilities.
         render: prompt -> the exact text that the legacy endpoint is given (a chat template without its start token,
             which the server adds); None scores single user turns as they are.
-        token_limit: the name of the limit's parameter; newer OpenAI models want "max_completion_tokens".
-        count_tokens: text -> tokens, for a server that reports no usage.
+        token_limit: the limit's parameter that is tried first; a server that refuses it is asked with the other one.
+        count_tokens: text -> tokens, for a server that reports no usage (else the number is None).
         describe: ask the server once what it reports of the model and put that into the fingerprint. A server that does
             not say, or cannot be reached, adds nothing: so re-reading stored cells without the server needs False.
         extra_body: further parameters of every request, as {"chat_template_kwargs": {"enable_thinking": False}}.
@@ -122,10 +125,11 @@ class OpenAIBackend:
         self.endpoint, self.patience = _at(base_url, endpoint), patience or Patience()
         self.can = frozenset(what for what in ("system", "prefill", "logprobs") if getattr(self.endpoint, what))
         self._fingerprint: str | None = None
+        self._refused: set[str] = set()
         self._connect()
 
     def _connect(self) -> None:
-        openai = _openai()
+        self._openai = openai = _openai()
         self._secret = self.endpoint.secret()
         self._client = openai.OpenAI(
             api_key=self._secret.reveal() or "none", base_url=self.endpoint.base_url, max_retries=0,
@@ -134,7 +138,7 @@ class OpenAIBackend:
         self._caller: Caller[Any] = Caller(self.patience, sort=lambda error: meaning(error, openai, self._secret))
 
     def __getstate__(self) -> Json:
-        return {key: v for key, v in self.__dict__.items() if key not in ("_client", "_caller", "_secret")}
+        return {key: v for key, v in self.__dict__.items() if key not in ("_client", "_caller", "_secret", "_openai")}
 
     def __setstate__(self, state: Json) -> None:
         self.__dict__.update(state)
@@ -184,31 +188,47 @@ class OpenAIBackend:
         return Missing(f"unsupported_{lacking[0]}", f"{self.name} is not set up for it") if lacking else None
 
     def _completion_of(self, prompt: Prompt, config: Generation, seed: int) -> Callable[[float], Completion]:
-        options: Json = {self.endpoint.token_limit: config.max_new_tokens, "temperature": config.temperature}
-        if config.temperature > 0:
-            options["seed"] = seed & 0x7FFFFFFF
-        if config.stop:
-            options["stop"] = list(config.stop)
         going_on = {"continue_final_message": True, "add_generation_prompt": False} if prompt.prefill else {}
         messages = [{"role": turn.role, "content": turn.content} for turn in prompt.turns]
 
         def ask(seconds: float) -> Completion:
-            reply = self._client.chat.completions.create(
-                model=self.model, messages=messages, timeout=self._timeout(seconds),
-                extra_body={**self.endpoint.extra_body, **going_on}, **options,
-            )  # type: ignore[call-overload]  # fmt: skip
-            text, finished = completion_text(reply)
-            text = self._secret.cut(text)
+            reply = self._create(
+                config, seed, messages=messages, timeout=self._timeout(seconds),
+                extra_body={**self.endpoint.extra_body, **going_on},
+            )  # fmt: skip
+            text, finished = completion_text(reply, self._secret)
             return Served(text, self._tokens(reply, text), finished, *map(self._secret.line, _origin(reply)))
 
         return ask
 
-    def _tokens(self, reply: Any, text: str) -> int:
+    def _create(self, config: Generation, seed: int, **request: Any) -> Any:
+        """The reply, asked for without the parameters that the server says it does not support."""
+        while True:
+            options = self._options(config, seed)
+            try:
+                return self._client.chat.completions.create(model=self.model, **request, **options)
+            except self._openai.BadRequestError as error:
+                name = refused_parameter(error)
+                if name not in options or name not in (*TOKEN_LIMITS, *LEFT_OUT):
+                    raise
+                if name not in self._refused and name in LEFT_OUT:
+                    print(f"align: note: the server of {self.name} takes no {name}: {LEFT_OUT[name]}", file=sys.stderr)
+                self._refused.add(str(name))
+
+    def _options(self, config: Generation, seed: int) -> Json:
+        limits = (self.endpoint.token_limit, *(name for name in TOKEN_LIMITS if name != self.endpoint.token_limit))
+        limit = next((name for name in limits if name not in self._refused), limits[0])
+        options: Json = {limit: config.max_new_tokens, "temperature": config.temperature}
+        if config.temperature > 0:
+            options["seed"] = seed & 0x7FFFFFFF
+        if config.stop:
+            options["stop"] = list(config.stop)
+        return {name: value for name, value in options.items() if name not in self._refused or name == limit}
+
+    def _tokens(self, reply: Any, text: str) -> int | None:
         counted = getattr(getattr(reply, "usage", None), "completion_tokens", None)
-        if isinstance(counted, int):
-            return counted
-        if self.endpoint.count_tokens is None:
-            raise Faulty("no_usage", "the server counts no tokens; give count_tokens=")
+        if isinstance(counted, int) or self.endpoint.count_tokens is None:
+            return counted if isinstance(counted, int) else None
         return self.endpoint.count_tokens(text)
 
     def continuation_logprobs(
@@ -262,7 +282,7 @@ class OpenAIChat:
         patience: Patience | None = None, max_new_tokens: int = 512,
     ) -> None:  # fmt: skip
         self.max_new_tokens = max_new_tokens
-        endpoint = replace(_at(base_url, endpoint), describe=False, count_tokens=_zero)
+        endpoint = replace(_at(base_url, endpoint), describe=False)
         self.backend = OpenAIBackend(model, endpoint=endpoint, patience=patience)
 
     @property
@@ -303,10 +323,6 @@ def _at(base_url: str | None, endpoint: Endpoint | None) -> Endpoint:
     """The endpoint, at `base_url` where that is given."""
     endpoint = endpoint or Endpoint()
     return endpoint if base_url is None else replace(endpoint, base_url=base_url)
-
-
-def _zero(text: str) -> int:
-    return 0
 
 
 def _origin(reply: object) -> tuple[str | None, str | None]:

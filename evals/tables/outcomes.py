@@ -104,9 +104,11 @@ def check_missing(found: Sequence[object], *, what: str, max_missing: float, of:
     share = sum(gone.values()) / len(could) if could else 0.0
     if share > max_missing:
         reasons = ", ".join(f"{reason} {count}" for reason, count in gone.most_common())
+        most = gone.most_common(1)[0][0]
+        said = [f"; {v.detail}" for v in could if isinstance(v, Missing) and v.reason == most and v.detail]
         raise UserError(
-            f"{what}: {share:.0%} of the {of} are missing ({reasons}), more than {max_missing:.0%}; fix the cause "
-            "and run the same command again, or raise --max-missing"
+            f"{what}: {share:.0%} of the {of} are missing ({reasons}), more than {max_missing:.0%}{''.join(said[:1])}; "
+            "fix the cause and run the same command again, or raise --max-missing"
         )
 
 

@@ -106,10 +106,62 @@ def test_no_system_turn_for_a_model_without_one_and_the_others_are_still_asked()
 
 def test_usage_or_a_counter_of_ours() -> None:
     with serving(lambda seen, n: answer("one two", tokens=None)) as api:
-        assert reasons(ask(backend(api), "a")) == ["no_usage"]
+        (uncounted,) = ask(backend(api), "a")
+        assert isinstance(uncounted, Completion) and (uncounted.text, uncounted.tokens) == ("one two", None)
         (found,) = ask(backend(api, count_tokens=lambda text: len(text.split())), "a")
         assert isinstance(found, Completion) and found.tokens == 2
         assert OpenAIChat("m", endpoint=Endpoint(api.url, "MY_KEY"), patience=QUICK)("a") == "one two"
+
+
+# What OpenAI says to models that want other parameters, and the same without its fields.
+REFUSALS = {
+    "max_tokens": {
+        "message": "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' "
+        "instead.", "param": "max_tokens", "code": "unsupported_parameter",
+    },
+    "temperature": {"message": "`temperature` is not supported by this model"},
+    "seed": {"message": "Unsupported value: 'seed'", "param": "seed", "code": "unsupported_value"},
+}  # fmt: skip
+
+
+def test_parameters_that_a_server_does_not_support_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each is refused once; later requests go without it. What a refusal means for the answers is said once."""
+
+    def choosy(seen: Seen, n: int) -> Reply:
+        wrong = next((name for name in REFUSALS if name in seen.body), None)
+        return answer("ok") if wrong is None else Reply({"error": REFUSALS[wrong]}, 400)
+
+    with serving(choosy) as api:
+        model = backend(api, patience=replace(QUICK, max_concurrency=1))
+        found = ask(model, "a", "b", config=Generation(8, temperature=0.7))
+    assert [value.text for value in found if isinstance(value, Completion)] == ["ok", "ok"] and len(api.seen) == 5
+    assert api.seen[-1].body["max_completion_tokens"] == 8
+    assert not {"max_tokens", "temperature", "seed"} & set(api.seen[-1].body)
+    said = capsys.readouterr().err
+    assert said.count("takes no temperature") == said.count("takes no seed") == 1 and "max_tokens" not in said
+
+
+def test_a_parameter_that_cannot_be_left_out_is_a_failure_with_the_servers_words() -> None:
+    stop = {"message": "Unsupported parameter: 'stop' is not supported with this model.", "param": "stop"}
+    limit = {"message": "max_tokens is too large: 8, at most 4 are supported", "param": "max_tokens"}
+    for refusal in (stop, limit):
+        with serving(lambda seen, n, refusal=refusal: Reply({"error": refusal}, 400)) as api:
+            (found,) = ask(backend(api), "a", config=Generation(8, stop=("#",)))
+        assert found == Missing("http_400", refusal["message"]) and len(api.seen) == 1
+    with serving(lambda seen, n: Reply({"detail": "no route; did you mean /v1?"}, 404)) as api:
+        assert ask(backend(api), "a") == [Missing("http_404", "no route; did you mean /v1?")]
+
+
+def test_half_an_emoji_in_a_reply_is_a_replacement_character() -> None:
+    with serving(lambda seen, n: answer("no \ud83d", finish="length")) as api:
+        (found,) = ask(backend(api), "a")
+    assert isinstance(found, Completion) and found.text == "no \ufffd" and not found.finished
+
+
+def test_addresses_of_one_host_with_other_paths_are_other_models() -> None:
+    addresses = ["http://h:1/safe/v1", "http://h:1/tuned/v1", "http://h:1/v1", "http://h:1/v1/"]
+    prints = [OpenAIBackend("m", endpoint=Endpoint(a, None, describe=False)).fingerprint for a in addresses]
+    assert len(set(prints)) == 3 and prints[2] == prints[3]
 
 
 # --- failures --------------------------------------------------------------------------------------------------------

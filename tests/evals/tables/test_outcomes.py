@@ -14,7 +14,16 @@ from evals.stats.paired_shares import score_limits
 from evals.stats.paired_tests import mcnemar
 from evals.stats.power import smallest_visible
 from evals.stats.shares import share
-from evals.tables.outcomes import Outcome, adaptive, any_of, at_least_one, compare_outcomes, outcome_table, parity_gap
+from evals.tables.outcomes import (
+    Outcome,
+    adaptive,
+    any_of,
+    at_least_one,
+    check_missing,
+    compare_outcomes,
+    outcome_table,
+    parity_gap,
+)
 from factories.outcomes import rows
 
 
@@ -34,6 +43,13 @@ def test_mcnemar_against_published_numbers() -> None:
     assert mcnemar(0, 0) == mcnemar(1, 1) == 1
     with pytest.raises(ValueError, match="discordant"):
         mcnemar(-1, 2)
+
+
+def test_where_too_much_is_missing_the_commonest_reason_is_quoted() -> None:
+    lost = [Missing("timeout", "silent"), *[Missing("http_404", "did you mean /v1?")] * 2]
+    with pytest.raises(UserError, match=r"missing \(http_404 2, timeout 1\), more than 50%; did you mean /v1\?; fix"):
+        check_missing([*lost, "GOOD"], what="none", max_missing=0.5)
+    check_missing([lost[0], "GOOD"], what="none", max_missing=0.5)
 
 
 def test_the_failure_rate_keeps_unclear_in_the_denominator() -> None:
