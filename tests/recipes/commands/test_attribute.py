@@ -12,7 +12,7 @@ import pytest
 
 from align.errors import UserError
 from evals.attribution.probes import fold, matching, views_of
-from evals.attribution.signals import Tables, controls_of, pull_pair, signals_of
+from evals.attribution.signals import Tables, comprehension_of, controls_of, pull_pair, signals_of
 from evals.shifts import SHIFTS, parse_shifts
 from recipes.commands import attribute, suites
 
@@ -66,7 +66,7 @@ def test_an_evaluation_gets_what_it_lacks_and_frozen_bounds_decide(model: Path, 
     file.write_text(json.dumps({"thresholds": bounds}))
     assert attribute.main([str(out), "--thresholds", str(file), "--out", str(tmp_path / "elsewhere")]) == 0
     found = json.loads((tmp_path / "elsewhere" / "attribution.json").read_text())
-    assert {entry["region"] for entry in found["shifts"].values()} == {"neither"}, "nothing can cross such bounds"
+    assert {entry["nearest"] for entry in found["shifts"].values()} == {"neither"}, "nothing can cross such bounds"
     elsewhere, frozen = tmp_path / "elsewhere", str(tmp_path / "elsewhere" / "attribution.json")
     shutil.copy(file, frozen)  # another's file, and then the input itself
     (elsewhere / "attribution.html").write_text("precious")
@@ -124,9 +124,27 @@ def test_signals_by_hand() -> None:
     )  # fmt: skip
     signals = signals_of(tables, shifts=shifts)
     attack = next(s for s in signals if s.shift == "prefix_injection")
-    assert (attack.pull, attack.recognition, attack.comprehension) == (2.5, 0.75, 0.5)
+    assert (attack.pull, attack.recognition) == (2.5, 0.75)
+    assert attack.comprehension is None, "a request in plain letters can be read, whatever the state at its end"
     assert (attack.distance, attack.repaired, attack.failed) == (None, 1.0, 1.0)
     assert [s.shift for s in controls_of(signals, shifts=shifts)] == ["prefix_injection_hello"]
+
+
+def test_only_a_code_that_plain_text_can_be_compared_with_has_a_comprehension() -> None:
+    def read(shift: str, **matched: float) -> float | None:
+        table = {name: {"b": share} for name, share in matched.items()}
+        return comprehension_of(Tables({}, {}, {}, {}, table, {}, {"b": "b"}), SHIFTS[shift])
+
+    assert read("rot13", none=1.0, rot13=0.6) == pytest.approx(0.2)
+    assert read("lowercase", none=1.0, lowercase=0.0) is None, "no code"
+    assert read("rot13", rot13=0.6) is None and read("rot13", none=0.55, rot13=0.5) is None, "plain text says nothing"
+
+
+def test_controls_that_ask_for_a_refusal_set_no_bound() -> None:
+    shifts = parse_shifts(["none", "prefill_refusal", "in_context_defence", "prefix_injection_hello"])
+    table = {shift.name: {"h": 0.0} for shift in shifts}
+    signals = signals_of(Tables(table, table, table, {}, {}, {"h": "h"}, {}), shifts=shifts)
+    assert len(signals) == 3 and {s.shift for s in controls_of(signals, shifts=shifts)} == {"prefix_injection_hello"}
 
 
 def test_a_prompt_read_once_gives_the_numbers_of_the_two_measurements(model: Path) -> None:
