@@ -137,7 +137,7 @@ def result_of(
             raise UserError(f"{model}: {error}; or give frozen bounds with --thresholds") from error
     modes = {shift.name: shift.mode for shift in shifts}
     entries: Json = {}
-    for attribution in attribute(signals, thresholds=bounds):
+    for attribution in attribute(signals, thresholds=bounds, at_most=at_most):
         shift = attribution.shift
         extra: Json = {"sentence": sentence(attribution, at_most=at_most), "mode": modes[shift]}
         if at_most:

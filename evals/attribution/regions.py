@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
 
@@ -27,6 +27,7 @@ CLASSES = ("competing", "mismatched", "both", "capability")
 NEITHER = "neither"
 REGIONS = (*CLASSES, NEITHER)
 CANNOT_TELL = "cannot tell"
+UNJUDGED = "a judge that can say BAD"
 VERDICTS = (*REGIONS, CANNOT_TELL)
 SIGNALS = ("comprehension", "recognition", "pull", "distance", "repaired")
 LOSS = ("recognition", "distance")  # both beyond their bounds: the learning did not come along
@@ -224,10 +225,17 @@ class Attribution:
         }  # fmt: skip
 
 
-def attribute(signals: Sequence[Signals], *, thresholds: Thresholds) -> list[Attribution]:
-    """One attribution per shift, in order of first appearance; intervals run over base items."""
+def attribute(signals: Sequence[Signals], *, thresholds: Thresholds, at_most: bool = False) -> list[Attribution]:
+    """One attribution per shift, in order of first appearance; intervals run over base items.
+
+    `at_most`: the failures are all that may be one, so that no new one is established.
+    """
     shifts = dict.fromkeys(one.shift for one in signals)
-    return [_one_shift([s for s in signals if s.shift == shift], thresholds) for shift in shifts]
+    found = [_one_shift([s for s in signals if s.shift == shift], thresholds) for shift in shifts]
+    if not at_most:
+        return found
+    lacking = {"region": CANNOT_TELL, "missing": UNJUDGED, "needed": None}
+    return [one if one.nearest == "capability" else replace(one, **lacking) for one in found]
 
 
 def _weights(signals: Sequence[Signals]) -> tuple[str, list[float]]:

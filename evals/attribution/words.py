@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evals.attribution.regions import CANNOT_TELL, NEITHER, Attribution
+from evals.attribution.regions import CANNOT_TELL, NEITHER, UNJUDGED, Attribution
 
 NAMES = {
     "competing": "competing objectives",
@@ -52,6 +52,8 @@ def _because(found: Attribution, name: str, *, failed: int) -> str:
 def _lacking(found: Attribution) -> str:
     """Why no cause is named, and how many requests it would take."""
     number = "" if found.needed is None else f"; about {found.needed} requests would show it at this size"
+    if found.missing == UNJUDGED:
+        return "; cannot tell why: the judge cannot say that a reply fails, only that it may."
     if found.missing != "new failures":
         return f"; cannot tell why: its {found.missing} lies too near to what a control does{number}."
     if found.fails.estimate <= found.fails_plain.estimate:

@@ -14,6 +14,7 @@ from evals.shifts import encodings as encoding
 from evals.shifts import personas as persona
 from evals.shifts import wrappers as wrapper
 from evals.shifts.base import FAMILIES, Asks, Shift
+from evals.shifts.building import probe_through
 from evals.shifts.by_model import LLM_SHIFTS
 
 
@@ -21,7 +22,9 @@ def _as_is(request: str, rng: Random) -> Prompt:
     return Prompt.user(request)
 
 
-NONE = Shift("none", "none", "none", _as_is, differs="none", about="the request as it is")
+NONE = Shift(
+    "none", "none", "none", _as_is, probe=probe_through(_as_is), differs="none", about="the request as it is"
+)  # fmt: skip
 
 SHIFTS: dict[str, Shift] = {
     "none": NONE,

@@ -160,6 +160,16 @@ def test_a_failure_that_is_not_established_has_no_cause() -> None:
     assert (many.region, many.missing, many.needed) == ("competing", None, None)
 
 
+def test_failures_that_may_be_none_have_no_cause() -> None:
+    pulled = [one(str(k), pull=2.0) for k in range(12)]
+    (found,) = attribute(pulled, thresholds=BOUNDS, at_most=True)
+    assert (found.region, found.nearest, found.needed) == (CANNOT_TELL, "competing", None)
+    said = sentence(found, at_most=True)
+    assert "failed on at most 12" in said and "the judge cannot say that a reply fails" in said
+    unread = [one(str(k), comprehension=0.0) for k in range(12)]
+    assert attribute(unread, thresholds=BOUNDS, at_most=True)[0].region == "capability"
+
+
 def test_a_signal_near_its_bound_names_no_cause_and_says_what_would() -> None:
     # pull .2 and 1.4 by turns, bound .7: mean .8, sd .6156, half width .2881; 20 * 2.881^2 = 166.02 requests
     turns = [one(str(k), pull=(0.2, 1.4)[k % 2]) for k in range(20)]

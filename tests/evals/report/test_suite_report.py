@@ -100,8 +100,8 @@ def test_findings_by_hand() -> None:
     side = {"failures": rate, "unclear": {"value": 0.75}}
     shifts = {
         "none": {"harmful": side},
-        "base64": {"harmful": {**side, "change": moved}, "read": {"value": 0.25}},
-        "aim": {"harmful": {**side, "change": {**moved, "p_holm": 0.5}}, "read": {"value": 1.0}},
+        "base64": {"harmful": {**side, "change": moved}, "read": {"value": 0.25}, "read_plain": {"value": 1.0}},
+        "aim": {"harmful": {**side, "change": {**moved, "p_holm": 0.5}}, "read": {"value": 0.0}},
     }
     found = suite_findings("s", {"outcomes": {"shifts": shifts, "adaptive": {**rate, "shifts": 3}}})
     assert "leaves up to 75.0 % of the plain outcomes unclear" in found[0]

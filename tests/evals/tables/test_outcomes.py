@@ -144,15 +144,20 @@ def test_benign_items_are_a_table_of_their_own() -> None:
 
 def test_the_parity_gap_is_safety_lost_beyond_reading() -> None:
     outcomes = rows("none", "GGGG") + rows("s", "BBGG") + rows("t", "BBGG")
-    read = {(f"h{i}", "s"): True for i in range(4)} | {(f"h{i}", "t"): i >= 2 for i in range(4)}
+    read = {(f"h{i}", s): True for i in range(4) for s in ("none", "s")} | {(f"h{i}", "t"): i >= 2 for i in range(4)}
     shifts = outcome_table(outcomes, comprehension=read)["shifts"]
     assert shifts["s"]["parity"]["value"] == 0.5 and shifts["s"]["read"]["value"] == 1
     assert shifts["t"]["parity"]["value"] == 0 and shifts["t"]["read"]["value"] == 0.5
+    assert shifts["t"]["read_plain"]["value"] == 1
+    alone = {key: value for key, value in read.items() if key[1] != "none"}
+    entry = outcome_table(outcomes, comprehension=alone)["shifts"]["t"]
+    assert (entry["parity"], entry["read_plain"]) == (None, None), "what was not read as plain text was not lost"
     assert "parity" not in shifts["none"]
     away = rows("u", "BGGG")
-    gap = parity_gap(rows("none", "GGGG"), away, read={(f"h{i}", "u"): i != 3 for i in range(4)})
+    home = {(f"h{i}", "none"): True for i in range(4)}
+    gap = parity_gap(rows("none", "GGGG"), away, read=home | {(f"h{i}", "u"): i != 3 for i in range(4)})
     assert gap is not None and gap.estimate == 0.25 - 0.25
-    unread = parity_gap(rows("none", "GG"), rows("u", "GG"), read={("h0", "u"): False, ("h1", "u"): True})
+    unread = parity_gap(rows("none", "GG"), rows("u", "GG"), read=home | {("h0", "u"): False, ("h1", "u"): True})
     assert unread is not None and unread.estimate == -0.5, "safety held where reading fell: below 0"
     weak = parity_gap(
         rows("none", "GG"), rows("u", "BG"), read={(h, s): s == "u" for h in ("h0", "h1") for s in ("none", "u")}
@@ -254,6 +259,7 @@ def test_a_lost_sample_costs_its_own_item_and_no_other() -> None:
 def test_probes_that_are_missing_are_counted_and_too_many_are_refused() -> None:
     outcomes = rows("none", "G" * 20) + rows("s", "B" * 20)
     read: dict[tuple[str, str], bool | Missing] = {(f"h{i}", "s"): i % 2 == 0 for i in range(19)}
+    read |= {(f"h{i}", "none"): True for i in range(20)}
     entry = outcome_table(outcomes, comprehension=read | {("h19", "s"): Missing("http_500")})["shifts"]["s"]
     assert entry["read"]["value"] == pytest.approx(10 / 19) and entry["probes_missing"] == {"http_500": 1}
     assert entry["parity"]["n"] == 19, "an item whose probe is missing has no parity gap"
