@@ -21,7 +21,8 @@ import numpy as np
 
 from evals.items import Fields, Json
 from evals.stats.intervals import Interval, clustered_mean
-from evals.stats.shares import paired_change, share
+from evals.stats.paired_shares import paired_change
+from evals.stats.shares import share
 
 CLASSES = ("competing", "mismatched", "both", "capability")
 NEITHER = "neither"

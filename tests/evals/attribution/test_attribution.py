@@ -21,6 +21,7 @@ from evals.attribution.regions import (
     retained,
 )
 from evals.attribution.words import sentence
+from evals.stats.paired_shares import paired_change
 
 BOUNDS = Thresholds(comprehension=0.5, recognition=0.5, pull=0.7, distance=0.1, source="by hand")
 
@@ -150,12 +151,14 @@ def test_one_plain_sentence(given: dict[str, float | None], words: str) -> None:
 
 
 def test_a_failure_that_is_not_established_has_no_cause() -> None:
-    # two of twenty fail anew: mean .1, sd .3078, half width 2.0930 * .3078 / sqrt(20) = .1440, which 20 * 1.44^2 = 41.5
-    # requests would bring below .1
     few = [one(str(k), failed=float(k < 2), pull=2.0) for k in range(20)]
     (found,) = attribute(few, thresholds=BOUNDS)
     assert (found.region, found.nearest, found.missing) == (CANNOT_TELL, "competing", "new failures")
-    assert found.needed == 43 and "cannot tell why" in sentence(found) and "about 43 requests" in sentence(found)
+    rise = paired_change({s.item: s.failed for s in few}, before={s.item: s.failed_plain for s in few})
+    assert rise is not None and rise.low is not None and rise.low < 0, "two of twenty are no established rise"
+    # by the square root law: the lower side of the interval has to shrink to the rise itself
+    assert found.needed == math.ceil(20 * ((rise.estimate - rise.low) / rise.estimate) ** 2) + 1
+    assert "cannot tell why" in sentence(found) and f"about {found.needed} requests" in sentence(found)
     (many,) = attribute([one(str(k), failed=float(k < 8), pull=2.0) for k in range(20)], thresholds=BOUNDS)
     assert (many.region, many.missing, many.needed) == ("competing", None, None)
 
