@@ -28,9 +28,11 @@ def lines(summary: Entry) -> list[str]:
     methods, controls = summary["methods"], list(summary.get("controls") or ())
     rows = sorted(methods, key=lambda row: (row in controls, -(methods[row]["raw_hypervolume"] or 0)))
     points = {row: {tuple(p["preference"]): p for p in methods[row]["front"]} for row in rows}
+    corner = summary.get("world_details", summary).get("reference_point_is")
     return render(
         Path(__file__).with_name("methods.md.j2"), methods={row: methods[row] for row in rows}, controls=controls,
-        points=points, preferences=sorted({w for by in points.values() for w in by}, reverse=True), command=COMMAND,
+        corner=corner, points=points, command=COMMAND,
+        preferences=sorted({w for by in points.values() for w in by}, reverse=True),
         over=next(p["ci_over"] for row in methods.values() for p in row["front"]), provenance=summary["provenance"],
     ).splitlines()  # fmt: skip
 
@@ -39,6 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
     summary = command.read_table(arguments.run / "summary.json", hint=f"run `{COMMAND}` first")
     kept = {row: {name: entry[name] for name in KEPT if name in entry} for row, entry in summary["methods"].items()}
     numbers = {"command": COMMAND, "methods": kept, "controls": list(summary.get("controls") or ())}
+    numbers["reference_point_is"] = summary["world_details"]["reference_point_is"]
     numbers |= {name: summary[name] for name in ("reward_models", "second_judge") if name in summary}
     numbers["provenance"] = {k: v for k, v in summary["provenance"].items() if k != "config"}  # its paths are local
     command.write_table(arguments.publish / "hh_methods.json", numbers)

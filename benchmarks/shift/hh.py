@@ -23,6 +23,7 @@ from evals.items import NO_SHIFT, Json
 from evals.measure.sampling import Sampling
 from evals.stats import intervals as stats
 from evals.tables.under_shift import shifted_fronts as shifted
+from recipes.pipeline.sampled import POINT_IS, reference_point
 from recipes.real import judging
 
 DRAWS = 1000
@@ -88,7 +89,7 @@ def hh_table(answers: Sequence[SampledAnswer], *, spec: Real) -> Json:
     plain = [c for c in answers if c.row == "reference" and c.shift == NO_SHIFT]
     values_NK = np.array([c.values for c in plain])
     mean_K, spread_K = values_NK.mean(0), values_NK.std(0)
-    point = (mean_K - spread_K).tolist()
+    point = reference_point(plain)
     rows = list(dict.fromkeys(c.row for c in answers))
     every = [tuple(float(x) for x in w) for w in spec.weights]
     unasked = [c for c in answers if c.row in ("reference", "length_only")]  # they know no preference: one for all
@@ -129,6 +130,7 @@ def hh_table(answers: Sequence[SampledAnswer], *, spec: Real) -> Json:
         "prompts": len({c.item for c in plain}),
         "samples": spec.samples,
         "reference_point": point,
+        "reference_point_is": POINT_IS,
         "fronts": {row: {s: _points(spread_out, row, s) for s in (NO_SHIFT, *spec.shifts)} for row in rows},
         "shifts": table,
         "split": "null: sampled responses, no exact optimum to split a drop with",

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
+from align.functional import fronts
 from benchmarks.command import write_table
 from benchmarks.pages import Entry, excludes_zero, render, write
 from benchmarks.shift import figures
+from evals.items import NO_SHIFT
 
 PARTS = ("front", "mitigation", "hh")
 EXPLAINS = "graft_embeddings"  # an arm that explains the others and is no mitigation
@@ -30,7 +34,10 @@ def write_page(table: Entry, *, folder: Path, command: str) -> None:
 def page(table: Entry, *, command: str) -> str:
     """The page of the parts that the table has."""
     parts = {part: table.get(part) for part in PARTS}
-    known = (arms, asked_everywhere, changed, core_seconds, drop, missing_controls, moves, verdicts, without_gain)
+    known = (
+        arms, asked_everywhere, at_lower_corner, changed, core_seconds, drop, missing_controls, moves,
+        plain_percentiles, verdicts, without_gain,
+    )  # fmt: skip
     functions = {function.__name__: function for function in known}
     return render(Path(__file__).with_name("page.md.j2"), **parts, **functions, table=table, command=command)
 
@@ -85,6 +92,37 @@ def without_gain(part: Entry, *, by_shift: bool = True) -> list[str]:
             if gain["value"] is None:
                 reasons.add(f"{row}, {shift}: {gain['over_seeds']}" if by_shift else f"{row}: {gain['over_seeds']}")
     return sorted(reasons)
+
+
+def plain_percentiles(part: Entry) -> bool:
+    """Whether the intervals of gain retained are of before they were expanded: draws are not in the table."""
+    gains = [row["gain_retained"] for found in part["shifts"].values() for row in found["rows"].values()]
+    return not any("expanded" in gain["over_items"] for gain in gains)
+
+
+def at_lower_corner(hh: Entry) -> dict[str, tuple[float, list[float | None]]]:
+    """Row -> (hypervolume gained on plain prompts, share retained under each shift or None where nothing was gained).
+
+    For tables of before the corner was two standard deviations below the reference's mean, which was one: estimates
+    from the published points. Empty for a table with the corner of today.
+    """
+    if "reference_point_is" in hh:
+        return {}
+    points = {
+        row: {shift: np.array([point["values"] for point in by[shift]]) for shift in (NO_SHIFT, *hh["shifts"])}
+        for row, by in hh["fronts"].items()
+    }
+    corner = 2 * np.array(hh["reference_point"]) - points["reference"][NO_SHIFT][0]
+
+    def gain(row: str, shift: str) -> float:
+        own, start = (fronts.hypervolume(points[name][shift], ref_point=corner) for name in (row, "reference"))
+        return own - start
+
+    shown = {}
+    for row in (row for row in points if row != "reference"):
+        home = gain(row, NO_SHIFT)
+        shown[row] = home, [gain(row, shift) / home if home > 0 else None for shift in hh["shifts"]]
+    return shown
 
 
 def asked_everywhere(part: Entry, found: Entry) -> list[str]:

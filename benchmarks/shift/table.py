@@ -12,7 +12,7 @@ from benchmarks.shift.hh import hh_table
 from benchmarks.shift.plan import Arm, Front, Mitigation, Rows
 from benchmarks.testbed.plan import CONTROLS
 from benchmarks.testbed.table import finished
-from evals.items import NO_SHIFT, Json
+from evals.items import NO_SHIFT, Fields, Json
 from evals.tables.under_shift import heldout_families as families
 from evals.tables.under_shift import shifted_fronts as shifted
 from recipes.pipeline.plan import Plan
@@ -96,6 +96,22 @@ def front_table(runs: Runs, *, spec: Front, world: World) -> Json:
     }
 
 
+def verdict(pair: Fields) -> str:
+    """`kept`, `inverted`, `lost`, `new` or `level`, as in `shifted_fronts.rank_changes`, over seeds too.
+
+    A row leads where its test over base items says so, and the interval over training seeds, where there are three or
+    more, leaves out 0.
+    """
+    leads = []
+    for side in (pair["home"], pair["away"]):
+        seeds = side.get("ci_seeds")
+        sure = side["p_holm"] <= shifted.LEVEL and (seeds is None or seeds[0] > 0 or seeds[1] < 0)
+        leads.append((1 if side["difference"] > 0 else -1) if sure else 0)
+    if all(leads):
+        return "kept" if leads[0] == leads[1] else "inverted"
+    return "lost" if leads[0] else "new" if leads[1] else "level"
+
+
 def ranks(runs: Runs, *, rows: Sequence[str], shift: str) -> Json:
     """Rank changes by mean J over preferences, seeds averaged within each base item; each pair over seeds, too."""
     pooled = [answer for answers in runs.values() for answer in answers]
@@ -109,6 +125,7 @@ def ranks(runs: Runs, *, rows: Sequence[str], shift: str) -> Json:
         for name, side in (("home", NO_SHIFT), ("away", shift)):
             over = shifted.seed_differences(runs, rows=(first, second), shift=side, score=objective)
             entry[name] |= {"ci_seeds": over.pair, "over_seeds": over.says}
+        entry["verdict"] = verdict(entry)
     return found
 
 

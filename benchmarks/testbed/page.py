@@ -8,8 +8,10 @@ from pathlib import Path
 from benchmarks.command import write_table
 from benchmarks.pages import Entry, render, write
 from benchmarks.testbed import figures
+from benchmarks.testbed.matched import NEAR, matched_by_points
 from benchmarks.testbed.merge import commits_of
 from evals.items import NO_SHIFT
+from evals.report.words import num
 
 GATE = 0.25  # the regret share from which a control fails, and up to which a method passes
 
@@ -21,7 +23,8 @@ def write_page(found: Entry, *, folder: Path, command: str) -> None:
     text = render(
         Path(__file__).with_name("page.md.j2"), found=found, split=found.get("split", NO_SHIFT), gate=GATE,
         command=command, commits=commits_of(found),
-        worlds=[(world, rows, summary(rows)) for world, rows in worlds.items()],
+        stands_in=all(e["matched_kl_hypervolume"] is None for rows in worlds.values() for e in rows.values()),
+        worlds=[(world, rows, summary(rows), matched(rows, world=world)) for world, rows in worlds.items()],
     )  # fmt: skip
     files = {"testbed.md": text}
     for world, rows in worlds.items():
@@ -38,6 +41,14 @@ def ranked(table: Entry, world: str) -> dict[str, dict[str, object]]:
         if world in entry["worlds"]
     }
     return dict(sorted(found.items(), key=lambda item: item[1]["regret_share"]))
+
+
+def matched(rows: Mapping[str, Entry], *, world: str) -> dict[str, str]:
+    """Row -> its hypervolume at matched KL, to two digits where `best_of_256` stands in for the optimum."""
+    exact = {row: entry["matched_kl_hypervolume"] for row, entry in rows.items()}
+    if NEAR not in rows or any(value is not None for value in exact.values()):
+        return {row: "" if value is None else num(value) for row, value in exact.items()}
+    return {row: num(value, 2) for row, value in matched_by_points(rows, world=world).items()}
 
 
 def summary(rows: Mapping[str, Entry]) -> Entry:

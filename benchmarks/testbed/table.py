@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from evals.stats import intervals as stats
 from recipes.pipeline.plan import Plan
 from recipes.pipeline.provenance import ledger_table
 from recipes.pipeline.summary import shared
-from recipes.testbed.demo_summary import exact_of, front_at_kl
+from recipes.testbed.demo_summary import exact_of
 
 KEYS = (
     "regret_mean", "regret_share", "regret_share_ci", "matched_kl_hypervolume", "kl", "worst_weight_regret",
@@ -100,13 +99,12 @@ def seed_table(plan: Plan) -> dict[str, Fields]:
     done = {row: calls for row, calls in plan.cells.items() if finished(calls)}
     if "reference" not in done:
         return {}
-    facts = json.loads((setting.folder("facts") / "facts.json").read_text(encoding="utf-8"))
     drawn = {row: max(open_run(c.out).metrics["samples_per_response"] for c in calls) for row, calls in done.items()}
     table = exact_table(
         [answer for calls in done.values() for answer in at_home(calls, setting.home)],
         objectives=setting.objectives,
         reference_point=[setting.world.config.reference_point] * len(setting.objectives),
-        front_at_kl=front_at_kl(facts["classes"], count=len(setting.objectives), dense=200, coarse=12),
+        front_at_kl=None,
         info={row: {"samples_per_response": n} for row, n in drawn.items()},
     )
     kept = ("preference", "values", "kl", "J", "regret", "malformed")

@@ -99,20 +99,14 @@ def _common(points: Sequence[Point], *, reference_K: np.ndarray, objectives: Seq
     }
 
 
-def _matched(
-    points: Sequence[Point], *, reference_NK: np.ndarray, ref_point: Sequence[float], front_at_kl: Front | None
-) -> tuple[float | None, str]:
-    """(hypervolume recovered at the family's largest KL or None, words)."""
-    largest = max(point.kl for point in points)
-    if front_at_kl is None:
-        return None, "not computed: no exact front was given"
-    if largest <= 1e-9:
-        return None, "not defined: the row spends no KL"
-    share = recovered_hypervolume(
-        _values(points), reference_NK=reference_NK, exact_NK=front_at_kl(largest), ref_point=ref_point
-    )
-    words = f"against the exact front at the row's largest mean KL, {largest:.3f}"
-    return share, words if share is not None else f"not defined: no gain is possible at KL {largest:.3g}"
+def at_optimum_kl(points: Sequence[ExactPoint], *, reference: Sequence[ExactPoint]) -> np.ndarray:
+    """(M, K) values at no more KL than the optimum spends at the same preference.
+
+    A point that spends more is mixed with the reference model until it does not: `ref + kl* / kl (point - ref)`. The
+    mixture of the two policies has these values, and KL is convex, so that it spends at most kl*.
+    """
+    kept = [min(1.0, point.kl_star / point.kl) if point.kl > 0 else 1.0 for point in points]
+    return _values(reference) + np.array(kept)[:, None] * (_values(points) - _values(reference))
 
 
 def _exact_row(
@@ -129,13 +123,14 @@ def _exact_row(
     if np.mean(reference_regrets) > 0:
         share = fronts.regret_share(regrets, reference_regrets_M=reference_regrets)
     best_NK = np.array([point.values_star for point in points], dtype=float)
+    ends = {"reference_NK": _values(same), "exact_NK": best_NK, "ref_point": ref_point}
     return {
         "regret": float(np.mean(regrets)),
         "regret_share": share,
-        "raw_hypervolume": recovered_hypervolume(
-            _values(points), reference_NK=_values(same), exact_NK=best_NK, ref_point=ref_point
-        ),
+        "raw_hypervolume": recovered_hypervolume(_values(points), **ends),
         "raw_hypervolume_over": "0 = reference model, 1 = exact optimum at the same beta and preferences",
+        "matched_kl_hypervolume": recovered_hypervolume(at_optimum_kl(points, reference=same), **ends),
+        "matched_kl_hypervolume_over": "the same, at each preference at no more KL than the optimum spends there",
         "answered": len(points),
         "preferences": len(reference),
     }
@@ -172,9 +167,6 @@ def points_table(
     for row, points in points_of.items():
         entry = _exact_row(points, reference=reference, row=row, ref_point=yardstick.reference_point)
         entry |= _common(points, reference_K=reference_MK[0], objectives=objectives)
-        entry["matched_kl_hypervolume"], entry["matched_kl_hypervolume_over"] = _matched(
-            points, reference_NK=reference_MK, ref_point=yardstick.reference_point, front_at_kl=front_at_kl
-        )
         interval = stats.seed_interval((seed_shares or {}).get(row) or [entry["regret_share"] or 0.0])
         entry["regret_share_ci"] = interval.pair
         entry["regret_share_ci_over"] = f"{interval.says}; the evaluation itself is exact"
@@ -251,10 +243,13 @@ def sampled_table(
         gain = volumes(own, counts_DG=counts, ref_point=reference_point) - start
         interval = stats.bootstrap_interval(gain[1:], estimate=float(gain[0]), n=len(own.items), over="prompts")
         points = sampled_points(answer for answer in home if answer.row == row)
+        outside = int((_values(points) <= np.array(reference_point)).any(axis=1).sum())
+        outside_words = f"; {outside} of {len(points)} points lie below the reference point and count nothing"
         entry: Json = {"regret": None, "regret_share": None, "regret_share_ci": None}
         entry |= {"regret_share_ci_over": why, "matched_kl_hypervolume": None, "matched_kl_hypervolume_over": why}
         entry |= {"raw_hypervolume": interval.estimate, "raw_hypervolume_ci": interval.pair}
         entry["raw_hypervolume_over"] = f"gain over the reference model in score units; {interval.says}"
+        entry["raw_hypervolume_over"] += outside_words if outside else ""
         entry |= _common(points, reference_K=base.points()[0], objectives=objectives)
         entry |= {"samples_per_response": 1, **info.get(row, {})}
         entry["passes"], entry["gate"] = None, "not gated: there is no exact optimum to take a regret share of"

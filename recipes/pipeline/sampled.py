@@ -13,12 +13,16 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+BELOW = 2.0  # specialists of one objective were seen to lose up to one standard deviation of the other
+POINT_IS = "the reference model's mean score minus two standard deviations of its single responses, per objective"
+
+
 def reference_point(answers: Sequence[SampledAnswer]) -> list[float]:
-    """Per objective the reference model's mean score minus its standard deviation: fixed before any method is seen."""
+    """The corner of hypervolumes (POINT_IS): fixed before any method is seen, and below every ordinary specialist."""
     import numpy as np
 
     values_NK = np.array([c.values for c in answers if c.row == REFERENCE and c.shift == "none"])
-    return (values_NK.mean(0) - values_NK.std(0)).tolist()
+    return (values_NK.mean(0) - BELOW * values_NK.std(0)).tolist()
 
 
 def conflict_of(answers: Sequence[SampledAnswer], *, names: Sequence[str]) -> dict[str, object]:
@@ -81,7 +85,7 @@ def sampled_summary(
         "world_details": {
             "objectives": list(names),
             "reference_point": point,
-            "reference_point_is": "the reference model's mean score minus its standard deviation, per objective",
+            "reference_point_is": POINT_IS,
             "prompts": len({answer.prompt for answer in answers if answer.shift == "none"}),
         },
         "methods": table,

@@ -58,8 +58,8 @@ class Summary:
 class About:
     """What a setting's tables need beside the cells.
 
-    headline: the objective whose loss under a shift heads the tables. point: of hypervolumes (None: the reference's
-    mean less its deviation). apart: rows with cells that stand in no table. info: more on a row.
+    headline: the objective whose loss under a shift heads the tables. point: of hypervolumes (None: that of
+    `sampled.reference_point`). apart: rows with cells that stand in no table. info: more on a row.
     """
 
     title: str

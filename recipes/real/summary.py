@@ -11,6 +11,7 @@ from align.data.answers import SampledAnswer
 from align.runs import Call, open_run
 from evals.items import Fields, Json
 from recipes.pipeline.plan import Plan
+from recipes.pipeline.sampled import POINT_IS
 from recipes.pipeline.setting import REFERENCE
 from recipes.pipeline.summary import About, Summary, Table, answers_of, preferences, summary
 from recipes.real.setting import Config, RealData
@@ -39,7 +40,7 @@ def real_summary(config: Config, plan: Plan, setting: RealData) -> Summary:
     model = _language_model(setting)
     rows = open_run(setting.out / "rows").metrics
     details = {
-        "reference_point_is": "the reference model's mean score minus its standard deviation, per objective",
+        "reference_point_is": POINT_IS,
         "judges": "reward models trained on comparisons that nothing else was trained on; raw scores",
         "preferences": preferences(setting.preferences),
         "rows": rows["rows"],

@@ -146,7 +146,8 @@ def gain_over_seeds(
         with np.errstate(divide="ignore", invalid="ignore"):
             ratios.append(np.where(gains[0] > 0, gains[1] / gains[0], np.nan))
     mean_D = np.mean(ratios, axis=0)
-    over_items = stats.bootstrap_interval(mean_D[1:], estimate=float(mean_D[0]), n=items, over=f"{ITEMS}, bootstrap")
+    words = f"{ITEMS}, expanded bootstrap"
+    over_items = stats.bootstrap_interval(mean_D[1:], estimate=float(mean_D[0]), n=items, over=words)
     over_seeds = stats.seed_interval([float(ratio_D[0]) for ratio_D in ratios], over=SEEDS)
     return {"value": float(mean_D[0]), **_two(over_seeds, over_items)}
 
