@@ -64,7 +64,8 @@ def worst(rng: np.random.Generator, *, groups: int = 18, items: int = 20, rate: 
     """Groups that all fail at one rate: the worst of them was worst by chance."""
     made = list(_outcomes(rng.random(groups * items) < rate, per_group=items))
     found = outcome_table(made)["shifts"][NO_SHIFT]["harmful"]["worst_group"]
-    return Estimate(Interval(found["value"], *found["ci"], over=found["over"], n=found["n"]), rate)
+    low, high = found["ci"]
+    return Estimate(Interval(found["value"], low, high, found["over"], found["n"]), rate)
 
 
 def one_of_two(rng: np.random.Generator, *, items: int) -> Estimate:

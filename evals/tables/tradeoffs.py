@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -123,13 +124,13 @@ def _exact_row(
     if np.mean(reference_regrets) > 0:
         share = fronts.regret_share(regrets, reference_regrets_M=reference_regrets)
     best_NK = np.array([point.values_star for point in points], dtype=float)
-    ends = {"reference_NK": _values(same), "exact_NK": best_NK, "ref_point": ref_point}
+    recovered = partial(recovered_hypervolume, reference_NK=_values(same), exact_NK=best_NK, ref_point=ref_point)
     return {
         "regret": float(np.mean(regrets)),
         "regret_share": share,
-        "raw_hypervolume": recovered_hypervolume(_values(points), **ends),
+        "raw_hypervolume": recovered(_values(points)),
         "raw_hypervolume_over": "0 = reference model, 1 = exact optimum at the same beta and preferences",
-        "matched_kl_hypervolume": recovered_hypervolume(at_optimum_kl(points, reference=same), **ends),
+        "matched_kl_hypervolume": recovered(at_optimum_kl(points, reference=same)),
         "matched_kl_hypervolume_over": "the same, at each preference at no more KL than the optimum spends there",
         "answered": len(points),
         "preferences": len(reference),
