@@ -124,7 +124,8 @@ def meaning(error: Exception, openai: ModuleType, secret: Secret) -> Failure | N
         return Failure(Missing("connection", "no connection to the server"), retry=True)
     if isinstance(error, UnicodeEncodeError):
         return Failure(Missing("unencodable", "the prompt is no valid Unicode (a lone surrogate)", lasting=True))
-    if isinstance(error, (openai.APIResponseValidationError, json.JSONDecodeError, UnicodeDecodeError)):
+    unread = (openai.APIResponseValidationError, json.JSONDecodeError, UnicodeDecodeError, RecursionError)
+    if isinstance(error, unread) or "integer string conversion" in str(error):  # brackets, digits by the thousands
         return Failure(Missing("malformed", "the reply is not JSON of the protocol"))
     return None
 
@@ -153,6 +154,8 @@ def _failure(status: int | None, body: Fields, *, headers: Any, secret: Secret) 
     told = next((body[key] for key in ("message", "detail", "error") if body.get(key)), None)
     said = secret.line(told if told is None or isinstance(told, str) else json.dumps(told, default=str)) or ""
     slug = "server_error" if status is None else f"http_{status}"
+    if status is not None and 300 <= status < 400:
+        return Failure(Missing(slug, "the server sends to another address; name the one that answers"), fatal=True)
     if status in (None, 400, 403, 422) and _FILTERED.search(f"{code} {said} {body.get('innererror')}"):
         return Failure(Missing("content_filter", "the server's filter withheld the answer"))
     if status in (401, 403):  # such messages repeat parts of the key: never quoted

@@ -25,6 +25,7 @@ from evals.backends.retries import Caller, Patience
 from evals.items import Fields, Json, Missing, Prompt, digest
 
 OPENAI = f"https://{OFFICIAL}/v1"
+MOST_TOKENS = 2**31  # that a server may say an answer has
 TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")
 # What a model may refuse to be told, and what that means for its answers.
 LEFT_OUT = {"temperature": "answers are drawn at its own", "seed": "drawn answers cannot be drawn again"}
@@ -133,8 +134,10 @@ class OpenAIBackend:
         self._secret = self.endpoint.secret()
         self._client = openai.OpenAI(
             api_key=self._secret.reveal() or "none", base_url=self.endpoint.base_url, max_retries=0,
-            timeout=self.patience.attempt_seconds,
+            timeout=self.patience.attempt_seconds, http_client=openai.DefaultHttpxClient(follow_redirects=False),
         )  # fmt: skip
+        if self.endpoint.host != OFFICIAL:  # else the client sends what OPENAI_ORG_ID and OPENAI_PROJECT_ID hold
+            self._client.organization = self._client.project = None
         self._caller: Caller[Any] = Caller(self.patience, sort=lambda error: meaning(error, openai, self._secret))
 
     def __getstate__(self) -> Json:
@@ -227,8 +230,9 @@ class OpenAIBackend:
 
     def _tokens(self, reply: Any, text: str) -> int | None:
         counted = getattr(getattr(reply, "usage", None), "completion_tokens", None)
-        if isinstance(counted, int) or self.endpoint.count_tokens is None:
-            return counted if isinstance(counted, int) else None
+        sound = isinstance(counted, int) and 0 <= counted <= MOST_TOKENS
+        if sound or self.endpoint.count_tokens is None:
+            return counted if sound else None
         return self.endpoint.count_tokens(text)
 
     def continuation_logprobs(
@@ -305,8 +309,13 @@ class OpenAIChat:
 
 
 def chat_of(spec: str, *, keys: Mapping[str, str] | None = None) -> OpenAIChat:
-    """The chat of MODEL or MODEL@http://HOST/v1; `keys` maps hosts: which variable's key goes to which host."""
+    """The chat of MODEL or MODEL@http://HOST/v1; `keys` maps hosts: which variable's key goes to which host.
+
+    UserError for an address without http(s)://, which would be a part of a name for OpenAI's own host.
+    """
     model, at, address = spec.partition("@http")
+    if "@" in model and not at:
+        raise UserError(f"llm:{spec}: an address begins with http:// or https://; write llm:MODEL@http://HOST/v1")
     base_url = f"http{address}" if at else OPENAI
     return OpenAIChat(model, endpoint=Endpoint(base_url, named_for(base_url, keys or {})))
 

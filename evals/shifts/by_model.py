@@ -33,7 +33,7 @@ def _json_of(reply: str | Missing) -> Any | Missing:
     start = re.search(r"[\[{]", reply)
     try:
         return json.JSONDecoder(strict=False).raw_decode(reply, start.start() if start else len(reply))[0]
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return Missing("llm_unusable", "the model that makes the shift did not answer in JSON")
 
 

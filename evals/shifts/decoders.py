@@ -55,7 +55,7 @@ def json_list(response: str) -> str:
     try:
         value, end = json.JSONDecoder(strict=False).raw_decode(response, at)
         parts, after = [item for item in value if isinstance(item, str)], response[end:]
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # cut, thousands of brackets or of digits
         parts, after = [_unquoted(match.group(1)) for match in _STRING.finditer(response, at)], ""
     around = [re.sub(r"```\w*", "", part).strip() for part in (response[:at], after)]
     return " ".join(part for part in (around[0], *parts, around[1]) if part) if any(parts) else response

@@ -11,6 +11,7 @@ import pytest
 from align.errors import UserError
 from align.policies.base import PointFamily
 from align.runs import open_run, run_stage
+from evals.tables.export import export_file
 from recipes import cli
 
 Rows = dict[str, Path]
@@ -148,6 +149,13 @@ def test_suites_keep_a_strangers_cells(
     (out / "cells.jsonl").write_text(content)
     assert "cells.jsonl:1: " in refused(capsys, "suites", tiny_model, *suite, "--out", out)
     assert (out / "cells.jsonl").read_text() == content
+
+
+@pytest.mark.parametrize("name", ["cells", "outcomes", "shifts"])
+def test_an_export_never_takes_the_name_of_the_store(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"{name}.jsonl is a file of the evaluation itself; rename the suite's file"):
+        export_file(tmp_path, suite=name, kind="jsonl")
+    assert export_file(tmp_path, suite=name, kind="parquet").name == f"{name}.parquet"
 
 
 def test_two_suites_of_one_name_are_refused(
