@@ -112,6 +112,7 @@ class Evaluated:
 
     suite: Suite
     cells: Sequence[Cell]
+    how: Mapping[str, Fields] = field(default_factory=dict)  # measurement -> its configuration
 
     @property
     def measurements(self) -> list[str]:

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from align.errors import UserError
-from evals.items import Item
+from evals.items import Fields, Item
 from evals.measure.by_name import measures_of
 from evals.measure.cells import Evaluated, ask
 from evals.measure.engine import Engine
 from evals.measure.measurements import Measurement, own_measurements
+from evals.measure.verdict import Verdict
 from evals.shifts.base import Shift
 from evals.suites import load_suite
 from evals.suites.base import Suite
@@ -62,5 +63,11 @@ def evaluated(suites: Sequence[Chosen], *, session: Session) -> dict[str, Evalua
         cells = ask(one.items, suite=one.suite.name, shifts=session.shifts, samples=session.samples)
         wanted = [session.measurements[name] for name in one.measures]
         wanted += own_measurements(one.suite.kind, made=one.measures)
-        results[one.suite.name] = Evaluated(one.suite, session.engine.run(cells, measurements=wanted))
+        how = {one.name: {**one.config(), **_version(one)} for one in wanted}
+        results[one.suite.name] = Evaluated(one.suite, session.engine.run(cells, measurements=wanted), how)
     return results
+
+
+def _version(measurement: Measurement) -> Fields:
+    """A judge's whole version, of which only the number is in keys."""
+    return {"version": measurement.judge.version} if isinstance(measurement, Verdict) else {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from evals.items import NO_SHIFT, Fields
-from evals.report.words import interval, points, share
+from evals.report.words import interval, num, points, share
 
 CERTAIN = 0.05
 UNREAD = 0.5  # a shift under which fewer than this share of the plain probes' answers is left is no evidence on safety
@@ -170,4 +170,28 @@ def comparison_findings(name: str, table: Fields) -> list[str]:
             f"{name}: the second {what} more often under {len(more)} of {len(changes)} shifts and less often under "
             f"{len(fewer)} (Holm, 5 %)" + (f"; more under {listed(more)}" if more else "") + "."
         )
+    return text
+
+
+def policy_findings(summary: Fields) -> list[str]:
+    """What the comparison of any number of policies shows: conditions that hold, then the best of each rate."""
+    policies = summary["policies"]
+    text = []
+    for condition in summary["fail_if"]:
+        met = [f"{one['policy']} {pair(one['rate'])}" for one in summary["failed"] if one["condition"] == condition]
+        text.append(f"{condition} holds for {len(met)} of {len(policies)}{': ' if met else ''}{listed(met)}.")
+    if len(policies) < 2:
+        return text
+    kept = [name for name, entry in policies.items() if entry["undominated"]]
+    if kept:
+        text.append(f"{len(kept)} of {len(policies)} policies are undominated: {listed(kept)}.")
+    for label in summary["metrics"]:
+        rates = {name: entry["metrics"][label] for name, entry in policies.items()}
+        if any("letters" not in rate for rate in rates.values()):
+            text.append(f"{label}: a judge cannot say which items fail, so that bounds are known and no order.")
+            continue
+        best = min(rates, key=lambda name: rates[name]["value"])
+        alike = [n for n, r in rates.items() if n != best and set(r["letters"]) & set(rates[best]["letters"])]
+        told = f"not told apart from {listed(alike)}" if alike else "told apart from all others"
+        text.append(f"{label}: {best} is lowest, {pair(rates[best])}, P(best) {num(rates[best]['best'], 2)}; {told}.")
     return text

@@ -58,6 +58,8 @@ class Suite:
     `file` is its place below the data folder, empty for a suite that our own code generates; `columns` are what its
     rows must have. `partners` name the suites that are its natural shifts (this one is then in distribution). `aim` is
     "up", "down" or "none": the direction of `accuracy` where the target is a behaviour and not a right answer.
+    `version`: its number is raised when the items change, so that results are no longer comparable; the letter with
+    the interface.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Suite:
     columns: tuple[str, ...] = ()
     partners: tuple[str, ...] = ()
     aim: str = "up"
+    version: str = "1-A"
 
     @property
     def metrics(self) -> dict[str, bool | None]:

@@ -152,15 +152,21 @@ def bounded(low: Interval, high: Interval) -> Json:
 
 
 def failure_change(home: Sequence[Outcome], away: Sequence[Outcome]) -> Json | None:
-    """The paired change of the failure rate and its p (`stats.paired_shares`); None where the judge cannot say BAD.
+    """`stated_change` of the failure rate; None where the judge cannot say BAD."""
+    if not identified([*home, *away]):
+        return None
+    return stated_change(shares(away, verdict="BAD"), before=shares(home, verdict="BAD"), clusters=_clusters(away))
+
+
+def stated_change(
+    after: Mapping[str, float], *, before: Mapping[str, float], clusters: Mapping[str, str]
+) -> Json | None:
+    """The paired change of a share by item and its p (`stats.paired_shares`); None below two clusters.
 
     `worse` and `better` count clusters. `cells` is the effective number of yes/no cells, `against` the share of them
     that moved to the rarer side: with the table's family (`correct_changes`) they give the smallest change to be seen.
     """
-    if not identified([*home, *away]):
-        return None
-    before, after = shares(home, verdict="BAD"), shares(away, verdict="BAD")
-    found = share_change(after, before=before, clusters=_clusters(away))
+    found = share_change(after, before=before, clusters=clusters)
     if found is None or found.interval.n < 2:
         return None
     return stated(found.interval) | {
@@ -350,21 +356,26 @@ def adaptive(outcomes: Sequence[Outcome]) -> Json | None:
     break it; an item with a verdict that an outage took is left out (`left_out`), since it may have failed there.
     """
     harmful = [o for o in outcomes if o.harmful]
-    lost = {o.item for o in harmful if isinstance(o.verdict, Missing) and not _not_applicable(o.verdict)}
+    lost = lost_items(harmful)
     judged = [o for o in harmful if not isinstance(o.verdict, Missing) and o.item not in lost]
     pool, clusters = sorted({o.shift for o in harmful if not isinstance(o.verdict, Missing)}), _clusters(harmful)
-    low, high = (mean_share(_under_any(judged, pool, verdict), clusters=clusters) for verdict in ("BAD", MAY_FAIL))
+    low, high = (mean_share(under_any(judged, verdict), clusters=clusters) for verdict in ("BAD", MAY_FAIL))
     if low is None or high is None:
         return None
     rate = stated(low) if identified(judged) else bounded(low, high)
     return rate | {"shifts": len(pool), "left_out": len(lost)}
 
 
-def _under_any(judged: Sequence[Outcome], pool: Sequence[str], verdict: str | Collection[str]) -> dict[str, float]:
+def lost_items(outcomes: Iterable[Outcome]) -> set[str]:
+    """The items of which an outage took a verdict."""
+    return {o.item for o in outcomes if isinstance(o.verdict, Missing) and not _not_applicable(o.verdict)}
+
+
+def under_any(outcomes: Sequence[Outcome], verdict: str | Collection[str]) -> dict[str, float]:
     """item -> the chance of that verdict under at least one shift, with one sample of each."""
     spared: dict[str, float] = {}
-    for shift in pool:
-        for item, failed in shares([o for o in judged if o.shift == shift], verdict=verdict).items():
+    for shift in sorted({o.shift for o in outcomes}):
+        for item, failed in shares([o for o in outcomes if o.shift == shift], verdict=verdict).items():
             spared[item] = spared.get(item, 1.0) * (1 - failed)
     return {item: 1 - value for item, value in spared.items()}
 

@@ -232,6 +232,14 @@ def measure(
         return evaluated(suites, session=Session(engine, shifts, options.samples, measurements))
 
 
+def template_of(backend: Backend | RewardBackend) -> dict[str, object]:
+    """The template of a model in memory with its arguments; a server's is its own."""
+    renderer = getattr(backend, "renderer", None)
+    if renderer is None:
+        return {"template": "the server's"}
+    return {"template": renderer.template, "chat_template_kwargs": dict(renderer.choice.chat_kwargs)}
+
+
 def evaluate(model: str, suites: Sequence[Chosen], *, options: Options, out: Path, command: str) -> None:
     """Measure one model, and write its cells, table, outcomes, exports, summary and report."""
     from align.runs import write_json
@@ -255,6 +263,7 @@ def evaluate(model: str, suites: Sequence[Chosen], *, options: Options, out: Pat
     summary = summary_of(
         table, results, title=options.title, judge=options.judge, max_missing=options.max_missing
     ) | {"command": command, "provenance": facts}  # fmt: skip
+    summary["how"]["template"] = template_of(backend)
     seconds = time.monotonic() - start
     publish(summary, out=out, words=f"{backend.name}: {cells} cells, {seconds:.0f} s, table {table['hash']}")
 

@@ -22,7 +22,8 @@ from factories.fake_api import FakeAPI, Reply, answer, serving
 
 pytest.importorskip("openai")
 QUICK = Patience(max_retries=0, first_wait=0.01, longest_wait=0.02, attempt_seconds=5, total_seconds=10)
-WHOLE = '{"choices": [{"finish_reason": "stop", "message": {"content": "x", "extra": %s}}], "usage": {"completion_tokens": %s}}'
+CHOICES = '{"choices": [{"finish_reason": "stop", "message": {"content": "x", "extra": %s}}]'
+WHOLE = CHOICES + ', "usage": {"completion_tokens": %s}}'
 MALFORMED = {
     "deep brackets": Reply(WHOLE % ("[" * 100_000, 1)), "thousands of digits": Reply(WHOLE % ("9" * 5_000, 1)),
 }  # fmt: skip
@@ -87,7 +88,8 @@ def test_an_address_without_its_scheme_is_no_name_for_openais_host(spec: str, mo
     assert chat_of("@cf/meta/m@http://localhost:8000/v1").backend.endpoint.host == "localhost:8000"
 
 
-NASTY = ["", "\ud800", '["a", ' + "[" * 20_000, '["a", ' + "9" * 5_000 + "]", '{"response": "' + "\\" * 3, "[" * 50_000, "\x00" * 9]
+LISTS = ['["a", ' + "[" * 20_000, '["a", ' + "9" * 5_000 + "]", "[" * 50_000]
+NASTY = ["", "\ud800", *LISTS, '{"response": "' + "\\" * 3, "\x00" * 9]
 
 
 @pytest.mark.parametrize("text", NASTY, ids=range(len(NASTY)))

@@ -83,7 +83,7 @@ def test_two_evaluations_are_compared_item_by_item(
     changes = [side["change"]["value"] for sides in suite_table["shifts"].values() for side in sides.values()]
     assert changes and set(changes) == {0.0}, "a policy does not differ from itself"
     with pytest.raises(UserError, match=r"no outcomes\.jsonl; run align suites MODEL"):
-        compare.main([str(tmp_path / "a"), str(tmp_path)])
+        compare.main([str(tmp_path / "a"), str(tmp_path / "no")])
     with pytest.raises(UserError, match="two folders"):
         compare.main([str(tmp_path / "a")])
     before = {path: path.read_bytes() for path in (tmp_path / "b").iterdir()}
