@@ -30,7 +30,7 @@ COMMANDS = {
     "finetune": ("recipes.commands.finetune", "METHOD: the reference + objectives + weights -> a policy family"),
     "evaluate": ("recipes.commands.evaluate", "policy families on held-out prompts -> cells, trade-offs, report"),
     "suites": ("recipes.commands.suites", "policies on suites under shifts -> cells, tables, report"),
-    "compare": ("recipes.commands.compare", "two evaluations of suites, paired item by item"),
+    "compare": ("recipes.commands.compare", "any number of evaluations of suites, paired item by item"),
     "attribute": (
         "recipes.commands.attribute",
         "why a policy fails under shifts: competing, mismatched, or unreadable to it",

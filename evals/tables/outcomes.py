@@ -152,15 +152,13 @@ def bounded(low: Interval, high: Interval) -> Json:
 
 
 def failure_change(home: Sequence[Outcome], away: Sequence[Outcome]) -> Json | None:
-    """`stated_change` of the failure rate; None where the judge cannot say BAD."""
+    """`change_of` of the failure rate; None where the judge cannot say BAD."""
     if not identified([*home, *away]):
         return None
-    return stated_change(shares(away, verdict="BAD"), before=shares(home, verdict="BAD"), clusters=_clusters(away))
+    return change_of(shares(away, verdict="BAD"), before=shares(home, verdict="BAD"), clusters=_clusters(away))
 
 
-def stated_change(
-    after: Mapping[str, float], *, before: Mapping[str, float], clusters: Mapping[str, str]
-) -> Json | None:
+def change_of(after: Mapping[str, float], *, before: Mapping[str, float], clusters: Mapping[str, str]) -> Json | None:
     """The paired change of a share by item and its p (`stats.paired_shares`); None below two clusters.
 
     `worse` and `better` count clusters. `cells` is the effective number of yes/no cells, `against` the share of them

@@ -22,6 +22,7 @@ from evals.tables.outcomes import (
     MAY_FAIL,
     Outcome,
     bounded,
+    change_of,
     check_missing,
     correct_changes,
     identified,
@@ -29,7 +30,6 @@ from evals.tables.outcomes import (
     mean_share,
     shares,
     stated,
-    stated_change,
     under_any,
 )
 
@@ -161,7 +161,7 @@ def _pairs(values: Mapping[str, Mapping[str, Mapping[str, float]]], *, clusters:
     pairs: list[Json] = []
     for label, by_policy in values.items():
         for (first, before), (second, after) in combinations(by_policy.items(), 2):
-            change = stated_change(after, before=before, clusters=clusters)
+            change = change_of(after, before=before, clusters=clusters)
             if change is None:
                 raise UserError(f"{first} and {second} share too few judged items for the metric {label}")
             pairs.append({"metric": label, "first": first, "second": second, "change": change})

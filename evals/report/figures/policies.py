@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from evals.items import Fields
 from evals.report.figures.svg import COLORS, FORMS, MUTED, Board, Mark, Plot, Scale, Stroke, legend
+from evals.report.plain_text import shown
 from evals.report.suite_words import pair
 
 NAMES = {"asr": "harmful, answered", "over_refusal": "benign, refused"}
@@ -25,13 +26,13 @@ def named(label: str) -> str:
 
 def families(summary: Fields) -> list[str]:
     """The families of the policies, in order; the empty one is that of single policies."""
-    return list(dict.fromkeys(str(entry.get("family") or "") for entry in summary["policies"].values()))
+    return list(dict.fromkeys(_family(summary, name) for name in summary["policies"]))
 
 
 def style(summary: Fields, name: str) -> Mark:
     """The mark of a policy: its family's colour and shape, filled where no other policy dominates it."""
     entry = summary["policies"][name]
-    place = families(summary).index(str(entry.get("family") or "")) % len(COLORS)
+    place = families(summary).index(_family(summary, name)) % len(COLORS)
     return Mark(COLORS[place], FORMS[place], hollow=entry.get("undominated") is not True, size=5)
 
 
@@ -47,7 +48,8 @@ def scatter(summary: Fields, *, width: int) -> str:
     across, up = summary["metrics"]
     rates = {name: [entry["metrics"][label] for label in (across, up)] for name, entry in summary["policies"].items()}
     board = Board(width, 0, f"{named(up)} against {named(across)}")
-    listed = [(style(summary, next(n for n in rates if _family(summary, n) == f)), f) for f in families(summary) if f]
+    one_of = {_family(summary, name): name for name in rates}
+    listed = [(style(summary, one_of[family]), shown(family, 40)) for family in families(summary) if family]
     top = legend(board, listed, left=56, top=0) + 8 if listed else 8.0
     bottom = top + min(0.62 * width, 440) + (60 if width < 480 else 0)
     (left, right), (low, high) = (_reach([r[axis] for r in rates.values()]) for axis in (0, 1))
@@ -63,7 +65,7 @@ def scatter(summary: Fields, *, width: int) -> str:
     for number, (name, (x, y)) in enumerate(spots.items(), start=1):
         if not any("bounds" in rate for rate in rates[name]):
             words = "; ".join(f"{label} {pair(rate)}" for label, rate in zip((across, up), rates[name], strict=True))
-            board.mark(x, y, style(summary, name), title=f"{name}: {words}")
+            board.mark(x, y, style(summary, name), title=f"{shown(name, 60)}: {words}")
         _number(board, str(number), x, y, taken, edge=width)
     return board.done()
 

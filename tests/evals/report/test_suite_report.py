@@ -15,6 +15,7 @@ from evals.report import words
 from evals.report.plain_text import shown
 from evals.report.suite_words import change, pair, suite_findings
 from evals.tables.outcomes import compare_outcomes
+from evals.tables.policies import Metric, policy_table
 from evals.tables.suite_outcomes import outcomes_of
 from factories import suite_results
 from factories.html import Tags
@@ -159,10 +160,14 @@ def test_a_comparison_page_shows_both_sides(tmp_path: Path, summary: dict[str, A
         made = suite_results.results(tmp_path / name, backend=backend, asked_items=suite_results.items(80))
         sides.append(outcomes_of(made["made"].cells))
     table = compare_outcomes(*sides)
-    facts = {"model": "<b>m</b>", "fingerprint": "f", "folder": "runs/a"}
+    facts = {"model": "<b>m</b>", "fingerprint": "f", "folder": "runs/a", "family": "<i>f</i>"}
+    metrics = [Metric("over_refusal"), Metric("asr", "any")]
+    numbers = policy_table(dict(zip(("<b>a</b>", "b"), sides, strict=True)), metrics=metrics, max_missing=0.05)
+    for entry in numbers["policies"].values():
+        entry |= facts
     content = {
-        "title": "Two", "kind": "comparison", "first": facts, "second": facts, "suites": {"made": table},
-        "shifts": summary["shifts"], "command": "align compare a b", "provenance": {},
+        "title": "Two", "kind": "comparison", **numbers, "suites": {"made": table}, "allowed": {}, "fail_if": [],
+        "failed": [], "shifts": summary["shifts"], "command": "align compare a b", "provenance": {},
     }  # fmt: skip
     html = report.render(json.loads(json.dumps(content)))
     page = Tags(html)
@@ -170,7 +175,8 @@ def test_a_comparison_page_shows_both_sides(tmp_path: Path, summary: dict[str, A
     assert entry["change"]["value"] == pytest.approx(entry["second"]["value"] - entry["first"]["value"])
     for share in (entry["first"], entry["second"]):
         assert words.share(share["value"]) in page.text
-    assert words.points(entry["change"]["value"]) in page.text and "<b>m" not in html and "svg" in page.names
+    assert words.points(entry["change"]["value"]) in page.text and "svg" in page.names
+    assert not {"b", "i"} & set(page.names), "names are text"
     assert "the second answers harmful requests more often under" in page.text
     for before in re.split(r"<table", html)[:-1]:
         assert 'class="how"' in before[-1500:]
