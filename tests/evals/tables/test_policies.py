@@ -58,7 +58,7 @@ def test_policies_that_share_a_letter_are_not_told_apart() -> None:
 
 
 def test_the_lowest_is_best_and_who_is_as_good_and_better_once_dominates() -> None:
-    refuses, answers, both = outcomes([], range(20)), outcomes(range(20)), outcomes(range(20), range(20))
+    refuses, answers, both = outcomes([], range(20)), outcomes(range(20)), outcomes(range(32), range(32))
     found = table({"refuses": refuses, "answers": answers, "both": both})["policies"]
     assert [entry["undominated"] for entry in found.values()] == [True, True, False]
     assert [entry["p_undominated"] for entry in found.values()] == pytest.approx([1, 1, 0], abs=0.02)
