@@ -112,7 +112,7 @@ def backend_of(path: str, *, weights: str | None, template: str | Choice = "auto
 
 def _rule(policy: Any) -> str:
     """What decides a decoded answer beside the models that are decoded: the mixture, or n and what ranks n samples."""
-    scores = getattr(policy, "score", None)
+    scores: Any = getattr(policy, "score", None)
     ranked = [
         (name, weight, type(one).__name__, *(getattr(one, key, None) for key in ("label", "scale", "shift", "end")),
          model_fingerprint(one.model) if hasattr(one, "model") else None)
