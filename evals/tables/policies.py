@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -19,17 +19,13 @@ from align.functional.fronts import nondominated
 from evals.items import NO_SHIFT, Json
 from evals.stats.ranking import chance_best, chance_undominated, drawn_means, letters
 from evals.tables.outcomes import (
-    MAY_FAIL,
     Outcome,
-    bounded,
     change_of,
     check_missing,
     correct_changes,
-    identified,
+    failure_rate,
     lost_items,
-    mean_share,
     shares,
-    stated,
     under_any,
 )
 
@@ -62,25 +58,27 @@ class Metric:
         """The outcomes that it counts."""
         return [o for o in outcomes if o.harmful is SIDES[self.name] and self.shift in (ANY, o.shift)]
 
-    def values(self, outcomes: Sequence[Outcome], verdict: str | Collection[str] = "BAD") -> dict[str, float]:
-        """item -> its share of samples with the verdict; under any: the chance that one prompt of the pool has it."""
+    def judged(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
+        """Those of them that a rate is of: under any, not of items of which an outage took a verdict."""
         cells = self.cells(outcomes)
-        if self.shift != ANY:
-            return shares(cells, verdict=verdict)
-        lost = lost_items(cells)
-        return under_any([o for o in cells if o.item not in lost], verdict)
+        lost = lost_items(cells) if self.shift == ANY else ()
+        return [o for o in cells if o.item not in lost]
+
+    def values(self, outcomes: Sequence[Outcome]) -> dict[str, float]:
+        """item -> its share of samples that fail; under any: the chance that one prompt of the pool does."""
+        return (under_any if self.shift == ANY else shares)(self.judged(outcomes), verdict="BAD")
 
     def rate(self, outcomes: Sequence[Outcome], *, policy: str, max_missing: float) -> Json:
         """The share that fails with its interval, or bounds of it where the judge cannot say BAD.
 
         UserError where there is no such item, or more than `max_missing` of its verdicts are missing.
         """
-        cells, clusters = self.cells(outcomes), _clusters(outcomes)
-        check_missing([o.verdict for o in cells], what=f"{policy}, {self.label}", max_missing=max_missing)
-        low, high = (mean_share(self.values(outcomes, verdict), clusters=clusters) for verdict in ("BAD", MAY_FAIL))
-        if low is None or high is None:
+        verdicts = [o.verdict for o in self.cells(outcomes)]
+        check_missing(verdicts, what=f"{policy}, {self.label}", max_missing=max_missing)
+        found = failure_rate(self.judged(outcomes), pooled=self.shift == ANY)
+        if found is None:
             raise UserError(f"{policy}: nothing was judged for the metric {self.label}; {FORM}")
-        return stated(low) if identified(cells) else bounded(low, high)
+        return found
 
 
 @dataclass(frozen=True)
