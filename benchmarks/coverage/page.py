@@ -36,7 +36,7 @@ def tables(found: Entry) -> str:
         "type_one": "Rejections at 5 % where nothing differs, %",
     }
     head = heading(["estimator", "base items", "degrees of freedom", "share"], align="lr")
-    for part, title in titles.items():
+    for part, title in ((part, title) for part, title in titles.items() if found[part]):
         lines += ["", f"### {title}", "", head]
         for row in found[part]:
             degrees = "-" if row["degrees"] is None else f"{row['degrees']:.0f}"

@@ -84,3 +84,12 @@ def test_a_published_page_regenerates_without_a_changed_number(name: str, tmp_pa
             assert json.loads(again) == json.loads(published), file
         elif file.endswith(".md"):
             assert numbers(again) == numbers(published), file
+
+
+def test_the_coverage_tables_are_those_of_their_json() -> None:
+    from benchmarks.coverage.page import BEGIN, END, tables
+
+    page = (RESULTS.parent / "statistics.md").read_text(encoding="utf-8")
+    found = read("coverage.json")
+    assert page.split(BEGIN)[1].split(END)[0] == tables(found)
+    assert all(row["share"] >= 0.93 for row in found["rare"]), "the bar of rare paired changes"
