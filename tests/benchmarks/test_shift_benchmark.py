@@ -153,6 +153,18 @@ def test_a_planted_mismatch_is_on_the_page_and_the_reference_retains_null(
         assert (tmp_path / name).read_text(encoding="utf-8").startswith("<svg")
 
 
+def test_a_lead_needs_the_topics_and_the_seeds() -> None:
+    def side(difference: float, p_holm: float, seeds: list[float] | None) -> dict[str, Any]:
+        return {"difference": difference, "p_holm": p_holm, "ci_seeds": seeds}
+
+    ahead, behind = side(0.1, 0.01, [0.05, 0.15]), side(-0.1, 0.01, [-0.15, -0.05])
+    unsure, few = side(-0.1, 0.01, [-0.3, 0.1]), side(-0.1, 0.01, None)
+    pairs = [(ahead, ahead), (ahead, behind), (ahead, unsure), (unsure, behind), (unsure, unsure), (ahead, few)]
+    found = [tables.verdict({"home": home, "away": away}) for home, away in pairs]
+    assert found == ["kept", "inverted", "lost", "new", "level", "inverted"]
+    assert tables.verdict({"home": side(0.1, 0.06, None), "away": ahead}) == "new"
+
+
 def test_a_graft_takes_one_half_of_the_weights(tmp_path: Path) -> None:
     from align.models import ModelConfig, build_model, load_model, save_model
     from align.policies.base import PointFamily
