@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from evals.backends.reward_model import RewardBackend
     from evals.measure.cells import Evaluated
     from evals.measure.evaluation import Chosen
+    from evals.shifts.base import Shift
 
 EXPORTS = {"jsonl": None, "parquet": None, "inspect": "inspect_ai"}  # format -> the package that it needs beside ours
 MOST_SAMPLES, MOST_TOKENS = 10_000, 1_000_000  # of one prompt; every sample is a cell in memory
@@ -212,9 +213,10 @@ def reads_of(options: Options) -> Reads:
 
 
 def measure(
-    suites: Sequence[Chosen], *, options: Options, backend: Backend | RewardBackend, out: Path
-) -> dict[str, Evaluated]:
-    """Suite -> its evaluated cells, every value of them in the store below `out`."""
+    suites: Sequence[Chosen], *, options: Options, backend: Backend | RewardBackend, out: Path,
+    shifts: Sequence[Shift] = (),
+) -> dict[str, Evaluated]:  # fmt: skip
+    """Suite -> its evaluated cells, every value of them in the store below `out`; `shifts`: beside those named."""
     from evals.measure.engine import Engine, to_stderr
     from evals.measure.evaluation import Session, evaluated
     from evals.measure.store import locked
@@ -227,9 +229,9 @@ def measure(
     keys, names = read_keys(options.api_key_env), [name for one in suites for name in one.measures]
     measurements = measurements_for(names, reads=reads_of(options), backend=backend)
     with locked(out / "cells.jsonl") as store:
-        shifts = requested_shifts(options.shift, model=options.shift_model, keys=keys, answers=out / "shifts.jsonl")
+        named = requested_shifts(options.shift, model=options.shift_model, keys=keys, answers=out / "shifts.jsonl")
         engine = Engine(backend, store=store, batch=options.batch_size, progress=to_stderr)
-        return evaluated(suites, session=Session(engine, shifts, options.samples, measurements))
+        return evaluated(suites, session=Session(engine, [*named, *shifts], options.samples, measurements))
 
 
 def template_of(backend: Backend | RewardBackend) -> dict[str, object]:
@@ -240,8 +242,14 @@ def template_of(backend: Backend | RewardBackend) -> dict[str, object]:
     return {"template": renderer.template, "chat_template_kwargs": dict(renderer.choice.chat_kwargs)}
 
 
-def evaluate(model: str, suites: Sequence[Chosen], *, options: Options, out: Path, command: str) -> None:
-    """Measure one model, and write its cells, table, outcomes, exports, summary and report."""
+def evaluate(
+    model: str, suites: Sequence[Chosen], *, options: Options, out: Path, command: str, shifts: Sequence[Shift] = (),
+    backend: Backend | RewardBackend | None = None,
+) -> dict[str, Evaluated]:  # fmt: skip
+    """Measure one model, and write its cells, table, outcomes, exports, summary and report; returns the cells.
+
+    `shifts` are asked beside those that the options name; `backend` is the model where it is loaded already.
+    """
     from align.runs import write_json
     from evals.report.suite_summary import summary_of
     from evals.tables.export import export_cells
@@ -250,8 +258,8 @@ def evaluate(model: str, suites: Sequence[Chosen], *, options: Options, out: Pat
     from recipes.pipeline.provenance import provenance, publish
 
     start, options = time.monotonic(), dataclasses.replace(options, model=model, out=str(out))
-    backend = backend_for(model, options)
-    results = measure(suites, options=options, backend=backend, out=out)
+    backend = backend or backend_for(model, options)
+    results = measure(suites, options=options, backend=backend, out=out, shifts=shifts)
     table = table_of(results, backend=backend, max_missing=options.max_missing)
     write_json(out / "table.json", table)
     facts = provenance(options, seed=0)
@@ -266,6 +274,7 @@ def evaluate(model: str, suites: Sequence[Chosen], *, options: Options, out: Pat
     summary["how"]["template"] = template_of(backend)
     seconds = time.monotonic() - start
     publish(summary, out=out, words=f"{backend.name}: {cells} cells, {seconds:.0f} s, table {table['hash']}")
+    return results
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,1 @@
+"""Tables of what safety researchers measure of one policy: depth, at least one of N, durability, flips; pure."""
