@@ -54,7 +54,7 @@ def test_replies_of_a_file_are_matched_by_prompt_and_counted(
     asked = [json.loads(line) for line in (tmp_path / "out" / "outcomes.jsonl").read_text().splitlines()]
     assert len({row["item"] for row in asked}) == 2
     bad = write_rows(tmp_path / "bad.jsonl", [{"prompt": "x", "response": "y"}, {"prompt": "x", "response": " "}])
-    with pytest.raises(UserError, match=r"bad\.jsonl:2: prompt and response must be texts"):
+    with pytest.raises(UserError, match=r"bad\.jsonl line 2: prompt and response must be texts"):
         run(tiny_model, rows, tmp_path / "out", "--replies", str(bad))
     none = write_rows(tmp_path / "none.jsonl", [{"prompt": "x", "response": "y"}])
     with pytest.raises(UserError, match="no item has a reply of 3 tokens that complies"):
