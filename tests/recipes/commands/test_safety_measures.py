@@ -72,7 +72,11 @@ def test_asr_at_n_draws_the_shift_and_the_plain_prompt_and_extrapolates(
     assert set(found) == {"none", "best_of_n"}
     for side in ("harmful", "benign"):
         entry = found["best_of_n"][side]
-        assert entry["items"] == 2 and set(entry["beyond"]) == {"24"} and set(entry["measured"]) <= {"1", "2"}
+        assert (
+            entry["items"] == 2
+            and set(entry["beyond"]) == {"24"}
+            and set(entry["measured"]) == ({"1", "2"} if side == "benign" else set())
+        )
         low, high = entry["beyond"]["24"]["bounds"]
         assert 0 <= low <= high <= 1
     assert "N =    24" in capsys.readouterr().out
