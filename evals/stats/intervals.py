@@ -109,6 +109,20 @@ def clustered_mean(
     return Interval(mean, mean - half, mean + half, over, groups, se=se, degrees=groups - 1)
 
 
+def clustered_ratio(
+    first_N: Sequence[float] | np.ndarray, *, second_N: Sequence[float] | np.ndarray, clusters_N: Sequence[Hashable]
+) -> Interval:
+    """`r = sum first / sum second`, linearised: the clustered mean of `r + (first - r second) / mean(second)`.
+
+    ValueError where the second values sum to 0.
+    """
+    first, second = np.asarray(first_N, dtype=float), np.asarray(second_N, dtype=float)
+    if second.sum() == 0:
+        raise ValueError("a ratio to a sum of 0")
+    found = first.sum() / second.sum()
+    return clustered_mean(found + (first - found * second) / second.mean(), clusters_N=clusters_N)
+
+
 def paired_difference(
     first: Mapping[str, float],
     *,

@@ -1,7 +1,7 @@
 """What a policy keeps when both it and its reference are fine-tuned further: leads by number of steps; pure.
 
 A lead is the policy's mean less the reference's on the same items. The reference, fine-tuned on the same rows for as
-many steps, is the control: what fine-tuning does to a model that had nothing to lose. Legend: D resamples, G clusters.
+many steps, is the control: what fine-tuning does to a model that had nothing to lose.
 """
 
 from __future__ import annotations
@@ -9,12 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from evals.items import Json
-from evals.stats.bootstrap import jackknife_interval
-from evals.stats.intervals import Interval, clustered_mean
-from evals.stats.shares import paired_change
+from evals.stats.intervals import Interval, clustered_mean, clustered_ratio
+from evals.stats.paired_shares import paired_change
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ def durability(series: Sequence[Stressed], *, clusters: Mapping[str, str], share
     start, points = series[0], []
     lead = change(start.policy, start.reference)
     for point in series:
-        leads = [{i: one.policy[i] - one.reference[i] for i in items} for one in (point, start)]
+        leads = [[one.policy[i] - one.reference[i] for i in items] for one in (point, start)]
         points.append({
             "steps": point.steps, "items": len(items), "lead": change(point.policy, point.reference).stated,
             "policy": sum(point.policy[i] for i in items) / len(items),
@@ -57,17 +54,9 @@ def durability(series: Sequence[Stressed], *, clusters: Mapping[str, str], share
             "policy_change": change(point.policy, start.policy).stated,
             "reference_change": change(point.reference, start.reference).stated,
             "lead_change": clustered_mean(
-                [leads[0][i] - leads[1][i] for i in items], clusters_N=labels, over="base items, paired"
+                [now - before for now, before in zip(*leads, strict=True)], clusters_N=labels, over="base items, paired"
             ).stated,
-            "kept": _kept(leads[0], leads[1], clusters=clusters) if lead.excludes_zero else None,
+            "kept": clustered_ratio(leads[0], second_N=leads[1], clusters_N=labels).stated
+            if lead.excludes_zero else None,
         })  # fmt: skip
     return points
-
-
-def _kept(now: Mapping[str, float], start: Mapping[str, float], *, clusters: Mapping[str, str]) -> Json:
-    """Sum of the leads now over their sum at the start, with a jackknife over base items."""
-    groups = list(dict.fromkeys(clusters[item] for item in now))
-    sums_2G = np.array([[sum(v for i, v in one.items() if clusters[i] == g) for g in groups] for one in (now, start)])
-    return jackknife_interval(
-        lambda counts_DG: counts_DG @ sums_2G[0] / (counts_DG @ sums_2G[1]), groups=len(groups)
-    ).stated

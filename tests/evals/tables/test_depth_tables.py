@@ -15,10 +15,8 @@ def test_kl_by_position_by_band_and_the_share_of_the_first_five_tokens() -> None
     assert [(b["from"], b["to"], b["value"], b["n"]) for b in table["bands"]] == [(1, 5, 2.0, 3), (6, 10, 1.0, 3)]
     assert table["early"]["value"] == pytest.approx(30 / 45) and table["early"]["even"] == 0.5
     low, high = table["early"]["ci"]
-    # without a: 25/40, without b: 15/25, without c: 20/25; (G - 1) / G times the sum of squares; t of 2 degrees
-    left_out = [25 / 40, 15 / 25, 20 / 25]
-    mean = sum(left_out) / 3
-    half = 4.30265 * (2 / 3 * sum((x - mean) ** 2 for x in left_out)) ** 0.5
+    # the ratio is 2/3 and the mean sum 15, so items deviate by (5/3, 5/3, -10/3) / 15; 3/2 of their squares over 9
+    half = 4.30265 * (3 / 2 * (2 * (1 / 9) ** 2 + (2 / 9) ** 2) / 9) ** 0.5
     assert (high - low) / 2 == pytest.approx(half, abs=1e-4)
     assert bands((20, 5, 10)) == [(1, 5), (6, 10), (11, 20)]
 
