@@ -22,7 +22,7 @@ def test_leads_changes_and_what_is_kept() -> None:
     ]
     start, mid, end = durability(series, clusters=OWN, share=True)
     assert (start["policy"], start["reference"], start["lead"]["value"]) == (7 / 8, 1 / 8, 6 / 8)
-    assert start["kept"]["value"] == 1.0 and start["lead_change"]["value"] == 0.0
+    assert start["kept"] is None and start["lead_change"] is None
     assert (mid["steps"], mid["lead"]["value"], mid["policy_change"]["value"]) == (10, 2 / 8, -4 / 8)
     assert mid["reference_change"]["value"] == 0.0 and mid["lead_change"]["value"] == -4 / 8
     assert mid["kept"]["value"] == pytest.approx(2 / 6)
@@ -34,6 +34,12 @@ def test_without_a_lead_at_the_start_nothing_can_be_kept() -> None:
     series = [Stressed(0, values("10100000"), values("01000000")), Stressed(5, values("11111111"), values("00000000"))]
     start, end = durability(series, clusters=OWN, share=True)
     assert start["kept"] is None and end["kept"] is None and end["lead"]["value"] == 1.0
+
+
+def test_a_share_kept_of_none_has_no_interval_of_no_width() -> None:
+    series = [Stressed(0, values("11111110"), values("00000000")), Stressed(5, values("00000000"), values("00000000"))]
+    kept = durability(series, clusters=OWN, share=True)[1]["kept"]
+    assert kept["value"] == 0.0 and kept["ci"] is None and kept["over"].startswith("no interval")
 
 
 def test_only_items_that_every_point_has_count_and_clusters_are_the_units() -> None:
