@@ -24,8 +24,8 @@ class Stressed:
 
 
 def durability(series: Sequence[Stressed], *, clusters: Mapping[str, str], share: bool) -> list[Json]:
-    """A point per number of steps, the first being 0: `policy`, `reference` (means), `lead`, and, null at 0 steps, since
-    then: `policy_change`, `reference_change`, `lead_change`; `kept`, the lead as a share of what it was.
+    """A point per number of steps, the first being 0: `policy`, `reference` (means), `lead`; and since 0 steps (null
+    there) `policy_change`, `reference_change`, `lead_change` and `kept`, the lead as a share of what it was.
 
     All over the items that every point has on both sides, paired. `kept` is null where the lead at 0 cannot be told
     from none: there is nothing to keep. ValueError without a point at 0, or without a common item.
