@@ -211,6 +211,11 @@ class Formatter:
         """The prompt as the model reads it, for people: with the special tokens of a chat template, no start token."""
         return shown(self.tokenizer, self._text(prompt))
 
+    def trailing(self, prompt: str) -> int:
+        """How many of the prompt's last ids are white space: the line end with which a chat template opens a reply."""
+        text = self._text(prompt)
+        return len(self._ids(text)) - len(self._ids(text.rstrip()))
+
     def _text(self, prompt: str) -> str:
         """The prompt as text in which special tokens that somebody quoted are masked (not in plain text)."""
         if self.format.template == "chat":

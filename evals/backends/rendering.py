@@ -83,17 +83,22 @@ class Renderer:
         """Token ids of the prompt, ready for the answer."""
         return _or_missing(lambda: self.form.prompt_ids(self.said(prompt)))
 
-    def pair(self, prompt: Prompt, continuation: str) -> tuple[list[int], list[int]] | Missing:
+    def pair(
+        self, prompt: Prompt, continuation: str, *, white_space: bool = False
+    ) -> tuple[list[int], list[int]] | Missing:
         """(Ids of the prompt, ids of what follows it).
 
-        Behind a chat template both are those of a conversation. Else they are one text, cut after the prompt's own
-        number of tokens, and white space at the prompt's end belongs to the continuation, as in lm_eval.
+        Behind a chat template both are those of a conversation; with `white_space` the white space at the prompt's end,
+        a template's last line end, belongs to the continuation, as in lm_eval. Else they are one text, cut after the
+        prompt's own number of tokens, and such white space always does.
         """
-        return _or_missing(lambda: self._pair(self.said(prompt), continuation))
+        return _or_missing(lambda: self._pair(self.said(prompt), continuation, white_space))
 
-    def _pair(self, said: str, continuation: str) -> tuple[list[int], list[int]]:
+    def _pair(self, said: str, continuation: str, white_space: bool) -> tuple[list[int], list[int]]:
         if self.template == "chat":
-            return self.form.row(said, continuation, ended=False)
+            head, tail = self.form.row(said, continuation, ended=False)
+            start = len(head) - (self.form.trailing(said) if white_space else 0)
+            return head[:start], [*head[start:], *tail]
         text = self.form.text(said)
         whole, start = self.form.prompt_ids(text + continuation), len(self.form.prompt_ids(text.rstrip()))
         return whole[:start], whole[start:]

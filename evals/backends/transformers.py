@@ -178,6 +178,14 @@ class TransformersBackend:
         new_BT: list[list[int]] = out_BT[:, ids_BT.shape[1] :].tolist()
         return new_BT
 
+    def continued(self, rows: Sequence[list[int]], *, n: int) -> list[list[int]]:
+        """The `n` most likely tokens behind each row of ids, one after the other; padded behind an end."""
+        greedy = Generation(n)
+        return self.batcher.run(
+            [len(ids) for ids in rows],
+            work=lambda chosen: self._generate([rows[i] for i in chosen], greedy, [0] * len(chosen)),
+        )
+
     @property
     def ends(self) -> list[int]:
         """Every token that ends an answer: the prompt format's, and those the checkpoint's generation config lists."""
@@ -196,9 +204,11 @@ class TransformersBackend:
         batch = padded([(row, ()) for row in rows], pad_id=pad_id, side=side, device=self.model.device)
         return batch.ids_BT, batch.attend_BT
 
-    def pair_ids(self, prompt: Prompt, continuation: str) -> tuple[list[int], int] | Missing:
+    def pair_ids(
+        self, prompt: Prompt, continuation: str, *, white_space: bool = False
+    ) -> tuple[list[int], int] | Missing:
         """(Token ids of prompt and continuation, how many of them are the prompt's); see `Renderer.pair`."""
-        pair = self._asked(prompt, lambda led: self.renderer.pair(led, continuation))
+        pair = self._asked(prompt, lambda led: self.renderer.pair(led, continuation, white_space=white_space))
         if isinstance(pair, Missing):
             return pair
         head, tail = pair
@@ -221,6 +231,12 @@ class TransformersBackend:
         pairs = [self.pair_ids(p, c) for p, c in zip(prompts, continuations, strict=True)]
         if end:
             pairs = [p if isinstance(p, Missing) else ([*p[0], self.form.format.end], p[1]) for p in pairs]
+        return self.pairs_logprobs(pairs, left=left)
+
+    def pairs_logprobs(
+        self, pairs: Sequence[tuple[list[int], int] | Missing], *, left: bool = False
+    ) -> list[list[float] | Missing]:
+        """The same of (ids, how many of them are the prompt's); what is Missing stays Missing."""
         places = [i for i, pair in enumerate(pairs) if not isinstance(pair, Missing)]
         rows = [pair for pair in pairs if not isinstance(pair, Missing)]
         found = self.batcher.run(

@@ -20,9 +20,10 @@ from align.models.formats import Choice
 from evals.backends.base import Completion, Generation, completion_of
 from evals.backends.fingerprints import format_fingerprint, tokenizer_fingerprint
 from evals.backends.rendering import renderer
-from evals.items import Missing, Prompt, digest
+from evals.items import Json, Missing, Prompt, digest
 
 PLACING = ("tensor_parallel_size", "pipeline_parallel_size", "gpu_memory_utilization", "enforce_eager")  # of the work
+NEVER = -100.0  # the lowest bias of a logit that vLLM takes
 WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
 
 
@@ -45,14 +46,16 @@ def folder_fingerprint(folder: str | Path) -> str:
 class VLLMBackend:
     """A model directory (with a LoRA adapter directory where one is given) served by vLLM in this process.
 
-    The prompt format is the adapter's, where its folder has a tokenizer. `context` bounds prompt and answer together in
+    The prompt format is the adapter's, where its folder has a tokenizer. `lead` and `banned` are a tagged policy's, as
+    in TransformersBackend; with `banned` there are no log-probabilities: vLLM's leave the banned tokens their share.
+    `context` bounds prompt and answer together in
     tokens; a longer one is Missing("context"), since vLLM would end the whole batch for it. `engine` are further
     arguments of `vllm.LLM`. UserError where vLLM is not installed.
     """
 
     def __init__(
         self, model: str | Path, *, adapter: str | Path | None = None, name: str | None = None,
-        template: str | Choice = "auto", context: int = 4096, **engine: Any,
+        template: str | Choice = "auto", context: int = 4096, lead: str = "", banned: Sequence[int] = (), **engine: Any,
     ) -> None:  # fmt: skip
         try:
             vllm = importlib.import_module("vllm")
@@ -61,28 +64,34 @@ class VLLMBackend:
         self._weights = [folder_fingerprint(path) for path in (model, adapter) if path is not None]
         self._engine = {name: str(value) for name, value in engine.items() if name not in PLACING}
         self._vllm, self.context, self.name = vllm, context, name or Path(model).name
+        self.lead, self.banned = lead, tuple(banned)
         self._lora = _lora(adapter)
         self._llm = vllm.LLM(model=str(model), max_model_len=context, enable_lora=adapter is not None, **engine)
         own = adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file()
         self._tokenizer = load_tokenizer(adapter if own and adapter is not None else model)
         self.renderer = renderer(self._tokenizer, template=template, place=self.name)
         self._ends = list(self.renderer.form.format.ends)
-        self.can = self.renderer.can | {"logprobs"}
+        self.can = self.renderer.can | (set() if banned else {"logprobs"})
 
     @property
     def fingerprint(self) -> str:
-        """Of the files of model and adapter, tokenizer, prompt format, context and the engine's arguments."""
+        """Of the files of model and adapter, tokenizer, prompt format, context, the engine's arguments and tags."""
         known = tokenizer_fingerprint(self._tokenizer), format_fingerprint(self.renderer.form.format)
-        return digest("vllm", self._weights, *known, self.context, self._engine)[:16]
+        tags = [self.lead, self.banned] if self.lead or self.banned else []
+        return digest("vllm", self._weights, *known, self.context, self._engine, *tags)[:16]
+
+    def encode(self, prompt: Prompt) -> list[int] | Missing:
+        """Token ids of a prompt with its lead; Missing where the format has no place for one of its turns."""
+        led = self._led(prompt)
+        return led if isinstance(led, Missing) else self.renderer.ids(led)
+
+    def _led(self, prompt: Prompt) -> Prompt | Missing:
+        return prompt.led_by(self.lead) if self.lead else prompt
 
     def length(self, prompt: Prompt) -> int:
         """Tokens of a prompt (0 where the format cannot say it): what batches are sorted by."""
         ids = self.encode(prompt)
         return 0 if isinstance(ids, Missing) else len(ids)
-
-    def encode(self, prompt: Prompt) -> list[int] | Missing:
-        """Token ids of a prompt; Missing where the format has no place for one of its turns."""
-        return self.renderer.ids(prompt)
 
     def spaced(self, prompt: Prompt, beginning: str) -> str:
         """The beginning of a reply with the space, if any, that the format puts before it."""
@@ -119,7 +128,9 @@ class VLLMBackend:
         return results
 
     def _params(self, config: Generation, seed: int) -> Any:
-        drawn = {"seed": seed & 0x7FFFFFFF} if config.temperature > 0 else {}
+        drawn: Json = {"seed": seed & 0x7FFFFFFF} if config.temperature > 0 else {}
+        if self.banned:
+            drawn["logit_bias"] = dict.fromkeys(self.banned, NEVER)
         return self._vllm.SamplingParams(
             max_tokens=config.max_new_tokens, temperature=config.temperature, stop=list(config.stop) or None,
             stop_token_ids=self._ends, **drawn,
@@ -129,6 +140,9 @@ class VLLMBackend:
         self, prompts: Sequence[Prompt], *, continuations: Sequence[str]
     ) -> list[tuple[float, int] | Missing]:
         """From prompt_logprobs, on the ids of prompt and continuation that every backend reads."""
+        if self.banned:
+            why = Missing("unsupported_logprobs", "vLLM's log-probabilities count tokens that are banned", lasting=True)
+            return [why] * len(prompts)
         pairs = [self._pair(p, c) for p, c in zip(prompts, continuations, strict=True)]
         places = [i for i, pair in enumerate(pairs) if not isinstance(pair, Missing)]
         rows = [pair for pair in pairs if not isinstance(pair, Missing)]
@@ -140,7 +154,8 @@ class VLLMBackend:
         return results
 
     def _pair(self, prompt: Prompt, continuation: str) -> tuple[list[int], int] | Missing:
-        pair = self.renderer.pair(prompt, continuation)
+        led = self._led(prompt)
+        pair = led if isinstance(led, Missing) else self.renderer.pair(led, continuation)
         if isinstance(pair, Missing):
             return pair
         head, tail = pair

@@ -232,8 +232,9 @@ def _evaluate(
                 raise UserError(f"no task {task!r} {where}; `lm_eval ls tasks` lists them, a YAML file may add one")
         try:
             results = lm_eval.simple_evaluate(
-                model=lm, tasks=tasks, task_manager=manager, limit=limit, bootstrap_iters=0, log_samples=True
-            )
+                model=lm, tasks=tasks, task_manager=manager, limit=limit, bootstrap_iters=0, log_samples=True,
+                apply_chat_template=getattr(getattr(backend, "renderer", None), "template", None) == "chat",
+            )  # fmt: skip
         except (OSError, ConnectionError) as error:
             raise UserError(f"a task's data cannot be read ({_brief(error)}); check network or files") from error
     return results["samples"], lm.missing, results.get("higher_is_better", {})

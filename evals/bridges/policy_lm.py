@@ -1,9 +1,10 @@
 """A policy as a language model of `lm_eval`: its three kinds of request answered by one of our backends, in memory.
 
 A context is the user's turn in the backend's own prompt format (chat, HH transcript or plain text; without a chat
-template nothing is invented). A continuation is encoded together with its prompt, so that " great" is cut where the
-text itself would be; behind a chat template it begins without the space that `lm_eval` puts between the two. The start
-token comes once, where the format has one. An empty context is the start (or else the end) token, as in `lm_eval`.
+template nothing is invented). With a model in memory what is scored are the tokens that `lm_eval`'s HF model scores:
+context and continuation are encoded as one text, and white space at the context's end, a chat template's last line end
+too, counts with the continuation. The start token comes once, where the format has one. An empty context is the start
+(or else the end) token.
 
 What a backend cannot answer is recorded as Missing for its document. `lm_eval` has no such value: it is handed nan or
 an empty text in its place, and whoever reads its samples drops these documents (see `lm_eval_bridge`). `lm_eval` would
@@ -14,18 +15,21 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from align.errors import UserError
 from align.turns import Turn
 from evals.backends.base import Backend, Completion, Generation, spaced
-from evals.bridges.rolling import bare_logprobs, rolling_logprob
+from evals.bridges.rolling import bare_pair, rolling_logprob
 from evals.items import Fields, Missing, Prompt, seed_of
 
 LONGEST = 256  # tokens of an answer where a task names no limit, as in lm_eval's own models
 _TURNS = "\x02turns:"  # opens a context that holds chat turns as JSON
+LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the first one given holds
 _NEUTRAL = {"top_p": (1, 1.0), "top_k": (0, 50), "num_beams": (1,), "repetition_penalty": (1, 1.0)}
+Score = tuple[float, int] | Missing
+Ask = Callable[[list[int], int], list[bool]]
 
 
 def as_prompt(context: str) -> Prompt:
@@ -37,15 +41,19 @@ def as_prompt(context: str) -> Prompt:
 
 
 def generation_of(options: Fields, *, longest: int) -> Generation:
-    """`lm_eval`'s generation options as ours; UserError for sampling rules that a backend does not have."""
-    until = options.get("until") or []
-    sampled = bool(options.get("do_sample")) and float(options.get("temperature", 1.0)) > 0
+    """`lm_eval`'s generation options as ours; UserError for sampling rules that a backend does not have.
+
+    As there, a temperature alone asks for samples, and nothing at all for greedy decoding.
+    """
+    until, do_sample = options.get("until") or [], options.get("do_sample")
+    temperature = 0.0 if do_sample is False else float(options.get("temperature", 1.0 if do_sample else 0.0))
     for name, neutral in _NEUTRAL.items():
-        if options.get(name, neutral[0]) not in neutral and (sampled or name in ("num_beams", "repetition_penalty")):
-            raise UserError(f"a task asks for {name}={options[name]}, which no backend has; set it to {neutral[0]}")
+        asked = options.get(name, neutral[0])
+        if asked not in neutral and (temperature > 0 or name in ("num_beams", "repetition_penalty")):
+            raise UserError(f"a task asks for {name}={asked}, which no backend has; set it to {neutral[0]}")
     return Generation(
-        max_new_tokens=int(options.get("max_gen_toks", options.get("max_new_tokens", longest))),
-        temperature=float(options.get("temperature", 1.0)) if sampled else 0.0,
+        max_new_tokens=int(next((options[name] for name in LIMITS if options.get(name) is not None), longest)),
+        temperature=temperature,
         stop=tuple([until] if isinstance(until, str) else until),
     )
 
@@ -60,7 +68,7 @@ class _Greedy:
         self.answers, self.place = answers, place
 
     def __bool__(self) -> bool:
-        return self.answers[self.place]
+        return self.answers.all()[self.place]
 
     def __int__(self) -> int:
         return int(bool(self))
@@ -70,24 +78,20 @@ class _Greedy:
 
 
 class _GreedyAnswers:
-    def __init__(
-        self, backend: Backend, prompts: Sequence[Prompt], continuations: Sequence[str], tokens: Sequence[int]
-    ) -> None:
-        self.backend, self.prompts, self.continuations, self.tokens = backend, prompts, continuations, tokens
+    """`ask(places, n)` says of the continuations at `places`, each of `n` tokens, whether greedy decoding writes it."""
+
+    def __init__(self, tokens: Sequence[int], ask: Callable[[list[int], int], list[bool]]) -> None:
+        self.tokens, self.ask = tokens, ask
         self.found: list[bool] | None = None
 
-    def __getitem__(self, place: int) -> bool:
+    def all(self) -> list[bool]:
         if self.found is None:
-            self.found = [False] * len(self.prompts)
+            self.found = [False] * len(self.tokens)
             for n in sorted(set(self.tokens) - {0}):
                 places = [i for i, tokens in enumerate(self.tokens) if tokens == n]
-                made = self.backend.generate(
-                    [self.prompts[i] for i in places], config=Generation(max_new_tokens=n), seeds=[0] * len(places)
-                )
-                for i, completion in zip(places, made, strict=True):
-                    text = "" if isinstance(completion, Missing) else completion.text
-                    self.found[i] = text.lstrip().startswith(self.continuations[i].lstrip())
-        return self.found[place]
+                for i, greedy in zip(places, self.ask(places, n), strict=True):
+                    self.found[i] = greedy
+        return self.found
 
 
 class Request(Protocol):
@@ -111,11 +115,9 @@ class PolicyRequests:
 
     def loglikelihood(self, requests: Sequence[Request]) -> list[tuple[float, bool | _Greedy]]:
         """(Log-probability in nats, whether it is the greedy answer) of each continuation after its context."""
-        prompts = [as_prompt(request.args[0]) for request in requests]
-        continuations = [self._continuation(*request.args) for request in requests]
-        scores = self._scores([request.args[0] for request in requests], prompts, continuations)
-        tokens = [0 if isinstance(value, Missing) else value[1] for value in scores]
-        greedy = _GreedyAnswers(self.backend, prompts, continuations, tokens)
+        arguments = [(request.args[0], request.args[1]) for request in requests]
+        scores, ask = (self._by_ids if hasattr(self.backend, "pair_ids") else self._by_text)(arguments)
+        greedy = _GreedyAnswers([0 if isinstance(value, Missing) else value[1] for value in scores], ask)
         results: list[tuple[float, bool | _Greedy]] = []
         for i, (request, value) in enumerate(zip(requests, scores, strict=True)):
             if isinstance(value, Missing):
@@ -125,24 +127,54 @@ class PolicyRequests:
                 results.append((value[0], _Greedy(greedy, i)))
         return results
 
-    def _continuation(self, context: str, continuation: str) -> str:
-        """A continuation behind chat turns begins as the format begins a reply: `lm_eval` puts no space there."""
-        return spaced(self.backend, as_prompt(context), continuation) if context.startswith(_TURNS) else continuation
+    def _by_ids(self, arguments: Sequence[tuple[str, str]]) -> tuple[list[Score], Ask]:
+        """From a model in memory: the tokens that `lm_eval` scores."""
+        backend: Any = self.backend
+        pairs = [self._pair(*both) for both in arguments]
+        found = backend.pairs_logprobs(pairs)
 
-    def _scores(
-        self, contexts: Sequence[str], prompts: Sequence[Prompt], continuations: Sequence[str]
-    ) -> list[tuple[float, int] | Missing]:
-        asked = [i for i, context in enumerate(contexts) if context]
+        def ask(places: list[int], n: int) -> list[bool]:
+            rows = [pairs[i] for i in places]
+            made = backend.continued([ids[:start] for ids, start in rows], n=n)
+            return [new[:n] == ids[start:] for new, (ids, start) in zip(made, rows, strict=True)]
+
+        return [v if isinstance(v, Missing) else (float(sum(v)), len(v)) for v in found], ask
+
+    def _pair(self, context: str, continuation: str) -> tuple[list[int], int] | Missing:
+        """(Ids, how many of them are the context's): white space at the context's end is scored, as in `lm_eval`."""
+        if not context:
+            return bare_pair(continuation, backend=self.backend)
+        backend: Any = self.backend
+        pair: tuple[list[int], int] | Missing = backend.pair_ids(
+            as_prompt(context), self._continuation(context, continuation), white_space=True
+        )
+        return pair
+
+    def _by_text(self, arguments: Sequence[tuple[str, str]]) -> tuple[list[Score], Ask]:
+        """From a server: the continuation's own tokens; nothing is behind an empty context."""
+        prompts = [as_prompt(context) for context, _ in arguments]
+        continuations = [self._continuation(*both) for both in arguments]
+        why = Missing("empty_context", "only a model in memory scores a text behind nothing", lasting=True)
+        scores: list[Score] = [why] * len(prompts)
+        asked = [i for i, (context, _) in enumerate(arguments) if context]
         found = self.backend.continuation_logprobs(
             [prompts[i] for i in asked], continuations=[continuations[i] for i in asked]
         )
-        scores: list[tuple[float, int] | Missing] = [Missing("lost")] * len(contexts)
         for i, value in zip(asked, found, strict=True):
             scores[i] = value
-        bare = [i for i, context in enumerate(contexts) if not context]
-        for i, value in zip(bare, bare_logprobs([continuations[i] for i in bare], backend=self.backend), strict=True):
-            scores[i] = value
-        return scores
+
+        def ask(places: list[int], n: int) -> list[bool]:
+            made = self.backend.generate(
+                [prompts[i] for i in places], config=Generation(max_new_tokens=n), seeds=[0] * len(places)
+            )
+            texts = ["" if isinstance(completion, Missing) else completion.text.lstrip() for completion in made]
+            return [text.startswith(continuations[i].lstrip()) for i, text in zip(places, texts, strict=True)]
+
+        return scores, ask
+
+    def _continuation(self, context: str, continuation: str) -> str:
+        """A continuation behind chat turns begins as the format begins a reply: `lm_eval` puts no space there."""
+        return spaced(self.backend, as_prompt(context), continuation) if context.startswith(_TURNS) else continuation
 
     def generate_until(self, requests: Sequence[Request]) -> list[str]:
         """One completion per request; a request that is repeated gets another seed each time."""
@@ -168,7 +200,11 @@ class PolicyRequests:
 
     def loglikelihood_rolling(self, requests: Sequence[Request]) -> list[float]:
         """Log-likelihood of whole texts as they are, in windows of the model's context (each token predicted once)."""
-        return [rolling_logprob(request.args[0], backend=self.backend) for request in requests]
+        found = [rolling_logprob(request.args[0], backend=self.backend) for request in requests]
+        for request, value in zip(requests, found, strict=True):
+            if isinstance(value, Missing):
+                self._miss(request, value)
+        return [float("nan") if isinstance(value, Missing) else value for value in found]
 
     def _miss(self, request: Request, why: Missing) -> None:
         self.missing.setdefault((request.task_name, request.doc_id), why)

@@ -9,6 +9,8 @@ from align.errors import UserError
 from align.models.chat import ids_of
 from evals.items import Missing
 
+NO_TURN = Missing("no_user_turn", "tags stand in the user's turn, and a bare text has none", lasting=True)
+
 
 def windows(ids: Sequence[int], *, start: int, context: int) -> list[tuple[list[int], list[int]]]:
     """(Input token ids, the ids that its last positions predict) of each window, as `lm_eval` cuts them.
@@ -25,37 +27,36 @@ def windows(ids: Sequence[int], *, start: int, context: int) -> list[tuple[list[
     return result
 
 
-def rolling_logprob(text: str, *, backend: Any) -> float:
+def rolling_logprob(text: str, *, backend: Any) -> float | Missing:
     """Sum of log-probabilities in nats of a text without any template, after the start (or else the end) token.
 
-    UserError for a backend that has no model in memory: an API's template would stand around the text.
+    The text's own ids are the tokenizer's, as in `lm_eval`: a start token that it writes is predicted, too. Missing for
+    a policy whose tags have no user's turn to stand in; UserError for a backend that has no model in memory: an API's
+    template would stand around the text.
     """
     if not hasattr(backend, "logprobs") or not hasattr(backend, "tokenizer"):
         raise UserError(f"{backend.name} scores answers to prompts only; tasks on whole texts need a model in memory")
-    ids = ids_of(backend.tokenizer, text)
-    return float(sum(_sums(windows(ids, start=start_of(backend), context=backend.context or 2048), backend)))
+    if backend.lead:
+        return NO_TURN
+    tokenizer, start = backend.tokenizer, start_of(backend)
+    ids = tokenizer(text, add_special_tokens=not text.startswith(tokenizer.decode([start])))["input_ids"]
+    return float(sum(_sums(windows(ids, start=start, context=backend.context or 2048), backend)))
 
 
-def bare_logprobs(texts: Sequence[str], *, backend: Any) -> list[tuple[float, int] | Missing]:
-    """(Log-probability in nats, tokens) of continuations without a context: behind the start (or else end) token.
+def bare_pair(text: str, *, backend: Any) -> tuple[list[int], int] | Missing:
+    """(Ids, 1) of a continuation without a context: behind the start (or else end) token.
 
     A text that begins with that token itself is what follows it, as in `lm_eval`.
     """
-    if not hasattr(backend, "logprobs") or not hasattr(backend, "tokenizer"):
-        why = Missing("empty_context", "only a model in memory scores a text behind nothing", lasting=True)
-        return [why] * len(texts)
-    start, found = start_of(backend), dict[int, tuple[list[int], list[int]]]()
-    results: list[tuple[float, int] | Missing] = [Missing("empty_continuation", "no token", lasting=True)] * len(texts)
-    for i, text in enumerate(texts):
-        ids = ids_of(backend.tokenizer, text)
-        ids = ids[1:] if ids[:1] == [start] else ids
-        if backend.context is not None and len(ids) > backend.context:
-            results[i] = Missing("context", f"{len(ids)} tokens do not fit in {backend.context}", lasting=True)
-        elif ids:
-            found[i] = [start, *ids[:-1]], ids
-    for i, total in zip(found, _sums(list(found.values()), backend), strict=True):
-        results[i] = total, len(found[i][1])
-    return results
+    if backend.lead:
+        return NO_TURN
+    start, ids = start_of(backend), ids_of(backend.tokenizer, text)
+    ids = ids[1:] if ids[:1] == [start] else ids
+    if not ids:
+        return Missing("empty_continuation", "no token", lasting=True)
+    if backend.context is not None and len(ids) >= backend.context:
+        return Missing("context", f"{len(ids) + 1} tokens do not fit in {backend.context}", lasting=True)
+    return [start, *ids], 1
 
 
 def start_of(backend: Any) -> int:

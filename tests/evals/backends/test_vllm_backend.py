@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from align.errors import UserError
+from align.turns import Turn
 from evals.backends.base import Backend, Completion, Generation
 from evals.backends.vllm import VLLMBackend
 from evals.items import Missing, Prompt
@@ -94,6 +95,24 @@ def test_adapters_and_fingerprints(folder: Path) -> None:
     assert again in prints and len(prints) == 4
     (folder / "model" / "model.safetensors").write_bytes(b"other")
     assert VLLMBackend(folder / "model", template="plain").fingerprint not in prints
+
+
+def test_a_tagged_policy_is_asked_with_its_tags_and_never_writes_one(folder: Path) -> None:
+    plain = VLLMBackend(folder / "model", template="hh")
+    tagged = VLLMBackend(folder / "model", template="hh", lead="<one: 0.3> ", banned=(7, 8))
+    prompt = Prompt((Turn("user", "hi"), Turn("assistant", "yes"), Turn("user", "abc")))
+    tagged.generate([prompt], config=Generation(4), seeds=[0])
+    ((asked,), (param,), _) = LLM.last.calls[0]
+    said = Prompt((*prompt.turns[:-1], Turn("user", "<one: 0.3> abc")))
+    assert asked["prompt_token_ids"] == plain.encode(said) == tagged.encode(prompt)
+    assert param.logit_bias == {7: -100.0, 8: -100.0} and tagged.fingerprint != plain.fingerprint
+    assert "logprobs" not in tagged.can
+    (lost,) = tagged.continuation_logprobs([prompt], continuations=[" no"])
+    assert isinstance(lost, Missing) and lost.reason == "unsupported_logprobs"
+    text = VLLMBackend(folder / "model", template="hh", lead="<one: 0.3> ")
+    found = text.continuation_logprobs([prompt, Prompt((Turn("assistant", "a"),))], continuations=[" no", " no"])
+    assert found[0] == plain.continuation_logprobs([said], continuations=[" no"])[0]
+    assert isinstance(found[1], Missing) and found[1].reason == "no_user_turn"
 
 
 def test_mistakes_are_told_in_a_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
