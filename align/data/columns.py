@@ -54,6 +54,8 @@ def said(row: Mapping[str, Any], name: str, *, place: str) -> Said | None:
         value = [value]
     if is_chat(value):
         return turns_from(value, place=place)
+    if isinstance(value, (list, tuple)) and not value:
+        raise UserError(f"{place}: column '{name}' is a conversation without a message; fill it in or delete the row")
     raise UserError(f"{place}: column '{name}' is {type(value).__name__}; make it text (or chat messages)")
 
 
@@ -67,9 +69,9 @@ def asked(row: Mapping[str, Any], *, place: str) -> Said | None:
     prompt, messages = said(row, "prompt", place=place), row.get("messages")
     if isinstance(prompt, str) and not prompt.strip():
         raise UserError(f"{place}: empty prompt; fill it in or leave the column out for full transcripts")
-    if prompt is None and is_chat(messages):
-        turns = turns_from(messages, place=place)
-        prompt = turns if turns[-1].role == "user" else None
+    if prompt is None and isinstance(messages, (list, tuple)):
+        turns = said(row, "messages", place=place)
+        prompt = turns if isinstance(turns, tuple) and turns[-1].role == "user" else None
     first = earlier(row, place=place)
     return (*first, *turns_in(prompt)) if first and prompt is not None else prompt
 

@@ -76,7 +76,6 @@ def load_objectives(entries: Sequence[str | Mapping[str, object]]) -> dict[str, 
     longer_is_better: false}`).
     """
     from align.objectives import OBJECTIVES, RewardModelObjective, build_objective, check_names
-    from align.runs import model_dir
 
     if not entries:
         raise UserError("no objective is given; give --objectives helpful=runs/rm-helpful harmless=runs/rm-harmless")
@@ -85,10 +84,23 @@ def load_objectives(entries: Sequence[str | Mapping[str, object]]) -> dict[str, 
         if source in OBJECTIVES and not Path(source).exists():
             objectives.append(build_objective({"kind": source, "name": name}))
         else:
-            model_dir(split_head(source)[0])  # a missing folder is reported now, not after hours of training
+            _check_reward_model(name, split_head(source)[0])
             objectives.append(RewardModelObjective(source, name=name))
     check_names(objectives)
     return {objective.__name__: objective for objective in objectives}
+
+
+def _check_reward_model(name: str, place: str) -> None:
+    """UserError for a place that is no folder and cannot be a hub id: now, not after a minute or hours."""
+    from align.objectives import OBJECTIVES
+    from align.runs import model_dir
+
+    if not Path(place).exists() and "/" not in place:
+        raise UserError(
+            f"objective {name}={place}: {place} is no folder, no kind of rule ({', '.join(OBJECTIVES)}) and no hub id "
+            "(OWNER/NAME); rules with options stand in a YAML file"
+        )
+    model_dir(place)
 
 
 def objective_keys(entries: Sequence[str | Mapping[str, object]]) -> dict[str, str]:

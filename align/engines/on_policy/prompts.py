@@ -1,4 +1,4 @@
-"""The prompts that a policy is sampled from: those that its prompt format can say, and that fit its positions."""
+"""The prompts that a policy is sampled from: those that its prompt format can say, and that leave room to answer."""
 
 from __future__ import annotations
 
@@ -8,29 +8,48 @@ from typing import TYPE_CHECKING
 from align import checks
 from align.data.comparisons import Row
 from align.errors import UserError
+from align.models.chat import FormatError
 from align.models.formats import Formatter, formatter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def sayable(prompts: Sequence[Row], form: Formatter) -> tuple[list[Row], dict[str, int]]:
-    """The rows whose prompt the format can say, and how many were left out by reason."""
+def sayable(
+    prompts: Sequence[Row], form: Formatter, *, model: PreTrainedModel | None = None, max_tokens: int = 0
+) -> tuple[list[Row], dict[str, int]]:
+    """The rows whose prompt the format can say, and how many were left out by reason.
+
+    With a `model`, prompts that leave no room for `max_tokens` more are left out, too ("length"). UserError where no
+    row is left.
+    """
+    most = None if model is None else checks.context_of(model)
     kept: list[Row] = []
     left_out: dict[str, int] = {}
-    reasons: dict[str, str | None] = {}
+    seen: dict[str, tuple[str | None, int]] = {}
     for row in prompts:
         prompt = row["prompt"]
-        if prompt not in reasons:
-            reasons[prompt] = form.refusal(prompt)
-        reason = reasons[prompt]
+        if prompt not in seen:
+            seen[prompt] = _read(prompt, form, most=None if most is None else most - max_tokens)
+        reason = seen[prompt][0]
         if reason is None:
             kept.append(row)
         else:
             left_out[reason] = left_out.get(reason, 0) + 1
     if prompts and not kept:
+        if model is not None and "length" in left_out:
+            checks.prompts_fit(max(length for _, length in seen.values()), model, max_completion_length=max_tokens)
         raise UserError(f"the prompt format can say none of the {len(prompts)} prompts ({', '.join(left_out)})")
     return kept, left_out
+
+
+def _read(prompt: str, form: Formatter, *, most: int | None) -> tuple[str | None, int]:
+    """(Why a prompt is left out, or None; its length in tokens)."""
+    try:
+        length = len(form.prompt_ids(prompt))
+    except FormatError as error:
+        return error.reason, 0
+    return "length" if most is not None and length > most else None, length
 
 
 def counted(left_out: Mapping[str, int]) -> dict[str, object]:

@@ -189,6 +189,8 @@ def test_demonstrations_of_every_kind_of_row(tmp_path: Path, row: dict[str, Any]
 def test_a_demonstration_without_a_side_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="line 1: column 'completion' is missing, empty or not text"):
         demonstrations(source(tmp_path, {"prompt": "Hi", "completion": " "}), limit=None, drops=Counter())
+    with pytest.raises(UserError, match="line 1: column 'messages' is a conversation without a message"):
+        demonstrations(source(tmp_path, {"messages": []}), limit=None, drops=Counter())
     with pytest.raises(UserError, match="no demonstration in it"):
         demonstrations(source(tmp_path, {"messages": [u("Hi")]}), limit=None, drops=Counter())
 

@@ -97,6 +97,7 @@ def test_plain_pairs(tmp_path: Path) -> None:
         ({"prompt": " ", "chosen": "b", "rejected": "c"}, r"line 1: empty prompt"),
         ({"chosen": "b", "rejected": "c"}, r"line 1: no column 'prompt'"),
         ({"prompt": "a", "chosen": ["b"], "rejected": ["c"]}, r"line 1: column 'chosen' is list; make it text"),
+        ({"prompt": "a", "chosen": [], "rejected": ["c"]}, r"line 1: column 'chosen' is a conversation without a mess"),
         ({"prompt": "\n\nHuman: a", "chosen": "b", "rejected": "c"}, r"line 1: a transcript prompt must end with"),
         (
             {"chosen": [{"role": "tool", "content": "b"}], "rejected": [{"role": "user", "content": "c"}]},

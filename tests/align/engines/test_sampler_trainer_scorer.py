@@ -17,10 +17,12 @@ from align.data.comparisons import Pair
 from align.engines.on_policy import trainer as onpolicy
 from align.engines.on_policy.actor_critic import ActorCritic
 from align.engines.on_policy.formatted import formatted
+from align.engines.on_policy.prompts import sayable
 from align.engines.on_policy.rollouts import draw
 from align.engines.pairs import PairTrainingConfig, dpo_trainer
 from align.engines.problem import Problem
 from align.engines.reference_samples import Drawing, draw_responses
+from align.errors import UserError
 from align.methods import morlhf, ppo
 from align.models import load_model, load_tokenizer
 from align.models.formats import formatter
@@ -253,19 +255,27 @@ def test_a_long_prompt_pads_no_batch_but_its_own(checkpoints: dict[str, str], mo
     assert widths == [3, 3, 100] and [part.ids_BL.shape[1] for part in batch.parts(2)] == [5, 5, 102]
 
 
-def test_a_prompt_that_the_template_cannot_say_is_left_out_and_counted(
+def test_prompts_that_cannot_be_said_or_leave_no_room_are_left_out_and_counted(
     checkpoints: dict[str, str], tmp_path: Path
 ) -> None:
+    """The model has 512 positions."""
     told = transcript([Turn("system", "be brief"), Turn("user", "hi")])
     config = morlhf.Config(steps=1, batch_size=4, num_generations=4, max_completion_length=2, algorithm="rloo")
     run = workspace(tmp_path)
     problem: Problem[Any] = Problem(
-        reference=checkpoints["gemma"], objectives={}, preferences=(), prompts=[{"prompt": told}, {"prompt": "hi"}]
-    )
+        reference=checkpoints["gemma"], objectives={}, preferences=(),
+        prompts=[{"prompt": told}, {"prompt": "hi"}, {"prompt": "x" * 512}],
+    )  # fmt: skip
     spy = Spy()
     trainer = onpolicy.build_trainer(config, problem, run, rewards=[(spy, 1.0)])
     metrics = onpolicy.run_trainer(trainer, label="test", folder=tmp_path, ledger=run.ledger)
-    assert metrics["prompts_dropped_by_unsupported_system"] == 1 and set(spy.calls[0][0]) == {"hi"}
+    assert metrics["prompts_dropped_by_unsupported_system"] == metrics["prompts_dropped_by_length"] == 1
+    assert set(spy.calls[0][0]) == {"hi"}
+    form, model = formatter(load_tokenizer(checkpoints["base"])), load_model(checkpoints["base"])
+    rows = [{"prompt": "x" * 510}, {"prompt": "x" * 511}]
+    assert sayable(rows, form, model=model, max_tokens=2) == (rows[:1], {"length": 1})
+    with pytest.raises(UserError, match="the longest prompt and max_completion_length: 513 tokens"):
+        sayable(rows[1:], form, model=model, max_tokens=2)
 
 
 def test_a_formatted_tokenizer_reads_plain_text_when_told_how(checkpoints: dict[str, str]) -> None:

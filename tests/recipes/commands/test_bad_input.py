@@ -262,6 +262,12 @@ def test_bad_judged_rows(change: dict[str, Any], words: str, capsys: Any, tiny_m
     assert words in refused(capsys, tmp_path / "out", *arguments)
 
 
+def test_an_objective_that_can_be_nowhere_is_said_at_once(capsys: Any, tiny_model: Path, tmp_path: Path) -> None:
+    arguments = ["finetune", "dpo", "--model", tiny_model, "--data", "rows.jsonl", "--weights", "1"]
+    error = refused(capsys, tmp_path / "out", *arguments, "--objectives", "brief=words")
+    assert "objective brief=words: words is no folder, no kind of rule" in error and "OWNER/NAME" in error
+
+
 def test_prompts_that_leave_no_room_to_answer(capsys: Any, tiny_model: Path, tiny_rows: Rows, tmp_path: Path) -> None:
     arguments = [
         "finetune",
