@@ -84,20 +84,23 @@ class Renderer:
         return _or_missing(lambda: self.form.prompt_ids(self.said(prompt)))
 
     def pair(
-        self, prompt: Prompt, continuation: str, *, white_space: bool = False
+        self, prompt: Prompt, continuation: str, *, literal: bool = False
     ) -> tuple[list[int], list[int]] | Missing:
         """(Ids of the prompt, ids of what follows it).
 
-        Behind a chat template both are those of a conversation; with `white_space` the white space at the prompt's end,
-        a template's last line end, belongs to the continuation, as in lm_eval. Else they are one text, cut after the
-        prompt's own number of tokens, and such white space always does.
+        Behind a chat template both are those of a conversation; `literal`, as in lm_eval, a space before the reply is
+        a part of it, and so is white space at the prompt's end, a template's last line end. Else they are one text, cut
+        after the prompt's own number of tokens, and such white space always belongs to the continuation.
         """
-        return _or_missing(lambda: self._pair(self.said(prompt), continuation, white_space))
+        said = self.said(prompt)
+        if literal and not prompt.prefill and self.form.said(said, continuation) != continuation:
+            continuation = f" {continuation}"  # the format takes one for what parts a reply from its prompt
+        return _or_missing(lambda: self._pair(said, continuation, literal))
 
-    def _pair(self, said: str, continuation: str, white_space: bool) -> tuple[list[int], list[int]]:
+    def _pair(self, said: str, continuation: str, literal: bool) -> tuple[list[int], list[int]]:
         if self.template == "chat":
             head, tail = self.form.row(said, continuation, ended=False)
-            start = len(head) - (self.form.trailing(said) if white_space else 0)
+            start = len(head) - (self.form.trailing(said) if literal else 0)
             return head[:start], [*head[start:], *tail]
         text = self.form.text(said)
         whole, start = self.form.prompt_ids(text + continuation), len(self.form.prompt_ids(text.rstrip()))

@@ -205,10 +205,10 @@ class TransformersBackend:
         return batch.ids_BT, batch.attend_BT
 
     def pair_ids(
-        self, prompt: Prompt, continuation: str, *, white_space: bool = False
+        self, prompt: Prompt, continuation: str, *, literal: bool = False
     ) -> tuple[list[int], int] | Missing:
         """(Token ids of prompt and continuation, how many of them are the prompt's); see `Renderer.pair`."""
-        pair = self._asked(prompt, lambda led: self.renderer.pair(led, continuation, white_space=white_space))
+        pair = self._asked(prompt, lambda led: self.renderer.pair(led, continuation, literal=literal))
         if isinstance(pair, Missing):
             return pair
         head, tail = pair

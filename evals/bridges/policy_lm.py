@@ -146,7 +146,7 @@ class PolicyRequests:
             return bare_pair(continuation, backend=self.backend)
         backend: Any = self.backend
         pair: tuple[list[int], int] | Missing = backend.pair_ids(
-            as_prompt(context), self._continuation(context, continuation), white_space=True
+            as_prompt(context), self._continuation(context, continuation), literal=True
         )
         return pair
 
