@@ -1,10 +1,10 @@
 """A policy as a language model of `lm_eval`: its three kinds of request answered by one of our backends, in memory.
 
 A context is the user's turn in the backend's own prompt format (chat, HH transcript or plain text; without a chat
-template nothing is invented). With a model in memory what is scored are the tokens that `lm_eval`'s HF model scores:
-context and continuation are encoded as one text, and white space at the context's end, a chat template's last line end
-too, counts with the continuation. The start token comes once, where the format has one. An empty context is the start
-(or else the end) token.
+template nothing is invented); with `apply_chat_template` it is the turns. What a model in memory then scores are the
+tokens that `lm_eval`'s HF model scores: context and continuation are encoded as one text, and white space at the
+context's end, a chat template's last line end too, counts with the continuation. The start token comes once, where the
+format has one. An empty context is the start (or else the end) token.
 
 What a backend cannot answer is recorded as Missing for its document. `lm_eval` has no such value: it is handed nan or
 an empty text in its place, and whoever reads its samples drops these documents (see `lm_eval_bridge`). `lm_eval` would
@@ -141,12 +141,12 @@ class PolicyRequests:
         return [v if isinstance(v, Missing) else (float(sum(v)), len(v)) for v in found], ask
 
     def _pair(self, context: str, continuation: str) -> tuple[list[int], int] | Missing:
-        """(Ids, how many of them are the context's): white space at the context's end is scored, as in `lm_eval`."""
+        """(Ids, how many of them are the context's); behind turns all is read as `lm_eval` reads it."""
         if not context:
             return bare_pair(continuation, backend=self.backend)
         backend: Any = self.backend
         pair: tuple[list[int], int] | Missing = backend.pair_ids(
-            as_prompt(context), self._continuation(context, continuation), literal=True
+            as_prompt(context), self._continuation(context, continuation), literal=context.startswith(_TURNS)
         )
         return pair
 
