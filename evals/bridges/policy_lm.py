@@ -134,7 +134,7 @@ class PolicyRequests:
         found = backend.pairs_logprobs(pairs)
 
         def ask(places: list[int], n: int) -> list[bool]:
-            rows = [pairs[i] for i in places]
+            rows = [pair for pair in (pairs[i] for i in places) if not isinstance(pair, Missing)]
             made = backend.continued([ids[:start] for ids, start in rows], n=n)
             return [new[:n] == ids[start:] for new, (ids, start) in zip(made, rows, strict=True)]
 
