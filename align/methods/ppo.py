@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from align import checks
 from align.data.comparisons import Row
@@ -145,9 +145,9 @@ class Trainer:
         Also how many prompts were left out, by reason, where the prompt format cannot say them.
         """
         config, actor, history = self.config, self.actor, list[dict[str, float]]()
-        room: dict[str, Any] = {"model": actor.model, "max_tokens": config.max_completion_length}
-        prompts, left_out = sayable(prompts, formatter(actor.tokenizer), **room)
-        check_lengths(prompts, tokenizer=actor.tokenizer, **room)
+        most = config.max_completion_length
+        prompts, left_out = sayable(prompts, formatter(actor.tokenizer), model=actor.model, max_tokens=most)
+        check_lengths(prompts, model=actor.model, tokenizer=actor.tokenizer, max_tokens=most)
         schedule = onpolicy.schedule(prompts, config=config, ledger=self.run.ledger)
         groups = len(schedule) // config.steps
         arguments = trainer_arguments(config, self.run.folder, max_steps=config.steps)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from transformers import TrainerCallback
 
@@ -185,9 +185,9 @@ def build_trainer(
     model = model_to_train(problem.reference, config) if start.model is None else start.model
     tokenizer = formatted(load_tokenizer(problem.reference) if start.tokenizer is None else start.tokenizer)
     stop_at(ending_ids(model, tokenizer), model)
-    room: dict[str, Any] = {"model": model, "max_tokens": config.max_completion_length}
-    said, left_out = sayable(problem.prompts or (), formatter(tokenizer), **room)
-    check_prompts(said, tokenizer=tokenizer, **room)
+    most = config.max_completion_length
+    said, left_out = sayable(problem.prompts or (), formatter(tokenizer), model=model, max_tokens=most)
+    check_prompts(said, model=model, tokenizer=tokenizer, max_tokens=most)
     prompts, held = looked_at(said, config=config)
     funcs, weights = [f for f, _ in rewards], [weight for _, weight in rewards]
     arguments = {
