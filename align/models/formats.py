@@ -211,10 +211,16 @@ class Formatter:
         """The prompt as the model reads it, for people: with the special tokens of a chat template, no start token."""
         return shown(self.tokenizer, self._text(prompt))
 
-    def trailing(self, prompt: str) -> int:
-        """How many of the prompt's last ids are white space: the line end with which a chat template opens a reply."""
+    def literal(self, prompt: str, reply: str) -> Row:
+        """The row as one text, cut before the white space at the prompt's end, with the reply's own first space."""
         text = self._text(prompt)
-        return len(self._ids(text)) - len(self._ids(text.rstrip()))
+        if reply[:1].isspace():
+            whole = self._ids(text + reply)
+        else:  # with the space, if any, that a template writes before a reply
+            head, tail = self.row(prompt, reply, ended=False)
+            whole = [*head, *tail]
+        start = len(self._ids(text.rstrip()))
+        return whole[:start], whole[start:]
 
     def _text(self, prompt: str) -> str:
         """The prompt as text in which special tokens that somebody quoted are masked (not in plain text)."""

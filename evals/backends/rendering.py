@@ -92,16 +92,11 @@ class Renderer:
         a part of it, and so is white space at the prompt's end, a template's last line end. Else they are one text, cut
         after the prompt's own number of tokens, and such white space always belongs to the continuation.
         """
-        said = self.said(prompt)
-        if literal and not prompt.prefill and self.form.said(said, continuation) != continuation:
-            continuation = f" {continuation}"  # the format takes one for what parts a reply from its prompt
-        return _or_missing(lambda: self._pair(said, continuation, literal))
+        return _or_missing(lambda: self._pair(self.said(prompt), continuation, literal))
 
     def _pair(self, said: str, continuation: str, literal: bool) -> tuple[list[int], list[int]]:
         if self.template == "chat":
-            head, tail = self.form.row(said, continuation, ended=False)
-            start = len(head) - (self.form.trailing(said) if literal else 0)
-            return head[:start], [*head[start:], *tail]
+            return self.form.literal(said, continuation) if literal else self.form.row(said, continuation, ended=False)
         text = self.form.text(said)
         whole, start = self.form.prompt_ids(text + continuation), len(self.form.prompt_ids(text.rstrip()))
         return whole[:start], whole[start:]
