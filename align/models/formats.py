@@ -199,14 +199,6 @@ class Formatter:
         known = {prompt: self.prompt_ids(prompt) for prompt in dict.fromkeys(prompts)}
         return [list(known[prompt]) for prompt in prompts]
 
-    def refusal(self, prompt: str) -> str | None:
-        """Why the format cannot say a prompt, in one word; None where it can."""
-        try:
-            self.prompt_ids(prompt)
-        except FormatError as error:
-            return error.reason
-        return None
-
     def text(self, prompt: str) -> str:
         """The prompt as the model reads it, for people: with the special tokens of a chat template, no start token."""
         return shown(self.tokenizer, self._text(prompt))
