@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from align.errors import UserError
-from align.models.chat import DATE, FormatError, end_of_turn, has_system_turn, ids_of, masked_text, rendered, shown
+from align.models.chat import DATE, end_of_turn, has_system_turn, ids_of, masked_text, rendered, shown
 from align.turns import Turn, is_transcript, transcript, turns_of
 
 if TYPE_CHECKING:

@@ -28,6 +28,7 @@ needs_lm_eval = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None,
     reason="lm_eval is not installed (pip install 'align-tradeoffs[lm-eval]')",
 )
+STOPS = "mkwu13479,\n"  # in no name of a special token, behind which lm_eval's model stops by what else is in the batch
 CHOICES = ["the sea", "a tree", "salt"]
 ROWS = [
     {"q": f"Which is number {i}, sea or tree?", "choices": CHOICES[: 2 + i % 2], "t": i % 2, "text": f"The hat {i} is"}
@@ -51,7 +52,7 @@ def tasks() -> list[dict[str, Any]]:
         },
         "stopped": {
             **OPEN, "doc_to_text": "Q: {{q}}\nA:", "num_fewshot": 1, "metrics": ["exact_match"],
-            "generation_kwargs": {"until": ["e", "\n"], "max_gen_toks": 24, "do_sample": False},
+            "generation_kwargs": {"until": list(STOPS), "max_gen_toks": 24, "do_sample": False},
         },
         "open": {**OPEN, "doc_to_text": "q", "metrics": ["exact_match"], "generation_kwargs": {"until": []}},
         "texts": {
@@ -116,7 +117,7 @@ def test_every_kind_of_task_is_lm_evals(style: str, tmp_path: Path) -> None:
             numbers = [[float(v) for v in flat(row) if not isinstance(v, str)] for row in (mine, other)]
             assert numbers[0] == pytest.approx(numbers[1], rel=1e-6), task
     written = [text for task in ("stopped", "open") for row in own[task] for text in row[1]]
-    assert all("e" not in row[1][0] for row in own["stopped"]) and len(set(written)) > 2
+    assert not any(set(STOPS) & set(row[1][0]) for row in own["stopped"]) and len(set(written)) > 2
     assert max(len(row[1][0]) for row in own["open"]) > 100, "else no answer is as long as the limit allows"
 
 
