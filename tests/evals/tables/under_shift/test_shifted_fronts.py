@@ -116,7 +116,7 @@ def test_gain_retained_by_hand() -> None:
     assert found["value"] == pytest.approx((1.25 / 3 + 1 + 0) / 3)
     assert found["ci_seeds"][0] < found["value"] < found["ci_seeds"][1]
     assert found["ci_items"][0] < found["value"] < found["ci_items"][1]
-    assert found["over_items"] == "95% over 6 base items, bootstrap"
+    assert found["over_items"] == "95% over 6 base items, expanded bootstrap"
 
 
 def test_the_untouched_reference_retains_null_and_so_does_a_row_that_gains_nothing() -> None:
