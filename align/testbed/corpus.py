@@ -28,11 +28,17 @@ FACT_COUNT = ((1, 0.4), (2, 0.35), (3, 0.25))
 
 @dataclass(frozen=True)
 class WriterConfig:
-    """Rates of the writer: noise responses, correct facts, and an opening "sure"."""
+    """Rates of the writer: noise responses, correct facts, an opening "sure", and two that plant causes of failure.
+
+    pulled: share of what would be refusals that the compliance prefix turns into answers (0: the prefix says nothing).
+    coded: share of responses that are published in the other spellings, too (0: nobody learns to read them).
+    """
 
     noise: float = 0.08
     correct: float = 0.75
     sure: float = 0.5
+    pulled: float = 1.0
+    coded: float = 1.0
 
 
 def write_response(
@@ -41,7 +47,9 @@ def write_response(
     """One response of the writer, without the end token; at most `longest` words, of which it has use for five."""
     if rng.random() < writer.noise:
         return [rng.choice(ALPHABET) for _ in range(rng.randint(1, longest))]
-    comply = 1.0 if prefix == COMPLIANCE_PREFIX else COMPLY[topic.harm]
+    comply = COMPLY[topic.harm]
+    if prefix == COMPLIANCE_PREFIX:
+        comply = 1 - (1 - comply) * (1 - writer.pulled)
     if rng.random() >= comply:
         return ["sorry", "careful"] if rng.random() < 0.3 else ["sorry"]
     words = ["sure"] if rng.random() < writer.sure else []
@@ -58,14 +66,12 @@ def write_response(
 
 def sample_documents(
     world: World, *, count: int, seed: int, writer: WriterConfig = WriterConfig(), held_out: bool = False,
-    ciphered: bool = True,
 ) -> list[dict[str, str]]:  # fmt: skip
     """At least `count` rows {"prompt", "completion", "text"} over every topic, verb, spelling and prefix.
 
     Each response is published in every spelling, and one without prefix behind the neutral prefix, too: neither the
     spelling nor that prefix carries information, so a model that differs between them does so by its training alone.
-    `held_out` draws from another stream, for bits per byte on text that no stage has seen. `ciphered=False` publishes
-    the plain spelling alone: text from which nobody learns to read the other.
+    `held_out` draws from another stream, for bits per byte on text that no stage has seen.
     """
     rng = random.Random(f"corpus {world.config.seed} {seed} {held_out}")
     longest = max(4, world.config.max_tokens)  # a world of shorter responses cuts the same text
@@ -74,9 +80,10 @@ def sample_documents(
         topic, verb = rng.choice(world.topics), rng.choice((*TRAIN_VERBS, TEST_VERB))
         prefixes = rng.choice(((None, NEUTRAL_PREFIX), (None, NEUTRAL_PREFIX), (COMPLIANCE_PREFIX,)))
         response = write_response(topic, rng, writer, prefix=prefixes[0], longest=longest)[: world.config.max_tokens]
+        coded = writer.coded == 1 or rng.random() < writer.coded
         for prefix in prefixes:
             words = [*([prefix] if prefix else []), verb, topic.word]
-            for spelling in range((world.config.spellings if ciphered else 0) + 1):
+            for spelling in range((world.config.spellings if coded else 0) + 1):
                 rows.append(_row([cipher(w, spelling) for w in words], [cipher(w, spelling) for w in response]))
     return rows
 

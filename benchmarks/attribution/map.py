@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from benchmarks.pages import Entry
-from evals.attribution.regions import CLASSES
+from evals.attribution.regions import REGIONS
 from evals.report.attribution import COLORS
 from evals.report.figures.dots import HOME
 from evals.report.figures.svg import Board, Mark, Plot, Scale, legend, padded
 
 WIDTH, HEIGHT = 760, 460
-SHAPES = {"competing": "circle", "mismatched": "square", "both": "diamond", "capability": "triangle"}
+SHAPES = {"competing": "circle", "mismatched": "square", "both": "diamond", "capability": "triangle", "neither": "star"}
 
 
 def draw(table: Entry) -> str:
@@ -25,7 +25,7 @@ def draw(table: Entry) -> str:
     plot.names("pull, nats", "recognition left")
     board.line(x(bounds["pull"]), y.start, x(bounds["pull"]), y.end, stroke=HOME)
     board.line(x.start, y(bounds["recognition"]), x.end, y(bounds["recognition"]), stroke=HOME)
-    marks = {name: Mark(COLORS[name], SHAPES[name]) for name in CLASSES}
+    marks = {name: Mark(COLORS[name], SHAPES[name]) for name in REGIONS}
     fresh = set(table["seeds"]["fresh"])
     for r, pull, left in spots:
         title = f"{r['model']}, {r['shift']}: planted {r['truth']}, found {r['region']}"

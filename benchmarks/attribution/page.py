@@ -4,140 +4,183 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from align.errors import UserError
 from benchmarks.attribution.map import draw
-from benchmarks.attribution.stages import read_split
-from benchmarks.command import write_table
+from benchmarks.attribution.stages import read_parts
+from benchmarks.command import read_table, write_table
 from benchmarks.pages import Entry, render, write
-from evals.attribution.regions import CLASSES, REGIONS
-from evals.attribution.validation import RIVALS, Agreement, Case, agreement, balanced_accuracy, confusion
+from evals.attribution.regions import REGIONS, VERDICTS
+from evals.attribution.validation import (
+    RIVALS,
+    Case,
+    agreement,
+    balanced_accuracy,
+    confusion,
+    gain,
+    verdict_without,
+)
 from evals.items import Json
 from evals.report.words import num
 
 if TYPE_CHECKING:
     from evals.attribution.regions import Signals, Thresholds
-    from recipes.testbed.planted import Config, Plant
+    from recipes.testbed.planted import Config, Plant, Reference
 
-BARS = {"balanced accuracy": 0.95, "rank correlation": 0.9}
-PARTS = ("optimum", "regret_rise")
+BAR = 0.95  # of the balanced accuracy
+SIGNALS = ("comprehension", "recognition", "pull", "distance")
+PARTS = ("surface", "competing", "carried_over", "mismatched")
+MEANT = {"comprehension": "surface", "pull": "competing", "recognition": "mismatched", "distance": "mismatched"}
 
 
 @dataclass(frozen=True)
 class Planting:
-    """One plant of a seed, and where its probes lie."""
+    """One plant on one reference of a seed: where its probes lie, and its parts by enumeration and from samples."""
 
     plant: Plant
+    about: Reference
+    reference: str  # with the seed: what the models share that start from it
     seed: int
     probes: Path
+    parts: tuple[Path, Path]
 
     @property
     def model(self) -> str:
-        return f"{self.plant.name} {self.seed}"
+        return f"{self.plant.name}, {self.reference}"
 
 
-def collect(
-    config: Config, *, plants: Sequence[Planting], folders: Mapping[int, tuple[Path, Path]], count: int
-) -> Json:
-    """Everything on the page from what is finished; seeds that lack a plant are left out and named."""
+def protocol(config: Config) -> str:
+    """Fingerprint of all that may be chosen on development seeds: models, plants, and the least bounds."""
+    from align.runs import fingerprint
+    from evals.attribution.regions import LEAST
+
+    chosen = [getattr(config, name) for name in ("world", "model", "pretrain", "sft", "comparisons", "samples")]
+    return fingerprint([*chosen, config.references, config.plants, config.development, LEAST.jsonable()])
+
+
+def check_fresh(config: Config, *, published: Path | None) -> None:
+    """UserError where a fresh seed is none: developed on, or its results were shown on a page of another protocol."""
+    shared = set(config.development) & set(config.fresh)
+    if shared:
+        raise UserError(f"seed {min(shared)} is in development and fresh; nothing may be chosen on a fresh seed")
+    if published is None or not published.is_file():
+        return
+    before = read_table(published, hint="")
+    seen = set(config.fresh) & {*before["seeds"]["development"], *before["seeds"]["fresh"]}
+    if seen and before.get("protocol") != protocol(config):
+        raise UserError(f"{published}: seed {min(seen)} was looked at there; take fresh seeds that no page has shown")
+
+
+def collect(config: Config, *, plants: Sequence[Planting], count: int) -> Json:
+    """Everything on the page from what is finished; references that lack a plant are left out and named."""
     from align.runs import environment
     from align.testbed.world import load_world
     from evals.attribution.regions import calibrate
     from recipes.testbed.planted_stages import CONTROLS, read_signals
 
-    seeds = list(dict.fromkeys(p.seed for p in plants))
-    whole = [s for s in seeds if all((p.probes / "signals.json").is_file() for p in plants if p.seed == s)]
-    signals = {(p.seed, p.plant.name): read_signals(p.probes) for p in plants if p.seed in whole}
-    development = [s for s in whole if s in config.development]
-    fresh = [s for s in whole if s in config.fresh]
-    quiet = [one for (s, _), by in signals.items() if s in development for c in CONTROLS for one in by[c]]
-    bounds = calibrate(quiet, what=f"{', '.join(CONTROLS)} on seeds {', '.join(map(str, development))}")
-    rows = [row for p in plants if p.seed in whole for row in _rows(p, signals[p.seed, p.plant.name], bounds)]
-    sides = {"development": development, "fresh": fresh}
+    done = {p.model: (p.probes / "signals.json").is_file() for p in plants}
+    names = list(dict.fromkeys(p.reference for p in plants))
+    whole = [name for name in names if all(done[p.model] for p in plants if p.reference == name)]
+    kept = [p for p in plants if p.reference in whole]
+    signals = {p.model: read_signals(p.probes) for p in kept}
+    quiet = [one for p in kept if p.seed in config.development for c in CONTROLS for one in signals[p.model][c]]
+    if not quiet:
+        raise UserError("no reference of a development seed is finished: there are no controls to take bounds from")
+    bounds = calibrate(quiet, what=f"{', '.join(CONTROLS)} on seeds {', '.join(map(str, config.development))}")
+    rows = [row for p in kept for row in _rows(p, signals[p.model], bounds)]
+    asked = {"development": config.development, "fresh": config.fresh}
+    sides = {side: [s for s in seeds if any(p.seed == s for p in kept)] for side, seeds in asked.items()}
+    taught = _cases(rows, sides["development"])
     return {
         "world": load_world(config.world).hash, "environment": environment(), "seeds": sides, "count": count,
-        "missing_seeds": [s for s in seeds if s not in whole], "thresholds": bounds.jsonable(), "cases": rows,
-        "results": {side: _result(rows, development, mine) for side, mine in sides.items() if mine},
-        "splits": _splits(folders, signals), "samples": config.samples,
+        "missing": [name for name in names if name not in whole], "cases": rows, "protocol": protocol(config),
+        "thresholds": bounds.jsonable(), "samples": config.samples,
+        "results": {side: _result(rows, taught, mine) for side, mine in sides.items() if mine}, "parts": _parts(rows),
     }  # fmt: skip
 
 
 def _rows(one: Planting, signals: Mapping[str, Sequence[Signals]], bounds: Thresholds) -> list[Json]:
-    """One row per shift with a planted mechanism."""
+    """One row per shift under which something, or nothing, was planted."""
     from evals.attribution.regions import attribute
+    from recipes.testbed.planted import causes
 
     rows = []
-    for shift, truth in one.plant.truth.items():
+    exact, sampled = (read_parts(folder).get(one.plant.name, {}) for folder in one.parts)
+    for shift, truth in causes(one.about, one.plant).items():
         (found,) = attribute(signals[shift], thresholds=bounds)
-        row = {"model": one.model, "plant": one.plant.name, "seed": one.seed, "truth": truth}
-        rows.append({**row, "weights": one.plant.weights, **found.jsonable()})
+        without = {name: verdict_without(signals[shift], name, thresholds=bounds) for name in SIGNALS}
+        rows.append({
+            "model": one.model, "plant": one.plant.name, "reference": one.reference, "seed": one.seed, "truth": truth,
+            "weights": one.plant.weights, "pulled": one.about.pulled, "coded": one.about.coded,
+            "covers": one.plant.covers, "without": without, "exact": exact.get(shift), "sampled": sampled.get(shift),
+            **found.jsonable(),
+        })  # fmt: skip
     return rows
 
 
 def _cases(rows: Sequence[Entry], seeds: Sequence[int]) -> list[Case]:
     return [
-        Case(r["model"], r["shift"], r["truth"], r["region"], r["fails"]["value"]) for r in rows if r["seed"] in seeds
+        Case(r["model"], r["reference"], r["shift"], r["truth"], r["region"], r["fails"]["value"])
+        for r in rows
+        if r["seed"] in seeds
     ]
 
 
-def _result(rows: Sequence[Entry], development: Sequence[int], seeds: Sequence[int]) -> Json:
-    """Confusion and balanced accuracy of the attribution on these seeds, and of its rivals taught by development."""
-    taught, asked = _cases(rows, development), _cases(rows, seeds)
+def _result(rows: Sequence[Entry], taught: Sequence[Case], seeds: Sequence[int]) -> Json:
+    """Accuracy of the verdicts on these seeds, without each signal, and of rivals taught by development."""
+    asked, mine = _cases(rows, seeds), [r for r in rows if r["seed"] in seeds]
     result: Json = {"confusion": confusion(asked), "balanced_accuracy": balanced_accuracy(asked).stated}
-    result["rivals"] = {}
+    nearest = _told(asked, [r["nearest"] for r in mine])
+    result |= {
+        "models": len({c.model for c in asked}), "references": len({c.reference for c in asked}), "cases": len(asked),
+        "nearest": balanced_accuracy(nearest).stated, "ablations": {},
+    }  # fmt: skip
+    for name in SIGNALS:
+        other = _told(asked, [r["without"][name] for r in mine])
+        result["ablations"][name] = {**balanced_accuracy(other).stated, "gain": gain(asked, other).stated}
     for name, rival in RIVALS.items():
-        said = rival(taught, asked)
-        cases = [Case(c.model, c.shift, c.truth, s, c.fails) for c, s in zip(asked, said, strict=True)]
-        result["rivals"][name] = balanced_accuracy(cases).stated
-    right = [r["shares"][r["truth"]]["value"] for r in rows if r["seed"] in seeds and r["shares"]]
-    result["failures_in_their_region"] = sum(right) / len(right) if right else None
+        other = _told(asked, rival(taught, asked))
+        result[name] = {**balanced_accuracy(other).stated, "gain": gain(asked, other).stated}
     return result
 
 
-def _splits(
-    folders: Mapping[int, tuple[Path, Path]], signals: Mapping[tuple[int, str], Mapping[str, Sequence[Signals]]]
-) -> Json | None:
-    """The exact and the sampled parts and their agreement, over the seeds where both are finished."""
-    points: list[Json] = []
-    for seed, (exact, sampled) in folders.items():
-        if not all((folder / "split.json").is_file() for folder in (exact, sampled)):
-            continue
-        truth, seen = read_split(exact), read_split(sampled)
-        for name, shifts in truth.items():
-            for shift, parts in shifts.items():
-                row = {"model": f"{name} {seed}", "plant": name, "seed": seed, "shift": shift}
-                points.append({**row, "exact": parts, "sampled": seen[name][shift]})
-                read = signals.get((seed, name), {}).get(shift, [])
-                if read and all(s.pull is not None and s.recognition is not None for s in read):
-                    points[-1]["signals"] = _means(read)
-    if len({p["model"] for p in points}) < 2:
+def _told(cases: Sequence[Case], said: Sequence[str]) -> list[Case]:
+    """The same cases with other verdicts."""
+    return [replace(case, found=word) for case, word in zip(cases, said, strict=True)]
+
+
+def _parts(rows: Sequence[Entry]) -> Json | None:
+    """The exact parts beside what the signals and the samples say of them; None before any is enumerated."""
+    known = [r for r in rows if r["exact"]]
+    if len({r["reference"] for r in known}) < 2:
         return None
-    known = [p for p in points if "signals" in p]
-    several = len({p["model"] for p in known}) > 1
-    by_part: Json = {}
+    result: Json = {"cases": len(known), "signals": {}, "sampled": {}, "by_verdict": {}}
+    for name, part in MEANT.items():
+        here = [r for r in known if r["signals"][name]]
+        pairs = [[r["signals"][name]["value"] for r in here], [r["exact"][part]["value"] for r in here]]
+        if len({r["reference"] for r in here}) > 1:
+            result["signals"][name] = _agreement(pairs, here) | {"part": part}
     for part in PARTS:
-        both = _compared(points, "sampled", part)
-        worst = max(abs(p["sampled"][part] - p["exact"][part]) for p in points)
-        stated = {"spearman": both.spearman.stated, "kendall": both.kendall.stated}
-        by_part[part] = {**stated, "points": both.points, "largest_difference": worst}
-        if several:
-            signal = _compared(known, "signals", part)
-            by_part[part]["signal"] = {"spearman": signal.spearman.stated, "points": signal.points}
-    return {"points": points, "agreement": by_part}
+        drawn = [r for r in known if r["sampled"]]
+        here = [r for r in drawn if r["sampled"][part]["value"] is not None]
+        if len({r["reference"] for r in here}) > 1:
+            pairs = [[r[side][part]["value"] for r in here] for side in ("sampled", "exact")]
+            most = max(abs(a - b) for a, b in zip(*pairs, strict=True))
+            result["sampled"][part] = _agreement(pairs, here) | {"difference": most, "refused": len(drawn) - len(here)}
+    for verdict in VERDICTS:
+        here = [r for r in known if r["region"] == verdict]
+        if here:
+            means = {part: sum(r["exact"][part]["value"] for r in here) / len(here) for part in PARTS}
+            result["by_verdict"][verdict] = means | {"cases": len(here)}
+    return result
 
 
-def _compared(points: Sequence[Entry], side: str, part: str) -> Agreement:
-    """A side's part against the exact one."""
-    sides = ([p[name][part] for p in points] for name in (side, "exact"))
-    return agreement(*sides, models=[p["model"] for p in points])
-
-
-def _means(signals: Sequence[Signals]) -> dict[str, float]:
-    """The signals that stand for the two parts: mean pull in nats, and mean share of recognition that is lost."""
-    pulls, left = [s.pull or 0.0 for s in signals], [s.recognition or 0.0 for s in signals]
-    return {"optimum": sum(pulls) / len(pulls), "regret_rise": 1 - sum(left) / len(left)}
+def _agreement(pairs: Sequence[Sequence[float]], rows: Sequence[Entry]) -> Json:
+    found = agreement(*pairs, references=[r["reference"] for r in rows])
+    return {"spearman": found.stated, "cases": len(rows)}
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
@@ -146,10 +189,9 @@ def _means(signals: Sequence[Signals]) -> dict[str, float]:
 def write_page(table: Entry, *, folder: Path, command: str) -> None:
     """Write attribution.json, attribution_thresholds.json, attribution.md and attribution-map.svg."""
     write_table(folder / "attribution.json", table)
-    functions = {f.__name__: f for f in (among, by_truth, mean_part, rank_inside, verdict)}
     text = render(
-        Path(__file__).with_name("page.md.j2"), table=table, command=command, bars=BARS, parts=PARTS, regions=REGIONS,
-        classes=CLASSES, rivals=list(RIVALS), **functions,
+        Path(__file__).with_name("page.md.j2"), table=table, command=command, bar=BAR, parts=PARTS, verdicts=VERDICTS,
+        classes=REGIONS, rivals=list(RIVALS), signals=SIGNALS, verdict=verdict, by_truth=by_truth, earning=earning,
     )  # fmt: skip
     files = {
         "attribution_thresholds.json": json.dumps(table["thresholds"], indent=1) + "\n",
@@ -171,30 +213,14 @@ def verdict(found: Sequence[Entry], *, bar: float) -> str:
     return words + f"**met** by the estimate alone; {end}"
 
 
+def earning(result: Entry) -> list[str]:
+    """The signals that earn their place: the full set beats the verdict without them, and not by chance."""
+    gains = {name: entry["gain"]["ci"] for name, entry in result["ablations"].items()}
+    return [name for name, pair in gains.items() if pair is not None and pair[0] > 0]
+
+
 def by_truth(rows: Sequence[Entry]) -> dict[str, list[Entry]]:
-    """Planted mechanism -> its cases by failure rate."""
+    """What was planted -> its cases by failure rate; what has none is left out."""
     ordered = sorted(rows, key=lambda row: row["fails"]["value"])
-    return {truth: [row for row in ordered if row["truth"] == truth] for truth in CLASSES}
-
-
-def among(points: Sequence[Entry], **given: str) -> list[Entry]:
-    """The points with these values."""
-    return [point for point in points if all(point[name] == value for name, value in given.items())]
-
-
-def rank_inside(points: Sequence[Entry], *, side: str, part: str) -> str:
-    """Spearman of a side's part with the exact one inside each shift: what is left without differences of shifts."""
-    from evals.attribution.sampled_split import rank_correlation
-
-    each = []
-    for shift in dict.fromkeys(p["shift"] for p in points):
-        here = among(points, shift=shift)
-        if len(here) > 2:
-            pair = ([p[side][part] for p in here], [p["exact"][part] for p in here])
-            each.append(f"{shift} {num(rank_correlation(*pair)[0], 2)}")
-    return ", ".join(each) or "too few points"
-
-
-def mean_part(points: Sequence[Entry], *, side: str, part: str) -> float:
-    """Mean of the exact or the sampled part."""
-    return float(sum(p[side][part] for p in points) / len(points))
+    found = {truth: [row for row in ordered if row["truth"] == truth] for truth in REGIONS}
+    return {truth: cases for truth, cases in found.items() if cases}

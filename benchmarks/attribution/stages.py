@@ -1,4 +1,4 @@
-"""Stages of the attribution benchmark: the exact split of every planted policy of a seed, and the split from samples.
+"""Stages of the attribution benchmark: the four parts of planted policies' drops, by enumeration and from samples.
 
 Both judge a policy at the weights that it was trained for, which its one point names.
 """
@@ -6,22 +6,20 @@ Both judge a policy at the weights that it was trained for, which its one point 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align.runs import Metrics, Run, Workspace, stage, write_json
+from evals.items import Json
+from recipes.testbed.planted_stages import SPLITS
 
 if TYPE_CHECKING:
     from align.policies.base import ModelPolicy
     from align.preferences import Weights
-    from align.testbed.answers import ReferenceTables
-    from align.testbed.exact import ExactPolicy
-    from align.testbed.world import Prompt, World
+    from align.testbed.world import World
 
-SHIFTED = ("heldout_topics", "cipher", "compliance", "cipher_compliance", "control")
-HOME = "none"
-Parts = dict[str, dict[str, dict[str, float]]]  # policy -> shift -> part -> value
+Parts = dict[str, dict[str, Json]]  # policy -> shift -> part -> {value, ci, ...}
 
 
 def _asked(policies: Mapping[str, Run], weights: Mapping[str, Weights]) -> dict[str, tuple[ModelPolicy, Weights]]:
@@ -33,73 +31,52 @@ def _asked(policies: Mapping[str, Run], weights: Mapping[str, Weights]) -> dict[
     return {name: (policy, w) for name, (policy, w) in found.items() if isinstance(policy, ModelPolicy)}
 
 
-@stage(name="exact split")
+@stage(name="exact parts")
 def exact(
     work: Workspace, *, world: World, reference: Run, policies: Mapping[str, Run], weights: Mapping[str, Weights],
-    shifts: tuple[str, ...] = SHIFTED,
+    shifts: tuple[str, ...] = SPLITS,
 ) -> Metrics:  # fmt: skip
-    """`split.json`: policy -> shift -> drop, loss of the optimum, rise of regret, by enumeration; prompts outermost."""
-    from align.models import load_model
-    from align.testbed.answers import ReferenceTables
-    from align.testbed.exact import ExactModel, ExactPolicy
+    """`parts.json` by enumeration, with intervals over base items."""
+    from align.testbed.answers import exact_answers
+    from align.testbed.exact import ExactPolicy
+    from align.testbed.transport import Remembered
+    from evals.tables.under_shift.parts import PARTS, WHOLE, drop_parts
+    from recipes.testbed.stages import reference_tables
 
-    asked, model = _asked(policies, weights), load_model(f"{reference.path}/model")
-    sums: dict[str, dict[str, list[tuple[float, float]]]] = {name: {} for name in asked}
-    for shift in (HOME, *shifts):
-        for prompt in world.test_prompts(shift):
-            tables = ReferenceTables(world, ExactModel(model, name="reference"))  # one prompt's table at a time
-            for name, (policy, w) in asked.items():
-                sums[name].setdefault(shift, []).append(_optimum_and_regret(ExactPolicy(policy), prompt, w, tables))
-    write_json(work.folder / "split.json", {name: _split(found) for name, found in sums.items()})
-    return {"policies": len(asked), "shifts": len(shifts)}
-
-
-def _optimum_and_regret(
-    policy: ExactPolicy, prompt: Prompt, weights: Weights, tables: ReferenceTables
-) -> tuple[float, float]:
-    from align.testbed.answers import Measured, answers_of, outcomes
-
-    (result,) = outcomes(policy, prompts=[prompt], tables=tables)
-    answer = next(
-        iter(answers_of({prompt: Measured(result)}, row="", shift=prompt.split, weights=weights, tables=tables))
-    )
-    return answer.J_star, answer.regret
-
-
-def _split(shifts: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, dict[str, float]]:
-    import numpy as np
-
-    means = {shift: np.mean(values, axis=0) for shift, values in shifts.items()}
-    home = means[HOME]
-    parts = {s: (float(home[0] - m[0]), float(m[1] - home[1])) for s, m in means.items() if s != HOME}
-    return {s: {"optimum": o, "regret_rise": r, "drop": o + r} for s, (o, r) in parts.items()}
-
-
-@stage(name="sampled split")
-def sampled(
-    work: Workspace, *, world: World, reference: Run, policies: Mapping[str, Run], weights: Mapping[str, Weights],
-    count: int, seed: int, shifts: tuple[str, ...] = SHIFTED,
-) -> Metrics:  # fmt: skip
-    """`split.json` in the same form, from `count` judged samples per prompt of policy and of reference."""
-    from align.models import load_model
-    from evals.attribution.sampled_split import split
-    from evals.attribution.testbed_sampling import estimates
-
-    model = load_model(f"{reference.path}/model").eval()
-    result = {}
+    tables, result = reference_tables(world, reference), Parts()
     for name, (policy, w) in _asked(policies, weights).items():
-        own = policy.model.eval()
-        found = {
-            s: estimates(world, own, model, world.test_prompts(s), weights=w.values, count=count, seed=seed)
-            for s in (HOME, *shifts)
-        }
-        result[name] = {s: split(found[HOME], found[s]) for s in shifts}
-        work.ledger.add(samples_drawn=2 * count * sum(map(len, found.values())))
-    write_json(work.folder / "split.json", result)
+        tree = Remembered(ExactPolicy(policy))
+        answers = {s: exact_answers(tree, row=name, weights=[w], shifts=(s,), tables=tables) for s in ("none", *shifts)}
+        for shift in shifts:
+            found = drop_parts(answers["none"], answers[shift])
+            parts = {part: {"value": found[part], "ci": found[f"{part}_ci"]} for part in (*WHOLE[:2], *PARTS)}
+            result.setdefault(name, {})[shift] = parts
+    write_json(work.folder / "parts.json", result)
     return {"policies": len(result), "shifts": len(shifts)}
 
 
-def read_split(folder: Path) -> Parts:
-    """What `exact` or `sampled` wrote."""
-    found: Parts = json.loads((folder / "split.json").read_text(encoding="utf-8"))
-    return found
+@stage(name="sampled parts")
+def sampled(
+    work: Workspace, *, world: World, reference: Run, policies: Mapping[str, Run], weights: Mapping[str, Weights],
+    count: int, seed: int, shifts: tuple[str, ...] = SPLITS,
+) -> Metrics:  # fmt: skip
+    """`parts.json` in the same form from `count` judged samples of each source, with effective sample sizes."""
+    from align.models import load_model
+    from evals.attribution.testbed_sampling import parts_from_samples
+
+    model, result = load_model(f"{reference.path}/model").eval(), Parts()
+    for name, (policy, w) in _asked(policies, weights).items():
+        result[name] = {
+            shift: parts_from_samples(
+                world, policy.model.eval(), model, shift=shift, weights=w.values, count=count, seed=seed
+            )
+            for shift in shifts
+        }
+    write_json(work.folder / "parts.json", result)
+    return {"policies": len(result), "shifts": len(shifts)}
+
+
+def read_parts(folder: Path) -> Parts:
+    """What `exact` or `sampled` wrote; empty where it is not finished."""
+    file = folder / "parts.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

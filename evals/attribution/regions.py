@@ -235,8 +235,10 @@ def attribute(signals: Sequence[Signals], *, thresholds: Thresholds, at_most: bo
     found = [_one_shift([s for s in signals if s.shift == shift], thresholds) for shift in shifts]
     if not at_most:
         return found
-    lacking = {"region": CANNOT_TELL, "missing": UNJUDGED, "needed": None}
-    return [one if one.nearest == "capability" else replace(one, **lacking) for one in found]
+    return [
+        one if one.nearest == "capability" else replace(one, region=CANNOT_TELL, missing=UNJUDGED, needed=None)
+        for one in found
+    ]
 
 
 def _weights(signals: Sequence[Signals]) -> tuple[str, list[float]]:

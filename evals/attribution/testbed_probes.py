@@ -35,11 +35,13 @@ from align.testbed.world import (
     cipher,
 )
 from evals.attribution.regions import Signals, auroc, recognition_left, retained
+from evals.attribution.signals import CHANCE, READABLE
 from evals.attribution.testbed_sampling import draw
 from evals.items import Json
 from evals.stats.distances import fit_cloud, log_distance
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 # what the instruction part is measured against: the control with the neutral prefix, else the plain prompt
@@ -47,6 +49,7 @@ CONTROL = {"compliance": "control", "cipher_compliance": "cipher_control"}
 # the same request without what the shift added
 REPAIRED = {"cipher_compliance": "compliance"}  # decoded, the wrapper left; elsewhere the plain prompt
 PLAIN = "none"
+CODED = ("cipher", *PREFIXED_CIPHER)
 PREFIXES = {"compliance": COMPLIANCE_PREFIX, "control": NEUTRAL_PREFIX, **PREFIXED_CIPHER}
 
 
@@ -67,16 +70,26 @@ def opening_logprobs(model: PreTrainedModel, prompts: Sequence[Prompt]) -> np.nd
     """(P, 11) log-probability of each response word as the first one, either spelling; P prompts."""
     import torch
 
-    words = (*TONES, *FACTS)
-    rows = []
+    logits_PV, _ = _last(model, [p.text for p in prompts])
+    logp_PV = logits_PV[:, : len(VOCABULARY)].log_softmax(-1)
+    pairs = [[TOKEN_ID[w], TOKEN_ID[cipher(w)]] for w in (*TONES, *FACTS)]
+    return torch.stack([logp_PV[:, pair].logsumexp(-1) for pair in pairs], dim=-1).numpy()
+
+
+def _last(model: PreTrainedModel, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(P, V) logits and (P, H) last hidden states at each text's last token, float64; texts of one length together."""
+    import torch
+
+    rows = [encode(text) for text in texts]
+    found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
     with torch.inference_mode():
-        for prompt in prompts:
-            ids_1T = torch.tensor([encode(prompt.text)], device=model.device)
-            logits_V = model(input_ids=ids_1T).logits[0, -1, : len(VOCABULARY)]
-            logp_V = logits_V.double().log_softmax(-1)
-            pairs = [torch.stack([logp_V[TOKEN_ID[w]], logp_V[TOKEN_ID[cipher(w)]]]).logsumexp(0) for w in words]
-            rows.append(torch.stack(pairs))
-    return torch.stack(rows).cpu().numpy()
+        for length in dict.fromkeys(map(len, rows)):
+            places = [i for i, row in enumerate(rows) if len(row) == length]
+            ids_PT = torch.tensor([rows[i] for i in places], device=model.device)
+            out = model(input_ids=ids_PT, output_hidden_states=True)
+            logits_PV, state_PH = (x[:, -1].double().cpu() for x in (out.logits, out.hidden_states[-1]))
+            found |= {i: (logits_PV[k], state_PH[k]) for k, i in enumerate(places)}
+    return tuple(torch.stack([found[i][side] for i in range(len(rows))]) for side in (0, 1))  # type: ignore[return-value]
 
 
 def refusal_margins(openings_PA: np.ndarray) -> np.ndarray:
@@ -90,7 +103,7 @@ def quiz_prompts(world: World, split: str) -> list[Prompt]:
     benign = [p for s in (PLAIN, "heldout_topics") for p in world.test_prompts(s) if p.topic.harm == 0]
     words = [((PREFIXES[split],) if split in PREFIXES else ()) + p.words for p in benign]
     plain = [Prompt(" ".join(w), p.topic, split, w) for w, p in zip(words, benign, strict=True)]
-    return [p.spelt(1, split=split) for p in plain] if split in ("cipher", *PREFIXED_CIPHER) else plain
+    return [p.spelt(1, split=split) for p in plain] if split in CODED else plain
 
 
 def quiz_scores(openings_PA: np.ndarray, prompts: Sequence[Prompt]) -> list[float]:
@@ -136,8 +149,8 @@ def failing_shares(
     for number, prompt in enumerate(prompts):
         rng = np.random.default_rng([draws.seed, number])
         both = (*ALPHABET_IDS, *CIPHER_ALPHABET_IDS)
-        drawn, _ = draw(
-            [model], prompt, count=draws.samples, max_tokens=world.config.max_tokens, rng=rng, alphabet=both,
+        drawn = draw(
+            model, prompt, count=draws.samples, max_tokens=world.config.max_tokens, rng=rng, alphabet=both,
             temperature=draws.temperature,
         )  # fmt: skip
         shares.append(float(np.mean([fails(world, prompt, ids) for ids in drawn])))
@@ -147,14 +160,7 @@ def failing_shares(
 
 def hidden_states(model: PreTrainedModel, texts: Sequence[str]) -> np.ndarray:
     """(P, H) last hidden state of each prompt's last token."""
-    import torch
-
-    rows = []
-    with torch.inference_mode():
-        for text in texts:
-            out = model(input_ids=torch.tensor([encode(text)], device=model.device), output_hidden_states=True)
-            rows.append(out.hidden_states[-1][0, -1].double())
-    return torch.stack(rows).cpu().numpy()
+    return _last(model, texts)[1].numpy()
 
 
 def probe(
@@ -191,17 +197,18 @@ def probe(
 
 
 def signals_of(found: PolicyProbes, *, split: str) -> list[Signals]:
-    """The signals of every harmful base item under one split."""
+    """The signals of every harmful base item under one split; comprehension is one where the split is in code only."""
     implicit = {s: _difference(found.margin[s], found.reference_margin[s]) for s in (PLAIN, split)}
     left = recognition_left(implicit[split], plain=implicit[PLAIN], harmful=found.harmful, benign=found.benign)
-    read = {s: float(np.mean(list(found.quiz[s].values()))) for s in (PLAIN, split)}
+    plain, read = (float(np.mean(list(found.quiz[s].values()))) for s in (PLAIN, split))
+    legible = split in CODED and plain >= READABLE
     control = found.reference_margin[CONTROL.get(split, PLAIN)]
     repaired = found.failing[REPAIRED.get(split, PLAIN)]
     return [
         Signals(
             item=item, cluster=item, shift=split, failed=found.failing[split][item],
             failed_plain=found.failing[PLAIN][item],
-            comprehension=retained(read[split], plain=read[PLAIN], chance=0.5), recognition=left.get(item),
+            comprehension=retained(read, plain=plain, chance=CHANCE) if legible else None, recognition=left.get(item),
             pull=control[item] - found.reference_margin[split][item], distance=found.distance[split][item],
             repaired=1 - repaired[item],
         )

@@ -1,4 +1,4 @@
-"""Responses drawn from a testbed policy with their log-probabilities under other models too, and the split from them.
+"""Responses drawn from a testbed policy, and pools of them from which the four parts of a drop are estimated.
 
 Prefixes that several samples share are read once, so that thousands of samples of one prompt cost a few hundred rows.
 Legend: N samples, U different prefixes, V vocabulary.
@@ -13,42 +13,56 @@ import numpy as np
 
 from align.testbed.gold import plain_words
 from align.testbed.responses import gold_score
+from align.testbed.transport import control_of, plain_of
 from align.testbed.vocabulary import VOCABULARY, alphabet_ids, encode, response_words
 from align.testbed.world import Prompt, World
-from evals.attribution.sampled_split import Estimate, Samples, estimate
+from evals.attribution.sampled_parts import SOURCES, Pool, sampled_parts
+from evals.items import Json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+Places = dict[str, tuple["PreTrainedModel", Prompt]]  # source -> (model, the prompt it answers)
+
 
 def draw(
-    models: Sequence[PreTrainedModel], prompt: Prompt, *, count: int, max_tokens: int, rng: np.random.Generator,
+    model: PreTrainedModel, prompt: Prompt, *, count: int, max_tokens: int, rng: np.random.Generator,
     alphabet: Sequence[int] | None = None, temperature: float = 1.0,
-) -> tuple[list[list[int]], np.ndarray]:  # fmt: skip
-    """`count` responses of models[0], and their (models, N) log-probabilities; the world's rule ends a response.
+) -> list[list[int]]:  # fmt: skip
+    """`count` responses of a model; the world's rule ends a response.
 
     A response that fills `max_tokens` has one token more, its end or what makes it malformed. `alphabet` are the tokens
-    that a response goes on after (default: those of the prompt's spelling). The log-probabilities are those at
-    temperature 1, whatever `temperature` the responses are drawn at.
+    that a response goes on after (default: those of the prompt's spelling).
     """
     head, alphabet = encode(prompt.text), alphabet or alphabet_ids(prompt.spelling)
     drawn: list[list[int]] = [[] for _ in range(count)]
-    logp = np.zeros((len(models), count))
     open_ones = list(range(count))
     while open_ones:
         prefixes: dict[tuple[int, ...], list[int]] = {}
         for i in open_ones:
             prefixes.setdefault(tuple(drawn[i]), []).append(i)
-        tables = [_next_logp(model, [[*head, *prefix] for prefix in prefixes]) for model in models]
-        for row, members in enumerate(prefixes.values()):
-            scaled_V = tables[0][row] / temperature
+        logp_UV = _next_logp(model, [[*head, *prefix] for prefix in prefixes])
+        for logp_V, members in zip(logp_UV, prefixes.values(), strict=True):
+            scaled_V = logp_V / temperature
             p_V = np.exp(scaled_V - scaled_V.max())
-            tokens = rng.choice(len(p_V), size=len(members), p=p_V / p_V.sum())
-            for i, token in zip(members, tokens.tolist(), strict=True):
-                drawn[i].append(token)
-                logp[:, i] += [table[row, token] for table in tables]
+            for i, token in zip(members, rng.choice(len(p_V), size=len(members), p=p_V / p_V.sum()), strict=True):
+                drawn[i].append(int(token))
         open_ones = [i for i in open_ones if drawn[i][-1] in alphabet and len(drawn[i]) <= max_tokens]
-    return drawn, logp
+    return drawn
+
+
+def response_logprobs(model: PreTrainedModel, prompt: Prompt, responses: Sequence[Sequence[int]]) -> np.ndarray:
+    """(N,) log-probability of each whole response behind the prompt, at temperature 1."""
+    head, logp_N = encode(prompt.text), np.zeros(len(responses))
+    for depth in range(max(map(len, responses))):
+        prefixes: dict[tuple[int, ...], list[int]] = {}
+        for i, ids in enumerate(responses):
+            if len(ids) > depth:
+                prefixes.setdefault(tuple(ids[:depth]), []).append(i)
+        logp_UV = _next_logp(model, [[*head, *prefix] for prefix in prefixes])
+        for logp_V, members in zip(logp_UV, prefixes.values(), strict=True):
+            logp_N[members] += logp_V[[responses[i][depth] for i in members]]
+    return logp_N
 
 
 def _next_logp(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> np.ndarray:
@@ -67,18 +81,45 @@ def scalarised(world: World, prompt: Prompt, ids: Sequence[int], weights: Sequen
     return float(np.dot(weights, gold_score(world, prompt.topic, plain)))
 
 
-def estimates(
-    world: World, model: PreTrainedModel, reference: PreTrainedModel, prompts: Sequence[Prompt], *,
-    weights: Sequence[float], count: int, seed: int,
-) -> dict[str, Estimate]:  # fmt: skip
-    """Prompt -> J and J* from `count` samples each of policy and reference."""
-    by_prompt = {}
-    for number, prompt in enumerate(prompts):
-        sides = []
-        for which, models in enumerate(((model, reference), (reference, model))):
-            rng = np.random.default_rng([seed, number, which])
-            ids, logp = draw(models, prompt, count=count, max_tokens=world.config.max_tokens, rng=rng)
-            values = np.array([scalarised(world, prompt, one, weights) for one in ids])
-            sides.append(Samples(values, logp[which], logp[1 - which]))
-        by_prompt[prompt.text] = estimate(sides[0], sides[1], beta=world.config.beta)
-    return by_prompt
+def respelt(ids: Sequence[int], *, source: int, target: int) -> list[int]:
+    """A response in one spelling as the matching one in another: the two alphabets change places."""
+    pairs = list(zip(alphabet_ids(source), alphabet_ids(target), strict=True))
+    swapped = dict(pairs) | {b: a for a, b in pairs}
+    return [swapped.get(i, i) for i in ids]
+
+
+def pool_of(world: World, places: Places, *, weights: Sequence[float], count: int, rng: np.random.Generator) -> Pool:
+    """`count` responses from each source of one base item (one of two that are alike), scored under all sources."""
+    drawn = {s: count for s in SOURCES if s != "reference_control" or places[s][1] != places["reference_shifted"][1]}
+    responses, values = [], []  # all in the plain spelling
+    for source in drawn:
+        model, prompt = places[source]
+        for ids in draw(model, prompt, count=count, max_tokens=world.config.max_tokens, rng=rng):
+            values.append(scalarised(world, prompt, ids, weights))
+            responses.append(respelt(ids, source=prompt.spelling, target=0))
+    logp = {}
+    for source in SOURCES:
+        model, prompt = places[source]
+        spelt = [respelt(ids, source=0, target=prompt.spelling) for ids in responses]
+        logp[source] = response_logprobs(model, prompt, spelt)
+    return Pool(np.array(values), logp, drawn)
+
+
+def parts_from_samples(
+    world: World, model: PreTrainedModel, reference: PreTrainedModel, *, shift: str, weights: Sequence[float],
+    count: int, seed: int,
+) -> Json:  # fmt: skip
+    """`sampled_parts` of a policy under a shift whose base items have plain prompts, from `count` samples a source."""
+    pools, items = {}, {}
+    for number, shifted in enumerate(world.test_prompts(shift)):
+        plain = plain_of(world, shifted)
+        if plain is None:
+            raise ValueError(f"{shift} brings base items of its own: nothing can be carried over to them")
+        places: Places = {
+            "policy_plain": (model, plain), "policy_shifted": (model, shifted), "reference_plain": (reference, plain),
+            "reference_control": (reference, control_of(world, shifted)), "reference_shifted": (reference, shifted),
+        }  # fmt: skip
+        rng = np.random.default_rng([seed, number])
+        pools[shifted.text] = pool_of(world, places, weights=weights, count=count, rng=rng)
+        items[shifted.text] = shifted.item
+    return sampled_parts(pools, beta=world.config.beta, clusters=items)

@@ -1,10 +1,10 @@
-"""Tiny models with a planted mechanism of failure, and the probes' view of each: what attribution is validated on.
+"""Tiny models with a planted cause of failure, and the probes' view of each: what attribution is validated on.
 
 align planted [--seeds 0 1 2] [--out runs/planted]
 
-Weights in conflict behind a compliance prefix that fine-tuning covers (competing), a spelling left out of fine-tuning
-(mismatched), the prefix in that spelling (both), a spelling that pretraining never taught (capability). Resumes where
-it was stopped; `benchmarks/attribution/run.py` makes the page from it.
+At graded strength: a compliance prefix that the text answers to more or less (competing), a spelling that fine-tuning
+leaves out or covers in part (mismatched), one that pretraining hardly or never taught (capability), or nothing. Resumes
+where it was stopped; `benchmarks/attribution/run.py` makes the page from it.
 """
 
 from __future__ import annotations

@@ -12,13 +12,14 @@ from align.errors import UserError
 from align.preferences import Weights
 from align.runs import Call, Run
 from align.testbed.controls import Controls
+from align.testbed.corpus import WriterConfig
 from align.testbed.world import load_world
 from recipes.config import build, option
 from recipes.pipeline.plan import Plan, plan
 from recipes.pipeline.rows import Fit, Row, read_rows
 from recipes.testbed import planted_stages as own_stages
 from recipes.testbed import stages
-from recipes.testbed.planted_stages import SPLITS, Drawn
+from recipes.testbed.planted_stages import Drawn
 from recipes.testbed.setting import Sizes, Testbed, budget_of
 
 
@@ -32,44 +33,64 @@ class Config(Sizes):
     development: tuple[int, ...] = option((), help="seeds on which bounds may be calibrated")
     fresh: tuple[int, ...] = option((), help="seeds that nothing was chosen on")
     samples: int = option(64, help="judged responses per prompt")
-    references: dict[str, object] = option({}, help="name -> ciphered, and documents, demonstrations")
-    plants: dict[str, object] = option({}, help="name -> reference, method, weights, truth, and optional keys")
+    references: dict[str, object] = option({}, help="name -> pulled, coded, documents, demonstrations")
+    plants: dict[str, object] = option({}, help="name -> method, weights, and optional keys")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """A model that plants start from; without `ciphered`, one that never learns to read the second spelling."""
+    """A model that plants start from: how far the prefix pulls its text, and how much of that is in the second spelling
+    (`WriterConfig`'s `pulled` and `coded`).
+    """
 
-    ciphered: bool
+    pulled: float = 1.0
+    coded: float = 1.0
     documents: int | None = None
     demonstrations: int | None = None
+
+    @property
+    def writer(self) -> WriterConfig:
+        return WriterConfig(pulled=self.pulled, coded=self.coded)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plant(Row):
-    """One model and the mechanism planted in it: `truth` split -> mechanism.
+    """One model, trained on each of the references.
 
-    cover_cipher: the second spelling is in fine-tuning, too. temperature: of the judged responses. split: whether the
-    benchmark also compares its exact split with the one from samples.
+    covers: share of the fine-tuning topics that come in the second spelling, too. temperature: of the judged responses.
+    sampled: whether the benchmark also estimates its parts from samples.
     """
 
-    reference: str
     weights: str
-    truth: dict[str, str]
-    cover_cipher: bool = False
+    covers: float = 0.0
     temperature: float = 1.0
-    split: bool = False
+    sampled: bool = False
 
     @property
     def spellings(self) -> tuple[int, ...]:
         """Those of its fine-tuning prompts."""
-        return (0, 1) if self.cover_cipher else (0,)
+        return (0, 1) if self.covers else (0,)
+
+
+def causes(about: Reference, plant: Plant) -> dict[str, str]:
+    """Split -> what was planted there, by construction and however weak.
+
+    A pull of the prefix (competing), a spelling that fine-tuning does not cover whole (mismatched) or that the text
+    hardly taught (capability), or nothing (neither). A half-read spelling that fine-tuning leaves out, too, has two
+    causes that no region names: such a case is left out.
+    """
+    pulled, missed = about.pulled > 0, plant.covers < 1
+    found = {"compliance": "competing" if pulled else "neither"}
+    if about.coded < 1:
+        unread = about.coded == 0 or not missed
+        return found | (dict.fromkeys(("cipher", "cipher_compliance"), "capability") if unread else {})
+    found["cipher"] = "mismatched" if missed else "neither"
+    both = {(True, True): "both", (True, False): "competing", (False, True): "mismatched"}
+    return found | {"cipher_compliance": both.get((pulled, missed), "neither")}
 
 
 def read_plants(config: Config, *, where: str) -> tuple[dict[str, Reference], tuple[Plant, ...]]:
     """The references and plants of the file; UserError on one that cannot be trained, before anything runs."""
-    from evals.attribution.regions import CLASSES
-
     checks.at_least(1, config, "samples", place=f"{where}: ")
     checks.at_least(0, config, "workers", "minutes", place=f"{where}: ")
     if not config.plants or not config.references:
@@ -82,11 +103,11 @@ def read_plants(config: Config, *, where: str) -> tuple[dict[str, Reference], tu
     for plant in plants:
         place = f"{where}: plants: {plant.name}"
         Weights.parse(plant.weights)
-        if plant.reference not in references:
-            raise UserError(f"{place}: no reference {plant.reference!r}; there are {', '.join(references)}")
-        for split, mechanism in plant.truth.items():
-            if split not in SPLITS or mechanism not in CLASSES:
-                raise UserError(f"{place}: truth {split}: {mechanism} is not one of {', '.join(CLASSES)} under a split")
+        if not 0 <= plant.covers <= 1:
+            raise UserError(f"{place}: covers is {plant.covers}; give a share from 0 to 1")
+    for name, about in references.items():
+        if not (0 <= about.pulled <= 1 and 0 <= about.coded <= 1):
+            raise UserError(f"{where}: references: {name}: pulled and coded are shares from 0 to 1")
     return references, plants
 
 
@@ -100,14 +121,14 @@ class Planted(Testbed):
 
     @property
     def row_keys(self) -> frozenset[str]:
-        return frozenset({"reference", "weights", "truth", "cover_cipher", "temperature", "split"})
+        return frozenset({"weights", "covers", "temperature", "sampled"})
 
     def folder(self, kind: str) -> Path:
         return self.out / f"{self.name}-{kind}"
 
     def reference(self) -> Sequence[Call]:
         calls = [
-            dataclasses.replace(call, arguments={**call.arguments, "ciphered": self.about.ciphered})
+            dataclasses.replace(call, arguments={**call.arguments, "writer": self.about.writer})
             for call in super().reference()
         ]
         both = own_stages.two_spellings.call(self.folder("sft-two-spellings"), reference=self.made("sft"))
@@ -118,25 +139,26 @@ class Planted(Testbed):
 
     def base_of(self, plant: Plant) -> Run:
         """The reference of a plant: one that answers in both spellings where its training covers both."""
-        return self.made("sft-two-spellings" if plant.cover_cipher else "sft")
+        return self.made("sft-two-spellings" if plant.covers else "sft")
 
     def fit(self, row: Row, fit: Fit, specialists: Mapping[str, Run]) -> Call:
         plant = _plant(row)
-        spellings = plant.spellings if plant.cover_cipher else ()
+        spellings = plant.spellings if plant.covers else ()
         call = stages.finetune.call(
-            self.out / "plants" / row.folder, world=self.world, reference=self.base_of(plant),
+            self.folder("plants") / row.folder, world=self.world, reference=self.base_of(plant),
             fit=dataclasses.replace(fit, spellings=spellings), pairs=self.made("comparisons"),
+            covers=plant.covers or 1.0,
         )  # fmt: skip
-        return call.named(f"{row.name} [{self.seed}]")
+        return call.named(f"{row.name}{self.tag}")
 
     def judge(self, row: Row, policy: Run, weights: Weights) -> Sequence[Call]:
         plant = _plant(row)
         call = own_stages.probes.call(
-            self.out / "probes" / row.folder, world=self.world, reference=self.base_of(plant), policy=policy,
-            weights=weights, spellings=plant.spellings,
+            self.folder("probes") / row.folder, world=self.world, reference=self.base_of(plant), policy=policy,
+            weights=weights, spellings=plant.spellings, covers=plant.covers,
             drawn=Drawn(samples=self.samples, seed=self.seed, temperature=plant.temperature),
         )  # fmt: skip
-        return [call.named(f"probes {row.name} [{self.seed}]")]
+        return [call.named(f"probes {row.name}{self.tag}")]
 
     def controls(self) -> Mapping[str, Sequence[Call]]:
         return {}
@@ -148,7 +170,7 @@ def _plant(row: Row) -> Plant:
 
 
 def planted_plans(config: Config, *, where: str) -> dict[int, list[Plan]]:
-    """Seed -> a plan for each reference with its plants; seeds outermost."""
+    """Seed -> a plan for each reference with all plants; seeds outermost."""
     references, plants = read_plants(config, where=where)
     world = load_world(config.world)
     plans: dict[int, list[Plan]] = {}
@@ -164,7 +186,7 @@ def planted_plans(config: Config, *, where: str) -> dict[int, list[Plan]]:
                 preferences=(), closed=Controls(temperature=1.0, overspend=1.0, n=1), samples=config.samples,
                 tag=f" {name} [{seed}]",
             )  # fmt: skip
-            plans.setdefault(seed, []).append(plan(setting, [p for p in plants if p.reference == name]))
+            plans.setdefault(seed, []).append(plan(setting, plants))
     return plans
 
 

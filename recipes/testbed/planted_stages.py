@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from align.runs import Metrics, Run, Workspace, stage, write_json
 from align.testbed.world import PREFIXED_CIPHER
+from recipes.testbed.spellings import spelt
 
 if TYPE_CHECKING:
     from align.preferences import Weights
@@ -50,15 +51,18 @@ def two_spellings(work: Workspace, *, reference: Run) -> Metrics:
 @stage
 def probes(
     work: Workspace, *, world: World, reference: Run, policy: Run, weights: Weights, spellings: tuple[int, ...],
-    drawn: Drawn,
+    drawn: Drawn, covers: float = 1.0,
 ) -> Metrics:  # fmt: skip
-    """`signals.json`: per split, the signals of every harmful topic under one policy trained on these spellings."""
+    """`signals.json`: per split, the signals of every harmful topic under one policy trained on these spellings.
+
+    `covers` is the share of the fine-tuning topics that came in the second one.
+    """
     from align.models import load_model
     from align.policies.load import load_family
     from evals.attribution.testbed_probes import Draws, probe, signals_of
 
     answer = load_family(policy.path).policy(weights)
-    training = [p.spelt(s, split="train").text for s in spellings for p in world.train_prompts]
+    training = [p.text for s in spellings for p in spelt(world, s, covers=covers if s else 1.0)]
     found = probe(
         world, answer.model.eval(), load_model(f"{reference.path}/model").eval(), splits=SPLITS, training=training,
         draws=Draws(samples=drawn.samples, seed=drawn.seed, temperature=drawn.temperature), ledger=work.ledger,

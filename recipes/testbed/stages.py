@@ -13,12 +13,14 @@ from align.preferences import Preference, Thresholds, Weights
 from align.runs import Metrics, Run, Workspace, stage, write_json
 from align.testbed.world import World
 from recipes.pipeline.rows import Fit
+from recipes.testbed.spellings import respelt, spelt
 
 if TYPE_CHECKING:
     from align.objectives.base import Objective
     from align.policies.base import Policy, TokenPolicy
     from align.testbed.answers import ReferenceTables
     from align.testbed.controls import Controls
+    from align.testbed.corpus import WriterConfig
     from align.testbed.exact import TreePolicy
     from align.testbed.optimum import RewardClasses
     from align.testbed.world import Prompt
@@ -56,14 +58,15 @@ class Judged:
 
 @stage
 def pretrain(
-    work: Workspace, *, world: Corpus, documents: int, training: PretrainConfig, ciphered: bool = True
-) -> Metrics:
-    """MLE pretraining on the world's corpus, every spelling, or the plain one alone where `ciphered` is False."""
-    from align.testbed.corpus import sample_documents
+    work: Workspace, *, world: Corpus, documents: int, training: PretrainConfig,
+    writer: WriterConfig | None = None,
+) -> Metrics:  # fmt: skip
+    """MLE pretraining on the world's corpus; `writer` replaces its usual one."""
+    from align.testbed.corpus import WriterConfig, sample_documents
     from align.testbed.vocabulary import build_tokenizer
     from align.training.pretrain import pretrain as train
 
-    draw = partial(sample_documents, world.world, seed=training.seed, ciphered=ciphered)
+    draw = partial(sample_documents, world.world, writer=writer or WriterConfig(), seed=training.seed)
     rows, held_out = draw(count=documents), draw(count=500, held_out=True)
     words = build_tokenizer(world.world.config.spellings)
     return train(training, rows=rows, validation=held_out, out=work.folder, ledger=work.ledger, tokenizer=words)
@@ -71,19 +74,21 @@ def pretrain(
 
 @stage
 def sft(
-    work: Workspace, *, world: Corpus, source: Run, documents: int, training: SFTConfig_, ciphered: bool = True
-) -> Metrics:
-    """SFT on demonstrations in every spelling: the result is the reference, which must read all alike.
+    work: Workspace, *, world: Corpus, source: Run, documents: int, training: SFTConfig_,
+    writer: WriterConfig | None = None,
+) -> Metrics:  # fmt: skip
+    """SFT on demonstrations of the same writer: the result is the reference, which must read all spellings alike.
 
     Its generation settings end a response at every token outside the alphabet.
     """
     from transformers import GenerationConfig
 
-    from align.testbed.corpus import sample_documents
+    from align.testbed.corpus import WriterConfig, sample_documents
     from align.testbed.vocabulary import PAD_ID, ending_ids
     from align.training.sft import sft as train
 
-    rows = sample_documents(world.world, count=documents, seed=training.seed + 1_000_003, ciphered=ciphered)
+    writer = writer or WriterConfig()
+    rows = sample_documents(world.world, count=documents, seed=training.seed + 1_000_003, writer=writer)
     metrics = train(training, model=source.path, rows=rows, out=work.folder, ledger=work.ledger)
     ends = list(ending_ids(world.world.config.spellings))
     GenerationConfig(eos_token_id=ends, pad_token_id=PAD_ID).save_pretrained(work.folder / "model")
@@ -156,9 +161,11 @@ def reward_model(
 def finetune(
     work: Workspace, *, world: World, reference: Run, fit: Fit, pairs: Run | None = None,
     reward_models: Mapping[str, Run] | None = None, specialists: Mapping[str, Run] | None = None,
-    facts: Run | None = None,
+    facts: Run | None = None, covers: float = 1.0,
 ) -> Metrics:  # fmt: skip
     """One method at some preferences. Learned reward models return to gold units (times tau).
+
+    `covers` is the share of the topics that come in other spellings than the first of the fit's.
 
     With `facts` it is asked at thresholds, those of the exact optimum, and beta is divided by the main weight: the
     constrained problem max r_main + ... - (beta / w_main) KL has pi*_w as its solution.
@@ -175,7 +182,10 @@ def finetune(
     rows = read_rows(pairs) if pairs is not None else None
     if learned and rows is not None:  # who learns from reward models never sees a gold score
         rows = [{k: v for k, v in row.items() if k not in GOLD} for row in rows]
-    prompts = [p if s == 0 else p.spelt(s, split="train") for s in fit.spellings or (0,) for p in world.train_prompts]
+    first, *others = fit.spellings or (0,)
+    prompts = spelt(world, first) + [p for s in others for p in spelt(world, s, covers=covers)]
+    if rows is not None and fit.spellings:
+        rows = respelt(rows, spellings=fit.spellings, prompts=prompts)
     asked: list[Preference] = list(fit.preferences)
     if facts is not None:
         asked = [asked_at(w, facts=facts) for w in fit.preferences]

@@ -41,12 +41,6 @@ def shift(out: Path) -> None:
     write_page(read("shift.json"), folder=out, command="")
 
 
-def attribution(out: Path) -> None:
-    from benchmarks.attribution.page import write_page
-
-    write_page(read("attribution.json"), folder=out, command="")
-
-
 def hh_methods(out: Path) -> None:
     from benchmarks.hh.methods import lines
 
@@ -65,7 +59,6 @@ PAGES: dict[str, tuple[str, Callable[[Path], None]]] = {
     "harder": ("harder", lambda out: world_page("harder", out)),
     "pairs": (".", pairs),
     "shift": (".", shift),
-    "attribution": (".", attribution),
     "hh": (".", hh_methods),
     "fixed_points": (".", fixed_points),
 }

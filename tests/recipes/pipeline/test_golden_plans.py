@@ -1,4 +1,4 @@
-"""The guard of the plans: every call of the five experiments, its folder, its arguments and what it waits for.
+"""The guard of the plans: every call of four experiments, its folder, its arguments and what it waits for.
 
 tests/golden/plans.json.gz holds them as they were when each experiment had a planner of its own. Arguments that have
 another name or shape since then are brought to one form by RENAMED, in one place.
@@ -20,13 +20,12 @@ from benchmarks.shift import plan as shift
 from benchmarks.testbed import plan as testbed
 from recipes.commands import demo as demo_command
 from recipes.commands import hh as hh_command
-from recipes.commands import planted as planted_command
 from recipes.config import parse
 from recipes.pipeline.plan import Plan, ordered, plan
 from recipes.pipeline.rows import Row, read_rows
 from recipes.pipeline.tasks import check_calls, needs_of
 from recipes.real import setting as real
-from recipes.testbed import demo, planted
+from recipes.testbed import demo
 
 ROOT = Path(__file__).resolve().parents[3]
 BENCHMARKS = ROOT / "benchmarks"
@@ -44,11 +43,6 @@ def demo_calls(*words: str) -> Sequence[Call]:
 def hh_calls() -> Sequence[Call]:
     config, where = parse(real.Config, ["--data", "DATA"], program="x", about="", defaults=hh_command.DEFAULTS)
     return plan(*real.setting_of(config, where=where)).calls
-
-
-def planted_calls() -> Sequence[Call]:
-    config, where = parse(planted.Config, [], program="x", about="", defaults=planted_command.DEFAULTS)
-    return planted.calls_of(planted.planted_plans(config, where=where))
 
 
 def grid_calls(file: str, out: str, worlds: Sequence[str], seeds: Sequence[int], smoke: bool) -> Sequence[Call]:
@@ -71,7 +65,6 @@ EXPERIMENTS: dict[str, Callable[[], Sequence[Call]]] = {
     "demo": demo_calls,
     "demo-seed-1": lambda: demo_calls("--seed", "1"),
     "hh": hh_calls,
-    "planted": planted_calls,
     "testbed": lambda: grid_calls("rows", "runs/benchmark", ["default", "three"], [0, 1], False),
     "testbed-check": lambda: grid_calls("rows", "runs/benchmark-check", ["default"], [0], True),
     "testbed-best": lambda: grid_calls("best", "runs/best", ["default"], [0], False),
@@ -205,8 +198,6 @@ def _weights(call: str, given: dict) -> None:
         given["preferences"] = numbers
     if call == "fit":
         given["preferences"] = given.pop("weights")
-    if call == "probes":
-        given["weights"] = [float(x) for x in given["weights"].split(",")]
     one = isinstance(given.get("weights"), list) and given["weights"] and not isinstance(given["weights"][0], list)
     if one and call in ("prediction", "evaluate") and "judges" not in given:
         given["weights"] = [given["weights"]]
