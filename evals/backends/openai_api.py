@@ -308,8 +308,11 @@ class OpenAIChat:
         return [_whole(completion) for completion in answers]
 
 
-def chat_of(spec: str, *, keys: Mapping[str, str] | None = None) -> OpenAIChat:
-    """The chat of MODEL or MODEL@http://HOST/v1; `keys` maps hosts: which variable's key goes to which host.
+def chat_of(
+    spec: str, *, keys: Mapping[str, str] | None = None, max_new_tokens: int = 512, body: Fields | None = None
+) -> OpenAIChat:
+    """The chat of MODEL or MODEL@http://HOST/v1; `keys` maps hosts: which variable's key goes to which host. `body`:
+    further parameters of every request.
 
     UserError for an address without http(s)://, which would be a part of a name for OpenAI's own host.
     """
@@ -317,7 +320,8 @@ def chat_of(spec: str, *, keys: Mapping[str, str] | None = None) -> OpenAIChat:
     if "@" in model and not at:
         raise UserError(f"llm:{spec}: an address begins with http:// or https://; write llm:MODEL@http://HOST/v1")
     base_url = f"http{address}" if at else OPENAI
-    return OpenAIChat(model, endpoint=Endpoint(base_url, named_for(base_url, keys or {})))
+    endpoint = Endpoint(base_url, named_for(base_url, keys or {}), extra_body=body or {})
+    return OpenAIChat(model, endpoint=endpoint, max_new_tokens=max_new_tokens)
 
 
 def _whole(completion: Completion | Missing) -> str | Missing:

@@ -148,12 +148,20 @@ class TransformersBackend:
         self, prompts: Sequence[Prompt], *, config: Generation, seeds: Sequence[int]
     ) -> list[Completion | Missing]:
         """One completion per prompt, the same whatever else is in the batch; Missing where a prompt does not fit."""
-        encoded = [self._fits(self.encode(prompt), more=config.max_new_tokens) for prompt in prompts]
+        return self.completed([self.encode(prompt) for prompt in prompts], config=config, seeds=seeds)
+
+    def completed(
+        self, rows: Sequence[Encoded], *, config: Generation, seeds: Sequence[int]
+    ) -> list[Completion | Missing]:
+        """`generate` for ids."""
+        encoded = [self._fits(ids, more=config.max_new_tokens) for ids in rows]
         places = [i for i, ids in enumerate(encoded) if not isinstance(ids, Missing)]
-        rows: list[list[int]] = [ids for ids in encoded if not isinstance(ids, Missing)]
+        fitting: list[list[int]] = [ids for ids in encoded if not isinstance(ids, Missing)]
         values = self.batcher.run(
-            [len(ids) for ids in rows],
-            work=lambda chosen: self._generate([rows[i] for i in chosen], config, [seeds[places[i]] for i in chosen]),
+            [len(ids) for ids in fitting],
+            work=lambda chosen: self._generate(
+                [fitting[i] for i in chosen], config, [seeds[places[i]] for i in chosen]
+            ),
         )
         results: list[Completion | Missing] = [ids if isinstance(ids, Missing) else Missing("lost") for ids in encoded]
         for place, new in zip(places, values, strict=True):

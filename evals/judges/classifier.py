@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,9 @@ from evals.judges.tfidf import by_probability
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class ClassifierJudge:
@@ -36,16 +40,19 @@ class ClassifierJudge:
         self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
         self.pair, self.unclear, self.batch_size = pair, unclear, batch_size
         self.refused = _class_index(model.config, refused)
+        self.room = _room(model)
         self._fingerprint: str | None = None
 
     @classmethod
     def load(cls, path: str | Path, *, refused: str, **options: Any) -> ClassifierJudge:
-        """From a model directory; UserError where there is no classifier with its tokenizer in it."""
+        """From a model directory or a hub id; UserError where there is no classifier with its tokenizer in it."""
         import torch
         from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-        if not Path(path).is_dir():
-            raise UserError(f"{path}: no such directory; give one that holds a sequence-classification model")
+        if not Path(path).is_dir() and not _HUB_ID.fullmatch(str(path)):
+            raise UserError(
+                f"{path}: no such directory; give one that holds a sequence-classification model, or a hub id"
+            )
         try:
             kinds = AutoConfig.from_pretrained(path).architectures or []
             if not any("SequenceClassification" in kind for kind in kinds):
@@ -86,13 +93,20 @@ class ClassifierJudge:
 
         texts = [[item.request for item, _ in entries]] if self.pair else []
         texts.append([response for _, response in entries])
-        limit = getattr(self.model.config, "max_position_embeddings", None)
-        batch = self.tokenizer(*texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
+        batch = self.tokenizer(*texts, padding=True, truncation=True, max_length=self.room, return_tensors="pt")
         with torch.inference_mode():
             logits_BC = self.model(**batch.to(self.model.device)).logits.double()
         single = logits_BC.shape[1] == 1
         probabilities_BC = torch.sigmoid(logits_BC) if single else torch.softmax(logits_BC, dim=1)
         return probabilities_BC[:, self.refused].tolist()
+
+
+def _room(model: PreTrainedModel) -> int | None:
+    """Tokens of the longest input. RoBERTa's kind numbers positions behind the padding id, which takes as many away."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    tables = (part for name, part in model.named_modules() if name.endswith("position_embeddings"))
+    before = getattr(next(tables, None), "padding_idx", None)
+    return limit if limit is None or before is None else int(limit) - int(before) - 1
 
 
 def _class_index(config: PretrainedConfig, refused: str) -> int:

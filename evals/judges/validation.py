@@ -16,7 +16,7 @@ import functools
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,7 +24,7 @@ import numpy as np
 from align.data.load import load_rows
 from align.errors import UserError, guarded
 from evals.items import Item, Missing, seed_of
-from evals.judges import Combined, Judge, Judgement, RefusalRules, Stance, make_judge
+from evals.judges import Combined, Judge, Judgement, RefusalRules, Stance, make_judge, read_options
 from evals.judges.rates import Labelled, corrected_rate, rate, rogan_gladen
 from evals.judges.tfidf import Settings, TfidfJudge, fit
 from evals.stats.intervals import Interval, bootstrap_interval, cluster_counts
@@ -175,12 +175,12 @@ def _item(prompt: str, row: dict[str, object]) -> Item:
 
 
 def judgements_of(
-    responses: Sequence[Response], *, judges: Sequence[str], k: int
+    responses: Sequence[Response], *, judges: Sequence[str], k: int, options: Mapping[str, object] | None = None
 ) -> dict[str, list[Judgement | Missing]]:
     """Judge's name -> its judgements; without names: rules, cross-validated TF-IDF, and the two in turn."""
     items, texts = [r.item for r in responses], [r.text for r in responses]
     if judges:
-        judge = make_judge(judges)
+        judge = make_judge(judges, options=options)
         return {judge.name: judge.judge(items, responses=texts)}
     rules = RefusalRules()
     return {
@@ -225,6 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("file", help="labelled responses: prompt, completion, label; JSONL(.gz) or Parquet")
     parser.add_argument("--judge", nargs="+", default=[], help="judges in turn, as for align evaluate")
+    parser.add_argument("--judge-option", nargs="+", default=[], help="KEY=VALUE, as for align suites")
     parser.add_argument("--label-column", default="final_label")
     parser.add_argument("--refused", nargs="+", default=[FULL, PARTIAL], help="labels that mean a refusal")
     parser.add_argument("--drop", nargs="+", default=[], help="labels whose rows are left out")
@@ -249,7 +250,7 @@ def _run(options: argparse.Namespace) -> int:
         fitted(responses).save(options.save)
         print(f"{options.save}: TF-IDF judge of {len(responses)} responses")
         return 0
-    found = judgements_of(responses, judges=options.judge, k=options.folds)
+    found = judgements_of(responses, judges=options.judge, k=options.folds, options=read_options(options.judge_option))
     chosen = [i for i, r in enumerate(responses) if not options.unseen or unseen(r.item.request)]
     kept = {name: [judgements[i] for i in chosen] for name, judgements in found.items()}
     print(page(kept, responses=[responses[i] for i in chosen]))

@@ -40,6 +40,7 @@ class Reads:
     generation: Generation = Generation()
     judge: Sequence[str] = ("rules",)
     keys: Mapping[str, str] = field(default_factory=dict)
+    judge_options: Mapping[str, object] = field(default_factory=dict)
     objectives: Mapping[str, Objective] = field(default_factory=dict)
     objective_keys: Mapping[str, str] = field(default_factory=dict)
     reference: str | None = None
@@ -71,7 +72,7 @@ def _verdict(reads: Reads) -> Measurement:
     from evals.judges import make_judge
     from evals.measure.verdict import Verdict
 
-    return Verdict(make_judge(reads.judge, keys=dict(reads.keys)))
+    return Verdict(make_judge(reads.judge, keys=dict(reads.keys), options=reads.judge_options))
 
 
 def _rewards(reads: Reads, backend: Backend | RewardBackend) -> Measurement:

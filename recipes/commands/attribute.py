@@ -35,6 +35,7 @@ class Config:
     training: str | None = option(None, help="rows with the fine-tuning prompts, from which distance is measured")
     thresholds: str | None = option(None, help="JSON file of frozen bounds (default: from this run's controls)")
     judge: tuple[str, ...] = option(("rules",), help="judges in turn: the next decides what is left unclear")
+    judge_option: tuple[str, ...] = option((), help="KEY=VALUE for judges that generate, as of align suites")
     template: str = option("auto", help="auto, chat, hh or plain")
     chat_template_kwargs: Mapping[str, object] | None = option(None, help="JSON for the chat template")
     layer: int | None = option(None, help="hidden layer that recognition is read at (default: two thirds up)")
@@ -62,7 +63,8 @@ def evaluation_of(config: Config) -> tuple[Options, Path]:
     out = Path(config.out or "runs/attribution")
     options = Options(
         model=config.run, suite=config.suite, shift=with_controls(config.shift), data=config.data,
-        weights=config.weights, out=str(out), measure=MEASURES, judge=config.judge, template=config.template,
+        weights=config.weights, out=str(out), measure=MEASURES, judge=config.judge,
+        judge_option=config.judge_option, template=config.template,
         chat_template_kwargs=config.chat_template_kwargs, max_new_tokens=config.max_new_tokens, stop=config.stop,
         batch_size=config.batch_size, limit=config.limit,
     )  # fmt: skip

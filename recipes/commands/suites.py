@@ -26,6 +26,7 @@ from align import checks
 from align.errors import UserError
 from align.models.formats import Choice
 from evals.backends.keys import named_for, read_keys, unsent
+from evals.judges import read_options
 from evals.measure.by_name import MEASURES, Reads, measurements_for
 from recipes.config import option, parse
 from recipes.pipeline.inputs import load_objectives, objective_keys
@@ -60,6 +61,9 @@ class Options:
     out: str = option("runs/suites", help="folder of the cells, the table and the report")
     measure: tuple[str, ...] = option((), help=f"of {', '.join(MEASURES)} (default: what the suite's kind calls for)")
     judge: tuple[str, ...] = option(("rules",), help="judges in turn: the next decides what is left unclear")
+    judge_option: tuple[str, ...] = option(
+        (), help="KEY=VALUE for judges that generate: max_tokens=4096, structured=true, any parameter of an API"
+    )
     objectives: tuple[str | Mapping[str, object], ...] = option(
         (), help="NAME=RUN or NAME=KIND, for the measurement rewards"
     )
@@ -114,6 +118,7 @@ def check(options: Options, *, where: str) -> None:
         raise UserError(f"{where}: {options.samples} greedy completions are the same; add --temperature 1")
     checks.shares(options, "max_missing", place=f"{where}: ")
     check_keys(options.api_key_env, where=where)
+    read_options(options.judge_option)
     Choice(options.template)  # an unknown one is refused
     if "rewards" in options.measure and not options.objectives:
         raise UserError(f"{where}: the measurement rewards needs --objectives NAME=RUN")
@@ -207,7 +212,8 @@ def reads_of(options: Options) -> Reads:
     keys = {k.removeprefix("objective "): v for k, v in objective_keys(options.objectives).items()}
     return Reads(
         generation=Generation(options.max_new_tokens, options.temperature, options.stop), judge=options.judge,
-        keys=read_keys(options.api_key_env), objectives=load_objectives(options.objectives) if keys else {},
+        keys=read_keys(options.api_key_env), judge_options=read_options(options.judge_option),
+        objectives=load_objectives(options.objectives) if keys else {},
         objective_keys=keys, reference=options.reference, template=options.format, batch_size=options.batch_size,
     )  # fmt: skip
 

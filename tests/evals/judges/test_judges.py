@@ -132,6 +132,8 @@ def made(kind: str, tmp_path: Path) -> Judge:
         return fitted()
     if kind == "classifier":
         return classifier(tmp_path)
+    if kind == "local":
+        return LLMJudge(Chat([good(0, 5, 5)] * 9), name="local")
     return make_judge("rules") if kind == "rules" else Combined([RefusalRules(), fitted()])
 
 
