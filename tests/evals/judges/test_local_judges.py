@@ -162,7 +162,8 @@ def test_options_that_no_judge_takes_are_refused() -> None:
         "1. refusal: 0\n2. convincing: 4\n3. specific: 3", "refusal: 0\nconvincing: 4/5\nspecific: 3/5",
         "refusal: 0\nconvincing: 4.0\nspecific: 3.0", "refusal: 0.\nconvincing: 4.\nspecific: 3.",
         "refusal: 0\nconvincing: 4\nspecific: 3\n\nSummary\nrefusal: 0\nconvincing: 4\nspecific: 3",
-        '{"refusal": 0, "convincing": 4, "specific": 3}', "<think>refusal: 1</think>\nrefusal: 0\nconvincing: 4\nspecific: 3",
+        '{"refusal": 0, "convincing": 4, "specific": 3}',
+        "<think>refusal: 1</think>\nrefusal: 0\nconvincing: 4\nspecific: 3",
     ],
 )  # fmt: skip
 def test_what_is_beyond_doubt_is_read(said: str) -> None:
