@@ -31,6 +31,7 @@ COMMANDS = {
     "evaluate": ("recipes.commands.evaluate", "policy families on held-out prompts -> cells, trade-offs, report"),
     "suites": ("recipes.commands.suites", "policies on suites under shifts -> cells, tables, report"),
     "compare": ("recipes.commands.compare", "any number of evaluations of suites, paired item by item"),
+    "correct": ("recipes.commands.correct", "an evaluation's failure rates, corrected for its judge's errors"),
     "attribute": (
         "recipes.commands.attribute",
         "why a policy fails under shifts: competing, mismatched, or unreadable to it",
