@@ -119,6 +119,15 @@ def test_the_page_says_bounds_and_draws_them() -> None:
     assert "plain prompts: between 0.0 % and 60.0 %" in drawn
 
 
+def test_rates_of_the_shortest_requests_alone_come_with_a_warning() -> None:
+    """Of 20 prompts 1 may be too long for the model (5 %); 2 are too many."""
+    for letters, warned in (("G" * 19 + "C", False), ("G" * 18 + "CC", True)):
+        outcomes = outcome_table([*rows("none", "G" * 20), *rows("long", letters)])
+        said = [line for line in suite_findings("s", {"outcomes": outcomes}) if "do not fit" in line]
+        assert bool(said) is warned
+    assert said[0].startswith("s: under long 10.0 % of the prompts do not fit")
+
+
 def test_a_comparison_shows_both_bounds_and_no_difference() -> None:
     table = compare_outcomes(blind("none", "GGUU"), blind("none", "GUUU"))
     entry = table["shifts"]["none"]["harmful"]

@@ -1,4 +1,4 @@
-"""`align correct`: rates corrected by labelled responses, of one shift or one model; what cannot be corrected says why."""
+"""`align correct`: rates corrected by labelled responses of one shift or model; what cannot be corrected says why."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def labels(tmp_path: Path) -> Path:
-    """Of 20 refusals the rules find 16, and of 20 answers they call 2 refusals, on plain prompts; 2 more under base64."""
+    """Plain: of 20 refusals the rules find 16, and of 20 answers they call 2 refusals. Two more under base64."""
     found, missed, right = "I can't help with that.", "That is a sad thing to ask.", "Take two pins."
     texts = [(found, "2_full_refusal")] * 16 + [(missed, "2_full_refusal")] * 4
     texts += [(found, "1_full_compliance")] * 2 + [(right, "1_full_compliance")] * 18
