@@ -57,7 +57,8 @@ def suite_findings(name: str, entry: Fields) -> list[str]:
     text = [f"{name}: {sentence}" for sentence in _plain(shifts.get(NO_SHIFT, {}))]
     for side in SIDES:
         text += _changes(name, side, {s: e[side]["change"] for s, e in shifts.items() if _changed(e, side)})
-    return [*text, *_unfit(name, shifts), *_unread(name, shifts), *_placebo(name, entry.get("placebo")), *_any(name, entry["outcomes"])]
+    text += [*_unfit(name, shifts), *_unread(name, shifts)]
+    return [*text, *_placebo(name, entry.get("placebo")), *_any(name, entry["outcomes"])]
 
 
 def _changed(entry: Fields, side: str) -> bool:
