@@ -31,6 +31,17 @@ def requested_shifts(names: Sequence[str], *, model: str | None, keys: Mapping[s
     return list(shifts.values())
 
 
+def promises(names: Sequence[str]) -> list[str]:
+    """What a group's name does not hold, a line for each group that is named."""
+    if "jailbroken" not in names:
+        return []
+    own = [shift.name for shift in parse_shifts("jailbroken") if "shorter" in shift.differs]
+    return [
+        "jailbroken is the list of Wei et al. 2023 in structure: its two shifts that need a language model are not in "
+        f"it, and the templates of {', '.join(own)} are shorter ones in our own words; rates are not those of the paper"
+    ]
+
+
 def check_shifts(names: Sequence[str], *, model: str | None) -> None:
     """UserError for a name that is no shift, or a shift by a language model where none is named; loads no model."""
     for name in names:

@@ -286,11 +286,13 @@ def evaluate(
 def main(argv: Sequence[str] | None = None) -> int:
     options, where = parse(Options, argv, program="align suites", about=__doc__ or "", positional=("model",))
     check(options, where=where)
-    from evals.shifts.requested import check_shifts
+    from evals.shifts.requested import check_shifts, promises
     from recipes.pipeline.provenance import command_line
 
     note_unsent_keys(options)
     check_shifts(options.shift, model=options.shift_model)
+    for line in promises(options.shift):
+        print(f"align: note: {line}", file=sys.stderr)
     suites = suites_of(options, where=where)
     for model, out in folders_of(options, where=where).items():
         evaluate(model, suites, options=options, out=out, command=command_line("align suites", argv))

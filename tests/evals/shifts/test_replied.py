@@ -7,6 +7,7 @@ from random import Random
 from evals.items import Missing, Prompt
 from evals.shifts.prefill import REFUSAL
 from evals.shifts.replied import prefix_shifts
+from evals.shifts.requested import promises
 from evals.tables.contrasts import control_pairs
 
 REPLIES = {"a?": "one two three four", "b?": "five six seven eight", "c?": "nine ten eleven twelve"}
@@ -45,3 +46,9 @@ def test_insertion_puts_the_same_tokens_behind_a_refusal_cut_at_random() -> None
 def test_prompts_hold_the_plain_request() -> None:
     (shift, *_) = prefix_shifts(REPLIES, lengths=(2,), cut=words)
     assert shift.encode("a?", Random(0)) == Prompt.user("a?", prefill="one two")
+
+
+def test_a_group_says_what_its_name_does_not_hold() -> None:
+    (line,) = promises(["base64", "jailbroken"])
+    assert "aim" in line and "dev_mode_v2" in line and "in our own words" in line
+    assert promises(["base64", "all"]) == []
