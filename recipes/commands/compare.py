@@ -13,14 +13,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from align import checks
 from align.errors import UserError
 from evals.items import Json
 from evals.report.suite_summary import SETTINGS, read_summary, unlike
-from evals.report.suite_words import pair, policy_findings
-from evals.tables.outcomes import Outcome
 from recipes.config import option, parse
+
+if TYPE_CHECKING:
+    from evals.tables.outcomes import Outcome
 
 FAILED = 3  # exit code
 
@@ -106,6 +108,8 @@ def allowed(policies: Mapping[str, Policy], *, names: Sequence[str], where: str)
 
 def lines_of(summary: Json) -> list[str]:
     """What the terminal shows: a line for each policy, and of two one for each suite, shift and side."""
+    from evals.report.suite_words import pair
+
     lines = []
     for name, entry in summary["policies"].items():
         rates = [f"{label} {pair(rate)} {rate.get('letters', '')}".rstrip() for label, rate in entry["metrics"].items()]
@@ -165,6 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from align.runs import write_json
     from align.runs.derived import keep_strangers
     from evals.report import write_report
+    from evals.report.suite_words import policy_findings
     from recipes.pipeline.numbers import check_target, files_of
     from recipes.pipeline.provenance import command_line, provenance
 

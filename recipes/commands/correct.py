@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 from align.errors import UserError
 from evals.items import Json, Missing
-from evals.report.suite_words import pair
 from recipes.config import option, parse
 
 if TYPE_CHECKING:
@@ -84,6 +83,8 @@ def corrected(outcomes: Sequence[Outcome], labels: Labels, *, group: str | None)
 
 def line_of(suite: str, shift: str, side: str, entry: Mapping[str, Json]) -> str:
     """What the terminal shows of one rate."""
+    from evals.report.suite_words import pair
+
     start = f"{suite:16} {shift:28} {side:8} observed {pair(entry['observed'])}"
     if entry["corrected"] is None:
         return f"{start}; not corrected: {entry['why']}"

@@ -9,6 +9,7 @@ from typing import Literal, TypeVar
 
 from align.errors import UserError
 from align.preferences import Weights
+from align.runs.values import later
 from recipes.config import build
 from recipes.pipeline.inputs import section
 
@@ -179,13 +180,15 @@ def settings_of(row: Row, *, smoke: bool) -> Settings:
 class Fit:
     """One training run: a method, the settings that differ from its defaults, the preferences that it is to answer.
 
-    spellings: of the testbed's fine-tuning prompts, () for the usual ones alone.
+    spellings: of the testbed's fine-tuning prompts, () for the usual ones alone. covers: share of topics that come in
+    others than the first.
     """
 
     method: str
     settings: Settings
     preferences: tuple[Weights, ...]
     spellings: tuple[int, ...] = ()
+    covers: float = later(1.0)
 
     def config(self, **more: object) -> object:
         """The method's Config; UserError on a setting that it does not have."""

@@ -146,8 +146,8 @@ class Planted(Testbed):
         spellings = plant.spellings if plant.covers else ()
         call = stages.finetune.call(
             self.folder("plants") / row.folder, world=self.world, reference=self.base_of(plant),
-            fit=dataclasses.replace(fit, spellings=spellings), pairs=self.made("comparisons"),
-            covers=plant.covers or 1.0,
+            fit=dataclasses.replace(fit, spellings=spellings, covers=plant.covers or 1.0),
+            pairs=self.made("comparisons"),
         )  # fmt: skip
         return call.named(f"{row.name}{self.tag}")
 

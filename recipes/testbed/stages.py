@@ -161,11 +161,9 @@ def reward_model(
 def finetune(
     work: Workspace, *, world: World, reference: Run, fit: Fit, pairs: Run | None = None,
     reward_models: Mapping[str, Run] | None = None, specialists: Mapping[str, Run] | None = None,
-    facts: Run | None = None, covers: float = 1.0,
+    facts: Run | None = None,
 ) -> Metrics:  # fmt: skip
     """One method at some preferences. Learned reward models return to gold units (times tau).
-
-    `covers` is the share of the topics that come in other spellings than the first of the fit's.
 
     With `facts` it is asked at thresholds, those of the exact optimum, and beta is divided by the main weight: the
     constrained problem max r_main + ... - (beta / w_main) KL has pi*_w as its solution.
@@ -183,7 +181,7 @@ def finetune(
     if learned and rows is not None:  # who learns from reward models never sees a gold score
         rows = [{k: v for k, v in row.items() if k not in GOLD} for row in rows]
     first, *others = fit.spellings or (0,)
-    prompts = spelt(world, first) + [p for s in others for p in spelt(world, s, covers=covers)]
+    prompts = spelt(world, first) + [p for s in others for p in spelt(world, s, covers=fit.covers)]
     if rows is not None and fit.spellings:
         rows = respelt(rows, spellings=fit.spellings, prompts=prompts)
     asked: list[Preference] = list(fit.preferences)

@@ -133,7 +133,7 @@ def test_a_comparison_shows_both_bounds_and_no_difference() -> None:
     entry = table["shifts"]["none"]["harmful"]
     assert entry["change"] is None and entry["first"]["bounds"] == [0, 0.5] and entry["second"]["bounds"] == [0, 0.75]
     assert table["comparisons"] == 0
-    assert "first between 0.0 % and 50.0 %" in lines_of({"s": table})[1]
+    assert "first between 0.0 % and 50.0 %" in lines_of({"policies": {}, "suites": {"s": table}})[1]
     assert comparison_findings("s", table) == [
         "s: a judge cannot say that a harmful request was answered, so that no difference is known there."
     ]

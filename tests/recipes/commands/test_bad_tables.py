@@ -15,14 +15,17 @@ from recipes import cli
 
 @pytest.mark.parametrize(("outcomes", "word"), [("", "outcome"), ('{"suite":', "JSON"), ('{"suite": "s"}\n', "item")])
 def test_outcomes_that_cannot_be_read(outcomes: str, word: str, capsys: Any, tmp_path: Path) -> None:
-    (tmp_path / "outcomes.jsonl").write_text(outcomes)
-    (tmp_path / "summary.json").write_text('{"shifts": {}}')
-    assert cli.main(["held-out-families", f"none={tmp_path}", f"encoding={tmp_path}"]) == 2
+    first, second = tmp_path / "a", tmp_path / "b"
+    for folder in (first, second):
+        folder.mkdir()
+        (folder / "outcomes.jsonl").write_text(outcomes)
+        (folder / "summary.json").write_text('{"shifts": {}}')
+    assert cli.main(["held-out-families", f"none={first}", f"encoding={first}"]) == 2
     error = capsys.readouterr().err
-    assert str(tmp_path / "outcomes.jsonl") in error and word in error
-    assert cli.main(["compare", str(tmp_path), str(tmp_path)]) == 2
+    assert str(first / "outcomes.jsonl") in error and word in error
+    assert cli.main(["compare", str(first), str(second)]) == 2
     error = capsys.readouterr().err
-    assert str(tmp_path / "outcomes.jsonl") in error and word in error
+    assert str(first / "outcomes.jsonl") in error and word in error
 
 
 def test_score_that_is_not_finite(capsys: Any, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def words(tiny_model: Path, tiny_rows: Rows, tmp_path: Path) -> Callable[[str], 
     family = tmp_path / "family"
     family.mkdir()
     PointFamily("dpo", {"0.5,0.5": str(tiny_model)}).save(family)
-    model, objectives = ["--model", tiny_model], ["--objectives", "long=length", "short=brevity"]
+    model, objectives = ["--model", tiny_model], ["--objectives", "long=length", "short=length"]
     known = {
         "pretrain": ["--data", tiny_rows["text"]],
         "sft": [*model, "--data", tiny_rows["demonstrations"]],

@@ -135,7 +135,8 @@ def flat(form: dict[str, object]) -> dict[str, object]:
     for group in ("judged", "fit", "drawn", "data"):
         value = form.pop(group, None)
         if value is not None and not isinstance(value, str):
-            form |= {name: getattr(value, name) for name in vars(value)}
+            # a share of topics came later, and is in no key at its default
+            form |= {name: part for name, part in vars(value).items() if (name, part) != ("covers", 1.0)}
         elif value is not None:
             form[group] = value
     training = form.pop("training", None)

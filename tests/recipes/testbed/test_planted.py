@@ -205,7 +205,7 @@ def test_the_recipe_plans_every_plant_and_refuses_what_it_cannot_train(tmp_path:
     assert named["pretrain blind [7]"].arguments["writer"].coded == 0
     covered = named["covered full [7]"].arguments
     assert covered["reference"].path.name == "full-sft-two-spellings" and covered["fit"].spellings == (0, 1)
-    assert (covered["covers"], named["third weak [7]"].arguments["covers"]) == (1.0, 0.34)
+    assert (covered["fit"].covers, named["third weak [7]"].arguments["fit"].covers) == (1.0, 0.34)
     for change, words in (
         ({"method": "magic"}, "method 'magic'"), ({"covers": 2.0}, "covers is 2"), ({"wieght": "1"}, "wieght"),
         ({"settings": {"stpes": 3}}, "stpes"),
