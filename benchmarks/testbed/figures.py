@@ -24,7 +24,7 @@ def kind_of(entry: Entry) -> str:
 def shares(rows: Mapping[str, Entry], *, world: str) -> str:
     """Rows top to bottom by regret share on a logarithmic axis, each with its interval over seeds."""
     dots = {row: _dot(row, entry) for row, entry in rows.items()}
-    panel = Panel(AXIS, decades([dot.value for dot in dots.values()]), dots, log=True)
+    panel = Panel(AXIS, decades([dot.value for dot in dots.values() if dot.value is not None]), dots, log=True)
     layout = Layout(
         WIDTH, f"Regret share of {len(rows)} rows on world {world}", labels=230, right=110, line=20,
         muted={row for row, entry in rows.items() if entry["control"]},

@@ -11,7 +11,8 @@ def test_intervals_cover_and_prompts_taken_for_base_items_do_not() -> None:
     asked = {"groups": 20, "evaluations": 100, "seed": 3}
     for name in ("clustered mean", "paired difference", "ASR difference, paired"):
         line = coverage.coverage_of(name, coverage.ESTIMATORS[name], **asked)
-        assert line.share >= 0.88 and line.clusters == 20 and line.degrees == 19 and line.refused == 0, line
+        assert line.share >= 0.88 and line.clusters == 20 and line.refused == 0, line
+        assert line.degrees == pytest.approx(19)
     naive = coverage.coverage_of("naive", coverage.HARD["skewed score, prompts as base items"], **asked)
     assert naive.share < 0.85 and naive.degrees == 99
 
