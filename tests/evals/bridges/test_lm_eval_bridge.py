@@ -330,14 +330,15 @@ def test_a_level_is_clustered_and_refused_when_too_many_are_missing() -> None:
 
 
 def test_no_interval_is_zero_wide_where_all_items_agree() -> None:
-    """10 of 10 wrong: Wilson with z = t_9 = 2.2622 ends at z^2 / (10 + z^2). Ten changes of 0, with +1 and -1 added:
-    variance 2 / 11, se = sqrt(2 / 11 / 12), times t_11 = 2.2010. A gap adds both sides in squares."""
+    """10 of 10 wrong: Wilson with z = t_9 = 2.2622 ends at z^2 / (10 + z^2). Ten changes of 0: Tango's limits, where the
+    share that falls is most likely 0, solve d^2 = z^2 d (1 - d) / 10: the same form with z = 1.9600. A gap adds both
+    sides in squares."""
     names = {str(i): str(i) for i in range(10)}
     wrong = dict.fromkeys(names, 0.0)
     at_zero = level(wrong, clusters=names)
     top = 2.2622**2 / (10 + 2.2622**2)
     assert (at_zero.low, at_zero.high) == (0.0, pytest.approx(top, abs=1e-4))
-    half = 2.2010 * math.sqrt(2 / 11 / 12)
+    half = 1.9600**2 / (10 + 1.9600**2)
     still = change(wrong, wrong, clusters=names)
     assert (still.low, still.high) == (pytest.approx(-half, abs=1e-4), pytest.approx(half, abs=1e-4))
     away = {"clusters": names, "shifted_clusters": names, "paired": False}
@@ -367,9 +368,9 @@ def test_a_change_is_after_minus_before_on_items_with_both() -> None:
     three = [{item: scores[item] for item in "abc"} for scores in (before, after)]
     small = change(three[0], three[1], clusters={item: item for item in "abc"})
     assert small.estimate == pytest.approx(2 / 3) and small.se == pytest.approx(1 / 3)
-    # a and c of one base item: residual sums 2/3 and -2/3, se^2 = 2/1 * 8/9 / 9
+    # a and c of one base item: residual sums 2/3, -2/3 over 3; CR2: (2/9)^2 (3 + 3/2) = 2/9
     both = change(three[0], three[1], clusters={"a": "A", "b": "B", "c": "A"})
-    assert (both.estimate, both.n, both.se) == (pytest.approx(2 / 3), 2, pytest.approx(4 / 9))
+    assert (both.estimate, both.n, both.se) == (pytest.approx(2 / 3), 2, pytest.approx(math.sqrt(2 / 9)))
     none = change({"a": 1.0}, {"b": 1.0}, clusters={"a": "a", "b": "b"})
     assert math.isnan(none.estimate) and none.reason == "refused: no item has a score of both models"
 
