@@ -330,9 +330,9 @@ def test_a_level_is_clustered_and_refused_when_too_many_are_missing() -> None:
 
 
 def test_no_interval_is_zero_wide_where_all_items_agree() -> None:
-    """10 of 10 wrong: Wilson with z = t_9 = 2.2622 ends at z^2 / (10 + z^2). Ten changes of 0: Tango's limits, where the
-    share that falls is most likely 0, solve d^2 = z^2 d (1 - d) / 10: the same form with z = 1.9600. A gap adds both
-    sides in squares."""
+    """10 of 10 wrong: Wilson with z = t_9 = 2.2622 ends at z^2 / (10 + z^2). Ten changes of 0: Tango's limits, where
+    the share that falls is most likely 0, solve d^2 = z^2 d (1 - d) / 10: the same form with z = 1.9600. A gap adds
+    both sides in squares."""
     names = {str(i): str(i) for i in range(10)}
     wrong = dict.fromkeys(names, 0.0)
     at_zero = level(wrong, clusters=names)
