@@ -247,8 +247,8 @@ def test_prompts_must_be_there_and_fit(reference: str, tmp_path: Path) -> None:
     data = {"reference": reference, "weights": [Weights((0.5, 0.5))], "out": tmp_path}
     with pytest.raises(UserError, match="ppo needs prompts"):
         fit(ppo, ppo.Config(**SETTINGS), **data)
-    config = ppo.Config(**{**SETTINGS, "max_completion_length": 14})
-    with pytest.raises(UserError, match="17 tokens, but the model has 16 positions"):
+    config = ppo.Config(**{**SETTINGS, "max_completion_length": 15})
+    with pytest.raises(UserError, match="18 tokens, but the model has 16 positions"):
         fit(ppo, config, prompts=PROMPT_ROWS, **data)
     with pytest.raises(UserError, match="prompt e has no token"):
         fit(ppo, ppo.Config(**SETTINGS), prompts=[*PROMPT_ROWS, {"id": "e", "prompt": " "}], **data)
