@@ -126,7 +126,6 @@ class Trainer:
     def __init__(self, config: Config, problem: Problem[Weights], run: Workspace, *, weights: Weights) -> None:
         import torch
         from transformers import get_scheduler
-
         torch.manual_seed(config.seed)  # of sampling, of the order of rows and of a new adapter
         asked = {name: f for (name, f), w in zip(problem.objectives.items(), weights, strict=True) if w}
         self.config, self.run, self.label = config, run, f"ppo {weights.label}"
