@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 from collections.abc import Callable
@@ -22,12 +21,9 @@ from evals.backends.policies import backend_of
 from evals.bridges.policy_lm import generation_of, policy_lm, policy_lm_of
 from evals.items import Prompt
 from factories.chat_styles import chat_checkpoint
+from factories.lm_eval_parts import needs_lm_eval
 from factories.tagged_styles import checkpoint
 
-needs_lm_eval = pytest.mark.skipif(
-    importlib.util.find_spec("lm_eval") is None,
-    reason="lm_eval is not installed (pip install 'align-tradeoffs[lm-eval]')",
-)
 STOPS = "mkwu13479,\n"  # in no name of a special token, behind which lm_eval's model stops by what else is in the batch
 CHOICES = ["the sea", "a tree", "salt"]
 ROWS = [
