@@ -21,9 +21,10 @@ def model_at(source: str | Path, preference: Preference | None) -> str:
     mixture of decodings, best-of-n, a model that reads its preference as text).
     """
     if not (Path(source) / FAMILY_FILE).is_file():
+        model = model_dir(source)  # first: a folder that is not there is no single model
         if preference is not None:
             raise UserError(f"{source} holds no policy family, so that weights choose nothing; leave them out")
-        return model_dir(source)
+        return model
     family = load_family(source)
     if preference is None:
         raise UserError(f"{source} is a policy family; give the weights of one point ({family.domain})")

@@ -226,13 +226,16 @@ class Attribution:
         }  # fmt: skip
 
 
-def attribute(signals: Sequence[Signals], *, thresholds: Thresholds, at_most: bool = False) -> list[Attribution]:
+def attribute(
+    signals: Sequence[Signals], *, thresholds: Thresholds, at_most: bool = False, unused: str | None = None
+) -> list[Attribution]:
     """One attribution per shift, in order of first appearance; intervals run over base items.
 
-    `at_most`: the failures are all that may be one, so that no new one is established.
+    `at_most`: the failures are all that may be one, so that no new one is established. `unused`: a signal that
+    verdicts do without, as in an ablation; it may be unmeasured and decides nothing.
     """
     shifts = dict.fromkeys(one.shift for one in signals)
-    found = [_one_shift([s for s in signals if s.shift == shift], thresholds) for shift in shifts]
+    found = [_one_shift([s for s in signals if s.shift == shift], thresholds, unused) for shift in shifts]
     if not at_most:
         return found
     return [
@@ -249,11 +252,11 @@ def _weights(signals: Sequence[Signals]) -> tuple[str, list[float]]:
     return ("failures", failed) if sum(failed) > 0 else ("requests", [1.0] * len(signals))
 
 
-def _one_shift(signals: Sequence[Signals], thresholds: Thresholds) -> Attribution:
+def _one_shift(signals: Sequence[Signals], thresholds: Thresholds, unused: str | None) -> Attribution:
     weighed, weights = _weights(signals)
     means = {name: _weighted(signals, name, weights) for name in SIGNALS}
     area = region({name: mean.estimate if mean else None for name, mean in means.items()}, thresholds)
-    missing, needed = _missing(signals, means, thresholds, area=area)
+    missing, needed = _missing(signals, means, thresholds, area=area, unused=unused)
     shares = None
     if weighed != "requests":
         regions = [region_of(s, thresholds) for s in signals]
@@ -271,12 +274,14 @@ def _one_shift(signals: Sequence[Signals], thresholds: Thresholds) -> Attributio
 
 
 def _missing(
-    signals: Sequence[Signals], means: Mapping[str, Interval | None], thresholds: Thresholds, *, area: str
+    signals: Sequence[Signals], means: Mapping[str, Interval | None], thresholds: Thresholds, *, area: str,
+    unused: str | None,
 ) -> tuple[str | None, int | None]:
     """What a verdict on these means still lacks, and how many requests that would take; (None, None): nothing.
 
     What cannot be read is a matter of capability whether it fails there or not. Anything else explains new failures, so
     that there must be some; then every signal that decides between this region and another must lie clear of its bound.
+    One that was not measured lies nowhere; where one of recognition and distance was, that one decides.
     """
     if area == "capability":
         return None, None
@@ -286,8 +291,9 @@ def _missing(
         return "new failures", _requests(rise, 0.0, len(signals)) if rise and rise.estimate > 0 else None
     clear = {name: _clear(means[name], getattr(thresholds, name)) for name in ("pull", *LOSS)}
     kept = [n for n in LOSS if clear[n] and not past(_estimate(means[n]), n, thresholds)]
-    deciding = ["pull", *([] if kept else LOSS)]  # one of the two that is clearly kept settles that nothing is lost
-    unclear = [name for name in deciding if clear[name] is False]
+    lost = [name for name in LOSS if clear[name] is not None] or LOSS
+    deciding = ["pull", *([] if kept else lost)]  # one of the two that is clearly kept settles that nothing is lost
+    unclear = [name for name in deciding if not clear[name] and name != unused]
     if not unclear:
         return None, None
     needs = {name: _requests(means[name], getattr(thresholds, name), len(signals)) for name in unclear}

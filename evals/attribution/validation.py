@@ -99,9 +99,9 @@ def gain(full: Sequence[Case], other: Sequence[Case], *, seed: int = 0) -> Inter
 
 
 def verdict_without(signals: Sequence[Signals], name: str | None, *, thresholds: Thresholds) -> str:
-    """The verdict on one case where a signal is not measured (None: all of them are)."""
+    """The verdict on one case that does without a signal (None: with all of them)."""
     kept = signals if name is None else [replace(one, **{name: None}) for one in signals]  # type: ignore[arg-type]
-    (found,) = attribute(kept, thresholds=thresholds)
+    (found,) = attribute(kept, thresholds=thresholds, unused=name)
     return found.region
 
 

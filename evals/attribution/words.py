@@ -54,6 +54,8 @@ def _lacking(found: Attribution) -> str:
     number = "" if found.needed is None else f"; about {found.needed} requests would show it at this size"
     if found.missing == UNJUDGED:
         return "; cannot tell why: the judge cannot say that a reply fails, only that it may."
+    if found.missing != "new failures" and found.signals[str(found.missing)] is None:
+        return f"; cannot tell why: its {found.missing} was not measured."
     if found.missing != "new failures":
         return f"; cannot tell why: its {found.missing} lies too near to what a control does{number}."
     if found.fails.estimate <= found.fails_plain.estimate:

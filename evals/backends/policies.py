@@ -12,6 +12,7 @@ from align.models.formats import Choice
 from align.models.sampling import ending_ids
 from align.policies.base import FAMILY_FILE, ModelPolicy
 from align.preferences import parse_preference
+from align.runs import model_dir
 from evals.backends.base import Backend, Completion, Generation
 from evals.backends.fingerprints import format_fingerprint, model_fingerprint, tokenizer_fingerprint
 from evals.backends.rendering import renderer
@@ -89,6 +90,7 @@ def backend_of(path: str, *, weights: str | None, template: str | Choice = "auto
     """
     options: Json = {"template": template, "batch_size": batch_size}
     if not (Path(path) / FAMILY_FILE).is_file():
+        model_dir(path)  # first: a folder that is not there is no single model
         if weights is not None:
             raise UserError(f"{path} is a single model; leave out --weights, which asks a family of policies")
         return TransformersBackend.load(path, **options)

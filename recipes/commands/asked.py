@@ -21,7 +21,7 @@ class Asked:
     template: str = option("auto", help="auto, chat, hh or plain, as in align suites")
     chat_template_kwargs: Mapping[str, object] | None = option(None, help="JSON for the chat template")
     api_key_env: tuple[str, ...] = option((), help="HOST=VARIABLE: which variable holds a judge's key")
-    max_new_tokens: int = option(64, help="tokens of a completion at most")
+    max_new_tokens: int = option(512, help="tokens of a completion at most")
     batch_size: int = option(64, help="prompts per batch; halved when the memory is full")
     limit: int | None = option(None, help="only so many items of each suite, a fixed sample")
     max_missing: float = option(0.05, help="a rate with a larger share of missing cells is refused")

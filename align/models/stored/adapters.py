@@ -108,15 +108,26 @@ def adds_up(folder: str | Path) -> bool:
 
 
 def on_base(base: PreTrainedModel, folder: str) -> PeftModel:
-    """The adapter of `folder` on its base in memory; the vocabulary grows where it holds embeddings of more rows."""
+    """The adapter of `folder` on its base in memory; the vocabulary grows where it holds embeddings of more rows.
+
+    UserError where the folder's factors are not those that its config names on this base: PEFT would begin with new
+    ones, or leave some out.
+    """
     import torch
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
 
     rows = {shape[0] for name, shape in shapes(folder).items() if name.endswith(EMBEDDINGS) and "lora_" not in name}
     if len(rows) == 1 and rows != {base.get_input_embeddings().weight.shape[0]}:
         base.resize_token_embeddings(rows.pop(), mean_resizing=False)
     with torch.random.fork_rng(devices=[]):  # PEFT draws new factors before it reads the saved ones
-        return PeftModel.from_pretrained(base, folder)
+        model = PeftModel.from_pretrained(base, folder)
+    stored = shapes(folder)
+    if stored:
+        read = get_peft_model_state_dict(model, save_embedding_layers=False)
+        odd = sorted({name for name in read if "lora_" in name} ^ {name for name in stored if "lora_" in name})
+        if odd:
+            raise UserError(f"{folder}: its weights are not those of its base ({odd[0]}); save the adapter again")
+    return model
 
 
 def merged(base: PreTrainedModel, folder: str) -> PreTrainedModel:

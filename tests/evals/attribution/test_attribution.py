@@ -185,6 +185,23 @@ def test_a_signal_near_its_bound_names_no_cause_and_says_what_would() -> None:
     assert attribute(settled, thresholds=BOUNDS)[0].region == "competing", "near to its training: nothing can be lost"
 
 
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        ({"pull": None}, "pull"),  # neither "not pulled" nor "nothing pulls it" was seen
+        ({"pull": None, "recognition": 0.2, "distance": 1.0}, "pull"),
+        ({"recognition": None, "distance": None}, "recognition"),
+        ({"recognition": None}, None),  # distance alone says that nothing is lost
+        ({"recognition": None, "distance": 1.0}, None),
+    ],
+)
+def test_what_was_not_measured_rules_nothing_out(given: dict[str, float | None], missing: str | None) -> None:
+    (found,) = attribute([one(str(k), **given) for k in range(12)], thresholds=BOUNDS)
+    assert (found.missing, found.region == CANNOT_TELL, found.needed) == (missing, missing is not None, None)
+    said = "" if missing is None else f"cannot tell why: its {missing} was not measured."
+    assert said in sentence(found)
+
+
 def test_a_mean_is_put_into_a_region_like_a_request() -> None:
     assert region({"comprehension": 1.0, "recognition": 0.4, "pull": 1.0, "distance": 0.2}, BOUNDS) == "both"
 
