@@ -1,50 +1,26 @@
-"""The API backend against a local server that speaks the protocol: replies, failures, waits, order, secrecy."""
+"""The API backend against a local server that speaks the protocol: replies, failures, waits, order."""
 
 from __future__ import annotations
 
-import logging
-import pickle
 import time
-from collections import Counter
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
-from align.errors import UserError
 from align.turns import Turn
-from evals.backends.api_replies import Secret, asked_wait
+from evals.backends.api_replies import asked_wait
 from evals.backends.base import Backend, Completion, Generation
 from evals.backends.openai_api import Endpoint, OpenAIBackend, OpenAIChat
 from evals.backends.retries import Patience
 from evals.items import Missing, Prompt
-from factories.fake_api import FakeAPI, Reply, Script, Seen, answer, failure, serving
+from factories.api_backend import KEY, QUICK, ask, backend, echo, listing, reasons
+from factories.fake_api import Reply, Script, Seen, answer, failure, serving
 
 pytest.importorskip("openai")
-KEY = "sk-test-0123456789abcdef"
-QUICK = Patience(max_retries=2, first_wait=0.01, longest_wait=0.02, attempt_seconds=2, total_seconds=5)
-
 
 @pytest.fixture(autouse=True)
 def key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", KEY)
-
-
-def backend(api: FakeAPI, *, patience: Patience = QUICK, **options: Any) -> OpenAIBackend:
-    return OpenAIBackend("m", endpoint=Endpoint(base_url=api.url, api_key_env="MY_KEY", **options), patience=patience)
-
-
-def ask(model: OpenAIBackend, *texts: str, config: Generation | None = None) -> list[Completion | Missing]:
-    prompts = [Prompt.user(text) for text in texts]
-    return model.generate(prompts, config=config or Generation(8), seeds=list(range(len(texts))))
-
-
-def reasons(found: list[Any]) -> list[str]:
-    return [value.reason if isinstance(value, Missing) else "-" for value in found]
-
-
-def echo(seen: Seen, n: int) -> Reply:
-    return answer(f"you said {seen.last_turn}")
 
 
 # --- what is sent and read -------------------------------------------------------------------------------------------
@@ -368,11 +344,6 @@ def test_log_probabilities_that_cannot_be_had_are_missing() -> None:
 # --- fingerprints ----------------------------------------------------------------------------------------------------
 
 
-def listing(**about: Any) -> dict[str, Any]:
-    mine = {"id": "m", "object": "model", "created": 5, "owned_by": "o", **about}
-    return {"object": "list", "data": [mine, {"id": "n"}]}
-
-
 def test_fingerprints_say_that_weights_are_unseen_and_follow_what_the_server_says() -> None:
     with serving(echo, models=listing(root="/models/a")) as api:
         first = backend(api).fingerprint
@@ -409,78 +380,3 @@ def test_a_chat_answers_greedily_and_a_cut_answer_is_missing() -> None:
         found = chat.many(["b", "c"])
     assert reasons(found) == ["truncated", "-"]
     assert api.seen[0].body["temperature"] == 0 and api.seen[0].body["max_tokens"] == 11
-
-
-# --- secrecy ---------------------------------------------------------------------------------------------------------
-
-
-def test_the_key_is_in_nothing_that_is_produced(
-    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """A server that puts the key into every reply and error: not in a log (all at DEBUG), cell, repr or pickle."""
-    replies = [
-        answer(f"your key is {KEY}."), failure(500, message=f"key {KEY} failed"),
-        failure(401, message=f"bad key {KEY}"), failure(404, message=f"{'x' * 180} {KEY}"),
-        Reply({"choices": [{"finish_reason": KEY, "message": {"content": ""}}]}), Reply(f"not json {KEY}"),
-    ]  # fmt: skip
-    produced: list[Any] = []
-    caplog.set_level(logging.DEBUG)
-    for name in ("openai", "httpx2", "httpcore2", "httpx", "httpcore"):
-        logging.getLogger(name).setLevel(logging.DEBUG)
-    with serving(lambda seen, n: replies[int(seen.last_turn)], models=listing(root=f"/x/{KEY}")) as api:
-        model = backend(api, patience=replace(QUICK, max_retries=0))
-        for i in range(len(replies)):
-            produced += ask(model, str(i))
-        produced += [model.fingerprint, repr(model), str(vars(model)), repr(OpenAIChat("m", endpoint=model.endpoint))]
-        pickled = pickle.dumps(model)
-        assert isinstance(ask(pickle.loads(pickled), "0")[0], Completion)  # the copy reads the key from the environment
-    assert "[key]" in produced[0].text and "[key]" in produced[1].detail
-    dumps = [pickled.decode("latin1"), pickle.dumps(produced).decode("latin1")]
-    texts = [*map(repr, produced), caplog.text, *capfd.readouterr(), *dumps]
-    assert not [text for text in texts if KEY in text or KEY[:12] in text]
-    assert len(caplog.records) > 5  # something was logged, so its silence on the key means something
-
-
-@pytest.mark.parametrize("value", ["", "two words", "sk-\u0101bc", "sk-a\nb"])
-def test_a_key_that_cannot_be_one_is_told_without_showing_it(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MY_KEY", value)
-    with pytest.raises(UserError, match="MY_KEY") as caught:
-        OpenAIBackend("m", endpoint=Endpoint(api_key_env="MY_KEY"))
-    assert not value or value not in str(caught.value)
-    assert caught.value.__cause__ is None
-
-
-def test_white_space_around_the_key_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MY_KEY", f" {KEY}\n")
-    with serving(echo) as api:
-        assert reasons(ask(backend(api), "a")) == ["-"]
-    assert {k.lower(): v for k, v in api.seen[0].headers.items()}["authorization"] == f"Bearer {KEY}"
-
-
-def test_addresses_without_credentials_only() -> None:
-    for url in (f"http://user:{KEY}@host/v1", f"http://host/v1?key={KEY}", f"http://host/{KEY}/v1"):
-        with pytest.raises(UserError, match="base_url") as caught:
-            OpenAIBackend("m", endpoint=Endpoint(url, "MY_KEY"))
-        assert KEY not in str(caught.value)
-    with pytest.raises(UserError, match="base_url"):
-        Endpoint("localhost:8000/v1")
-    with pytest.raises(UserError, match="token_limit"):
-        Endpoint(token_limit="max")
-
-
-def test_a_secret_does_not_travel() -> None:
-    secret = Secret("a/b+c-key")
-    assert secret.cut("x a/b+c-key y a%2Fb%2Bc-key") == "x [key] y [key]" and "a/b" not in f"{secret} {secret!r}"
-    assert secret.line("m " * 300) == ("m " * 300)[:200] and secret.line(None) is None
-    with pytest.raises(TypeError):
-        pickle.dumps(secret)
-
-
-def test_a_server_without_keys_and_a_machine_without_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
-    with serving(echo) as api:
-        model = OpenAIBackend("m", endpoint=Endpoint(api.url, None), patience=QUICK)
-        assert reasons(ask(model, "a")) == ["-"]
-    assert Counter(reasons(ask(model))) == Counter()
-    monkeypatch.setitem(__import__("sys").modules, "openai", None)
-    with pytest.raises(UserError, match=r"align-tradeoffs\[api\]"):
-        OpenAIBackend("m", endpoint=Endpoint(api.url, None))
