@@ -189,12 +189,17 @@ def comparison_findings(name: str, table: Fields) -> list[str]:
 
 
 def policy_findings(summary: Fields) -> list[str]:
-    """What the comparison of any number of policies shows: conditions that hold, then the best of each rate."""
+    """What the comparison of any number of policies shows: conditions that hold, then the best of each rate.
+
+    A condition on a rate that is known by its bounds alone may hold.
+    """
     policies = summary["policies"]
     text = []
     for condition in summary["fail_if"]:
-        met = [f"{one['policy']} {pair(one['rate'])}" for one in summary["failed"] if one["condition"] == condition]
-        text.append(f"{condition} holds for {len(met)} of {len(policies)}{': ' if met else ''}{listed(met)}.")
+        failed = [one for one in summary["failed"] if one["condition"] == condition]
+        holds = "may hold" if any(one["rate"]["value"] is None for one in failed) else "holds"
+        met = [f"{one['policy']} {pair(one['rate'])}" for one in failed]
+        text.append(f"{condition} {holds} for {len(met)} of {len(policies)}{': ' if met else ''}{listed(met)}.")
     if len(policies) < 2:
         return text
     kept = [name for name, entry in policies.items() if entry["undominated"]]

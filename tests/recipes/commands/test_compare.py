@@ -106,7 +106,7 @@ def test_folders_of_one_name_are_told_apart_by_more_of_their_paths(tmp_path: Pat
     assert names == {"0,1/safety": "dpo", "1,0/safety": "dpo", "reference/safety": ""}
 
 
-def test_bounds_are_drawn_and_not_ranked(tmp_path: Path) -> None:
+def test_bounds_are_drawn_and_not_ranked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     blind = made_evaluation(tmp_path / "blind", asr=0.2, can_fail=False)
     found = compared(blind, made_evaluation(tmp_path / "other", asr=0.3, can_fail=False, seed=1))
     one = found["policies"]["blind"]
@@ -114,6 +114,7 @@ def test_bounds_are_drawn_and_not_ranked(tmp_path: Path) -> None:
     page = (tmp_path / "other" / "comparison.html").read_text()
     assert "bounds are known and no order" in page and "0.0 % to" in page
     assert compare.main([str(blind), "--fail-if", "asr > 0.01"]) == 3, "it may fail that often"
+    assert "asr > 0.01 may hold for 1 of 1: blind between" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
