@@ -112,7 +112,8 @@ def calibrate(
     """
     known = {name: _known(controls, name) for name in ("recognition", "pull", "distance")}
     if not len(known["pull"]) or not len(known["recognition"]):
-        raise ValueError("thresholds need controls with a pull and a recognition; measure a matched control")
+        had = ", ".join(f"{len(known[name])} of {len(controls)} requests have a {name}" for name in ("pull", LOSS[0]))
+        raise ValueError(f"thresholds need controls with both ({had}); measure a matched control, on more requests")
     far = float(np.quantile(known["distance"], 1 - tail)) if len(known["distance"]) else least.distance
     return Thresholds(
         comprehension=least.comprehension,

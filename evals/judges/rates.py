@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -115,8 +115,10 @@ def corrected_rate(
 ) -> Corrected:
     """Rogan-Gladen's rate with a percentile bootstrap that resamples base items and, apart, the validation's prompts.
 
-    So the interval holds the judge's own uncertainty. Falls back to the observed rate, without an interval and with
-    the reason, where Se + Sp - 1 < .01. It assumes that Se and Sp on the validation set hold on these responses too.
+    So the interval holds the judge's own uncertainty. It is never inside the observed rate's own interval, corrected at
+    the judge's rates as they are, since resamples of items that all agree have no spread. Falls back to the observed
+    rate, without an interval and with the reason, where Se + Sp - 1 < .01. It assumes that Se and Sp on the validation
+    set hold on these responses too.
     """
     observed = share_of([float(flag) for flag in flagged], clusters_N=clusters)
     tables_G4 = validation.tables_G4()
@@ -140,6 +142,10 @@ def corrected_rate(
     over = f"base items and {len(tables_G4)} validation prompts"
     # plain percentiles cover 92.7 % with 20 base items
     interval = bootstrap_interval(values_D, estimate=estimate, n=n, over=over)
+    if interval.pair and observed.pair:
+        ends = [rogan_gladen(end, sensitivity=float(se), specificity=float(sp)) for end in observed.pair]
+        low, high = (float(end) for end in ends if end is not None)
+        interval = replace(interval, low=min(interval.pair[0], low), high=max(interval.pair[1], high))
     return Corrected(observed, interval, float(se), float(sp))
 
 

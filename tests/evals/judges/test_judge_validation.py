@@ -101,6 +101,14 @@ def test_a_corrected_rate_holds_the_judges_uncertainty() -> None:
     assert "validation prompts" in narrow.corrected.over and narrow.observed.estimate == 0.3
 
 
+@pytest.mark.parametrize("flag", [True, False])
+def test_a_corrected_rate_of_items_that_agree_is_not_certain(flag: bool) -> None:
+    """4 of 4: Wilson with t_3 = 3.1824 ends at 4 / (4 + t^2) = .2831; corrected (.2831 - .1) / .85 = .2154."""
+    found = corrected_rate([flag] * 4, clusters=range(4), validation=labelled(19, 1, 2, 18)).corrected
+    end = (1 - 0.2831 - 0.1) / 0.85 if not flag else 0.2154  # none of 4: 1 - .2831 is the upper end
+    assert found.pair == ([pytest.approx(end, abs=1e-3), 1.0] if flag else [0.0, pytest.approx(end, abs=1e-3)])
+
+
 def test_correcting_by_a_blind_judge_falls_back_with_the_reason() -> None:
     found = corrected_rate([True, False], clusters=["a", "b"], validation=labelled(5, 5, 5, 5))
     assert found.corrected.estimate == 0.5 and found.corrected.low is None
