@@ -2,7 +2,7 @@
 
 Both models are P(chosen beats rejected) = sigmoid(s(chosen) - s(rejected)), s a linear score of the completion alone
 (Bradley and Terry 1952), fitted by scikit-learn; a reward model that does not beat them has learned words or length.
-Shapes: N pairs, F features, G prompts, D bootstrap draws.
+Shapes: N pairs, F features.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from evals.stats.intervals import LEVEL, Interval, bootstrap_interval, cluster_counts
+from evals.stats.intervals import LEVEL, Interval
+from evals.stats.shares import share_of
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -56,7 +57,7 @@ class LengthOnly:
 
 @dataclass(frozen=True)
 class PairwiseAccuracy:
-    """Share of pairs in the labelled order (a tie counts one half), with a bootstrap interval over prompts."""
+    """Share of pairs in the labelled order (a tie counts one half), with its interval over prompts."""
 
     interval: Interval  # estimate, low, high, over = "prompts", n = number of prompts
     pairs: int
@@ -114,29 +115,21 @@ def pairwise_accuracy(
     *,
     prompts: Sequence[str],
     level: float = LEVEL,
-    draws: int = 2000,
-    seed: int = 0,
 ) -> PairwiseAccuracy:
     """How often the score of `chosen` is above that of `rejected`.
 
     Args:
         chosen: scores of the chosen completions, shape (N,).
         rejected: scores of the rejected ones, shape (N,).
-        prompts: the prompt of each pair. Pairs of one prompt are not independent, so whole prompts are resampled.
-        level, draws, seed: of the percentile bootstrap; two models on the same prompts share the resamples.
+        prompts: the prompt of each pair. Pairs of one prompt are not independent: it is one cluster.
+        level: of the interval (`stats.shares`).
     Raises:
         ValueError: no pairs, lengths that differ, or a score that is not a number (`in_order`).
     """
     right_N = in_order(chosen, rejected)
     if len(prompts) != len(right_N):
         raise ValueError(f"{len(right_N)} pairs with {len(prompts)} prompts: give the prompt of each pair")
-    names = sorted(set(prompts))
-    index = {name: g for g, name in enumerate(names)}
-    owner_N = np.array([index[prompt] for prompt in prompts])
-    right_G, pairs_G = np.bincount(owner_N, weights=right_N), np.bincount(owner_N)
-    counts_DG = cluster_counts(names, draws=draws, seed=seed)
-    means_D = (counts_DG @ right_G) / (counts_DG @ pairs_G)
-    interval = bootstrap_interval(means_D, estimate=float(right_N.mean()), n=len(names), over="prompts", level=level)
+    interval = share_of(right_N, clusters_N=prompts, over="prompts", level=level)
     return PairwiseAccuracy(interval=interval, pairs=len(right_N), ties=int((right_N == 0.5).sum()))
 
 

@@ -12,10 +12,7 @@ Scorer = Callable[..., Sequence[float]]  # (prompts, completions) -> scores
 
 
 def accuracies(
-    scorers: Mapping[tuple[str, str], Scorer],
-    *,
-    tests: Mapping[str, Sequence[Mapping[str, str]]],
-    seed: int,
+    scorers: Mapping[tuple[str, str], Scorer], *, tests: Mapping[str, Sequence[Mapping[str, str]]]
 ) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
     """(rows of the reward-model table, our lead over the baselines on the diagonal: each objective, then both)."""
     table: list[dict[str, object]] = []
@@ -36,7 +33,7 @@ def accuracies(
             prompts, right = [asked[i] for i in kept], {}
             for (scorer, trained), both in scores.items():
                 sides = [[side[i] for i in kept] for side in both]
-                found = pairwise_accuracy(*sides, prompts=prompts, seed=seed)
+                found = pairwise_accuracy(*sides, prompts=prompts)
                 right[scorer, trained] = in_order(*sides)
                 about = {"scorer": scorer, "trained_on": trained, "tested_on": tested, "pairs": words}
                 value = {"accuracy": found.interval.estimate, "ci": found.interval.pair, "over": found.interval.says}

@@ -181,7 +181,7 @@ def reward_table(
         second_judge[name] = dict(fit_bag_of_words(of("judge", name)).weights)
     write_json(work.folder / "second_judge.json", second_judge)
     tests = {name: of("test", name) for name in names}
-    table, leads = accuracies(scorers, tests=tests, seed=seed)
+    table, leads = accuracies(scorers, tests=tests)
     write_json(work.folder / "table.json", {"rows": table, "leads": leads})
     return {"rows": len(table), "test_pairs": {name: len(rows) for name, rows in tests.items()}}
 

@@ -75,6 +75,8 @@ def test_accuracy_ties_and_interval() -> None:
     assert together.interval.n == 40
     low, high = together.interval.pair or (0.0, 0.0)
     assert high - low > 2 * 2 * half  # ten equal pairs of one prompt are one fact: sqrt(10) wider
+    sure = pairwise_accuracy([1.0] * 4, [0.0] * 4, prompts=["a", "b", "c", "d"]).interval
+    assert sure.pair == [pytest.approx(4 / (4 + 3.1824**2), abs=1e-3), 1.0], "four of four are not certain: Wilson, t_3"
 
 
 def test_length_matching_by_hand() -> None:

@@ -208,6 +208,6 @@ def test_the_table_says_who_beats_whom() -> None:
         ("ours", "helpful"): lambda p, c: [right[q] * (1.0 if " c" in t else -1.0) for q, t in zip(p, c, strict=True)],
         ("length only", "helpful"): lambda p, c: [float(len(t)) for t in c],
     }
-    table, leads = accuracies(scorers, tests={"helpful": pairs}, seed=0)
+    table, leads = accuracies(scorers, tests={"helpful": pairs})
     assert [row["accuracy"] for row in table] == [0.75, 0.25]  # no length-matched pair, so no such rows
     assert [(lead["objective"], lead["lead"]) for lead in leads] == [("helpful", 0.5), ("both", 0.5)]
