@@ -161,7 +161,7 @@ def reward_table(
     """Accuracy of every scorer, trained on each objective and tested on each, on all and on length-matched test pairs.
 
     Bag of words and length only are fitted here on the training part, and bag of words on the judges' part as well (its
-    weights are kept: a second judge).
+    weights are kept: a second judge). `seed` decides nothing any more, and stays in the key of finished runs.
     """
     from evals.baselines.preference_baselines import fit_bag_of_words, fit_length_only
     from evals.baselines.reward_accuracy import accuracies
