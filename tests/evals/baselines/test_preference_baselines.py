@@ -125,7 +125,6 @@ def test_the_known_figures_on_real_rows(shared_data: Path) -> None:
                 model.scores([row["chosen"] for row in rows]),
                 model.scores([row["rejected"] for row in rows]),
                 prompts=[normal_prompt(row["prompt"]) for row in rows],
-                draws=500,
             )
             low, high = result.interval.pair or (0.0, 0.0)
             assert 0.03 < high - low < 0.06
