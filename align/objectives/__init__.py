@@ -12,6 +12,7 @@ from typing import Any
 
 from align.errors import UserError
 from align.objectives.base import Negated, Objective, check_names
+from align.objectives.ensemble import Ensemble
 from align.objectives.implicit import ImplicitReward
 from align.objectives.normalizers import (
     NoNormalizer,
@@ -39,6 +40,7 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
 
 __all__ = [
     "OBJECTIVES",
+    "Ensemble",
     "ImplicitReward",
     "Keywords",
     "Length",
