@@ -64,17 +64,11 @@ def write_rows() -> Callable[[Path, Iterable[Mapping[str, Any]]], Path]:
 
 @pytest.fixture(scope="session")
 def run_command() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run `align ARGUMENTS` as a user does, in a process of its own, offline and with one thread."""
+    """Run `align ARGUMENTS` in a process of its own, offline and with one thread (tests/factories/commands.py)."""
+    from factories.commands import run_forked
 
-    def run(*arguments: str | Path, timeout: float = 180, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "recipes.cli", *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            cwd=ROOT,
-            env={**os.environ, **environment},
-        )
+    def run(*arguments: str | Path, timeout: float = 180) -> subprocess.CompletedProcess[str]:
+        return run_forked([*map(str, arguments)], timeout=timeout)
 
     return run
 

@@ -7,13 +7,12 @@ import json
 import os
 import resource
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from factories.commands import run_forked
 from recipes import cli
 
 Rows = dict[str, Path]
@@ -313,24 +312,20 @@ def test_disk_full_while_a_checkpoint_is_written(tiny_model: Path, tiny_rows: Ro
     out = tmp_path / "sft"
     words = ["sft", "--model", tiny_model, "--data", tiny_rows["demonstrations"], "--out", out, "--max-steps", "2"]
     steps = ["--set", "training.save_steps=1", "--set", "training.batch_size=8"]
-    command = [sys.executable, "-m", "recipes.cli", *map(str, words), *steps]
+    command = [*map(str, words), *steps]
     size = os.path.getsize(tiny_model / "model.safetensors")
 
     def fill_up() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, resource.RLIM_INFINITY))
 
-    root = Path(__file__).resolve().parents[3]
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-    full = subprocess.run(
-        command, capture_output=True, text=True, cwd=root, env=environment, timeout=180, preexec_fn=fill_up
-    )
+    full = run_forked(command, prepare=fill_up)
     assert full.returncode == 2, full.stderr[-2000:]
     last = full.stderr.strip().splitlines()[-1]
     assert last.startswith("align: error: no space left on the disk") and f"{out}.partial" in last
     assert "free some space and run the same command again" in last
     assert "Traceback" not in full.stderr
     assert not out.exists()
-    again = subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=180)
+    again = run_forked(command)
     assert again.returncode == 0, again.stderr[-2000:]
     assert json.loads((out / "run.json").read_text())["metrics"]["steps"] == 2
     assert not out.with_name("sft.partial").exists()

@@ -70,17 +70,19 @@ def test_pretrain(run_command: Command, tiny_rows: Rows, tmp_path: Path) -> None
     assert (out / "model" / "config.json").is_file() and (out / "model" / "tokenizer.json").is_file()
 
 
-def test_sft_and_its_script(tiny_model: Path, tiny_rows: Rows, tmp_path: Path, root: Path) -> None:
+def test_sft_and_its_script(
+    run_command: Command, tiny_model: Path, tiny_rows: Rows, tmp_path: Path, root: Path
+) -> None:
     """Through `python recipes/commands/sft.py --config`, from a directory that is not the repository."""
     out, config = tmp_path / "sft", tmp_path / "sft.yaml"
     config.write_text(f"model: {tiny_model}\ndata: {tiny_rows['demonstrations']}\ntraining:\n  batch_size: 8\n")
     script = root / "recipes" / "commands" / "sft.py"
-    words = [sys.executable, script, "--config", config, "--out", out, "--max-steps", "2"]
-    done = subprocess.run([*map(str, words)], capture_output=True, text=True, cwd=tmp_path, timeout=180)
+    options = ["--config", config, "--out", out, "--max-steps", "2"]
+    words = [*map(str, [sys.executable, script, *options])]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=180)
     run = finished(done, out)
     assert run["metrics"]["steps"] == 2 and run["metrics"]["rows"] == 48
-    again = subprocess.run([*map(str, words)], capture_output=True, text=True, cwd=tmp_path, timeout=180)
-    assert finished(again, out)["ledger"] == run["ledger"], "a finished stage ran again"
+    assert finished(run_command("sft", *options), out)["ledger"] == run["ledger"], "a finished stage ran again"
 
 
 def test_reward_model(run_command: Command, tiny_model: Path, tiny_rows: Rows, tmp_path: Path) -> None:

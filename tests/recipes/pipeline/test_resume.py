@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
-from factories.killed import kill_when
-
-ROOT = Path(__file__).resolve().parents[3]
+from factories.commands import kill_when, run_forked
 
 
 def test_a_killed_training_stage_resumes_from_its_checkpoint(
@@ -23,16 +19,16 @@ def test_a_killed_training_stage_resumes_from_its_checkpoint(
             "training.dropout=0.1",
             "training.learning_rate=1e-3",
         ]
-        return [sys.executable, "-m", "recipes.cli", *map(str, words), "--max-steps", "150"] + [
+        return [*map(str, words), "--max-steps", "150"] + [
             word for step in steps for word in ("--set", step)
         ]
 
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    subprocess.run(command(whole), cwd=ROOT, check=True, capture_output=True, timeout=180)
+    assert run_forked(command(whole)).returncode == 0
     checkpoints = tmp_path / "broken.partial" / "checkpoints"
     kill_when(command(broken), ready=lambda: any(checkpoints.glob("checkpoint-*/trainer_state.json")))
     assert not broken.exists(), "a killed stage looks finished"
-    done = subprocess.run(command(broken), cwd=ROOT, capture_output=True, text=True, timeout=180)
+    done = run_forked(command(broken))
     assert done.returncode == 0, done.stderr[-2000:]
     first, second = (json.loads((run / "run.json").read_text()) for run in (whole, broken))
     assert second["metrics"] == first["metrics"] and second["fingerprint"] == first["fingerprint"]
@@ -57,14 +53,14 @@ def test_a_killed_evaluation_resumes_after_its_last_cells(
     )
 
     def command(out: Path) -> list[str]:
-        return [sys.executable, "-m", "recipes.cli", "evaluate", "--config", str(config), "--out", str(out)]
+        return ["evaluate", "--config", str(config), "--out", str(out)]
 
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    subprocess.run(command(whole), cwd=ROOT, check=True, capture_output=True, timeout=180)
+    assert run_forked(command(whole)).returncode == 0
     parts = tmp_path / "broken.partial" / "parts"
     kill_when(command(broken), ready=lambda: any(parts.glob("0001.jsonl")))
     assert not broken.exists()
-    done = subprocess.run(command(broken), cwd=ROOT, capture_output=True, text=True, timeout=180)
+    done = run_forked(command(broken))
     assert done.returncode == 0, done.stderr[-2000:]
     first, second = (json.loads((run / "summary.json").read_text()) for run in (whole, broken))
     assert second["ledger"]["evaluate"]["samples_drawn"] < first["ledger"]["evaluate"]["samples_drawn"]

@@ -7,7 +7,6 @@ import math
 import resource
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from align.runs import open_run
 from align.testbed.world import SHIFTS, load_world
 from evals.measure.answers import read_exact
 from evals.tables.under_shift.parts import PARTS
-from factories.killed import kill_when
+from factories.commands import kill_when
 from recipes.commands.demo import DEFAULTS
 from recipes.pipeline.plan import Plan, plan
 from recipes.pipeline.rows import Row, read_rows
@@ -166,7 +165,7 @@ def test_killed_in_another_directory_and_resumed_it_gives_the_same_summary(
 ) -> None:
     """Two workers, `kill -9` while a policy is between two checkpoints; the second call has no workers."""
     out = tmp_path / "elsewhere"
-    command = [sys.executable, "-m", "recipes.cli", "demo", "--config", str(config), "--out", str(out)]
+    command = ["demo", "--config", str(config), "--out", str(out)]
 
     def ready() -> bool:
         return any((out / "methods" / "morlhf").rglob("checkpoint-*/trainer_state.json"))
