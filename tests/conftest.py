@@ -67,7 +67,7 @@ def run_command() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run `align ARGUMENTS` in a process of its own, offline and with one thread (tests/factories/commands.py)."""
     from factories.commands import run_forked
 
-    def run(*arguments: str | Path, timeout: float = 180) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str | Path, timeout: float = 400) -> subprocess.CompletedProcess[str]:
         return run_forked([*map(str, arguments)], timeout=timeout)
 
     return run

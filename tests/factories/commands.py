@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def run_forked(
-    arguments: Sequence[str], *, timeout: float = 180, prepare: Callable[[], object] | None = None
+    arguments: Sequence[str], *, timeout: float = 400, prepare: Callable[[], object] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run the command in a fork of this process, from the repository's root; its exit code and what it wrote.
 

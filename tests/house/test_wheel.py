@@ -72,7 +72,7 @@ def test_two_objectives_train_under_a_stock_grpo_trainer(wheel: Path, tiny_model
         capture_output=True,
         text=True,
         cwd=work,
-        timeout=180,
+        timeout=400,
         env={**os.environ, "PYTHONPATH": str(target)},
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -79,7 +79,7 @@ def test_sft_and_its_script(
     script = root / "recipes" / "commands" / "sft.py"
     options = ["--config", config, "--out", out, "--max-steps", "2"]
     words = [*map(str, [sys.executable, script, *options])]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=180)
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, timeout=400)
     run = finished(done, out)
     assert run["metrics"]["steps"] == 2 and run["metrics"]["rows"] == 48
     assert finished(run_command("sft", *options), out)["ledger"] == run["ledger"], "a finished stage ran again"
