@@ -1,4 +1,4 @@
-"""UserError, the mistake that a user can put right, and how a command reports it: one line and exit code 2."""
+"""UserError, a mistake that the user can put right, Outage, and how a command reports both: one line, exit code 2."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from collections.abc import Callable
 
 class UserError(Exception):
     """A mistake in what the user gave (a file, a row, a flag, a full disk). The command line prints it and exits 2."""
+
+
+class Outage(UserError):
+    """A server that training asks is away: nothing that was given is wrong, and the same command goes on later."""
 
 
 # what safetensors and torch (its writer of zip files: optimizer.pt) raise in types of their own

@@ -208,6 +208,42 @@ def _in_conversation(
     return replies(turns, first=first)
 
 
+def columns_by_prompt(
+    sources: Mapping[str, str], columns: Sequence[str], *, limit: int | None = None
+) -> dict[str, dict[str, object]]:
+    """Column -> prompt -> value, of the rows that `load_training_rows` makes prompts of; rows without a value are left
+    out.
+
+    Raises:
+        UserError: a column that no row has, and a prompt with two values.
+    """
+    found: dict[str, dict[str, object]] = {column: {} for column in columns}
+    for source in sources.values() if columns else ():
+        placed = list(iterate_rows(source, limit=limit))
+        load = _LOADERS[_kind(placed[0][1])]
+        for place, row in placed:
+            try:
+                (loaded,) = load([(place, row)], source, None, Counter())[:1]
+            except UserError:  # left out of the training, and counted there
+                continue
+            for column in columns:
+                value = row.get(column)
+                if value is None:
+                    continue
+                if found[column].setdefault(loaded["prompt"], value) != value:
+                    raise UserError(
+                        f"{place}: column {column!r} differs from that of an earlier row with the same prompt, and "
+                        "objectives find it by the prompt; keep one of the two rows"
+                    )
+    for column, values in found.items():
+        if not values:
+            raise UserError(
+                f"{', '.join(sources.values())}: no row has a column {column!r}, which an objective reads; add it, or "
+                "leave that objective out"
+            )
+    return found
+
+
 def unique_prompts(rows: Sequence[Row]) -> list[dict[str, str]]:
     """One {"id", "prompt"} row per distinct prompt, in order of first appearance."""
     first: dict[str, str] = {}

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol, runtime_checkable
 
+from align.functional.thinking import answer_of
 from evals.items import Item, Missing
-from evals.judges.thinking import answer_of
 
 
 class Stance(StrEnum):

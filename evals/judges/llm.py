@@ -17,9 +17,9 @@ from typing import Protocol
 import yaml
 
 from align.errors import UserError
+from align.functional.thinking import answer_of
 from evals.items import Item, Missing, digest
 from evals.judges.base import Judgement, Pending, Stance, judged, judgement
-from evals.judges.thinking import answer_of
 
 RUBRIC = Path(__file__).with_name("rubric.yaml")
 MENU = {"refusal": (0, 1), "convincing": (1, 2, 3, 4, 5), "specific": (1, 2, 3, 4, 5)}

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from align.errors import UserError
+from align.functional.thinking import answer_of
 from evals.backends.base import Completion, Generation
 from evals.items import Item, Missing, Prompt, digest
 from evals.judges.base import Judgement, Pending, Stance, judged, judgement
 from evals.judges.llm import LLMJudge
-from evals.judges.thinking import answer_of
 
 if TYPE_CHECKING:
     from evals.backends.transformers import TransformersBackend

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
+from align.functional.thinking import answer_of
 from evals.items import Fields, Item, Missing, Prompt, seed_of
-from evals.judges.thinking import answer_of
 from evals.shifts.base import Probe, Shift
 from evals.suites.base import Suite
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from align.data.load import Row, iterate_rows
 from align.errors import UserError
 from align.objectives.base import Objective
+from align.objectives.by_content import columns_read
 from align.runs.values import write_text
 
 COLUMNS = ("prompt", "completion")
@@ -31,11 +32,14 @@ def rows_to_score(source: str | Path, *, limit: int | None = None) -> list[Row]:
 
 
 def score_rows(rows: list[Row], objectives: Mapping[str, Objective]) -> list[dict[str, object]]:
-    """Each row with `scores`: a number per objective, None where it does not apply. UserError for another count."""
+    """Each row with `scores`: a number per objective, None where it does not apply; objectives get the columns of the
+    rows that they read. UserError for another count.
+    """
     prompts, completions = ([row[name] for row in rows] for name in COLUMNS)
     columns = {}
     for name, objective in objectives.items():
-        found = list(objective(prompts, completions))
+        read = [c for c in columns_read(objective) if any(row.get(c) is not None for row in rows)]
+        found = list(objective(prompts, completions, **{c: [row.get(c) for row in rows] for c in read}))
         if len(found) != len(rows):
             raise UserError(f"objective {name} gave {len(found)} scores for {len(rows)} rows")
         columns[name] = [None if score is None else float(score) for score in found]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from align.functional.thinking import answer_of
 from evals.items import NO_SHIFT, Fields, Json, Missing, Prompt, digest
-from evals.judges.thinking import answer_of
 from evals.measure.cells import Cell
 
 PER_SHIFT, PLAIN = 2, 4

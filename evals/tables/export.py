@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align.errors import UserError
+from align.functional.thinking import answer_of
 from align.runs import write_text
 from align.runs.folders import beside
 from evals.items import Json, Missing, Prompt
-from evals.judges.thinking import answer_of
 from evals.measure.cells import Cell, Evaluated
 
 if TYPE_CHECKING:

@@ -23,7 +23,8 @@ from align.preferences import Weights, simplex_grid
 from align.runs import RUN_FILE, Ledger, Metrics, Run, open_run, run_stage, write_json
 from evals.measure.sampling import REFERENCE, Point, Sampling, sample_answers
 from recipes.config import option, parse, read_yaml, section_field, with_flags
-from recipes.pipeline.inputs import closing_line, content_key, joined_claims, load_objectives, named, objective_keys
+from recipes.pipeline.inputs import closing_line, content_key, joined_claims, named
+from recipes.pipeline.objectives import is_learned, load_objectives, objective_keys, with_columns
 from recipes.pipeline.sampled import sampled_summary
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ def question_of(config: Config, *, where: str) -> tuple[Question, dict[str, str]
     if not isinstance(reference, str):
         raise UserError(f"{first} does not name its reference policy; give it with --reference")
     prompts = {shift: prompts_of(source, limit=config.limit) for shift, source in shifts.items()}
+    objectives = with_columns(objectives, sources=shifts, limit=config.limit)
     for source in rows.values():
         family_of(source)  # a run of another stage is refused now, not after the reference has been sampled
     sources = {"reference": reference, "text": config.text, **rows, **{f"shift {k}": v for k, v in shifts.items()}}
@@ -173,17 +175,12 @@ def bits_of(points: Sequence[Point], *, text: str | None, limit: int | None) -> 
 
 def rewards_of(run: Run) -> str:
     """Which rewards trained a family: none (the labels that its pairs came with), learned, rule, or both."""
-    from align.objectives import OBJECTIVES
-
     training, objectives = run.config.get("training"), run.metrics.get("objectives")
     if not (isinstance(training, dict) and isinstance(objectives, list)):
         return "unknown"  # a stage of an experiment, which align finetune did not make
     if training.get("labels") == "given":
         return "none"
-    kinds = [e["kind"] if isinstance(e, dict) else e.partition("=")[2] or e for e in objectives]
-    # whatever is no kind is the run of a reward model
-    learned = {kind not in OBJECTIVES or getattr(OBJECTIVES[kind], "learned", False) for kind in kinds}
-    return " and ".join(sorted("learned" if one else "rule" for one in learned))
+    return " and ".join(sorted({"learned" if is_learned(entry) else "rule" for entry in objectives}))
 
 
 def info_of(

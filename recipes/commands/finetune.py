@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +21,8 @@ from align.errors import UserError
 from align.preferences import Preference, parse_preference, simplex_grid
 from align.runs import Ledger, Metrics, Workspace, model_dir, run_stage
 from recipes.config import option, parse
-from recipes.pipeline.inputs import closing_line, content_key, load_objectives, named, objective_keys, section
+from recipes.pipeline.inputs import closing_line, content_key, named, section
+from recipes.pipeline.objectives import load_objectives, objective_keys, with_columns
 
 if TYPE_CHECKING:
     from align.engines.problem import Problem
@@ -38,7 +39,7 @@ class Config:
         help="comparisons (or, for on-policy methods, prompts): SOURCE, or OBJECTIVE=SOURCE for each objective"
     )
     objectives: tuple[str | Mapping[str, object], ...] = option(
-        help="NAME=RUN of a reward model or NAME=KIND of a rule, one per objective, in the order of the weights"
+        help="NAME=RUN of a reward model, NAME=KIND of a rule, or NAME=KIND:... (docs/objectives.md), in weights' order"
     )
     weights: tuple[str, ...] = option(
         (), help="preferences like 0.25,0.75 or thresholds=none,0.5, one or more (default: 5 weights over the simplex)"
@@ -55,15 +56,15 @@ class Config:
     training: Mapping[str, object] = option({}, help="keys of the method's Config (align/methods/METHOD.py)")
 
 
-def preferences_of(config: Config, *, where: str) -> list[Preference]:
+def preferences_of(config: Config, names: Collection[str], *, where: str) -> list[Preference]:
     """The preferences to train at; UserError where one does not fit the objectives or is given twice."""
     preferences: list[Preference] = [parse_preference(text) for text in config.weights]
-    preferences = preferences or list(simplex_grid(len(config.objectives), 4))
+    preferences = preferences or list(simplex_grid(len(names), 4))
     for one in preferences:
         count, kind = len(one.values), type(one).__name__.lower()
-        if count != len(config.objectives):
-            names = f"{len(config.objectives)} objectives"
-            raise UserError(f"{where}: {kind} {one.label} are {count} numbers for {names}; give one for each")
+        if count != len(names):
+            listed = f"{len(names)} objectives ({', '.join(names)})"
+            raise UserError(f"{where}: {kind} {one.label} are {count} numbers for {listed}; give one for each")
         if preferences.count(one) > 1:
             raise UserError(f"{where}: {kind} {one.label} are given twice; give each once")
     return preferences
@@ -135,14 +136,16 @@ def augmented_problem(problem: Problem[Preference], config: Config, *, drops: Co
 
 def main(argv: Sequence[str] | None = None) -> int:
     config, where = parse(Config, argv, program="align finetune", about=__doc__ or "", positional=("method",))
-    preferences, training = preferences_of(config, where=where), settings_of(config, where=where)
-    policies = models_read(training, where=where)
+    training = settings_of(config, where=where)
+    policies, objectives = models_read(training, where=where), load_objectives(config.objectives)
+    preferences = preferences_of(config, objectives, where=where)
     from align.engines.problem import Problem
     from align.models.tokenizers import choose_format
 
     drops, sources = Counter[str](), named(config.data, what="data")
-    reference, objectives = model_dir(config.model), load_objectives(config.objectives)
+    reference = model_dir(config.model)
     comparisons, prompts = load_training_rows(sources, limit=config.limit, drops=drops)
+    objectives = with_columns(objectives, sources=sources, limit=config.limit)
     asked = [row["prompt"] for row in (*(comparisons or ()), *(prompts or ()))]
     choose_format(reference, config.template or "auto", config.chat_template_kwargs, prompts=asked)
     problem: Problem[Preference] = Problem(

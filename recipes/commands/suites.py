@@ -29,8 +29,8 @@ from evals.backends.keys import named_for, read_keys, unsent
 from evals.judges import read_options
 from evals.measure.by_name import MEASURES, Reads, measurements_for
 from recipes.config import option, parse
-from recipes.pipeline.inputs import load_objectives, objective_keys
 from recipes.pipeline.numbers import EVALUATION
+from recipes.pipeline.objectives import load_objectives, objective_keys
 
 if TYPE_CHECKING:
     from evals.backends.base import Backend

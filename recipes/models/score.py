@@ -16,7 +16,7 @@ from recipes.config import option, parse
 class Config:
     data: str = option(help="rows with a prompt and a completion: file, directory or hub id")
     objectives: tuple[str | Mapping[str, object], ...] = option(
-        help="NAME=RUN of a reward model or NAME=KIND of a rule, one or more"
+        help="NAME=RUN of a reward model, NAME=KIND of a rule, or NAME=KIND:... (docs/objectives.md), one or more"
     )
     out: str = option(help="file to write, JSON lines: each row with `scores` (null: the objective does not apply)")
     limit: int | None = option(None, help="read only the first rows")
@@ -25,8 +25,8 @@ class Config:
 def main(argv: Sequence[str] | None = None) -> int:
     config, where = parse(Config, argv, program="align score", about=__doc__ or "", positional=("data",))
     from evals.measure.row_scores import means, rows_to_score, score_rows, write_scores
-    from recipes.pipeline.inputs import load_objectives
     from recipes.pipeline.numbers import check_target
+    from recipes.pipeline.objectives import load_objectives
 
     target = Path(config.out)
     check_target(target, inputs=[config.data], where=where)

@@ -1,4 +1,4 @@
-"""What the recipes share: options by section, fingerprints of inputs, objectives by name, claims, the closing line."""
+"""What the recipes share: options by section, fingerprints of inputs, claims, the closing line."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ import hashlib
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from align.errors import UserError
 from align.runs import RUN_FILE, Run, open_run, split_head
 from recipes.config import build
-
-if TYPE_CHECKING:
-    from align.objectives.base import Objective
 
 T = TypeVar("T")
 
@@ -65,55 +62,6 @@ def content_key(source: str | Path) -> str:
         with open(file, "rb") as handle:
             digest.update(hashlib.file_digest(handle, "sha256").digest())
     return digest.hexdigest()[:16]
-
-
-def load_objectives(entries: Sequence[str | Mapping[str, object]]) -> dict[str, Objective]:
-    """Objectives by name, in the order given.
-
-    An entry is `name=reward model run` (`name=run@LABEL`: one of its outputs), `name=kind` of a rule that needs no
-    options (`long=length` scores the number of words, so that longer is better), or a mapping `{name, kind, ...}` from
-    a YAML file with the options of `align.objectives.build_objective` (`{name: brevity, kind: length,
-    longer_is_better: false}`).
-    """
-    from align.objectives import OBJECTIVES, RewardModelObjective, build_objective, check_names
-
-    if not entries:
-        raise UserError("no objective is given; give --objectives helpful=runs/rm-helpful harmless=runs/rm-harmless")
-    objectives: list[Objective] = [build_objective(entry) for entry in entries if not isinstance(entry, str)]
-    for name, source in named([entry for entry in entries if isinstance(entry, str)], what="objective").items():
-        if source in OBJECTIVES and not Path(source).exists():
-            objectives.append(build_objective({"kind": source, "name": name}))
-        else:
-            _check_reward_model(name, split_head(source)[0])
-            objectives.append(RewardModelObjective(source, name=name))
-    check_names(objectives)
-    return {objective.__name__: objective for objective in objectives}
-
-
-def _check_reward_model(name: str, place: str) -> None:
-    """UserError for a place that is no folder and cannot be a hub id: now, not after a minute or hours."""
-    from align.objectives import OBJECTIVES
-    from align.runs import model_dir
-
-    if not Path(place).exists() and "/" not in place:
-        raise UserError(
-            f"objective {name}={place}: {place} is no folder, no kind of rule ({', '.join(OBJECTIVES)}) and no hub id "
-            "(OWNER/NAME); rules with options stand in a YAML file"
-        )
-    model_dir(place)
-
-
-def objective_keys(entries: Sequence[str | Mapping[str, object]]) -> dict[str, str]:
-    """What a fingerprint says about each entry of `load_objectives`."""
-    from align.runs import fingerprint
-
-    texts = named([entry for entry in entries if isinstance(entry, str)], what="objective")
-    keys = {f"objective {name}": content_key(source) for name, source in texts.items()}
-    for i, entry in enumerate(entries):
-        if not isinstance(entry, str):
-            places = {k: content_key(v) for k, v in entry.items() if isinstance(v, str) and Path(v).exists()}
-            keys[f"objective {entry.get('name', i)}"] = fingerprint({"entry": entry, "contents": places})
-    return keys
 
 
 def joined_claims(claims: Mapping[str, str]) -> str:

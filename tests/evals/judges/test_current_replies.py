@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from align.functional.thinking import answer_of
 from evals.items import Item, Missing, Prompt
 from evals.judges import Combined, Judge, Judgement, RefusalRules, Stance
-from evals.judges.thinking import answer_of
 from evals.judges.validation import judged_quality, load_responses, main
 from evals.measure.cells import Cell
 from evals.measure.verdict import Verdict

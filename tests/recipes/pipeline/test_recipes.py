@@ -14,7 +14,8 @@ import pytest
 from align.methods import METHODS
 from align.preferences import Weights
 from recipes.cli import COMMANDS
-from recipes.pipeline.inputs import joined_claims, objective_keys
+from recipes.pipeline.inputs import joined_claims
+from recipes.pipeline.objectives import objective_keys
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 Rows = dict[str, Path]
