@@ -216,6 +216,9 @@ def refuse_missing(names: Iterable[str], source: str) -> None:
 
 def unreadable(source: str, error: Exception) -> UserError:
     """A one-line UserError for whatever the loaders of Hugging Face raised about `source`."""
+    if not Path(source).exists():
+        why = f"{first_line(error)}); check the id and the network, or give a folder or a .gguf file"
+        return UserError(f"{source} is no folder here, and the hub did not give it ({why}")
     return UserError(f"no model could be read from {source} ({first_line(error)}); save it again or give another")
 
 

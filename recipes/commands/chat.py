@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from recipes.real.small_model import small_chat_model
 
         config = dataclasses.replace(config, model=small_chat_model())
-    model_dir(str(config.model))  # a folder without config or tokenizer is an error now
+    refuse_unreachable(model_dir(str(config.model)))
     setting, rows = setting_of(config, where=where)
     made = plan(setting, rows)
     calls = more_calls(made, setting, config, where=where)
@@ -42,6 +42,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_text(setting.out / "chat.md", page(summary.jsonable(), claims, about=about(summary)))
     publish(summary.jsonable(), out=setting.out, words="\n".join(summary.notes))
     return 0
+
+
+def refuse_unreachable(model: str) -> None:
+    """UserError before any work where neither this machine nor the hub has such a model."""
+    if Path(model).exists():
+        return
+    from transformers import AutoConfig
+
+    from align.models.load import unreadable
+
+    try:
+        AutoConfig.from_pretrained(model)
+    except Exception as error:  # offline, unknown, private: the libraries raise many types
+        raise unreadable(model, error) from error
 
 
 if __name__ == "__main__":

@@ -331,6 +331,13 @@ def test_disk_full_while_a_checkpoint_is_written(tiny_model: Path, tiny_rows: Ro
     assert not out.with_name("sft.partial").exists()
 
 
+def test_a_hub_id_that_cannot_be_had_is_told_before_any_work(capsys: Any, tmp_path: Path) -> None:
+    """The tests are offline, as many machines are."""
+    error = refused(capsys, tmp_path / "out", "chat", "--data", tmp_path, "--model", "nobody/nothing")
+    assert "nobody/nothing is no folder here, and the hub did not give it" in error and "a .gguf file" in error
+    assert not list(tmp_path.iterdir())
+
+
 def test_labels_at_mixed_weights_are_refused_before_the_first_point(
     capsys: Any, tiny_model: Path, tiny_rows: Rows, tmp_path: Path
 ) -> None:
