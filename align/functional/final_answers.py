@@ -6,14 +6,12 @@ A final answer stands in the last `\\boxed{...}`, behind the last `####` (GSM8K)
 
 from __future__ import annotations
 
-import json
 import re
 from fractions import Fraction
 
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _SAID = re.compile(r"(?i)\banswer\s*(?:is|:)\s*:?")
 _NUMBER = re.compile(r"(?<![\w.])[-+\u2212]?\s?[$€£]?\s?((?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:\s?/\s?(\d+))?")
-_FENCED = re.compile(r"```(?:json)?[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
 _TOKEN = re.compile(r"\d+(?:\.\d+)?|\.\d+|[-+*/^()]")
 _LATEX = (
     (re.compile(r"\\[dtc]?frac\s*(\d)\s*(\d)"), r"((\1)/(\2))"), (re.compile(r"\\(?:cdot|times)"), "*"),
@@ -64,15 +62,6 @@ def same_value(reply: str, reference: str) -> bool:
     if None not in values:
         return values[0] == values[1]
     return bool(left) and left.lower() == right.lower()
-
-
-def json_in(text: str) -> tuple[bool, object]:
-    """(Whether the text, or the last fenced block in it, is one JSON value; that value)."""
-    fenced = _FENCED.findall(text)
-    try:
-        return True, json.loads(fenced[-1] if fenced else text)
-    except (ValueError, RecursionError):
-        return False, None
 
 
 def evaluated(expression: str) -> Fraction | None:

@@ -19,12 +19,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from align.errors import UserError
-from align.functional.final_answers import json_in, last_number, same_text, same_value
+from align.functional.final_answers import last_number, same_text, same_value
 from align.functional.thinking import answer_of
 from align.objectives.base import Objective
 from align.objectives.by_content import Scores, objectives_of
 
 COLUMN = "answer"
+_FENCED = re.compile(r"```(?:json)?[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
 
 
 def same_number(reply: str, reference: str) -> bool:
@@ -41,6 +42,15 @@ def matches(reply: str, pattern: str) -> bool:
         return re.search(pattern, reply) is not None
     except re.error as error:
         raise UserError(f"{pattern[:60]!r} is no regular expression ({error}); fix it") from error
+
+
+def json_in(text: str) -> tuple[bool, object]:
+    """(Whether the text, or the last fenced block in it, is one JSON value; that value)."""
+    fenced = _FENCED.findall(text)
+    try:
+        return True, json.loads(fenced[-1] if fenced else text)
+    except (ValueError, RecursionError):
+        return False, None
 
 
 def is_json(reply: str, reference: str) -> bool:

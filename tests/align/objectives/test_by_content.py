@@ -13,7 +13,7 @@ import pytest
 from align.errors import Outage, UserError
 from align.objectives import Negated, Normalized, ZScore
 from align.objectives.by_content import FromRows, Scores, columns_read, objectives_of
-from align.objectives.verifiers import VERIFIERS, Verifier, verifier
+from align.objectives.verifiers import VERIFIERS, Verifier, json_in, verifier
 
 
 class Counting:
@@ -126,3 +126,9 @@ def test_references_are_checked_before_any_reply_is() -> None:
     assert set(VERIFIERS) == {"exact_match", "number", "maths", "regex", "json"}
     with pytest.raises(UserError, match="needs a reference"):
         Verifier("number", column=None)
+
+
+def test_json_in_a_reply() -> None:
+    assert json_in(' {"a": [1, 2]} ') == (True, {"a": [1, 2]})
+    assert json_in('Here:\n```json\n{"a": 1}\n```\nand\n```\n[2]\n```') == (True, [2])
+    assert json_in("{'a': 1}") == (False, None) and json_in("") == (False, None)
