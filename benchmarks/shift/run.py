@@ -8,7 +8,8 @@
 Parts: front (exact, world default), mitigation (exact, world spellings), hh (sampled, needs `--hh RUN`, a finished
 `align hh --config recipes/configs/hh_methods.yaml`). One run directory per cell lies below `--out`; a second call goes
 on where the first stopped, and fits of `benchmarks/testbed/run.py` in the same folder are used. `--publish` writes
-`shift.json`, `shift.md` and its figures from all that is finished.
+`shift.json`, `shift.md` and its figures from all that is finished; a part that `--parts` leaves out stays as the
+`shift.json` in that folder has it, and the page says at which commit it was made.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import command
+from evals.items import Json
 
 HERE = Path(__file__).resolve().parent
 PARTS = ("front", "mitigation", "hh")
@@ -34,11 +36,17 @@ def options() -> argparse.ArgumentParser:
     return command.sitting(found, out="runs/benchmark")
 
 
+def published(folder: Path) -> Json:
+    """The table that the folder holds already; empty where it holds none."""
+    file = folder / "shift.json"
+    return command.read_table(file, hint="remove it, and publish all parts") if file.is_file() else {}
+
+
 def run(arguments: argparse.Namespace) -> int:
     from benchmarks.shift import plan as planning
     from benchmarks.shift.hh import hh_plan
     from benchmarks.shift.page import write_page
-    from benchmarks.shift.table import collect
+    from benchmarks.shift.table import collect, with_published
     from benchmarks.testbed.plan import read_file
     from recipes.pipeline.plan import Plan, ordered
 
@@ -57,7 +65,8 @@ def run(arguments: argparse.Namespace) -> int:
     if drawn:
         command.run_plan([call for calls in drawn.values() for call in calls], arguments, label="hh")
     if arguments.publish is not None:
-        write_page(collect(found, arms, plans, drawn), folder=arguments.publish, command=" ".join(sys.argv[1:]))
+        table = with_published(collect(found, arms, plans, drawn), published(arguments.publish), run=arguments.parts)
+        write_page(table, folder=arguments.publish, command=" ".join(sys.argv[1:]))
         print(f"page: {arguments.publish / 'shift.md'}")
     return 0
 

@@ -15,6 +15,7 @@ from benchmarks.testbed.table import finished
 from evals.items import NO_SHIFT, Fields, Json
 from evals.tables.under_shift import heldout_families as families
 from evals.tables.under_shift import shifted_fronts as shifted
+from evals.tables.under_shift.parts import PARTS
 from recipes.pipeline.plan import Plan
 from recipes.pipeline.summary import answers_of
 from recipes.testbed.demo_summary import exact_of
@@ -48,6 +49,36 @@ def collect(
     if answers:
         table["hh"] = hh_table([a for a in answers if isinstance(a, SampledAnswer)], spec=found.hh)
     return table
+
+
+def with_published(table: Json, published: Json, *, run: Sequence[str]) -> Json:
+    """The table with the parts of a published one that were not run this time, and `made`: part -> its commit.
+
+    `parts` are the four exact parts by world, shift and row, for those who read numbers and not tables.
+    """
+    kept = {part: published[part] for part in ("front", "mitigation", "hh") if part not in run and part in published}
+    before = published.get("made", {})
+    made = {part: before.get(part, published["commit"]) for part in kept}
+    made |= {part: table["commit"] for part in ("front", "mitigation", "hh") if part in table}
+    merged: Json = {**table, **kept, "made": made}
+    if "front" in merged:
+        merged["parts"] = {merged["front"]["world"]["name"]: four_parts(merged["front"]["shifts"])}
+    return merged
+
+
+def four_parts(shifts: Fields) -> Json:
+    """Shift -> row -> part -> `value` and `ci` (over seeds, else over base items) where the drop is divided."""
+    return {
+        shift: {
+            row: {
+                part: {"value": entry[part]["value"], "ci": entry[part]["ci_seeds"] or entry[part]["ci_items"]}
+                for part in PARTS
+            }
+            for row, entry in found["rows"].items()
+            if all(part in entry for part in PARTS)
+        }
+        for shift, found in shifts.items()
+    }
 
 
 def whole(plans: Mapping[int, Plan]) -> Runs:

@@ -153,6 +153,20 @@ def test_a_planted_mismatch_is_on_the_page_and_the_reference_retains_null(
         assert (tmp_path / name).read_text(encoding="utf-8").startswith("<svg")
 
 
+def test_parts_that_were_not_run_stay_as_published_and_say_so(front: dict[str, Any]) -> None:
+    old = {"commit": "old", "front": {"world": {"name": "w"}, "shifts": {}}, "mitigation": {"arms": {}}}
+    table = tables.with_published({"commit": "new", "front": front}, old, run=["front"])
+    assert table["mitigation"] == old["mitigation"] and table["front"] is front
+    assert table["made"] == {"mitigation": "old", "front": "new"}
+    again = tables.with_published({"commit": "newer"}, table, run=["hh"])
+    assert again["made"] == {"mitigation": "old", "front": "new"} and "hh" not in again
+    assert set(table["parts"]["default"]) == {"cipher", "control"}
+    lost = {"value": 0.2, "ci_seeds": None, "ci_items": [0.1, 0.3]}
+    row = dict.fromkeys(("surface", "competing", "carried_over", "mismatched"), lost)
+    found = tables.four_parts({"cipher": {"rows": {"a": row, "undivided": {"drop": lost}}}})
+    assert found == {"cipher": {"a": dict.fromkeys(row, {"value": 0.2, "ci": [0.1, 0.3]})}}
+
+
 def test_a_lead_needs_the_topics_and_the_seeds() -> None:
     def side(difference: float, p_holm: float, seeds: list[float] | None) -> dict[str, Any]:
         return {"difference": difference, "p_holm": p_holm, "ci_seeds": seeds}
