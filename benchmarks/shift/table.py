@@ -56,7 +56,8 @@ def with_published(table: Json, published: Json, *, run: Sequence[str]) -> Json:
 
     `parts` are the four exact parts by world, shift and row, for those who read numbers and not tables.
     """
-    kept: Json = {part: published[part] for part in ("front", "mitigation", "hh") if part not in run and part in published}
+    left = [part for part in ("front", "mitigation", "hh") if part not in run and part in published]
+    kept: Json = {part: published[part] for part in left}
     before = published.get("made", {})
     made = {part: before.get(part, published["commit"]) for part in kept}
     made |= {part: table["commit"] for part in ("front", "mitigation", "hh") if part in table}
