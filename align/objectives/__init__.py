@@ -24,6 +24,7 @@ from align.objectives.normalizers import (
     load_normalizer,
     save_normalizer,
 )
+from align.objectives.pooled_reward import PooledReward, learned_reward
 from align.objectives.reward_model import RewardModelObjective
 from align.objectives.rules import Keywords, Length, Pattern
 from align.objectives.shared_reward_model import SharedRewardModel
@@ -32,6 +33,7 @@ from align.objectives.shared_reward_model import SharedRewardModel
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "reward_model": RewardModelObjective,
     "shared_reward_model": SharedRewardModel,
+    "pooled_reward": PooledReward,
     "implicit": ImplicitReward,
     "length": Length,
     "keywords": Keywords,
@@ -50,6 +52,7 @@ __all__ = [
     "Normalizer",
     "Objective",
     "Pattern",
+    "PooledReward",
     "Quantile",
     "RewardModelObjective",
     "SharedRewardModel",
@@ -57,6 +60,7 @@ __all__ = [
     "build_objective",
     "check_names",
     "fit_normalizer",
+    "learned_reward",
     "load_normalizer",
     "save_normalizer",
 ]

@@ -1,4 +1,7 @@
-"""Several objectives read as one: their mean, their worst, or their mean less a multiple of what they disagree by."""
+"""Several objectives read as one: their mean, their worst, or their mean less a multiple of what they disagree by.
+
+Legend: B texts, M members.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from align.errors import UserError
 from align.objectives.base import Objective
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 COMBINE = ("mean", "min", "mean-std")
@@ -57,6 +61,13 @@ class Ensemble:
         if self.combine == "mean":
             return mean
         return mean - self.penalty * math.sqrt(math.fsum((score - mean) ** 2 for score in known) / len(known))
+
+    def of_scores(self, scores_BM: Tensor) -> Tensor:
+        """(B,) combined scores of (B, M) scores that all apply."""
+        if self.combine == "min":
+            return scores_BM.amin(-1)
+        mean_B = scores_BM.mean(-1)
+        return mean_B if self.combine == "mean" else mean_B - self.penalty * scores_BM.std(-1, correction=0)
 
     def bind(self, model: PreTrainedModel) -> None:
         """Give a policy in training to the members that can share its backbone (`SharedRewardModel.bind`)."""

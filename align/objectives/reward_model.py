@@ -92,6 +92,11 @@ class RewardModelObjective:
         """The reward model itself, loaded once."""
         return self._load()[0]
 
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The reward model's own tokenizer."""
+        return self._load()[1]
+
     def head(self, model: PreTrainedModel) -> int:
         """The number of the output that is read; UserError where there is none of that name."""
         return head_of(model.config, self.label, place=self.path)

@@ -219,6 +219,20 @@ def average_checkpoints(specialists: Sequence[Path], *, weights: Sequence[float]
         merge_into_base(specialists, weights=weights, out=out)
 
 
+def average_scorers(scorers: Sequence[str | Path], *, out: Path) -> None:
+    """Write the equal average of whole reward models, as a model folder (WARM, Rame et al. 2024).
+
+    They must come of one backbone. UserError for adapters, language models, and models that cannot be averaged.
+    """
+    folders = [on_disk(path) for path in scorers]
+    for folder in folders:
+        if is_adapter(folder) or not any("score" in n or "classifier" in n for n in shapes(folder)):
+            raise UserError(f"{folder} is no whole reward model; give runs of align reward-model with merged weights")
+    check_mergeable(folders)
+    out.mkdir(parents=True, exist_ok=True)
+    _write_average(folders, weights=[1 / len(folders)] * len(folders), out=out, file="model.safetensors")
+
+
 def average_factors(specialists: Sequence[Path], *, weights: Sequence[float], out: Path) -> None:
     """Write adapters averaged by their factors, A and B apart; all else is copied from the first specialist."""
     _write_average(specialists, weights=weights, out=out, file="adapter_model.safetensors")

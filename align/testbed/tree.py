@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 ROWS_PER_PASS = 242  # 2,662 tokens: activations of a small model stay in the cache of one core
 
 
-def _sibling_mask(path_length: int) -> torch.Tensor:
+def _sibling_mask(path_length: int, siblings: int = A) -> torch.Tensor:
     """(1, 1, A, L + A) boolean: each child attends to the path and to itself."""
-    mask = torch.zeros(1, 1, A, path_length + A, dtype=torch.bool)
+    mask = torch.zeros(1, 1, siblings, path_length + siblings, dtype=torch.bool)
     mask[..., :path_length] = True
-    mask[0, 0, :, path_length:] = torch.eye(A, dtype=torch.bool)
+    mask[0, 0, :, path_length:] = torch.eye(siblings, dtype=torch.bool)
     return mask
 
 
@@ -101,3 +101,45 @@ def node_logprobs(
     if table_NV.shape[0] != level_starts(max_tokens)[-1]:
         raise RuntimeError(f"{table_NV.shape[0]} nodes read, {level_starts(max_tokens)[-1]} expected")
     return table_NV.cpu().double().log_softmax(-1)
+
+
+def node_states(
+    backbone: PreTrainedModel, prompt_ids: list[int], *, alphabet: Sequence[int], end: int, max_tokens: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N, H) last hidden state at every node (at the prompt's last token for the root), and at `end` behind it.
+
+    `backbone` is a decoder without its head, in eval mode; CPU tensors in its precision. What a reward model reads of a
+    response is the second.
+    """
+    device, nodes, ends = backbone.device, list[torch.Tensor](), list[torch.Tensor]()
+    with torch.inference_mode():
+        cache = DynamicCache()
+        ids = torch.tensor([prompt_ids], device=device)
+        nodes.append(backbone(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state[:, -1])
+        keys, values = [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers]
+        for depth in range(max_tokens + 1):
+            deepest, length = depth == max_tokens, keys[0].shape[2]
+            tokens = torch.tensor([end] if deepest else [*alphabet, end], device=device)
+            mask = _sibling_mask(length, len(tokens)).to(device)
+            child_keys, child_values, inner = [], [], []
+            for start in range(0, keys[0].shape[0], ROWS_PER_PASS):
+                chunk = slice(start, start + ROWS_PER_PASS)
+                cache = _cache([k[chunk] for k in keys], [v[chunk] for v in values])
+                rows = keys[0][chunk].shape[0]
+                states = backbone(
+                    input_ids=tokens.expand(rows, -1),
+                    attention_mask=mask.expand(rows, -1, -1, -1),
+                    position_ids=torch.full_like(tokens, length).expand(rows, -1),
+                    past_key_values=cache,
+                    use_cache=True,
+                ).last_hidden_state
+                ends.append(states[:, -1])
+                if not deepest:
+                    inner.append(states[:, :-1].flatten(0, 1))
+                    child_keys.append(_child_paths([layer.keys[:, :, :-1] for layer in cache.layers], length))
+                    child_values.append(_child_paths([layer.values[:, :, :-1] for layer in cache.layers], length))
+            if not deepest:
+                nodes.append(torch.cat(inner))
+                keys = [torch.cat(parts) for parts in zip(*child_keys, strict=True)]
+                values = [torch.cat(parts) for parts in zip(*child_values, strict=True)]
+    return torch.cat(nodes).cpu(), torch.cat(ends).cpu()

@@ -40,6 +40,8 @@ class CostModelConfig(RewardModelConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.at_least(0, self, "square")
+        if self.label_smoothing:
+            raise UserError("label_smoothing has no meaning for a cost model, whose labels are two; leave it out")
         if self.center:
             raise UserError("center would move a cost model's boundary at 0; leave it out, square keeps costs small")
 

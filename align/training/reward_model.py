@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ from align.objectives.scoring import readable_padding, score, scored_ids, segmen
 from align.runs import Ledger, checkpoints, write_json
 from align.runs.values import later
 from align.training.common import StageConfig, drop_checkpoints, final_loss, finish_trainer
+from align.training.robust_pairs import SmoothedLoss, matched_by_length
 from align.training.watch import train_watched, watched
 
 if TYPE_CHECKING:
@@ -64,7 +65,10 @@ class RewardModelConfig(StageConfig):
     `encoder` builds a BERT-shaped model from scratch with the tokenizer of `model`; None starts from `model` itself (a
     causal LM, whose head is replaced, or a classifier). `max_length` in tokens, end token included (None: the model's
     positions): pairs with a longer side are left out and counted. `dropout` is the residual dropout, `center` the
-    coefficient of (r_chosen + r_rejected)^2 (Eisenstein et al. 2023; 0: off). `choose_epoch` keeps the epoch with the
+    coefficient of (r_chosen + r_rejected)^2 (Eisenstein et al. 2023; 0: off). `label_smoothing` is the share of labels
+    taken to be wrong: an annotator of temperature tau errs on sigmoid(-d / tau) of the pairs that lie d apart.
+    `length_matched` leaves pairs out until, for every difference in length, the longer response is chosen as often as
+    the shorter one, so that length alone predicts nothing. `choose_epoch` keeps the epoch with the
     best validation accuracy. `lora_r` above 0 trains an adapter and the head, and merges them into the saved model;
     `keep_adapter` also saves the two as they are, in `adapter`, for several reward models on one backbone in memory
     (align/models/shared_backbone.py). With `merge_adapter: false`, and on a base of 4 bits, `model` is that adapter.
@@ -75,6 +79,8 @@ class RewardModelConfig(StageConfig):
     center: float = 0.0
     max_length: int | None = None
     choose_epoch: bool = False
+    label_smoothing: float = later(0.0)
+    length_matched: bool = later(False)
     lora_r: int = 0
     lora_alpha: float | None = None
     keep_adapter: bool = False
@@ -84,6 +90,8 @@ class RewardModelConfig(StageConfig):
         super().__post_init__()
         checks.regularisers(self)
         checks.at_least(0, self, "center")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise UserError(f"label_smoothing is {self.label_smoothing}; give a share of at least 0 and below 0.5")
         if self.keep_adapter and not self.lora_r:
             raise UserError("keep_adapter keeps what lora_r trains, and lora_r is 0; set lora_r to a rank, like 8")
 
@@ -141,6 +149,8 @@ def train_scorer(
     scorer = scorer_to_train(config, model, tokenizer)
     limit = checks.longest_row(config.max_length, scorer)
     train = encoded(pairs, tokenizer, limit)
+    if config.length_matched:
+        train = replace(train, rows=matched_by_length(train.rows, seed=config.seed))
     held_out = encoded(kind.checked(validation), tokenizer, None).rows if validation else []
     looks = watched(config, held_out, keep=list)
     trainer = kind.build(config, scorer=scorer, tokenizer=tokenizer, pairs=[*train.rows, *looks], out=out)
@@ -170,6 +180,11 @@ def train_scorer(
         "steps": trainer.state.global_step,
         "trained_on": len(train.rows),
         "too_long": train.too_long,
+        **(
+            {"matched_away": len(pairs) - len(train.rows) - train.too_long - train.unsaid}
+            if config.length_matched
+            else {}
+        ),
         "dropped_by_template": train.unsaid,
         "epoch": None if choice is None else choice.best["epoch"],
         **seen,
@@ -206,6 +221,9 @@ def build_trainer(
 
     others = {*TEXTS, *IDS.values()}
     columns = [{**{IDS[s]: p[IDS[s]] for s in IDS}, **{k: p[k] for k in p if k not in others}} for p in pairs]
+    if config.label_smoothing:
+        smoothed = (SmoothedLoss, trainer_class or RewardTrainer)
+        trainer_class = type("SmoothedTrainer", smoothed, {"smoothing": config.label_smoothing})
     trainer = (trainer_class or RewardTrainer)(
         model=scorer,
         args=RewardConfig(

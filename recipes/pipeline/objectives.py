@@ -194,7 +194,8 @@ def _of_kind(read: Named) -> list[Objective]:
 
 
 def _rule_or_model(read: Named) -> Objective:
-    from align.objectives import OBJECTIVES, RewardModelObjective, build_objective
+    from align.objectives import OBJECTIVES, build_objective
+    from align.objectives.pooled_reward import is_pooled
 
     if read.source in OBJECTIVES and not Path(read.source).exists():
         return build_objective({**read.options, "kind": read.source, "name": read.name})
@@ -205,10 +206,12 @@ def _rule_or_model(read: Named) -> Objective:
             f"objective {read.name}={place}: {place} is no folder, no kind of rule ({', '.join(OBJECTIVES)}) and no "
             f"hub id (OWNER/NAME); other kinds are written {forms}"
         )
-    model_dir(place)  # now, not after a minute or hours
-    known = [name for name in inspect.signature(RewardModelObjective).parameters if name not in ("path", "name")]
+    model = "pooled_reward" if is_pooled(place) else "reward_model"
+    if model == "reward_model":
+        model_dir(place)  # now, not after a minute or hours
+    known = [name for name in inspect.signature(OBJECTIVES[model]).parameters if name not in ("path", "name")]
     _check_options(read.options, known)
-    return build_objective({**read.options, "kind": "reward_model", "path": read.source, "name": read.name})
+    return build_objective({**read.options, "kind": model, "path": read.source, "name": read.name})
 
 
 def _check_options(options: Mapping[str, object], known: Sequence[str]) -> None:

@@ -169,12 +169,12 @@ def finetune(
     constrained problem max r_main + ... - (beta / w_main) KL has pi*_w as its solution.
     """
     from align.engines.problem import Problem
-    from align.objectives import RewardModelObjective
+    from align.objectives import learned_reward
     from align.testbed.gold import gold_objectives
     from recipes.pipeline.fitting import fitted
 
     learned: dict[str, Objective] = {
-        name: RewardModelObjective(run.path, name=name, scale=world.config.tau, batch_size=512)
+        name: learned_reward(run.path, name=name, scale=world.config.tau, batch_size=512)
         for name, run in (reward_models or {}).items()
     }
     rows = read_rows(pairs) if pairs is not None else None

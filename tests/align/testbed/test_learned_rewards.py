@@ -84,3 +84,33 @@ def test_an_objective_that_does_not_apply_has_no_table() -> None:
 
     with pytest.raises(ValueError, match="sometimes does not apply"):
         LearnedTable([sometimes]).scores(WORLD, WORLD.test_prompts("none")[0])
+
+
+def test_rewards_read_in_the_tree_are_those_of_the_texts(tmp_path: Any) -> None:
+    """A reward model, a pooled reward with every feature, and ensembles of both: the tree against texts."""
+    from align.models import ModelConfig, build_model, load_scorer, load_tokenizer, save_model
+    from align.objectives import Ensemble, PooledReward, RewardModelObjective
+    from align.objectives.pooled_reward import FEATURES, PooledWeights
+    from align.testbed.learned_rewards import read_in_tree
+    from align.testbed.vocabulary import build_tokenizer
+
+    tokenizer, shape = build_tokenizer(), ModelConfig(architecture="llama", hidden=16, layers=2, heads=2, context=16)
+    reference = save_model(build_model(shape, tokenizer, seed=1), tokenizer, tmp_path / "reference")
+    scorer = load_scorer(reference, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
+    torch.manual_seed(0)
+    torch.nn.init.normal_(scorer.score.weight)
+    saved = save_model(scorer, load_tokenizer(reference), tmp_path / "scorer")
+    hidden = scorer.config.hidden_size
+    size = 4 * hidden + 2
+    drawn_FF = torch.randn(size, size, dtype=torch.float64)
+    weights = PooledWeights(
+        str(reference), FEATURES, *torch.randn(2, size, dtype=torch.float64), drawn_FF @ drawn_FF.T / size
+    )
+    weights.save(tmp_path / "pooled")
+    members = [RewardModelObjective(saved, scale=0.7, shift=0.1), PooledReward(tmp_path / "pooled", pessimism=0.5)]
+    for objective in (*members, Ensemble(members, combine="mean-std"), Ensemble(members, combine="min")):
+        prompt = WORLD.test_prompts("heldout_topics")[3]
+        found = read_in_tree(objective, WORLD, prompt)
+        texts = [LearnedTable._text(node, WORLD, prompt) for node in range(133)]
+        assert found is not None and found.shape == (133,)
+        assert found.tolist() == pytest.approx(objective([prompt.text] * 133, texts), abs=1e-3)
