@@ -60,7 +60,8 @@ def trained_variants(config: RewardModelConfig, *, tau: float) -> dict[str, Rewa
 def calls_of(setting: Benchmark, *, more: bool) -> tuple[list[Call], dict[str, Call]]:
     """(Everything to run in order, row -> the call that judges it); `more`: beside single, pooled and the oracles."""
     work = setting.out / "rewards"
-    shared: dict[str, Any] = {"world": setting.world, "reference": setting.made("sft"), "pairs": setting.made("comparisons")}
+    sft, pairs = setting.made("sft"), setting.made("comparisons")
+    shared: dict[str, Any] = {"world": setting.world, "reference": sft, "pairs": pairs}
     learned: dict[str, dict[str, Call]] = {BEFORE: dict(setting.reward_models())}
     for variant, features in SOLVED.items() if more else [(BEST, FEATURES)]:
         learned[variant] = {
