@@ -40,7 +40,8 @@ def objective_scores(
 ) -> dict[str, tuple[list[float], list[float]]]:
     """The scores of both responses of every row, asked from the objectives; UserError where one does not apply.
 
-    Where all rows carry the ids that were drawn, the objectives get those too, as in TRL's convention.
+    Where rows carry the ids that were drawn, the objectives get those too, as in TRL's convention, and none for a
+    response that has its text alone.
     """
     prompts, drawn = [row["prompt"] for row in rows], [ids_of(row) for row in rows]
     columns_K = []
@@ -48,8 +49,8 @@ def objective_scores(
         metered = Metered(name, objective, ledger)
         sides = []
         for side in (0, 1):
-            ids = [list(given) for pair in drawn if (given := pair[side]) is not None]
-            columns = {"completion_ids": ids} if len(ids) == len(rows) else {}
+            ids = [list(pair[side] or ()) for pair in drawn]
+            columns = {"completion_ids": ids} if any(ids) else {}
             scores = metered(prompts, [responses_of(row)[side] for row in rows], **columns)
             for row, score in zip(rows, scores, strict=True):
                 if score is None:

@@ -160,11 +160,13 @@ class PooledReward:
 
     def __call__(
         self, prompts: Sequence[str], completions: Sequence[str], *,
-        completion_ids: Sequence[Sequence[int]] | None = None, **columns: object,
+        completion_ids: Sequence[Sequence[int]] | None = None, completion_ended: Sequence[bool] | None = None,
+        **columns: object,
     ) -> list[float | None]:  # fmt: skip
         prompts, completions = as_texts(prompts, completions)
         weights, model, tokenizer = self.load()
-        replies, said = as_drawn(tokenizer, completions, completion_ids), sayable(tokenizer, prompts)
+        replies = as_drawn(tokenizer, completions, completion_ids, ended=completion_ended)
+        said = sayable(tokenizer, prompts)
         kept = [i for i, can in enumerate(said) if can]
         if not kept:
             return [None] * len(prompts)

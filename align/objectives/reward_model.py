@@ -107,11 +107,13 @@ class RewardModelObjective:
         completions: Sequence[str],
         *,
         completion_ids: Sequence[Sequence[int]] | None = None,
+        completion_ended: Sequence[bool] | None = None,
         **columns: object,
     ) -> list[float | None]:
         prompts, completions = as_texts(prompts, completions)
         model, tokenizer = self._load()
-        replies, said = as_drawn(tokenizer, completions, completion_ids), sayable(tokenizer, prompts)
+        replies = as_drawn(tokenizer, completions, completion_ids, ended=completion_ended)
+        said = sayable(tokenizer, prompts)
         kept = [i for i, can in enumerate(said) if can]
         outputs = score(
             model, tokenizer, [prompts[i] for i in kept], [replies[i] for i in kept], batch_size=self.batch_size,

@@ -55,19 +55,24 @@ def as_drawn(
     texts: Sequence[str],
     ids: Sequence[Sequence[int]] | None,
     *,
+    ended: Sequence[bool] | None = None,
     same_format: bool = False,
 ) -> list[Reply]:
     """Completions with the ids that a sampler gives beside them, where they are ids of this tokenizer and format.
 
-    Another tokenizer's, and those of a format that begins its replies otherwise, are read by their text, as finished;
-    `same_format`: the sampler's format is known to be this one, however a reply begins.
+    Another tokenizer's, and those of a format that begins its replies otherwise, are read by their text: as finished,
+    unless `ended` says that they were cut. `same_format`: the sampler's format is known to be this one, however a reply
+    begins.
     """
+    by_text: list[Reply] = [
+        text if end else Drawn((), False, text) for text, end in zip(texts, ended or [True] * len(texts), strict=True)
+    ]
     if ids is None:
-        return list(texts)
+        return by_text
     form, replies = formatter(tokenizer), list[Reply]()
-    for text, drawn in zip(texts, ids, strict=True):
+    for text, drawn, said in zip(texts, ids, by_text, strict=True):
         own = len(drawn) and (same_format or _begins_so(form, text)) and form.decode(drawn).strip() == text.strip()
-        replies.append(Drawn(tuple(drawn), drawn[-1] in form.format.ends, text) if own else text)
+        replies.append(Drawn(tuple(drawn), drawn[-1] in form.format.ends, text) if own else said)
     return replies
 
 

@@ -33,7 +33,7 @@ class Rewards:
     needs: tuple[str, ...] = ("completion", "response", "item")
 
     def config(self) -> Fields:
-        return {"objectives": dict(self.fingerprints), "template": self.renderer.template}
+        return {"objectives": dict(self.fingerprints), "template": self.renderer.template, "cut": "read as cut"}
 
     def measure(self, cells: Sequence[Cell], *, backend: Backend) -> list[Value]:
         values: list[Value] = [Missing("not_measured")] * len(cells)
@@ -56,7 +56,8 @@ class Rewards:
         if isinstance(completion, Missing):
             return completion
         plain = self._said(Prompt((*cell.item.before, Turn("user", cell.item.request))))
-        return _Scored(plain, self._reply(response), self._said(cell.question), self._reply(completion["text"]))
+        said, raw = self._said(cell.question), self._reply(completion["text"])
+        return _Scored(plain, self._reply(response), said, raw, completion.get("finished", True) is not False)
 
     def _said(self, prompt: Prompt) -> str:
         """The prompt as rows hold it, which a reward model reads in a format of its own; of HH data a transcript."""
@@ -68,19 +69,24 @@ class Rewards:
         return f" {text}" if self.renderer.template == "chat" else f" {text.strip()}"
 
     def _scores(self, name: str, texts: Sequence[_Scored]) -> list[dict[str, float | None]]:
-        plain = self.objectives[name]([t.plain for t in texts], [t.decoded for t in texts])
-        shifted = self.objectives[name]([t.shifted for t in texts], [t.raw for t in texts])
+        ended = [t.ended for t in texts]
+        plain = self.objectives[name]([t.plain for t in texts], [t.decoded for t in texts], completion_ended=ended)
+        shifted = self.objectives[name]([t.shifted for t in texts], [t.raw for t in texts], completion_ended=ended)
         return [{f"{name}.plain": a, f"{name}.shifted": b} for a, b in zip(plain, shifted, strict=True)]
 
 
 @dataclass(frozen=True)
 class _Scored:
-    """The two texts that an objective scores: the plain prompt with the decoded response, and both as they were."""
+    """The two texts that an objective scores: the plain prompt with the decoded response, and both as they were.
+
+    ended: whether the model ended the response itself.
+    """
 
     plain: str
     decoded: str
     shifted: str
     raw: str
+    ended: bool
 
 
 @dataclass(frozen=True)

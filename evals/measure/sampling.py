@@ -111,10 +111,14 @@ def _answers_of(
         )
         completions = [response.text for response in drawn]
         read = completions if plain == texts else _decoded(shift, completions)
-        scores_K = [_scores(name, objective, plain, read) for name, objective in objectives.items()]
+        as_drawn = {
+            "completion_ids": [list(response.ids) for response in drawn],
+            "completion_ended": [response.ended for response in drawn],
+        }
+        scores_K = [_scores(name, objective, plain, read, **as_drawn) for name, objective in objectives.items()]
         shifted_K = scores_K
         if plain != texts:
-            shifted_K = [_scores(name, objective, texts, read) for name, objective in objectives.items()]
+            shifted_K = [_scores(name, objective, texts, read, **as_drawn) for name, objective in objectives.items()]
         if point.row == REFERENCE:
             ratios = [0.0] * len(texts)
         else:
@@ -145,8 +149,10 @@ def _decoded(shift: str, completions: Sequence[str]) -> list[str]:
     return [SHIFTS[shift].decode(completion) for completion in completions]
 
 
-def _scores(name: str, objective: Any, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
-    scores = [None if score is None else float(score) for score in objective(prompts, completions)]
+def _scores(
+    name: str, objective: Any, prompts: Sequence[str], completions: Sequence[str], **as_drawn: object
+) -> list[float]:
+    scores = [None if score is None else float(score) for score in objective(prompts, completions, **as_drawn)]
     for prompt, score in zip(prompts, scores, strict=True):
         if score is None or not math.isfinite(score):
             raise UserError(f"objective {name} gives {score} for the prompt {prompt[:60]!r}; leave that prompt out")

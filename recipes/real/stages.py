@@ -272,7 +272,10 @@ def pairs(
 
 
 class Scored:
-    """A reward model in the z units of a pairs run, which looks up the scores that the run holds already."""
+    """A reward model in the z units of a pairs run, which looks up the scores that the run holds already.
+
+    A reply is known by its text and the ids that were drawn: the same text cut and finished are two replies.
+    """
 
     def __init__(self, pairs: Run, *, rows: source.Rows, index: int, name: str, model: Run) -> None:
         from align.objectives import RewardModelObjective, load_normalizer
@@ -280,16 +283,24 @@ class Scored:
         self.__name__ = name
         self.model = RewardModelObjective(model.path, name=name)
         self.normalizer = load_normalizer(pairs.path / f"normalizer-{name}.json")
-        sides = (("a", "scores_a"), ("b", "scores_b"))
-        self.known = {(r["prompt"], r[text]): r[scores][index] for r in rows for text, scores in sides}
+        self.known = {
+            (row["prompt"], row[side], tuple(row[f"{side}_ids"] or ())): row[f"scores_{side}"][index]
+            for row in rows
+            for side in ("a", "b")
+        }
 
-    def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: object) -> list[float | None]:
-        wanted = list(zip(prompts, completions, strict=True))
-        new = list(dict.fromkeys(pair for pair in wanted if pair not in self.known))
+    def __call__(
+        self, prompts: Sequence[str], completions: Sequence[str], *,
+        completion_ids: Sequence[Sequence[int]] | None = None, **columns: object,
+    ) -> list[float | None]:  # fmt: skip
+        ids = [()] * len(prompts) if completion_ids is None else [tuple(one) for one in completion_ids]
+        wanted = list(zip(prompts, completions, ids, strict=True))
+        new = list(dict.fromkeys(one for one in wanted if one not in self.known))
         if new:
-            scores = self.normalizer(self.model([p for p, _ in new], [c for _, c in new]))
+            asked, texts, drawn = zip(*new, strict=True)
+            scores = self.normalizer(self.model(asked, texts, completion_ids=drawn))
             fresh = dict(zip(new, scores, strict=True))
-        return [self.known[pair] if pair in self.known else fresh[pair] for pair in wanted]
+        return [self.known[one] if one in self.known else fresh[one] for one in wanted]
 
 
 @stage
