@@ -65,6 +65,8 @@ def test_a_sample_of_another_tokenizer_or_format_is_read_by_its_text() -> None:
     assert as_drawn(hh, ["the tea"], [[7, 8, 9]]) == ["the tea"]
     ids = hh("the tea")["input_ids"]
     assert as_drawn(hh, ["the tea"], [ids]) == ["the tea"]  # a chat model's reply begins without the space
+    assert as_drawn(hh, ["the tea", "so"], [ids, ids], ended=[False, True]) == [Drawn((), False, "the tea"), "so"]
+    assert as_drawn(hh, ["the tea", "so"], None, ended=[True, False]) == ["the tea", Drawn((), False, "so")]
     assert scored_ids(hh, PROMPT, "the tea") == scored_ids(hh, PROMPT, " the tea")
     (own,) = as_drawn(hh, [" the tea"], [hh(" the tea")["input_ids"]])
     assert isinstance(own, Drawn) and not own.ended
