@@ -27,6 +27,7 @@ COMMANDS = {
     "pretrain": ("recipes.commands.pretrain", "text -> a causal language model from scratch (maximum likelihood)"),
     "sft": ("recipes.commands.sft", "a model + demonstrations -> a supervised fine-tuned model, the reference"),
     "reward-model": ("recipes.commands.reward_model", "a model + comparisons -> one reward model (Bradley-Terry)"),
+    "cost-model": ("recipes.commands.cost_model", "a model + comparisons with safety labels -> one cost model"),
     "finetune": ("recipes.commands.finetune", "METHOD: the reference + objectives + weights -> a policy family"),
     "evaluate": ("recipes.commands.evaluate", "policy families on held-out prompts -> cells, trade-offs, report"),
     "suites": ("recipes.commands.suites", "policies on suites under shifts -> cells, tables, report"),

@@ -24,7 +24,7 @@ from align.runs import RUN_FILE, Ledger, Metrics, Run, open_run, run_stage, writ
 from evals.measure.sampling import REFERENCE, Point, Sampling, sample_answers
 from recipes.config import option, parse, read_yaml, section_field, with_flags
 from recipes.pipeline.inputs import closing_line, content_key, joined_claims, named
-from recipes.pipeline.objectives import is_learned, load_objectives, objective_keys, with_columns
+from recipes.pipeline.objectives import answers_beside, is_learned, load_objectives, objective_keys, with_columns
 from recipes.pipeline.sampled import sampled_summary
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def question_of(config: Config, *, where: str) -> tuple[Question, dict[str, str]
     if "none" not in shifts:
         raise UserError(f"{where}: --data names only shifts; add the prompts in distribution as none=SOURCE")
     entries = config.objectives or entries_of(facts, run=first)
-    objectives = load_objectives(entries)
+    objectives = load_objectives(entries, folder=answers_beside(config.out))
     if config.headline is not None and config.headline not in objectives:
         raise UserError(f"{where}: headline {config.headline!r} is no objective; choose from {', '.join(objectives)}")
     reference = config.reference or facts.get("reference")
