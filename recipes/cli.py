@@ -37,6 +37,7 @@ COMMANDS = {
         "recipes.commands.attribute",
         "why a policy fails under shifts: competing, mismatched, or unreadable to it",
     ),
+    "pushback": ("recipes.commands.pushback", "right answers given up when the user presses without a reason"),
     "depth": ("recipes.commands.depth", "how deep safety goes: KL by position, refusals after k forced tokens"),
     "asr-at-n": ("recipes.commands.asr_at_n", "at least one failure in N draws, measured and extrapolated"),
     "stress": ("recipes.commands.stress", "what a policy keeps when it and its reference are fine-tuned further"),

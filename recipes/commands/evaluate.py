@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from align.data.sources import prompt_rows, text_rows
 from align.errors import UserError
@@ -247,7 +247,7 @@ def conflicting(found: object) -> bool:
     return any((value or 0) > 0 for i, row in enumerate(table or ()) for j, value in enumerate(row) if i != j)
 
 
-def parts_of(config: Config, asked: Question, *, points: Sequence[Point], conflict: bool) -> list[dict[str, Any]]:
+def parts_of(config: Config, asked: Question, *, points: Sequence[Point], conflict: bool) -> list[dict[str, object]]:
     """The parts of every drop, `config.parts` responses a prompt and source."""
     from recipes.pipeline.drop_parts import Judged, beta_of, controls_of, drop_parts
 
@@ -255,7 +255,8 @@ def parts_of(config: Config, asked: Question, *, points: Sequence[Point], confli
     controls = controls_of(named(config.control, what="control"), shifts=list(asked.prompts), where="--control")
     judged = Judged(prompts=asked.prompts, controls=controls, objectives=asked.objectives, sampling=sampling)
     betas = {row: beta_of(run, given=config.beta) for row, run in asked.rows.items()}
-    return drop_parts(points, reference=points[0].policy, judged=judged, betas=betas, conflict=conflict)
+    found = drop_parts(points, reference=points[0].policy, judged=judged, betas=betas, conflict=conflict)
+    return [one.jsonable() for one in found]
 
 
 def check_parts(config: Config, asked: Question, *, where: str) -> None:
@@ -305,9 +306,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         keyed["parts"] = {"count": config.parts, "control": list(config.control), "beta": config.beta}
     run = run_stage(config.out, stage="evaluate", config=keyed, body=body, inputs=inputs)
     if config.parts is not None:
-        from recipes.pipeline.drop_parts import lines_of
-
-        print(*lines_of(read_json(Path(config.out) / "summary.json")["parts"]), sep="\n")
+        summary = read_json(Path(config.out) / "summary.json")
+        for entry in summary["parts"] if isinstance(summary, dict) else ():
+            print(entry["line"])
     print(closing_line(run))
     return 0
 

@@ -5,6 +5,7 @@ Rewards are those of the objectives on the plain prompt and the decoded response
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 from align.errors import UserError
 from align.runs import RUN_FILE, open_run
 from evals.attribution.model_pools import asked_of, parts_of
-from evals.items import NO_SHIFT, Fields, Json
+from evals.items import NO_SHIFT, Json
 from evals.measure.sampling import REFERENCE, Point, Sampling
 from evals.report.words import interval, num
 from evals.shifts import SHIFTS
@@ -60,32 +61,59 @@ def beta_of(run: str | Path, *, given: float | None) -> float:
     return float(beta)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Divided:
+    """The drop of one point under one shift: part -> value, ci, over, n, ess; no parts where `why` says so."""
+
+    row: str
+    preference: tuple[float, ...]
+    shift: str
+    beta: float
+    control: str | None
+    parts: Mapping[str, Mapping[str, object]]
+    why: str | None = None
+
+    @property
+    def line(self) -> str:
+        """What the terminal shows: the parts with intervals, or why there are none."""
+        weights = ",".join(f"{w:g}" for w in self.preference)
+        start = f"parts of the drop, {self.row} at {weights} under {self.shift} (beta {self.beta:g}): "
+        if self.why is not None:
+            return f"{start}none, {self.why}"
+        said = ", ".join(f"{name.replace('_', ' ')} {_number(found)}" for name, found in self.parts.items())
+        lost = sorted({str(found["over"]) for found in self.parts.values() if found["value"] is None})
+        return "; ".join([start + said, *lost])
+
+    def jsonable(self) -> dict[str, object]:
+        return dataclasses.asdict(self) | {"preference": list(self.preference), "line": self.line}
+
+
 def drop_parts(
     points: Sequence[Point], *, reference: Policy, judged: Judged, betas: Mapping[str, float], conflict: bool
-) -> list[Json]:
-    """One entry for each point but the reference under each shift: `row`, `preference`, `shift`, `beta`, and `parts`
-    (name -> value, ci, over, n, ess), or `parts` None and `why`. `conflict`: whether two objectives disagree; where
-    none do, the second part is called pull.
+) -> list[Divided]:
+    """One for each point but the reference under each shift. `conflict`: whether two objectives disagree; where none
+    do, the second part is called pull.
     """
-    entries: list[Json] = []
+    found: list[Divided] = []
     for point in points:
-        if point.row == REFERENCE:
-            continue
         for shift in judged.prompts:
-            if shift == NO_SHIFT:
+            if point.row == REFERENCE or shift == NO_SHIFT:
                 continue
-            about: Json = {"row": point.row, "preference": list(point.preference), "shift": shift}
+            one = Divided(
+                row=point.row, preference=tuple(point.preference), shift=shift, beta=betas[point.row],
+                control=judged.controls.get(shift), parts={},
+            )  # fmt: skip
             try:
-                found = _under(shift, point, reference=reference, judged=judged, beta=betas[point.row])
+                parts = _under(shift, point, reference=reference, judged=judged, beta=one.beta)
             except (UserError, ValueError) as error:
-                entries.append(about | {"beta": betas[point.row], "parts": None, "why": str(error)})
+                found.append(dataclasses.replace(one, why=str(error)))
                 continue
             name = "competing" if conflict else "pull"
-            named = {name if part == "competing" else part: value for part, value in found.items()}
-            entries.append(about | {"beta": betas[point.row], "parts": named, "control": judged.controls.get(shift)})
-        if hasattr(point.policy, "release"):
+            named = {name if part == "competing" else part: value for part, value in parts.items()}
+            found.append(dataclasses.replace(one, parts=named))
+        if point.row != REFERENCE and hasattr(point.policy, "release"):
             point.policy.release()
-    return entries
+    return found
 
 
 def _under(shift: str, point: Point, *, reference: Policy, judged: Judged, beta: float) -> Json:
@@ -111,22 +139,8 @@ def _under(shift: str, point: Point, *, reference: Policy, judged: Judged, beta:
     return found
 
 
-def lines_of(entries: Sequence[Fields]) -> list[str]:
-    """What the terminal shows: one line for each point and shift, its parts with intervals, or why there are none."""
-    return [_line(entry) for entry in entries]
-
-
-def _line(entry: Fields) -> str:
-    weights = ",".join(f"{w:g}" for w in entry["preference"])
-    start = f"parts of the drop, {entry['row']} at {weights} under {entry['shift']} (beta {entry['beta']:g}): "
-    if entry["parts"] is None:
-        return f"{start}none, {entry['why']}"
-    said = [f"{name.replace('_', ' ')} {_number(found)}" for name, found in entry["parts"].items()]
-    lost = {str(found["over"]) for found in entry["parts"].values() if found["value"] is None}
-    return start + ", ".join(said) + "".join(f"; {why}" for why in sorted(lost))
-
-
-def _number(found: Fields) -> str:
+def _number(found: Mapping[str, object]) -> str:
+    pair = found["ci"]
     if found["value"] is None:
         return "null"
-    return f"{num(found['value'])} {interval(found['ci'])}" if found["ci"] else num(found["value"])
+    return f"{num(found['value'])} {interval(pair)}" if isinstance(pair, list) else num(found["value"])

@@ -54,7 +54,7 @@ def finished(done: subprocess.CompletedProcess[str], run: Path) -> dict:
 def test_every_command_has_a_test() -> None:
     """Some are tested beside their own modules."""
     own = {"demo", "hh", "compare", "attribute", "planted", "suites", "over-optimisation", "held-out-families"}
-    own |= {"correct", "chat", "merge", "score", "push", "depth", "asr-at-n", "stress", "cost-model"}
+    own |= {"correct", "chat", "merge", "score", "push", "depth", "asr-at-n", "stress", "cost-model", "pushback"}
     assert set(COMMANDS) == own | {"pretrain", "sft", "reward-model", "finetune", "evaluate", "report"}
 
 
@@ -140,9 +140,7 @@ def evaluate_and_report(run_command: Command, family: Path, rows: Rows, folder: 
     shifted.write_text("".join(json.dumps({**row, "prompt": "please " + row["prompt"]}) + "\n" for row in prompts))
     data = ["--data", f"none={rows['prompts']}", f"please={shifted}", "--text", rows["text"], "--limit", "6"]
     drawn = settings(["sampling.samples=2", "sampling.max_new_tokens=6"])
-    done = run_command("evaluate", family, *data, "--out", out, *drawn, "--parts", "40", "--control", "please=please")
-    run = finished(done, out)
-    parts_are_said(done.stdout, json.loads((out / "summary.json").read_text())["parts"])
+    run = finished(run_command("evaluate", family, *data, "--out", out, *drawn), out)
     # (reference at 1 preference + dpo at 2) x 2 shifts x 6 prompts x 2 samples
     assert run["metrics"]["cells"] == 3 * 2 * 6 * 2
     summary = json.loads((out / "summary.json").read_text())
@@ -156,18 +154,6 @@ def evaluate_and_report(run_command: Command, family: Path, rows: Rows, folder: 
     done = run_command("report", out, "--out", again)
     assert done.returncode == 0, done.stderr
     assert again.read_text() == page
-
-
-def parts_are_said(printed: str, entries: list[dict]) -> None:
-    """A policy that hardly left its reference: its learning is estimated, and of rewards of many characters at the
-    beta of training, against which no sample of the reference stands for the optimum, the optimum's parts are refused.
-    """
-    assert sorted((e["preference"], e["shift"]) for e in entries) == [([0.0, 1.0], "please"), ([1.0, 0.0], "please")]
-    parts = entries[0]["parts"]
-    low, high = parts["mismatched"]["ci"]
-    assert low <= parts["mismatched"]["value"] <= high and parts["mismatched"]["ess"] >= 30
-    assert parts["surface"]["value"] is None and "degenerate" in parts["surface"]["over"]
-    assert "under please (beta 0.1)" in printed and "the weights degenerate" in printed
 
 
 def test_a_fingerprint_sees_what_an_objective_is_read_from(tmp_path: Path) -> None:
