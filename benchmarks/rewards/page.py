@@ -79,12 +79,15 @@ def curves(world: Json, *, rows: tuple[str, ...] = ("single", "pooled", "pooled/
 
 
 def diagnostics(table: Json) -> str:
-    """Rank correlations of what needs no gold with the regret share, world by world."""
+    """Rank correlations of what needs no gold with the regret share, one a seed, world by world."""
     names = {"log_loss": "log-loss on validation labels", "accuracy": "accuracy on them", "kl": "KL of the optimum",
              "promised": "reward that the optimum promises"}  # fmt: skip
     lines = [heading(["diagnostic", *table["worlds"]])]
     for key, words in names.items():
-        cells = [said(world["diagnostics"][key], sign=True) for world in table["worlds"].values()]
+        cells = [
+            ", ".join(signed(value, 2) for value in world["diagnostics"][key]["by_seed"].values())
+            for world in table["worlds"].values()
+        ]
         lines.append(f"| {words} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -96,5 +99,10 @@ def headline(world: Json) -> str:
     rules = world["rows"].get("oracle/rules")
     if rules is None:
         return text
-    left = rules["share"]["value"]
-    return f"{text}; {num(left, 3)} for an estimator that knows right facts and harm levels and reads the same labels"
+    blind, exact = (world["rows"][f"oracle/{kind}"]["share"]["value"] for kind in ("topic_blind", "true_class"))
+    known = num(rules["share"]["value"], 3)
+    return (
+        f"{text}. On the same labels {known} for an estimator that knows right facts and harm "
+        f"levels, {num(exact, 3)} for one that knows the rewards' form, too; {num(blind, 3)} for endless labels and no "
+        "knowledge of a new topic"
+    )

@@ -8,6 +8,7 @@ align reward-model --average runs/rm-1 runs/rm-2 --out runs/rm-warm     # one mo
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ class Config:
     max_steps: int | None = option(None, help="stop after so many optimizer steps")
     seed: int | None = option(None, help="seed of the new head, the order of rows and dropout")
     cleaning: CleanConfig = section_field("align.data:CleanConfig", help="keys of align.data.CleanConfig")
-    features: PooledConfig = section_field(
+    solve: PooledConfig = section_field(
         "align.training.pooled_reward:PooledConfig",
         help="keys of align.training.pooled_reward.PooledConfig",
     )
@@ -82,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         train, validation = parts["train"], parts["validation"] or None
         if config.pooled:
             metrics = fit_pooled_reward(
-                config.features, model=model, rows=train, validation=validation, out=folder, ledger=ledger
+                config.solve, model=model, rows=train, validation=validation, out=folder, ledger=ledger
             )
         else:
             metrics = train_reward_model(
@@ -92,7 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     keyed = {"cleaning": config.cleaning, "training": training, "objective": config.objective}
     if config.pooled:
-        keyed = {"cleaning": config.cleaning, "pooled": config.features, "objective": config.objective}
+        print("note: --pooled solves for the reward; keys of training are not read", file=sys.stderr)
+        keyed = {"cleaning": config.cleaning, "pooled": config.solve, "objective": config.objective}
     keyed |= {"held_out": config.held_out, "limit": config.limit}
     inputs = {"model": content_key(config.model), "data": content_key(config.data)}
     print(closing_line(run_stage(config.out, stage="reward-model", config=keyed, body=body, inputs=inputs)))

@@ -53,6 +53,12 @@ def fixed_points(out: Path) -> None:
     (out / "fixed_points.md").write_text(page(read("fixed_points.json")))
 
 
+def rewards(out: Path) -> None:
+    from benchmarks.rewards.page import write_page
+
+    write_page(read("rewards.json"), folder=out)
+
+
 PAGES: dict[str, tuple[str, Callable[[Path], None]]] = {
     "testbed": (".", lambda out: world_page(".", out)),
     "best": ("best", lambda out: world_page("best", out)),
@@ -61,6 +67,7 @@ PAGES: dict[str, tuple[str, Callable[[Path], None]]] = {
     "shift": (".", shift),
     "hh": (".", hh_methods),
     "fixed_points": (".", fixed_points),
+    "rewards": (".", rewards),
 }
 
 

@@ -90,7 +90,8 @@ def test_the_command_averages_solves_and_refuses(
     )
     better, worse = learned_reward(tmp_path / "p")(["say 1 :"] * 2, [" sure", " sorry bread is clay"])
     assert better is not None and worse is not None and better > worse
-    assert "evidence" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "evidence" in printed.out and "keys of training are not read" in printed.err
     for arguments, word in ((["--out", "x"], "--model and --data"), (["--average", "one"], "at least two")):
         with pytest.raises(UserError, match=word):
             main(arguments)
