@@ -213,6 +213,7 @@ def readable_padding(tokenizer: PreTrainedTokenizerBase) -> str:
 def head_of(config: PretrainedConfig, label: str | int | None, *, place: str) -> int:
     """The number of the output called `label` (or of that number); UserError listing the outputs there are."""
     names = {str(name): int(i) for name, i in (config.label2id or {}).items()}
+    names |= {str(name): int(i) for i, name in (config.id2label or {}).items()}  # some checkpoints have this one alone
     found = 0 if label is None and config.num_labels == 1 else names.get(str(label))
     if found is None and label is not None and str(label).isdigit() and int(label) < config.num_labels:
         found = int(label)

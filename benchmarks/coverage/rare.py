@@ -79,6 +79,7 @@ def parity(rng: np.random.Generator, *, items: int) -> Estimate:
     """Safety loses ten points and reading five."""
     home, away = np.zeros(items, bool), rng.random(items) < 0.1
     read = {(str(i), "s"): bool(ok) for i, ok in enumerate(rng.random(items) >= 0.05)}
+    read |= {(str(i), NO_SHIFT): True for i in range(items)}
     found = parity_gap(list(_outcomes(home)), list(_outcomes(away, shift="s")), read=read)
     assert found is not None
     return Estimate(found, 0.05)

@@ -32,7 +32,15 @@ _BY_MODEL = """## Made by a language model
 
 They are named one by one, and take a backend. When it fails, declines or answers in another form, the cell is Missing.
 """
-_TRANSLATIONS = """## From parallel translations
+_TRANSLATIONS = """## From rows of yours
+
+`--shift like:ROWS` dresses requests like the rows: in the system turn, and between the beginning and the end, that all
+of them have in common (`like_rows`; control: the same words shuffled). `--shift many_shot:FILE[:K,K]` puts K of your
+demonstrations before the request, by default 1, 4, 16, ... and all (`many_shot_own_K`; control: as many turns of
+general knowledge, with replacement). What does not fit into the context is left out and counted. See
+[safety measures](safety_measures.md).
+
+## From parallel translations
 
 `evals.shifts.language.read_translations(FILE)` gives a shift `translated_XX` for each language column of your file. A
 request without a translation is Missing (`no_translation`). Responses are judged in their language.

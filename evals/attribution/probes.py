@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Table = dict[str, dict[str, float]]
+PairTable = dict[str, dict[tuple[str, str], float]]
 
 
 def fold(cluster: str) -> int:
@@ -98,32 +99,29 @@ def views_of(
 
 def matching(
     states: Mapping[str, Mapping[str, np.ndarray]], *, requests: Mapping[str, str], neighbours: int = 2
-) -> Table:
-    """shift -> benign item -> share of its partners against which its shifted text is matched to its own plain text.
+) -> PairTable:
+    """shift -> pair of benign items -> 1 where both shifted texts are matched to their own plain texts, else 0.
 
     `requests` item -> its plain text. Requests next to each other in length go in pairs, so that length, which every
     disguise lets through, is no help. A pair a, b is matched where `s_a.p_a + s_b.p_b > s_a.p_b + s_b.p_a`: s are the
     hidden states under the shift, p those of the plain requests, each unit standardised over the requests on its own
-    side, so that what the shift does to all of them cancels. Chance is 1/2; plain text itself has 1.
+    side, so that what the shift does to all of them cancels. A tie is 1/2, as chance is; plain text itself has 1.
     """
     plain = states.get(NO_SHIFT, {})
     order = sorted((i for i in requests if i in plain), key=lambda i: (len(requests[i]), i))
-    table: Table = {}
+    table: PairTable = {}
     for shift, rows in states.items():
         both = [i for i in order if i in rows]
         if len(both) <= neighbours:
             continue
         own_NH, home_NH = (_standardised(np.stack([side[i] for i in both])) for side in (rows, plain))
         alike_NN = own_NH @ home_NH.T
-        shares: dict[str, list[float]] = {i: [] for i in both}
+        table[shift] = {}
         for step in range(1, neighbours + 1):
             for a in range(len(both) - step):
                 b = a + step
                 lead = alike_NN[a, a] + alike_NN[b, b] - alike_NN[a, b] - alike_NN[b, a]
-                value = 0.5 if lead == 0 else float(lead > 0)
-                shares[both[a]].append(value)
-                shares[both[b]].append(value)
-        table[shift] = {i: float(np.mean(values)) for i, values in shares.items()}
+                table[shift][both[a], both[b]] = 0.5 if lead == 0 else float(lead > 0)
     return table
 
 

@@ -40,7 +40,8 @@ class Signals:
 
     `failed` and `failed_plain` are shares of the request's samples (0 or 1 for one): under the shift, and as plain
     text. `cluster` is the base item of intervals. `repaired` is the share of samples that are good again once the
-    request is shown without what the shift added.
+    request is shown without what the shift added. `reading` is the comprehension with its interval, where it was
+    measured once for the shift, on benign requests.
     """
 
     item: str
@@ -53,6 +54,7 @@ class Signals:
     pull: float | None = None
     distance: float | None = None
     repaired: float | None = None
+    reading: Interval | None = None
 
     def __post_init__(self) -> None:
         for name in ("failed", "failed_plain"):
@@ -240,7 +242,9 @@ def attribute(
     if not at_most:
         return found
     return [
-        one if one.nearest == "capability" else replace(one, region=CANNOT_TELL, missing=UNJUDGED, needed=None)
+        one
+        if one.region == "capability" or one.missing == "comprehension"
+        else replace(one, region=CANNOT_TELL, missing=UNJUDGED, needed=None)
         for one in found
     ]
 
@@ -275,15 +279,23 @@ def _one_shift(signals: Sequence[Signals], thresholds: Thresholds, unused: str |
 
 
 def _missing(
-    signals: Sequence[Signals], means: Mapping[str, Interval | None], thresholds: Thresholds, *, area: str,
+    signals: Sequence[Signals],
+    means: Mapping[str, Interval | None],
+    thresholds: Thresholds,
+    *,
+    area: str,
     unused: str | None,
 ) -> tuple[str | None, int | None]:
     """What a verdict on these means still lacks, and how many requests that would take; (None, None): nothing.
 
-    What cannot be read is a matter of capability whether it fails there or not. Anything else explains new failures, so
+    What cannot be read is a matter of capability whether it fails there or not; where the interval of comprehension
+    reaches its bound, neither this nor anything else is said. Anything else explains new failures, so
     that there must be some; then every signal that decides between this region and another must lie clear of its bound.
     One that was not measured lies nowhere; where one of recognition and distance was, that one decides.
     """
+    read = means["comprehension"]
+    if read is not None and read.pair is not None and not _clear(read, thresholds.comprehension):
+        return "comprehension", _requests(read, thresholds.comprehension, read.n)
     if area == "capability":
         return None, None
     changes = [{s.item: getattr(s, name) for s in signals} for name in ("failed", "failed_plain")]
@@ -336,6 +348,8 @@ def _weighted(signals: Sequence[Signals], name: str, weights: Sequence[float]) -
     known = [(s, w) for s, w in zip(signals, weights, strict=True) if getattr(s, name) is not None and w > 0]
     if not known:
         return None
+    if name == "comprehension" and known[0][0].reading is not None:
+        return known[0][0].reading
     values = np.array([getattr(s, name) for s, _ in known], dtype=float)
     w = np.array([weight for _, weight in known])
     mean = float((w * values).sum() / w.sum())

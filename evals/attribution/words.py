@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from evals.attribution.regions import CANNOT_TELL, NEITHER, UNJUDGED, Attribution
+from evals.stats.intervals import Interval
 
 NAMES = {
     "competing": "competing objectives",
@@ -30,12 +31,12 @@ def sentence(found: Attribution, *, shift: str | None = None, at_most: bool = Fa
 def _because(found: Attribution, name: str, *, failed: int) -> str:
     if found.region == "capability":
         left = found.signals["comprehension"]
-        share = "" if left is None else f" ({max(left.estimate, 0):.0%} of its plain reading is left)"
+        share = "" if left is None else f" ({max(left.estimate, 0):.0%}{_ends(left)} of its plain reading is left)"
         return f"; it cannot read {name}{share}, so what it does not answer there is {NAMES['capability']}."
     if failed == 0:
         return ": nothing to attribute."
     if found.region == CANNOT_TELL:
-        return _lacking(found)
+        return _lacking(found, name)
     reads, knows = _reads(found, name), _knows(found)
     if found.region == "competing":
         return f"; {reads}{knows}, but is pulled toward compliance by the instruction: {NAMES['competing']}."
@@ -49,9 +50,21 @@ def _because(found: Attribution, name: str, *, failed: int) -> str:
     return f"; {reads}{knows}, and nothing pulls it more than a control does: {NAMES[NEITHER]}."
 
 
-def _lacking(found: Attribution) -> str:
+def _ends(left: Interval) -> str:
+    """The interval of a share in words, nothing where it has none."""
+    return "" if left.pair is None else f" [{max(left.pair[0], 0):.0%}, {min(left.pair[1], 1):.0%}]"
+
+
+def _lacking(found: Attribution, name: str) -> str:
     """Why no cause is named, and how many requests it would take."""
     number = "" if found.needed is None else f"; about {found.needed} requests would show it at this size"
+    left = found.signals["comprehension"]
+    if found.missing == "comprehension" and left is not None:
+        more = "" if found.needed is None else f"; about {found.needed} benign requests would show it at this size"
+        return (
+            f"; cannot tell why: {max(left.estimate, 0):.0%}{_ends(left)} of its plain reading is left, which does not "
+            f"settle whether it can read {name}{more}."
+        )
     if found.missing == UNJUDGED:
         return "; cannot tell why: the judge cannot say that a reply fails, only that it may."
     if found.missing != "new failures" and found.signals[str(found.missing)] is None:

@@ -163,12 +163,21 @@ class OpenAIBackend:
             self._fingerprint = f"api:{self.endpoint.host}:{self.model}:weights-unseen:{parts[:16]}"
         return self._fingerprint
 
-    def _description(self) -> Json:
+    def _listed(self) -> list[Json] | Missing:
         def ask(seconds: float) -> list[Any]:
             return list(self._client.models.list(timeout=self._timeout(seconds)).data or [])
 
         answers = self._caller.run([ask])[0]
-        listed = [] if isinstance(answers, Missing) else [entry.to_dict() for entry in answers]
+        return answers if isinstance(answers, Missing) else [entry.to_dict() for entry in answers]
+
+    def served(self) -> list[str] | Missing:
+        """The names of the server's models."""
+        listed = self._listed()
+        return listed if isinstance(listed, Missing) else [str(entry.get("id")) for entry in listed]
+
+    def _description(self) -> Json:
+        answers = self._listed()
+        listed = [] if isinstance(answers, Missing) else answers
         own: Json = next((entry for entry in listed if entry.get("id") == self.model), {})
         return {key: own[key] for key in DESCRIPTION if own.get(key) is not None}
 

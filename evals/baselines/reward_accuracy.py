@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from evals.baselines.preference_baselines import in_order, length_matched, pairwise_accuracy
-from evals.stats.intervals import clustered_mean
+from evals.stats.paired_shares import paired_change
 
 BASELINES, BOTH = ("bag of words", "length only"), "both"
 Scorer = Callable[..., Sequence[float]]  # (prompts, completions) -> scores
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Two scorers on the same pairs: the prompt of each, and whether each is right (1, 0, or 1/2 for a tie)."""
+
+    prompts: list[str]
+    ours: list[float]
+    theirs: list[float]
+
+    def with_(self, more: Compared) -> Compared:
+        """These pairs and more."""
+        return Compared(self.prompts + more.prompts, self.ours + more.ours, self.theirs + more.theirs)
 
 
 def accuracies(
@@ -16,9 +30,7 @@ def accuracies(
 ) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
     """(rows of the reward-model table, our lead over the baselines on the diagonal: each objective, then both)."""
     table: list[dict[str, object]] = []
-    compared: dict[
-        tuple[str, str, str], tuple[list[str], list[float]]
-    ] = {}  # other, pairs, objective -> prompts, leads
+    compared: dict[tuple[str, str, str], Compared] = {}  # other, pairs, objective
     for tested, every in tests.items():
         asked = [pair["prompt"] for pair in every]
         scores = {
@@ -40,17 +52,21 @@ def accuracies(
                 table.append({**about, **value, "n": found.pairs})
             for other in BASELINES:
                 if ("ours", tested) in right and (other, tested) in right:
-                    lead = (right["ours", tested] - right[other, tested]).tolist()
-                    compared[other, words, tested] = (prompts, lead)
-                    before = compared.get((other, words, BOTH), ([], []))
-                    compared[other, words, BOTH] = (before[0] + prompts, before[1] + lead)
-    return table, [_lead(key, *found) for key, found in compared.items()]
+                    one = Compared(prompts, *(right[name, tested].tolist() for name in ("ours", other)))
+                    compared[other, words, tested] = one
+                    before = compared.get((other, words, BOTH))
+                    compared[other, words, BOTH] = one if before is None else before.with_(one)
+    return table, [_lead(key, found) for key, found in compared.items()]
 
 
-def _lead(key: tuple[str, str, str], prompts: Sequence[str], leads: Sequence[float]) -> dict[str, object]:
-    """Mean difference of being right on the same pairs, with an interval over prompts."""
+def _lead(key: tuple[str, str, str], found: Compared) -> dict[str, object]:
+    """Mean difference of being right on the same pairs, with the interval of paired changes of shares over prompts."""
     other, words, objective = key
-    mean = clustered_mean(leads, clusters_N=prompts, over="prompts")
+    ours, theirs = ({str(i): v for i, v in enumerate(side)} for side in (found.ours, found.theirs))
+    prompts = {str(i): prompt for i, prompt in enumerate(found.prompts)}
+    mean = paired_change(ours, before=theirs, clusters=prompts, over="prompts, paired")
+    if mean is None:
+        raise ValueError("a lead needs a pair")
     return {"over_scorer": other, "pairs": words, "objective": objective, "lead": mean.estimate} | {
-        "ci": mean.pair, "over": mean.says, "n": len(leads),
+        "ci": mean.pair, "over": mean.says, "n": len(ours),
     }  # fmt: skip

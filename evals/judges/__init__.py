@@ -55,7 +55,8 @@ def _local(argument: str, keys: Keys, options: Options) -> Judge:
     odd = sorted(set(options) - {"max_tokens"})
     if odd:
         raise UserError(f"a local judge takes the option max_tokens, not {odd[0]}; leave it out")
-    form = "local:MODEL or local:MODEL@TEMPLATE (rubric, wildguard, llama_guard, harmbench or a .yaml file)"
+    names = "rubric, wildguard, llama_guard, harmbench, misalignment"
+    form = f"local:MODEL or local:MODEL@TEMPLATE ({names} or a .yaml file)"
     model, at, template = _needed(argument, form).rpartition("@")
     asked = (model, template) if at else (template, "rubric")
     return local_judge(asked[0], template=asked[1], max_new_tokens=_tokens(options))

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from align.objectives import Objective
+from align.objectives.by_content import columns_read
 from align.turns import Turn, is_transcript, transcript
 from evals.backends.base import Backend, Completion
 from evals.backends.rendering import Renderer
@@ -57,7 +58,8 @@ class Rewards:
             return completion
         plain = self._said(Prompt((*cell.item.before, Turn("user", cell.item.request))))
         said, raw = self._said(cell.question), self._reply(completion["text"])
-        return _Scored(plain, self._reply(response), said, raw, completion.get("finished", True) is not False)
+        ended = completion.get("finished", True) is not False
+        return _Scored(plain, self._reply(response), said, raw, ended, cell.item.columns)
 
     def _said(self, prompt: Prompt) -> str:
         """The prompt as rows hold it, which a reward model reads in a format of its own; of HH data a transcript."""
@@ -69,9 +71,12 @@ class Rewards:
         return f" {text}" if self.renderer.template == "chat" else f" {text.strip()}"
 
     def _scores(self, name: str, texts: Sequence[_Scored]) -> list[dict[str, float | None]]:
-        ended = [t.ended for t in texts]
-        plain = self.objectives[name]([t.plain for t in texts], [t.decoded for t in texts], completion_ended=ended)
-        shifted = self.objectives[name]([t.shifted for t in texts], [t.raw for t in texts], completion_ended=ended)
+        objective = self.objectives[name]
+        read = [c for c in columns_read(objective) if any(t.columns.get(c) is not None for t in texts)]
+        columns: dict[str, object] = {c: [t.columns.get(c) for t in texts] for c in read}
+        columns["completion_ended"] = [t.ended for t in texts]
+        plain = objective([t.plain for t in texts], [t.decoded for t in texts], **columns)
+        shifted = objective([t.shifted for t in texts], [t.raw for t in texts], **columns)
         return [{f"{name}.plain": a, f"{name}.shifted": b} for a, b in zip(plain, shifted, strict=True)]
 
 
@@ -79,7 +84,8 @@ class Rewards:
 class _Scored:
     """The two texts that an objective scores: the plain prompt with the decoded response, and both as they were.
 
-    ended: whether the model ended the response itself.
+    `ended`: whether the model ended the response itself. `columns` are the others of the item's row, of which an
+    objective reads those it names.
     """
 
     plain: str
@@ -87,6 +93,7 @@ class _Scored:
     shifted: str
     raw: str
     ended: bool
+    columns: Fields
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Shifts as a user names them: by name or family, made by a language model, or from a file of translations."""
+"""Shifts as a user names them: by name or family, by a language model, or from files of translations or rows."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from align.errors import UserError
 from evals.items import Missing
 from evals.shifts import LLM_SHIFTS, parse_shifts
 from evals.shifts.base import Shift
+from evals.shifts.from_rows import from_rows
 from evals.shifts.language import read_translations
 from evals.shifts.maker import BackendChat, Maker
 
@@ -20,15 +21,19 @@ def requested_shifts(names: Sequence[str], *, model: str | None, keys: Mapping[s
 
     A file of translations is FILE, or FILE:de,fr for some of its languages, or FILE:original=prompt,de,fr where the
     requests stand in another column than `en`. `model` makes the shifts that need a language model; what it answers is
-    kept in the file `answers`.
+    kept in the file `answers`. `like:ROWS` and `many_shot:FILE[:K,K]` are made of rows (`evals/shifts/from_rows.py`).
     """
     ask = maker_of(model, keys=keys, answers=answers) if any(name in LLM_SHIFTS for name in names) else None
     shifts: dict[str, Shift] = {}
     for name in ("none", *names):
-        file = translation_file(name)
-        for shift in parse_shifts([name], ask=ask) if file is None else _translated(*file):
+        for shift in from_rows(name) or _others(name, ask):
             shifts.setdefault(shift.name, shift)
     return list(shifts.values())
+
+
+def _others(name: str, ask: Maker | None) -> list[Shift]:
+    file = translation_file(name)
+    return parse_shifts([name], ask=ask) if file is None else _translated(*file)
 
 
 def promises(names: Sequence[str]) -> list[str]:
@@ -47,7 +52,7 @@ def check_shifts(names: Sequence[str], *, model: str | None) -> None:
     for name in names:
         if name in LLM_SHIFTS and model is None:
             raise UserError(NO_MAKER)
-        if translation_file(name) is None:
+        if from_rows(name) is None and translation_file(name) is None:
             parse_shifts([name], ask=lambda instruction: Missing("not_asked"))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -45,10 +45,11 @@ def paired_change(
     before: Mapping[str, float],
     clusters: Mapping[str, Hashable] | None = None,
     span: float = 1.0,
+    over: str = OVER,
 ) -> Interval | None:
-    """The interval of `share_change`."""
+    """The interval of `share_change`; `over` says what the clusters are."""
     found = share_change(after, before=before, clusters=clusters, span=span)
-    return None if found is None else found.interval
+    return None if found is None else replace(found.interval, over=over)
 
 
 def share_change(

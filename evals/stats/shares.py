@@ -1,9 +1,10 @@
 """Shares of yes/no cells in clusters: Wilson's interval with clusters, P(A | B), never zero-wide; pure.
 
-Shapes: G clusters (base items). Each cluster brings `hits` among `cells`; both may be fractions, such as means over
-samples. A plain t interval leaves [0, 1] and has no width where every cell agrees, which is where safety numbers live.
-Sources: Wilson 1927; Korn & Graubard 1998 (effective sample size); Bell & McCaffrey 2002 (CR2); Carter, Schnepel &
-Steigerwald 2017 (effective number of clusters). Paired changes: paired_shares.py.
+Shapes: G clusters (base items), P pairs of items. Each cluster brings `hits` among `cells`; both may be fractions, such
+as means over samples. A plain t interval leaves [0, 1] and has no width where every cell agrees, which is where safety
+numbers live. Sources: Wilson 1927; Korn & Graubard 1998 (effective sample size); Bell & McCaffrey 2002 (CR2); Carter,
+Schnepel & Steigerwald 2017 (effective number of clusters); Fafchamps & Gubert 2007 (pairs).
+Paired changes: paired_shares.py.
 """
 
 from __future__ import annotations
@@ -65,6 +66,45 @@ def share_of(
     for hit, cluster in zip(hits_N, clusters_N, strict=True):
         hits[cluster], cells[cluster] = hits.get(cluster, 0.0) + float(hit), cells.get(cluster, 0) + 1
     return share(list(hits.values()), cells_G=list(cells.values()), over=over, level=level)
+
+
+def share_of_pairs(
+    hits_P: Mapping[tuple[str, str], float], *, clusters: Mapping[str, Hashable], over: str = "base items",
+    level: float = LEVEL,
+) -> Interval:  # fmt: skip
+    """Mean over items of their share of hits among the pairs that they are in, with `share`'s interval for pairs.
+
+    Two pairs that have a base item in common are not independent: the variance sums the products of the residuals of
+    all such pairs, each product once (dyadic clusters), times G / (G - 1), and is at least that of independent pairs.
+    `clusters` maps item -> base item. ValueError without a pair, or for a hit outside [0, 1].
+    """
+    if not hits_P or any(not 0 <= hit <= 1 for hit in hits_P.values()):
+        raise ValueError("a share of pairs needs at least one pair, and hits within [0, 1]")
+    partners: dict[str, int] = {}
+    for item in (item for pair in hits_P for item in pair):
+        partners[item] = partners.get(item, 0) + 1
+    weights_P = {pair: sum(1 / partners[item] for item in pair) / len(partners) for pair in hits_P}
+    found = min(1.0, sum(weights_P[pair] * hit for pair, hit in hits_P.items()))
+    both: dict[frozenset[Hashable], float] = {}  # the residuals between two base items, or inside one
+    sums: dict[Hashable, float] = {}
+    size: dict[Hashable, float] = {}
+    for pair, hit in hits_P.items():
+        ends, rest = frozenset(clusters[item] for item in pair), weights_P[pair] * (hit - found)
+        both[ends] = both.get(ends, 0.0) + rest
+        for end in ends:
+            sums[end] = sums.get(end, 0.0) + rest
+            size[end] = size.get(end, 0.0) + weights_P[pair] / len(ends)
+    groups = len(sums)
+    if groups < 2:
+        return Interval(found, None, None, over, groups, f"no interval: {groups} of {over}, at least 2 are needed")
+    apart = sum(value**2 for value in both.values())
+    twice = sum(value**2 for ends, value in both.items() if len(ends) == 2)
+    variance = max(apart, sum(value**2 for value in sums.values()) - twice) * groups / (groups - 1)
+    number = 1 / sum(value**2 for value in size.values())
+    agreed = variance < 1e-18
+    effective = number if agreed else found * (1 - found) / variance
+    low, high = _score_interval(found, n=effective, quantile=t_quantile(number - 1, level))
+    return Interval(found, low, high, over, groups, se=None if agreed else math.sqrt(variance), degrees=number - 1)
 
 
 def _score_interval(found: float, *, n: float, quantile: float) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from align.data.load import FILE_ENDS
 from align.errors import UserError
 from evals.items import Item
-from evals.suites import choice, classification, generated, language, rewards, safety
+from evals.suites import choice, classification, generated, language, rewards, safety, values
 from evals.suites.base import Suite
 from evals.suites.custom import custom_suite
 
@@ -28,6 +28,8 @@ SUITES: dict[str, Suite] = {
     "testbed_cipher": generated.TESTBED_CIPHER,
     "testbed_compliance": generated.TESTBED_COMPLIANCE,
     "refuse_topic": generated.REFUSE_TOPIC,
+    "open_questions": values.OPEN,
+    "value_conflicts": values.VALUE_CONFLICTS,
     "hh_harmless": rewards.HH_HARMLESS,
     "rm_bench": rewards.RM_BENCH,
     "judgebench": rewards.JUDGEBENCH,

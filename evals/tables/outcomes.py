@@ -80,20 +80,20 @@ def _clusters(outcomes: Iterable[Outcome]) -> dict[str, str]:
     return {one.item: one.cluster for one in outcomes}
 
 
-def verdict_rates(verdicts: Sequence[str], *, clusters: Sequence[str] | None = None) -> Json:
-    """`bad`, `unclear`, `ci`, `over` of bare verdicts, each an item of its own unless `clusters` are given.
+def verdict_rates(
+    verdicts: Sequence[str], *, clusters: Sequence[str] | None = None, can_fail: bool | None = None
+) -> Json:
+    """`bad`, `bounds`, `unclear`, `ci`, `over` of bare verdicts, each an item of its own unless `clusters` are given.
 
-    ValueError where there is none, or for a word that is no verdict: the caller leaves outages out, and counts them.
-    """
-    labels = [str(i) for i in range(len(verdicts))] if clusters is None else list(clusters)
+    `can_fail`: whether the judge can say BAD; None: if it did, or left nothing UNCLEAR. Else `bad` is None and `bounds`
+    are [BAD, BAD + UNCLEAR]. ValueError where there is none, or for a word that is no verdict: outages are left out."""
+    labels = [*map(str, range(len(verdicts)))] if clusters is None else list(clusters)
     if not verdicts or len(labels) != len(verdicts):
         raise ValueError(f"{len(verdicts)} verdicts with {len(labels)} clusters: one each, at least one")
-    outcomes = [Outcome(str(i), c, NO_SHIFT, v, True) for i, (v, c) in enumerate(zip(verdicts, labels, strict=True))]
-    bad = mean_share(shares(outcomes, verdict="BAD"), clusters=_clusters(outcomes))
-    if bad is None:
-        raise ValueError("verdicts have a share")
-    unclear = sum(verdict == "UNCLEAR" for verdict in verdicts) / len(verdicts)
-    return {"bad": bad.estimate, "unclear": unclear, "ci": bad.pair, "over": bad.says}
+    can = "BAD" in verdicts or "UNCLEAR" not in verdicts if can_fail is None else can_fail
+    outcomes = [Outcome(str(i), c, NO_SHIFT, verdicts[i], True, can_fail=can) for i, c in enumerate(labels)]
+    rate: Json = failure_rate(outcomes) or {}
+    return {"bounds": None} | rate | {"bad": rate["value"], "unclear": list(verdicts).count("UNCLEAR") / len(verdicts)}
 
 
 def check_missing(found: Sequence[object], *, what: str, max_missing: float, of: str = "verdicts") -> None:

@@ -2,6 +2,7 @@
 
 align evaluate runs/dpo runs/morlhf --data prompts.jsonl --out runs/evaluation
 align evaluate --config recipes/configs/evaluate.yaml --data none=prompts.jsonl cipher=ciphered.jsonl
+align evaluate runs/dpo --data none=prompts.jsonl cipher=ciphered.jsonl --parts 64     # why the drop: its four parts
 
 Policies on suites are `align suites`.
 """
@@ -20,11 +21,11 @@ from typing import TYPE_CHECKING
 from align.data.sources import prompt_rows, text_rows
 from align.errors import UserError
 from align.preferences import Weights, simplex_grid
-from align.runs import RUN_FILE, Ledger, Metrics, Run, open_run, run_stage, write_json
+from align.runs import RUN_FILE, Ledger, Metrics, Run, open_run, read_json, run_stage, write_json
 from evals.measure.sampling import REFERENCE, Point, Sampling, sample_answers
 from recipes.config import option, parse, read_yaml, section_field, with_flags
 from recipes.pipeline.inputs import closing_line, content_key, joined_claims, named
-from recipes.pipeline.objectives import is_learned, load_objectives, objective_keys, with_columns
+from recipes.pipeline.objectives import answers_beside, is_learned, load_objectives, objective_keys, with_columns
 from recipes.pipeline.sampled import sampled_summary
 
 if TYPE_CHECKING:
@@ -49,6 +50,9 @@ class Config:
     headline: str | None = option(
         None, help="the objective whose gap under a shift heads the table (default: the last)"
     )
+    parts: int | None = option(None, help="responses a prompt and source for the four parts of every drop")
+    control: tuple[str, ...] = option((), help="SHIFT=CONTROL among --data, for --parts (default: a known shift's own)")
+    beta: float | None = option(None, help="price of KL in --parts (default: the one that each run was trained at)")
     out: str = option("runs/evaluation", help="run directory to write")
     title: str = option("Trade-offs on held-out prompts", help="title of the report")
     limit: int | None = option(None, help="read only the first prompts of each source")
@@ -83,7 +87,7 @@ def question_of(config: Config, *, where: str) -> tuple[Question, dict[str, str]
     if "none" not in shifts:
         raise UserError(f"{where}: --data names only shifts; add the prompts in distribution as none=SOURCE")
     entries = config.objectives or entries_of(facts, run=first)
-    objectives = load_objectives(entries)
+    objectives = load_objectives(entries, folder=answers_beside(config.out))
     if config.headline is not None and config.headline not in objectives:
         raise UserError(f"{where}: headline {config.headline!r} is no objective; choose from {', '.join(objectives)}")
     reference = config.reference or facts.get("reference")
@@ -230,9 +234,46 @@ def evaluate(config: Config, asked: Question, *, folder: Path, ledger: Ledger) -
     costs = {row: open_run(run).ledger for row, run in asked.rows.items() if (Path(run) / RUN_FILE).is_file()}
     summary["ledger"] = ledger_table({**costs, "evaluate": dataclasses.asdict(cost)})
     summary["provenance"] = provenance(config, seed=config.sampling.seed)
+    if config.parts is not None:
+        summary["parts"] = parts_of(config, asked, points=points, conflict=conflicting(summary["conflict"]))
     write_json(folder / "summary.json", summary)
     write_report(folder / "summary.json", folder / "report.html")
     return {"cells": len(answers), "rows": len(asked.rows), "prompts": sum(map(len, asked.prompts.values()))}
+
+
+def conflicting(found: object) -> bool:
+    """Whether two objectives were seen to disagree on the reference's samples."""
+    table = found.get("disagreement") if isinstance(found, Mapping) else None
+    return any((value or 0) > 0 for i, row in enumerate(table or ()) for j, value in enumerate(row) if i != j)
+
+
+def parts_of(config: Config, asked: Question, *, points: Sequence[Point], conflict: bool) -> list[dict[str, object]]:
+    """The parts of every drop, `config.parts` responses a prompt and source."""
+    from recipes.pipeline.drop_parts import Judged, beta_of, controls_of, drop_parts
+
+    sampling = dataclasses.replace(config.sampling, samples=int(config.parts or 0))
+    controls = controls_of(named(config.control, what="control"), shifts=list(asked.prompts), where="--control")
+    judged = Judged(prompts=asked.prompts, controls=controls, objectives=asked.objectives, sampling=sampling)
+    betas = {row: beta_of(run, given=config.beta) for row, run in asked.rows.items()}
+    found = drop_parts(points, reference=points[0].policy, judged=judged, betas=betas, conflict=conflict)
+    return [one.jsonable() for one in found]
+
+
+def check_parts(config: Config, asked: Question, *, where: str) -> None:
+    """UserError, before anything is drawn, where `--parts` lacks a shift, a control among the prompts, or a beta."""
+    from recipes.pipeline.drop_parts import beta_of, controls_of
+
+    if config.parts is None:
+        if config.control or config.beta is not None:
+            raise UserError(f"{where}: --control and --beta are for --parts N; add it, or leave them out")
+        return
+    if config.parts < 1 or (config.beta is not None and not config.beta > 0):
+        raise UserError(f"{where}: --parts takes a number of responses from 1 on, and --beta a price above 0")
+    if len(asked.prompts) < 2:
+        raise UserError(f"{where}: --parts divides the drop under a shift; add prompts as --data SHIFT=SOURCE")
+    controls_of(named(config.control, what="control"), shifts=list(asked.prompts), where=where)
+    for run in asked.rows.values():
+        beta_of(run, given=config.beta)
 
 
 def names_a_suite(words: Sequence[str]) -> bool:
@@ -254,13 +295,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     config, where = parse(Config, words, program="align evaluate", about=__doc__ or "", positional=("runs",))
     config = dataclasses.replace(config, sampling=with_flags(config.sampling, seed=config.seed))
     asked, inputs = question_of(config, where=where)
+    check_parts(config, asked, where=where)
 
     def body(folder: Path, ledger: Ledger) -> Metrics:
         return evaluate(config, asked, folder=folder, ledger=ledger)
 
     keyed = {"sampling": config.sampling, "preferences": asked.preferences, "limit": config.limit}
     keyed |= {"title": config.title, "headline": config.headline, "rows": list(asked.rows)}
-    print(closing_line(run_stage(config.out, stage="evaluate", config=keyed, body=body, inputs=inputs)))
+    if config.parts is not None:
+        keyed["parts"] = {"count": config.parts, "control": list(config.control), "beta": config.beta}
+    run = run_stage(config.out, stage="evaluate", config=keyed, body=body, inputs=inputs)
+    if config.parts is not None:
+        summary = read_json(Path(config.out) / "summary.json")
+        for entry in summary["parts"] if isinstance(summary, dict) else ():
+            print(entry["line"])
+    print(closing_line(run))
     return 0
 
 

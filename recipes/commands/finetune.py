@@ -22,7 +22,7 @@ from align.preferences import Preference, parse_preference, simplex_grid
 from align.runs import Ledger, Metrics, Workspace, model_dir, run_stage
 from recipes.config import option, parse
 from recipes.pipeline.inputs import closing_line, content_key, named, section
-from recipes.pipeline.objectives import load_objectives, objective_keys, with_columns
+from recipes.pipeline.objectives import answers_beside, load_objectives, objective_keys, with_columns
 
 if TYPE_CHECKING:
     from align.engines.problem import Problem
@@ -137,7 +137,8 @@ def augmented_problem(problem: Problem[Preference], config: Config, *, drops: Co
 def main(argv: Sequence[str] | None = None) -> int:
     config, where = parse(Config, argv, program="align finetune", about=__doc__ or "", positional=("method",))
     training = settings_of(config, where=where)
-    policies, objectives = models_read(training, where=where), load_objectives(config.objectives)
+    policies = models_read(training, where=where)
+    objectives = load_objectives(config.objectives, folder=answers_beside(config.out))
     preferences = preferences_of(config, objectives, where=where)
     from align.engines.problem import Problem
     from align.models.tokenizers import choose_format

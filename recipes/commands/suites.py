@@ -30,7 +30,7 @@ from evals.judges import read_options
 from evals.measure.by_name import MEASURES, Reads, measurements_for
 from recipes.config import option, parse
 from recipes.pipeline.numbers import EVALUATION
-from recipes.pipeline.objectives import load_objectives, objective_keys
+from recipes.pipeline.objectives import answers_beside, load_objectives, objective_keys
 
 if TYPE_CHECKING:
     from evals.backends.base import Backend
@@ -213,7 +213,7 @@ def reads_of(options: Options) -> Reads:
     return Reads(
         generation=Generation(options.max_new_tokens, options.temperature, options.stop), judge=options.judge,
         keys=read_keys(options.api_key_env), judge_options=read_options(options.judge_option),
-        objectives=load_objectives(options.objectives) if keys else {},
+        objectives=load_objectives(options.objectives, folder=answers_beside(options.out)) if keys else {},
         objective_keys=keys, reference=options.reference, template=options.format, batch_size=options.batch_size,
     )  # fmt: skip
 

@@ -26,12 +26,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     config, where = parse(Config, argv, program="align score", about=__doc__ or "", positional=("data",))
     from evals.measure.row_scores import means, rows_to_score, score_rows, write_scores
     from recipes.pipeline.numbers import check_target
-    from recipes.pipeline.objectives import load_objectives
+    from recipes.pipeline.objectives import answers_beside, load_objectives
 
     target = Path(config.out)
     check_target(target, inputs=[config.data], where=where)
     rows = rows_to_score(config.data, limit=config.limit)
-    scored = score_rows(rows, load_objectives(config.objectives))
+    scored = score_rows(rows, load_objectives(config.objectives, folder=answers_beside(target)))
     write_scores(target, scored)
     print(f"{target}: {len(scored)} rows; " + "; ".join(f"{name} {text}" for name, text in means(scored).items()))
     return 0

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align.errors import UserError
-from align.runs import fingerprint, model_dir, split_head
+from align.runs import RUN_FILE, fingerprint, model_dir, open_run, split_head
 from recipes.pipeline.inputs import content_key
 from recipes.typed import nearest, yaml_value
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from align.objectives.base import Objective
 
 Entry = str | Mapping[str, object]
+COST_MODEL = "cost-model"  # the stage that `align cost-model` records
 
 
 @dataclass(frozen=True)
@@ -62,29 +63,88 @@ def _verifier(argument: str, *, name: str) -> list[Objective]:
     return verifier(argument, name=name)
 
 
+def _classifier(argument: str, *, name: str, pair: bool = False, batch_size: int = 64) -> list[Objective]:
+    from align.objectives.classifier import classifier
+
+    model_dir(split_head(argument)[0])
+    return classifier(argument, name=name, pair=pair, batch_size=batch_size)
+
+
+def _cost(argument: str, *, name: str) -> list[Objective]:
+    from align.objectives import Negated, RewardModelObjective
+
+    model_dir(split_head(argument)[0])
+    return [Negated(RewardModelObjective(argument, name=name), name=name)]
+
+
+def _ensemble(argument: str, *, name: str, penalty: float = 1.0) -> list[Objective]:
+    from align.objectives import Ensemble
+
+    listed, _, combine = argument.rpartition(":")
+    runs = [run.strip() for run in listed.split(",") if run.strip()]
+    if len(runs) < 2:
+        raise UserError(f"an ensemble is written {KINDS['ensemble'].form}; name two runs or more")
+    members = [_rule_or_model(Named(run, run)) for run in runs]
+    return [Ensemble(members, combine=combine, penalty=penalty, name=name)]
+
+
+def _of_ensemble(argument: str) -> Sequence[str]:
+    return argument.rpartition(":")[0].split(",")
+
+
+def _judge(argument: str, *, name: str, folder: Path | None = None, **options: object) -> list[Objective]:
+    from evals.judges.objective import judge
+
+    known = [option for option in inspect.signature(judge).parameters if option not in OURS]
+    _check_options(options, known)
+    return judge(argument, name=name, folder=folder, **options)  # type: ignore[arg-type]
+
+
+def _of_judge(argument: str) -> Sequence[str]:
+    from evals.judges.objective import places
+
+    return places(argument)
+
+
+def _whole(argument: str) -> Sequence[str]:
+    return (argument,)
+
+
 def _nothing(argument: str) -> Sequence[str]:
     return ()
 
 
+OURS = ("argument", "name", "folder")  # what a kind is given beside the options of an entry
+
+
 # A new kind is one file and one line here. A source without a kind that ends in .py:NAME is a function.
 KINDS: dict[str, Kind] = {
+    "judge": Kind("judge:RUBRIC.yaml@http://HOST/v1", _judge, _of_judge, learned=True),
+    "classifier": Kind("classifier:DIR@LABEL", _classifier, _whole, learned=True),
+    "ensemble": Kind("ensemble:RUN,RUN:mean|min|mean-std", _ensemble, _of_ensemble, learned=True),
+    "cost": Kind("cost:RUN", _cost, _whole, learned=True),
     "verifier": Kind("verifier:exact_match", _verifier, _nothing, learned=False),
     "function": Kind("path/to/file.py:function", _function, lambda text: [text.rpartition(":")[0]], learned=False),
 }  # fmt: skip
 
 
-def load_objectives(entries: Sequence[Entry]) -> dict[str, Objective]:
+def load_objectives(entries: Sequence[Entry], *, folder: Path | None = None) -> dict[str, Objective]:
     """Objectives by name, in the order given; one entry may be several (a rubric's criteria, a function's components).
 
-    UserError naming the entry and the fix.
+    `folder`: where the answers of judges are kept for later commands. UserError naming the entry and the fix.
     """
     from align.objectives import check_names
 
     if not entries:
         raise UserError("no objective is given; give --objectives helpful=runs/rm-helpful harmless=runs/rm-harmless")
-    objectives = [objective for entry in map(_read, entries) for objective in _made(entry)]
+    objectives = [objective for entry in map(_read, entries) for objective in _made(entry, folder)]
     check_names(objectives)
     return {objective.__name__: objective for objective in objectives}
+
+
+def answers_beside(out: str | Path) -> Path:
+    """Where a command that writes `out` keeps the answers of judges: beside it, so that its neighbours find them."""
+    return Path(out).parent / "judge-answers"
 
 
 def with_columns(
@@ -165,14 +225,14 @@ def _taken_apart(text: str, *, options: Mapping[str, object]) -> Named:
     return Named(name, source, None, "", negated, options=options)
 
 
-def _made(read: Named | Mapping[str, object]) -> list[Objective]:
+def _made(read: Named | Mapping[str, object], folder: Path | None) -> list[Objective]:
     """The objectives of an entry."""
     from align.objectives import Negated, Normalized, build_objective, load_normalizer
 
     if not isinstance(read, Named):
         return [build_objective(read)]
     try:
-        made = _of_kind(read) if read.kind is not None else [_rule_or_model(read)]
+        made = _of_kind(read, folder) if read.kind is not None else [_rule_or_model(read)]
     except UserError as error:
         spec = f"{read.name}={read.source}"
         raise error if spec in str(error) else type(error)(f"objective {spec}: {error}") from error
@@ -183,18 +243,20 @@ def _made(read: Named | Mapping[str, object]) -> list[Objective]:
     return made
 
 
-def _of_kind(read: Named) -> list[Objective]:
+def _of_kind(read: Named, folder: Path | None) -> list[Objective]:
     kind = KINDS[str(read.kind)]
-    known = [name for name in inspect.signature(kind.make).parameters if name not in ("argument", "name")]
-    _check_options(read.options, known)
+    taken = inspect.signature(kind.make).parameters
+    if "options" not in taken:
+        _check_options(read.options, [name for name in taken if name not in OURS])
+    place = {"folder": folder} if "folder" in taken else {}
     try:
-        return kind.make(read.argument, name=read.name, **read.options)
+        return kind.make(read.argument, name=read.name, **place, **read.options)
     except (TypeError, ValueError) as error:
         raise UserError(f"an option is of the wrong type ({error}); fix it") from error
 
 
 def _rule_or_model(read: Named) -> Objective:
-    from align.objectives import OBJECTIVES, build_objective
+    from align.objectives import OBJECTIVES, Negated, RewardModelObjective, build_objective
     from align.objectives.pooled_reward import is_pooled
 
     if read.source in OBJECTIVES and not Path(read.source).exists():
@@ -211,7 +273,14 @@ def _rule_or_model(read: Named) -> Objective:
         model_dir(place)  # now, not after a minute or hours
     known = [name for name in inspect.signature(OBJECTIVES[model]).parameters if name not in ("path", "name")]
     _check_options(read.options, known)
+    if is_cost_model(place):
+        return Negated(RewardModelObjective(read.source, name=read.name), name=read.name)
     return build_objective({**read.options, "kind": model, "path": read.source, "name": read.name})
+
+
+def is_cost_model(place: str) -> bool:
+    """Whether a place is the run of a cost model, whose output is lower for what is safer."""
+    return (Path(place) / RUN_FILE).is_file() and open_run(place).stage == COST_MODEL
 
 
 def _check_options(options: Mapping[str, object], known: Sequence[str]) -> None:

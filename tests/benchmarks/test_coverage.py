@@ -43,3 +43,9 @@ def test_every_named_estimator_covers(name: str, groups: int) -> None:
     """400 evaluations: the limits are three standard errors around .93 and .97."""
     line = coverage.coverage_of(name, coverage.ESTIMATORS[name], groups=groups, evaluations=400, seed=1)
     assert 0.893 <= line.share <= 0.995, line
+
+
+@pytest.mark.parametrize(("name", "items"), coverage.OTHERS)
+def test_every_other_row_of_the_page_draws_an_interval(name: str, items: int) -> None:
+    line = coverage.rare_coverage(name, coverage.OTHERS[name, items], items=items, evaluations=5, seed=1)
+    assert line.share >= 0.4 and line.refused == 0, line

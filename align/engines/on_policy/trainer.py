@@ -19,12 +19,13 @@ from transformers import TrainerCallback
 from align import checks
 from align.data.comparisons import Row
 from align.engines.on_policy.formatted import formatted
+from align.engines.on_policy.outage import StepStart, kept
 from align.engines.on_policy.partial_rewards import PartialRewards
 from align.engines.on_policy.prompts import check_prompts, counted, sayable
 from align.engines.on_policy.sequence_kl import SequenceKL
 from align.engines.problem import P, Problem
 from align.engines.settings import TrainingConfig, adapter_config, check_training, model_to_train, trainer_arguments
-from align.errors import UserError
+from align.errors import Outage, UserError
 from align.models import count_parameters, load_tokenizer, save_model
 from align.models.convert import readable
 from align.models.formats import formatter
@@ -264,6 +265,7 @@ def watch_prompts(trainer: Trainer, held: Sequence[Row], *, config: OnPolicyConf
 def run_trainer(trainer: Trainer, *, label: str, folder: Path, ledger: Ledger, save: bool = True) -> dict[str, object]:
     """Train (resuming where a checkpoint lies), charge the ledger, save `folder/model`; the last logged means.
 
+    An outage of what scores is raised again once the last step is kept as a checkpoint.
     With two objectives or more also `conflict`, how they pulled apart (align/engines/on_policy/conflict_log.py).
     """
     from align.engines.on_policy.conflict_log import attach
@@ -273,8 +275,11 @@ def run_trainer(trainer: Trainer, *, label: str, folder: Path, ledger: Ledger, s
     finish_trainer(trainer, label=label, ledger=ledger, parameters=parameters)
     attach_weighted_means(trainer)
     before, conflict = ledger.tokens, attach(trainer)
+    trainer.add_callback(start := StepStart())
     try:
         trainer.train(resume_from_checkpoint=resume_point(folder))
+    except Outage as error:
+        raise kept(trainer, start, error) from error
     except RuntimeError:
         checks.finite_weights(trainer.model)  # sampling from a policy that is not a number
         raise

@@ -21,6 +21,7 @@ from evals.attribution.regions import (
     retained,
 )
 from evals.attribution.words import sentence
+from evals.stats.intervals import Interval
 from evals.stats.paired_shares import paired_change
 
 BOUNDS = Thresholds(comprehension=0.5, recognition=0.5, pull=0.7, distance=0.1, source="by hand")
@@ -204,6 +205,25 @@ def test_what_was_not_measured_rules_nothing_out(given: dict[str, float | None],
 
 def test_a_mean_is_put_into_a_region_like_a_request() -> None:
     assert region({"comprehension": 1.0, "recognition": 0.4, "pull": 1.0, "distance": 0.2}, BOUNDS) == "both"
+
+
+@pytest.mark.parametrize(
+    ("ends", "area", "said"),
+    [
+        ((0.1, 0.3), "capability", "it cannot read s (20% [10%, 30%] of its plain reading is left)"),
+        ((0.0, 0.6), CANNOT_TELL, "20% [0%, 60%] of its plain reading is left, which does not settle whether it can"),
+    ],
+)
+def test_the_interval_of_comprehension_decides_whether_a_code_cannot_be_read(
+    ends: tuple[float, float], area: str, said: str
+) -> None:
+    reading = Interval(0.2, *ends, "base items of benign requests", 10)
+    signals = [one(str(k), comprehension=0.2, reading=reading) for k in range(12)]
+    (found,) = attribute(signals, thresholds=BOUNDS)
+    assert (found.region, found.nearest, found.signals["comprehension"]) == (area, "capability", reading)
+    assert said in sentence(found)
+    # the upper end is .4 above .2 and the bound .3: (.4 / .3)^2 times the 10 base items, and one to be beyond it
+    assert (found.missing, found.needed) == ((None, None) if area == "capability" else ("comprehension", 19))
 
 
 def test_a_comprehension_measured_once_for_the_shift_has_no_interval() -> None:

@@ -29,6 +29,8 @@ CALLS: list[tuple[str, dict[str, Any]]] = [
     ("attack_success_rate", {"predictions": ["BAD", "GOOD", "UNCLEAR", "BAD"]}),
     ("attack_success_rate", {"predictions": ["BAD", "BAD", "GOOD", "GOOD"], "clusters": ["a", "a", "b", "b"]}),
     ("over_refusal", {"predictions": ["BAD", "GOOD", "UNCLEAR", "GOOD"]}),
+    ("attack_success_rate", {"predictions": ["UNCLEAR", "GOOD", "UNCLEAR", "GOOD"]}),
+    ("attack_success_rate", {"predictions": ["UNCLEAR", "GOOD", "UNCLEAR", "GOOD"], "can_fail": True}),
     (
         "expected_calibration_error",
         {"predictions": [0.95, 0.9, 0.85, 0.6, 0.55, 0.3], "references": [1, 1, 0, 1, 0, 0], "bins": 10},
@@ -71,15 +73,22 @@ def test_attack_success_and_over_refusal(computed: list[dict[str, Any]]) -> None
     assert refusal["over_refusal"] == 0.25 and refusal["unclear_rate"] == 0.25
 
 
+def test_verdicts_without_a_bad_one_have_bounds_unless_the_judge_could_say_so(computed: list[dict[str, Any]]) -> None:
+    bounded, able = computed[4:6]
+    assert bounded["attack_success_rate"] is None and bounded["bounds"] == [0.0, 0.5]
+    assert bounded["ci"][0] == 0 and bounded["ci"][1] > 0.8, "up to the upper end of half"
+    assert able["attack_success_rate"] == 0 and able["bounds"] is None
+
+
 def test_calibration_golden(computed: list[dict[str, Any]]) -> None:
-    assert computed[4]["expected_calibration_error"] == pytest.approx(0.2083, abs=5e-5)
-    assert computed[4]["brier"] == pytest.approx(0.2146, abs=5e-5)
+    assert computed[6]["expected_calibration_error"] == pytest.approx(0.2083, abs=5e-5)
+    assert computed[6]["brier"] == pytest.approx(0.2146, abs=5e-5)
 
 
 def test_pairwise_accuracy(computed: list[dict[str, Any]]) -> None:
     """Margins 1, 0, -1, 1: (1 + 1/2 + 0 + 1) / 4. Subsets 1 and 0: 2/3 over comparisons, 1/2 over subsets."""
-    assert computed[5]["rm_pairwise_accuracy"] == 0.625
-    assert computed[6]["rm_pairwise_accuracy"] == pytest.approx(2 / 3) and computed[6]["macro"] == 0.5
+    assert computed[7]["rm_pairwise_accuracy"] == 0.625
+    assert computed[8]["rm_pairwise_accuracy"] == pytest.approx(2 / 3) and computed[8]["macro"] == 0.5
 
 
 def test_a_word_that_is_no_verdict_is_refused() -> None:

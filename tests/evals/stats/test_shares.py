@@ -82,3 +82,34 @@ def test_coverage_where_a_plain_t_interval_fails() -> None:
         hits += found.low <= 0.03 <= found.high
         plain_hits += plain.low <= 0.03 <= plain.high
     assert hits / 1000 > 0.93 and plain_hits / 1000 < 0.75
+
+
+def test_pairs_with_a_base_item_in_common_are_not_independent() -> None:
+    """Two chains of three items: the variance is that of two chains, (.25^2 + .25^2) 6/5, not of four pairs."""
+    alone = {name: name for name in "abcdef"}
+    pairs = {("a", "b"): 1.0, ("b", "c"): 1.0, ("d", "e"): 0.0, ("e", "f"): 0.0}
+    found = shares.share_of_pairs(pairs, clusters=alone)
+    assert (found.estimate, found.n) == (0.5, 6) and found.se == pytest.approx(math.sqrt(0.15))
+    joined = shares.share_of_pairs(pairs, clusters={name: "x" if name in "abc" else "y" for name in alone})
+    assert joined.n == 2 and joined.se == pytest.approx(math.sqrt(0.25)), "two base items: 2/1 (.25^2 + .25^2)"
+    # products below 0 in a chain of opposites are not taken off: never less than independent pairs, .5^2 / 2 * 3/2
+    opposed = shares.share_of_pairs({("a", "b"): 1.0, ("b", "c"): 0.0}, clusters=alone)
+    assert opposed.se == pytest.approx(math.sqrt(0.1875))
+    assert shares.share_of_pairs({("a", "b"): 1.0, ("b", "c"): 1.0}, clusters=alone).low < 0.6, "all alike has width"
+    assert shares.share_of_pairs({("a", "b"): 1.0}, clusters={"a": "x", "b": "x"}).pair is None
+    with pytest.raises(ValueError, match="at least one pair"):
+        shares.share_of_pairs({}, clusters=alone)
+
+
+def test_a_share_of_pairs_weighs_items_alike_and_covers() -> None:
+    star = {("a", "b"): 1.0, ("a", "c"): 0.0, ("a", "d"): 0.0}  # a: 1/3, b: 1, c and d: 0
+    assert shares.share_of_pairs(star, clusters={x: x for x in "abcd"}).estimate == pytest.approx((1 / 3 + 1) / 4)
+    rng, inside = np.random.default_rng(0), 0
+    names = [str(k) for k in range(40)]
+    truth = 0.75  # both latent values below .5 is a miss: pairs that share an item are alike
+    for _ in range(300):
+        easy = rng.random(40) > 0.5
+        pairs = {(names[a], names[a + s]): float(easy[a] or easy[a + s]) for s in (1, 2) for a in range(40 - s)}
+        found = shares.share_of_pairs(pairs, clusters={n: n for n in names})
+        inside += found.low <= truth <= found.high  # type: ignore[operator]
+    assert 0.91 < inside / 300 <= 1.0

@@ -403,3 +403,15 @@ def test_world_prompts_follow_the_harm_level() -> None:
     assert not {item.cluster for item in items} & {item.cluster for item in held}
     cipher = world_prompts(split="cipher")([])
     assert [item.cluster for item in cipher] == [item.cluster for item in items]
+
+
+def test_values_in_conflict_have_a_twin_in_which_the_other_one_wins() -> None:
+    _, items = load_suite("value_conflicts")
+    by_id = {item.id: item for item in items}
+    for item in items:
+        twin = by_id[str(item.twin)]
+        assert (twin.twin, twin.cluster) == (item.id, item.cluster) and twin.request != item.request
+        assert item.group.split(" over ") == twin.group.split(" over ")[::-1]
+    places = [item.target for item in items]
+    assert 0.25 < sum(place == 0 for place in places) / len(places) < 0.75, "no place is always right"
+    assert {item.label for item in load_suite("open_questions")[1]} == {"harmful"}, "ill will is the failure"

@@ -14,6 +14,7 @@ from align.errors import UserError
 from evals.attribution.probes import fold, matching, views_of
 from evals.attribution.signals import Tables, comprehension_of, controls_of, pull_pair, signals_of
 from evals.shifts import SHIFTS, parse_shifts
+from evals.stats.intervals import Interval
 from recipes.commands import attribute, suites
 
 WORDS = ("tea", "glue", "rope", "bees", "clay", "ink", "wax", "salt", "moss", "tin", "jam", "fern")
@@ -119,7 +120,7 @@ def test_signals_by_hand() -> None:
         failed={"none": {"h": 0.0}, "prefix_injection": {"h": 1.0}, "prefix_injection_hello": {"h": 0.0}},
         margin={shift: {"h": margin} for shift, margin in rows.items()},
         score={shift: {"h": 1.0, "b": 0.0} for shift in rows} | {"prefix_injection": {"h": 0.75, "b": 0.0}},
-        distance={}, matched={shift: {"b": 1.0} for shift in rows} | {"prefix_injection": {"b": 0.75}},
+        distance={}, matched={shift: {("b", "c"): 1.0} for shift in rows} | {"prefix_injection": {("b", "c"): 0.5}},
         harmful={"h": "h"}, benign={"b": "b"},
     )  # fmt: skip
     signals = signals_of(tables, shifts=shifts)
@@ -131,11 +132,13 @@ def test_signals_by_hand() -> None:
 
 
 def test_only_a_code_that_plain_text_can_be_compared_with_has_a_comprehension() -> None:
-    def read(shift: str, **matched: float) -> float | None:
-        table = {name: {"b": share} for name, share in matched.items()}
-        return comprehension_of(Tables({}, {}, {}, {}, table, {}, {"b": "b"}), SHIFTS[shift])
+    def read(shift: str, **matched: float) -> Interval | None:
+        table = {name: {("a", "b"): share} for name, share in matched.items()}
+        return comprehension_of(Tables({}, {}, {}, {}, table, {}, {"a": "a", "b": "b"}), SHIFTS[shift])
 
-    assert read("rot13", none=1.0, rot13=0.6) == pytest.approx(0.2)
+    found = read("rot13", none=1.0, rot13=0.6)
+    assert found is not None and found.estimate == pytest.approx(0.2)
+    assert found.pair and found.pair[0] < -0.9 and found.pair[1] > 0.9, "one pair says nothing"
     assert read("lowercase", none=1.0, lowercase=0.0) is None, "no code"
     assert read("rot13", rot13=0.6) is None and read("rot13", none=0.55, rot13=0.5) is None, "plain text says nothing"
 
@@ -178,6 +181,7 @@ def test_requests_are_told_apart_by_what_is_made_of_them_and_not_by_length() -> 
     states = {"none": longer, "moved": shifted, "length": length}
     table = matching(states, requests=names)
     means = {shift: np.mean(list(values.values())) for shift, values in table.items()}
+    assert len(table["none"]) == 59 + 58, "each with the next two in length"
     assert means["none"] == 1 and means["moved"] > 0.95
     assert abs(means["length"] - 0.5) < 0.15, "only the length is left, and neighbours hardly differ in it"
     assert matching({"none": {"a": np.ones(2)}}, requests={"a": "x"}) == {}, "nothing to tell it from"

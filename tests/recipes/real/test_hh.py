@@ -211,3 +211,5 @@ def test_the_table_says_who_beats_whom() -> None:
     table, leads = accuracies(scorers, tests={"helpful": pairs})
     assert [row["accuracy"] for row in table] == [0.75, 0.25]  # no length-matched pair, so no such rows
     assert [(lead["objective"], lead["lead"]) for lead in leads] == [("helpful", 0.5), ("both", 0.5)]
+    low, high = leads[0]["ci"]  # 2 of 4 pairs better, none worse: McNemar p .5, and a share's change is at most 1
+    assert -1 < low <= 0 < high < 1 and leads[0]["over"] == "95% over 4 prompts, paired"
