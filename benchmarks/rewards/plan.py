@@ -135,8 +135,21 @@ def trained(world: str, seed: int, *, out: Path) -> dict[str, Plan]:
     found = read_file(FILE)
     usual = setting_of(found, world=load_world(world), seed=seed, out=out)
     fields = {name: getattr(usual, name) for name in usual.__dataclass_fields__}
-    best = Solved(**{**fields, "out": usual.out / BEST}, shared=usual.out)
+    best = Solved(**{**fields, "out": usual.out / BEST, "tag": f" {BEST}{usual.tag}"}, shared=usual.out)
     return {"before": plan(usual, found.named([ROW])), "best": plan(best, found.named([ROW]))}
+
+
+def needed(made: Plan) -> list[Call]:
+    """The calls that the row's regret share takes: its cells, the reference's, and all that these are made of."""
+    by_folder = {call.out: call for call in made.calls}
+    waiting = [*made.cells[ROW], *made.cells["reference"]]
+    kept: dict[Path, Call] = {}
+    while waiting:
+        call = waiting.pop()
+        if call.out not in kept:
+            kept[call.out] = call
+            waiting += [by_folder[folder] for folder in call.needs if folder in by_folder]
+    return [call for call in made.calls if call.out in kept]
 
 
 def world_calls(world: str, seed: int, *, out: Path, more: bool) -> tuple[list[Call], dict[str, Call]]:

@@ -31,7 +31,7 @@ def options() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     from benchmarks.rewards.page import write_page
-    from benchmarks.rewards.plan import trained, world_calls
+    from benchmarks.rewards.plan import needed, trained, world_calls
     from benchmarks.rewards.table import collect
     from recipes.pipeline.plan import ordered
 
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     for part in arguments.parts:
         for world, seed in cells:
             if part == "rows":
-                calls += [call for plan in trained(world, seed, out=out).values() for call in plan.calls]
+                calls += [call for plan in trained(world, seed, out=out).values() for call in needed(plan)]
             else:
                 calls += world_calls(world, seed, out=out, more=part == "more")[0]
     command.run_plan(ordered(calls), arguments, label="rewards")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,11 @@ from align.testbed.vocabulary import END_ID
 from align.testbed.world import World, WorldConfig
 from benchmarks.rewards.exact import judge, masses_of
 from benchmarks.rewards.oracle import KINDS, features_of, oracle_rewards
+from benchmarks.rewards.plan import needed, trained
 from benchmarks.rewards.stages import _calibration, _columns
 from factories.tiny_world import TINY, make_model
+from recipes.pipeline.plan import ordered
+from recipes.pipeline.tasks import check_calls
 
 WORLD = World(TINY)
 WEIGHTS = [Weights((1.0, 0.0)), Weights((0.3, 0.7))]
@@ -106,3 +110,14 @@ def test_calibration_shrinks_margins_that_promise_too_much() -> None:
 def test_columns_of_features_lie_where_they_are_put_together() -> None:
     assert _columns(("logp", "last"), 3).tolist() == [12, 9, 10, 11]
     assert _columns(("agree", "length"), 3).tolist() == [0, 1, 2, 13]
+
+
+def test_the_row_is_trained_on_both_rewards_in_runs_of_their_own() -> None:
+    """The reference and the labels are shared; what trains, and what is trained on either rewards, is not."""
+    both = {which: needed(made) for which, made in trained("noisy", 0, out=Path("runs")).items()}
+    check_calls(ordered([*both["before"], *both["best"]]))
+    folders = {which: {call.out for call in calls} for which, calls in both.items()}
+    shared = folders["before"] & folders["best"]
+    assert {folder.name for folder in shared} == {"pretrain", "sft", "comparisons"}
+    apart = {folder.name for folder in folders["best"] - shared}
+    assert {"pooled-helpful", "pooled-harmless"} <= apart and not {"best_of_256", "length_only"} & apart
