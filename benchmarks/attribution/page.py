@@ -15,13 +15,15 @@ from benchmarks.command import read_table, write_table
 from benchmarks.pages import Entry, render, write
 from evals.attribution.regions import REGIONS, VERDICTS
 from evals.attribution.validation import (
+    ABLATIONS,
+    OTHERS,
     RIVALS,
     Case,
     agreement,
     balanced_accuracy,
     confusion,
     gain,
-    verdict_without,
+    verdict_by,
 )
 from evals.items import Json
 from evals.report.words import num
@@ -53,12 +55,12 @@ class Planting:
 
 
 def protocol(config: Config) -> str:
-    """Fingerprint of all that may be chosen on development seeds: models, plants, and the least bounds."""
+    """Fingerprint of all that may be chosen on development seeds: models, plants, least bounds, signals that decide."""
     from align.runs import fingerprint
-    from evals.attribution.regions import LEAST
+    from evals.attribution.regions import DECIDES, LEAST
 
     chosen = [getattr(config, name) for name in ("world", "model", "pretrain", "sft", "comparisons", "samples")]
-    return fingerprint([*chosen, config.references, config.plants, config.development, LEAST.jsonable()])
+    return fingerprint([*chosen, config.references, config.plants, config.development, LEAST.jsonable(), DECIDES])
 
 
 def check_fresh(config: Config, *, published: Path | None) -> None:
@@ -111,11 +113,11 @@ def _rows(one: Planting, signals: Mapping[str, Sequence[Signals]], bounds: Thres
     exact, sampled = (read_parts(folder).get(one.plant.name, {}) for folder in one.parts)
     for shift, truth in causes(one.about, one.plant).items():
         (found,) = attribute(signals[shift], thresholds=bounds)
-        without = {name: verdict_without(signals[shift], name, thresholds=bounds) for name in SIGNALS}
+        rules = {n: verdict_by(signals[shift], d, thresholds=bounds) for n, d in (ABLATIONS | OTHERS).items()}
         rows.append({
             "model": one.model, "plant": one.plant.name, "reference": one.reference, "seed": one.seed, "truth": truth,
             "weights": one.plant.weights, "pulled": one.about.pulled, "coded": one.about.coded,
-            "covers": one.plant.covers, "without": without, "exact": exact.get(shift), "sampled": sampled.get(shift),
+            "covers": one.plant.covers, "rules": rules, "exact": exact.get(shift), "sampled": sampled.get(shift),
             **found.jsonable(),
         })  # fmt: skip
     return rows
@@ -130,17 +132,18 @@ def _cases(rows: Sequence[Entry], seeds: Sequence[int]) -> list[Case]:
 
 
 def _result(rows: Sequence[Entry], taught: Sequence[Case], seeds: Sequence[int]) -> Json:
-    """Accuracy of the verdicts on these seeds, without each signal, and of rivals taught by development."""
+    """Accuracy of the verdicts on these seeds, without each signal, by other rules, of rivals taught by development."""
     asked, mine = _cases(rows, seeds), [r for r in rows if r["seed"] in seeds]
     result: Json = {"confusion": confusion(asked), "balanced_accuracy": balanced_accuracy(asked).stated}
     nearest = _told(asked, [r["nearest"] for r in mine])
     result |= {
         "models": len({c.model for c in asked}), "references": len({c.reference for c in asked}), "cases": len(asked),
-        "nearest": balanced_accuracy(nearest).stated, "ablations": {},
+        "nearest": balanced_accuracy(nearest).stated, "ablations": {}, "other_rules": {},
     }  # fmt: skip
-    for name in SIGNALS:
-        other = _told(asked, [r["without"][name] for r in mine])
-        result["ablations"][name] = {**balanced_accuracy(other).stated, "gain": gain(asked, other).stated}
+    for name in (*ABLATIONS, *OTHERS):
+        other = _told(asked, [r["rules"][name] for r in mine])
+        kind = "ablations" if name in ABLATIONS else "other_rules"
+        result[kind][name] = {**balanced_accuracy(other).stated, "gain": gain(asked, other).stated}
     for name, rival in RIVALS.items():
         other = _told(asked, rival(taught, asked))
         result[name] = {**balanced_accuracy(other).stated, "gain": gain(asked, other).stated}
@@ -191,7 +194,8 @@ def write_page(table: Entry, *, folder: Path, command: str) -> None:
     write_table(folder / "attribution.json", table)
     text = render(
         Path(__file__).with_name("page.md.j2"), table=table, command=command, bar=BAR, parts=PARTS, verdicts=VERDICTS,
-        classes=REGIONS, rivals=list(RIVALS), signals=SIGNALS, verdict=verdict, by_truth=by_truth, earning=earning,
+        classes=REGIONS, rivals=list(RIVALS), rules=[*ABLATIONS, *OTHERS], signals=SIGNALS, verdict=verdict,
+        by_truth=by_truth, earning=earning,
     )  # fmt: skip
     files = {
         "attribution_thresholds.json": json.dumps(table["thresholds"], indent=1) + "\n",
@@ -215,7 +219,7 @@ def verdict(found: Sequence[Entry], *, bar: float) -> str:
 
 def earning(result: Entry) -> list[str]:
     """The signals that earn their place: the full set beats the verdict without them, and not by chance."""
-    gains = {name: entry["gain"]["ci"] for name, entry in result["ablations"].items()}
+    gains = {name.removeprefix("without "): entry["gain"]["ci"] for name, entry in result["ablations"].items()}
     return [name for name, pair in gains.items() if pair is not None and pair[0] > 0]
 
 

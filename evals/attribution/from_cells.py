@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from evals.attribution.probes import StateViews, default_layer, matching, readin
 from evals.attribution.reading import last_hidden_states
 from evals.attribution.regions import Thresholds, attribute, calibrate
 from evals.attribution.signals import Table, Tables, controls_of, recognition_auroc, signals_of
-from evals.attribution.words import sentence
+from evals.attribution.words import FINE_TUNING, GIVE, sentence
 from evals.backends.rendering import prompt_of
 from evals.backends.transformers import TransformersBackend
 from evals.items import Fields, Json, Missing
@@ -23,6 +24,26 @@ from evals.measure.cells import Cell, Evaluated
 from evals.shifts.base import Shift
 from evals.suites.base import SAFETY
 from evals.tables.outcomes import MAY_FAIL, bounded
+
+
+@dataclass(frozen=True)
+class Origins:
+    """What two signals are read from: recognition from a score, distance from so many fine-tuning prompts (0: none)."""
+
+    recognition: str
+    prompts: int
+
+    @property
+    def distance(self) -> str:
+        """What distance was measured from, for a reader."""
+        if self.prompts:
+            return f"{self.prompts} fine-tuning prompts"
+        return f"plain requests, no fine-tuning prompts being given or short enough; {GIVE}"
+
+    @property
+    def home(self) -> str:
+        """The same in a word."""
+        return FINE_TUNING if self.prompts else "plain requests"
 
 
 def harmful_and_benign(results: Mapping[str, Evaluated]) -> list[Cell]:
@@ -41,17 +62,16 @@ def harmful_and_benign(results: Mapping[str, Evaluated]) -> list[Cell]:
 def tables_of(
     cells: Sequence[Cell], *, backend: TransformersBackend, reference: TransformersBackend | None,
     training: Sequence[str], layer: int | None,
-) -> tuple[Tables, str]:  # fmt: skip
-    """(Tables that the signals are made of, what recognition is read from)."""
+) -> tuple[Tables, Origins]:  # fmt: skip
+    """(Tables that the signals are made of, what recognition and distance are read from)."""
     sides: dict[bool, dict[str, str]] = {True: {}, False: {}}
     for cell in cells:
         sides[cell.item.harmful][cell.item.id] = f"{cell.suite}:{cell.item.cluster}"
     benign = {cell.item.id: cell.item.request for cell in cells if not cell.item.harmful}
     depth = layer if layer is not None else default_layer(backend.model)
     states, margin = readings_of(backend, cells, layer=depth)
-    views: StateViews = views_of(
-        states, harmful=sides[True], benign=sides[False], training=training_states(backend, training, layer=depth)
-    )
+    home = training_states(backend, training, layer=depth)
+    views: StateViews = views_of(states, harmful=sides[True], benign=sides[False], training=home)
     score: Table = views.score
     by = f"hidden layer {depth}"
     if reference is not None:
@@ -62,7 +82,7 @@ def tables_of(
         failed=failing(cells), margin=margin, score=score, distance=views.distance,
         matched=matching(states, requests=benign), harmful=sides[True], benign=sides[False],
     )  # fmt: skip
-    return tables, by
+    return tables, Origins(by, len(home) if len(home) > 1 else 0)
 
 
 def training_states(backend: TransformersBackend, prompts: Sequence[str], *, layer: int) -> list[np.ndarray]:
@@ -121,8 +141,8 @@ def read_thresholds(file: str) -> Thresholds:
 
 
 def result_of(
-    tables: Tables, *, shifts: Sequence[Shift], model: str, by: str, refused: Table, bounds: Thresholds | None = None,
-    at_most: bool = False,
+    tables: Tables, *, shifts: Sequence[Shift], model: str, origins: Origins, refused: Table,
+    bounds: Thresholds | None = None, at_most: bool = False,
 ) -> Json:  # fmt: skip
     """attribution.json: bounds, and per shift the region, its shares, the signals and the sentence.
 
@@ -139,7 +159,7 @@ def result_of(
     entries: Json = {}
     for attribution in attribute(signals, thresholds=bounds, at_most=at_most):
         shift = attribution.shift
-        extra: Json = {"sentence": sentence(attribution, at_most=at_most), "mode": modes[shift]}
+        extra: Json = {"sentence": sentence(attribution, at_most=at_most, home=origins.home), "mode": modes[shift]}
         if at_most:
             most = {"fails": attribution.fails, "fails_plain": attribution.fails_plain}
             extra |= {n: bounded(dataclasses.replace(m, estimate=0.0, low=0.0), m) for n, m in most.items()}
@@ -148,6 +168,7 @@ def result_of(
         entries[shift] = {**attribution.jsonable(), **extra}
     unmeasured = [s.name for s in shifts if s.name != "none" and s.name not in entries]
     return {
-        "model": model, "thresholds": bounds.jsonable(), "recognition_by": by, "shifts": entries,
+        "model": model, "thresholds": bounds.jsonable(), "recognition_by": origins.recognition, "shifts": entries,
+        "distance_from": origins.distance,
         "recognition_auroc_plain": recognition_auroc(tables, "none"), "not_measured": unmeasured,
     }  # fmt: skip

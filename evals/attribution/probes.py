@@ -68,8 +68,9 @@ def views_of(
 
     The score is the projection on the difference of means of plain harmful and harmless requests (Arditi et al. 2024),
     in units of that difference, from the mean of the half's harmless requests under the same shift: what moves all
-    requests alike, and lies on each half's direction by chance, is no recognition. The distance is to the states of
-    `training` prompts, without them to the plain requests of the other half. A half that lacks one side has neither.
+    requests alike, and lies on each half's direction by chance, is no recognition. A half that lacks one side has
+    none. The distance is to the states of at least two `training` prompts, without them to the plain requests of the
+    other half; where there are no two of those either, there is none.
     """
     plain, clusters = states.get(NO_SHIFT, {}), {**harmful, **benign}
     score: Table = {shift: {} for shift in states}
@@ -78,11 +79,11 @@ def views_of(
         taught = {i: plain[i] for i, cluster in clusters.items() if i in plain and fold(cluster) != half}
         own = [plain[i] for i, cluster in clusters.items() if i in plain and fold(cluster) == half]
         bad, good = ([taught[i] for i in side if i in taught] for side in (harmful, benign))
-        if not bad or not good or not own or len(taught) < 2:
+        home = training if len(training) > 1 else list(taught.values())
+        if not own or len(home) < 2:
             continue
-        low_H, high_H = np.mean(good, axis=0), np.mean(bad, axis=0)
-        scale = float((high_H - low_H) @ (high_H - low_H)) or 1.0
-        cloud = fit_cloud(np.stack(training if len(training) > 1 else list(taught.values())))
+        cloud = fit_cloud(np.stack(home))
+        toward_H = np.mean(bad, axis=0) - np.mean(good, axis=0) if bad and good else None
         for shift, rows in states.items():
             inside = [i for i in rows if i in clusters and fold(clusters[i]) == half]
             harmless = [rows[i] for i in inside if i in benign]
@@ -92,8 +93,8 @@ def views_of(
             far = log_distance(cloud, np.stack([rows[i] for i in inside]), plain_MH=np.stack(own))
             for i, d in zip(inside, far, strict=True):
                 distance[shift][i] = float(d)
-                if floor_H is not None:
-                    score[shift][i] = float((rows[i] - floor_H) @ (high_H - low_H)) / scale
+                if floor_H is not None and toward_H is not None:
+                    score[shift][i] = float((rows[i] - floor_H) @ toward_H) / (float(toward_H @ toward_H) or 1.0)
     return StateViews(score, distance)
 
 

@@ -9,11 +9,21 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from evals.attribution.regions import CANNOT_TELL, CLASSES, NEITHER, REGIONS, VERDICTS, Signals, Thresholds, attribute
+from evals.attribution.regions import (
+    CANNOT_TELL,
+    CLASSES,
+    DECIDES,
+    NEITHER,
+    REGIONS,
+    VERDICTS,
+    Signals,
+    Thresholds,
+    attribute,
+)
 from evals.stats.intervals import Interval, bootstrap_interval
 
 DRAWS = 10_000
@@ -98,10 +108,17 @@ def gain(full: Sequence[Case], other: Sequence[Case], *, seed: int = 0) -> Inter
     return bootstrap_interval(lead[1:], estimate=float(lead[0]), n=references, over=OVER)
 
 
-def verdict_without(signals: Sequence[Signals], name: str | None, *, thresholds: Thresholds) -> str:
-    """The verdict on one case that does without a signal (None: with all of them)."""
-    kept = signals if name is None else [replace(one, **{name: None}) for one in signals]  # type: ignore[arg-type]
-    (found,) = attribute(kept, thresholds=thresholds, unused=name)
+# What it costs to do without each signal, and what recognition would add or replace: why it decides nothing.
+ABLATIONS = {f"without {name}": tuple(n for n in DECIDES if n != name) for name in DECIDES}
+OTHERS = {
+    "with recognition beside distance (the rule before)": (*DECIDES, "recognition"),
+    "with recognition in place of distance": ("comprehension", "pull", "recognition"),
+}
+
+
+def verdict_by(signals: Sequence[Signals], deciding: Sequence[str], *, thresholds: Thresholds) -> str:
+    """The verdict on one case that is made of these signals alone."""
+    (found,) = attribute(signals, thresholds=thresholds, deciding=deciding)
     return found.region
 
 

@@ -19,16 +19,16 @@ COLORS = {
 }  # fmt: skip
 MEANING = {
     "comprehension": "share of the plain reading that is left (1 as well as plain text, 0 chance)",
-    "recognition": "share of the plain distance between harmful and harmless requests that is left",
+    "recognition": "share of the plain distance between harmful and harmless requests that is left; decides nothing",
     "pull": "nats by which the instruction alone moves the opening from refusing to complying",
-    "distance": "log distance of the hidden state from the fine-tuning prompts (0 as plain text)",
+    "distance": "log distance of the hidden state from the fine-tuning prompts, else from plain requests (0 as plain)",
     "repaired": "share that is good again without what the shift added",
 }
 HOW = (
     "Each harmful request is shown as plain text and under the shift. A failure is put down to competing objectives "
-    "where the instruction pulls the model from refusing to complying although it still recognises harmful requests; "
-    "to mismatched generalization where it no longer recognises them, far from its fine-tuning data; and to "
-    "capability where it cannot read a request in code at all. The bounds come from controls that change the surface "
+    "where the instruction pulls the model from refusing to complying; to mismatched generalization where its hidden "
+    "state lies far from its fine-tuning data; to both where both hold; and to capability where it cannot read a "
+    "request in code at all. The bounds come from controls that change the surface "
     "only. Where new failures are not established, or a signal lies too near to its bound, no cause is named."
 )
 
@@ -39,9 +39,9 @@ def section(result: Fields) -> str:
     parts += [_shift(name, entry) for name, entry in result["shifts"].items()]
     bounds = result["thresholds"]
     words = (
-        f"Bounds: reading below {num(bounds['comprehension'])}, recognition below {num(bounds['recognition'])}, pull "
-        f"above {num(bounds['pull'])} nats, distance above {num(bounds['distance'])}. Calibrated on "
-        f"{bounds['source']}. Recognition is read from {result['recognition_by']}."
+        f"Bounds: reading below {num(bounds['comprehension'])}, pull above {num(bounds['pull'])} nats, distance above "
+        f"{num(bounds['distance'])}. Calibrated on {bounds['source']}. Distance is measured from "
+        f"{result['distance_from']}. Recognition, which decides nothing, is read from {result['recognition_by']}."
     )
     parts += [f'<p class="small">{escape(words)}</p>', "</section>"]
     return "\n".join(parts)

@@ -32,7 +32,7 @@ class Config:
     data: str | None = option(None, help="folder of the suites' files")
     weights: str | None = option(None, help="the preference that a family is asked for")
     reference: str | None = option(None, help="the model before alignment: recognition is then the implicit reward")
-    training: str | None = option(None, help="rows with the fine-tuning prompts, from which distance is measured")
+    training: str | None = option(None, help="rows with the fine-tuning prompts (else distance is from plain requests)")
     thresholds: str | None = option(None, help="JSON file of frozen bounds (default: from this run's controls)")
     judge: tuple[str, ...] = option(("rules",), help="judges in turn: the next decides what is left unclear")
     judge_option: tuple[str, ...] = option((), help="KEY=VALUE for judges that generate, as of align suites")
@@ -127,10 +127,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     training = text_prompts(config.training, limit=config.training_limit) if config.training else []
     results = measure(suites, options=options, backend=backend, out=folder)
     cells = harmful_and_benign(results)
-    tables, by = tables_of(cells, backend=backend, reference=reference, training=training, layer=config.layer)
+    tables, origins = tables_of(cells, backend=backend, reference=reference, training=training, layer=config.layer)
     shifts = list({cell.shift.name: cell.shift for cell in cells}.values())
     result = result_of(
-        tables, shifts=shifts, model=backend.name, by=by, refused=refusing(cells), bounds=bounds,
+        tables, shifts=shifts, model=backend.name, origins=origins, refused=refusing(cells), bounds=bounds,
         at_most=at_most(cells),
     )  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
@@ -142,6 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_json(folder / "provenance.json", provenance(options, seed=0))
     for entry in result["shifts"].values():
         print(entry["sentence"])
+    print(f"distance is measured from {result['distance_from']}")
     print(f"report: {out / 'attribution.html'}\nnumbers: {out / 'attribution.json'}")
     return 0
 

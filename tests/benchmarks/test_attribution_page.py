@@ -25,7 +25,7 @@ def test_a_bar_is_met_by_the_interval_only_where_its_lower_end_reaches_it() -> N
     assert "**not met**" in verdict([sure, {"value": 0.94, "ci": [0.9, 0.97]}], bar=0.95)
 
 
-def test_a_fresh_seed_is_one_that_nothing_was_chosen_on(tmp_path: Path) -> None:
+def test_a_fresh_seed_is_one_that_nothing_was_chosen_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = build(Config, read_yaml(DEFAULTS), where="planted.yaml")
     check_fresh(config, published=tmp_path / "attribution.json")
     with pytest.raises(UserError, match="seed 0 is in development and fresh"):
@@ -38,15 +38,21 @@ def test_a_fresh_seed_is_one_that_nothing_was_chosen_on(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"seed {min(config.fresh)} was looked at there"):
         check_fresh(changed, published=page)
     check_fresh(dataclasses.replace(changed, fresh=(98, 99)), published=page)
+    with monkeypatch.context() as other, pytest.raises(UserError, match="was looked at there"):
+        other.setattr("evals.attribution.regions.DECIDES", ("comprehension", "recognition", "pull", "distance"))
+        check_fresh(config, published=page)  # another rule is another protocol: its seeds are seen
     with pytest.raises(UserError, match="looked at"):  # pages of before had no protocol
-        page.write_text(json.dumps({"seeds": {"development": [0], "fresh": [11]}}))
+        page.write_text(json.dumps({"seeds": {"development": [0], "fresh": list(config.fresh)}}))
         check_fresh(config, published=page)
 
 
 def test_a_signal_earns_its_place_by_an_interval_above_0() -> None:
-    gains = {"pull": [0.1, 0.3], "distance": [0.0, 0.2], "recognition": [-0.1, 0.2], "comprehension": None}
-    result = {"ablations": {name: {"gain": {"ci": pair}} for name, pair in gains.items()}}
+    gains = {"pull": [0.1, 0.3], "distance": [0.0, 0.2], "comprehension": None}
+    result = {"ablations": {f"without {name}": {"gain": {"ci": pair}} for name, pair in gains.items()}}
     assert earning(result) == ["pull"]
+
+
+LEADS = {"comprehension": 1 / 5, "pull": 2 / 5, "distance": 2 / 5}  # classes of five that an ablation loses
 
 
 def made_signals(about: Reference, plant: Plant, *, reading: float, pull: float, kept: bool) -> dict[str, list[Json]]:
@@ -97,18 +103,14 @@ def test_the_page_holds_accuracy_ablations_and_parts_of_what_is_finished(tmp_pat
     fresh = table["results"]["fresh"]
     assert fresh["balanced_accuracy"]["value"] == 1.0 and fresh["references"] == 3 and fresh["models"] == 6
     # unread at 0 is no more "neither" without comprehension: of five classes, capability alone is lost
-    lost = {name: entry["gain"]["value"] for name, entry in fresh["ablations"].items()}
-    assert lost["comprehension"] == pytest.approx(1 / 5) and set(lost) == {
-        "comprehension",
-        "recognition",
-        "pull",
-        "distance",
-    }
-    # nobody is pulled: competing and both are lost
-    assert lost["pull"] == pytest.approx(2 / 5) and lost["distance"] == lost["recognition"] == 0
+    lost = {name.split()[-1]: entry["gain"]["value"] for name, entry in fresh["ablations"].items()}
+    # nobody is pulled: competing and both are lost; nothing is far: mismatched and both are
+    assert lost == {name: pytest.approx(share) for name, share in LEADS.items()}
+    assert [entry["gain"]["value"] for entry in fresh["other_rules"].values()] == [0, 0], "here they say the same"
     assert 0 < fresh["shift_name"]["value"] < 1 and len(fresh["shift_name"]["ci"]) == 2
     assert table["parts"]["by_verdict"]["mismatched"]["surface"] == pytest.approx(0.1)  # seeds 0, 1, 2, covered by none
     write_page(table, folder=tmp_path, command="run")
     text = (tmp_path / "attribution.md").read_text()
     assert "references blind 2" in text and "| without pull |" in text and "**met**" in text
+    assert "| with recognition beside distance (the rule before) |" in text and "| without recognition |" not in text
     assert json.loads((tmp_path / "attribution.json").read_text())["protocol"] == protocol(config)

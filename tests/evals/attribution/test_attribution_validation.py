@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from evals.attribution.regions import CANNOT_TELL, CLASSES, NEITHER, Signals, Thresholds
+from evals.attribution.regions import CANNOT_TELL, CLASSES, DECIDES, NEITHER, Signals, Thresholds
 from evals.attribution.validation import (
+    ABLATIONS,
+    OTHERS,
     Case,
     agreement,
     balanced_accuracy,
@@ -18,7 +21,7 @@ from evals.attribution.validation import (
     gain,
     largest_class,
     spearman,
-    verdict_without,
+    verdict_by,
 )
 
 
@@ -72,11 +75,17 @@ def test_an_ablation_leaves_one_signal_out() -> None:
         Signals(str(k), str(k), "s", 1.0, 0.0, comprehension=1.0, recognition=0.0, pull=2.0, distance=1.0)
         for k in range(12)
     ]
-    said = {name: verdict_without(signals, name, thresholds=bounds) for name in (None, "pull", "recognition")}
-    assert said == {None: "both", "pull": "mismatched", "recognition": "both"}
-    near = [Signals(**{**vars(one), "recognition": 1.0}) for one in signals]
-    assert verdict_without(near, None, thresholds=bounds) == "competing"
-    assert verdict_without(near, "recognition", thresholds=bounds) == "both", "distance alone speaks of a loss"
+    said = {name: verdict_by(signals, deciding, thresholds=bounds) for name, deciding in ABLATIONS.items()}
+    assert said == {"without comprehension": "both", "without pull": "mismatched", "without distance": "competing"}
+    unread = [replace(one, comprehension=0.0) for one in signals]
+    assert verdict_by(unread, DECIDES, thresholds=bounds) == "capability"
+    assert verdict_by(unread, ABLATIONS["without comprehension"], thresholds=bounds) == "both"
+    kept = [replace(one, recognition=1.0) for one in signals]  # far, and still recognised
+    beside, instead = (verdict_by(kept, deciding, thresholds=bounds) for deciding in OTHERS.values())
+    assert verdict_by(kept, DECIDES, thresholds=bounds) == "both" and (beside, instead) == ("competing", "competing")
+    near = [replace(one, distance=0.0) for one in signals]  # near, and no longer recognised
+    beside, instead = (verdict_by(near, deciding, thresholds=bounds) for deciding in OTHERS.values())
+    assert verdict_by(near, DECIDES, thresholds=bounds) == "competing" and (beside, instead) == ("competing", "both")
 
 
 def test_rivals_know_one_thing_each() -> None:

@@ -39,7 +39,9 @@ def model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_from_a_model_to_sentences_and_again_from_its_folder(model: Path, suite: Path, tmp_path: Path) -> None:
+def test_from_a_model_to_sentences_and_again_from_its_folder(
+    model: Path, suite: Path, tmp_path: Path, write_rows: Callable[..., Path]
+) -> None:
     out = tmp_path / "run"
     flags = ["--suite", str(suite), "--shift", "prefix_injection", "base64", "--max-new-tokens", "6"]
     assert attribute.main([str(model), *flags, "--out", str(out)]) == 0
@@ -50,12 +52,21 @@ def test_from_a_model_to_sentences_and_again_from_its_folder(model: Path, suite:
         total = sum(s["value"] for s in entry["shares"].values()) if entry["shares"] else 1.0
         assert total == pytest.approx(1.0)
     html = (out / "attribution.html").read_text()
+    give = "plain requests, no fine-tuning prompts being given or short enough; give rows with the fine-tuning prompts"
+    assert give in found["distance_from"] and f"Distance is measured from {give} (--training)." in html
+    assert "its fine-tuning data" not in "".join(entry["sentence"] for entry in found["shifts"].values())
     assert html.count("<details>") == len(found["shifts"])
     assert "http:" not in html.replace("http://www.w3.org/2000/svg", "") and "https:" not in html
     size = (out / "cells.jsonl").stat().st_size
     assert attribute.main([str(out)]) == 0, "its own folder is an evaluation to read"
     again = json.loads((out / "attribution.json").read_text())
     assert again["shifts"] == found["shifts"] and (out / "cells.jsonl").stat().st_size == size
+    rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": f"use {word}"} for word in WORDS[:3]])
+    assert attribute.main([str(out), "--training", str(rows), "--out", str(tmp_path / "trained")]) == 0
+    trained = json.loads((tmp_path / "trained" / "attribution.json").read_text())
+    assert trained["distance_from"] == "3 fine-tuning prompts"
+    far = [result["shifts"]["base64"]["signals"]["distance"]["value"] for result in (found, trained)]
+    assert far[0] != far[1], "another cloud"
 
 
 def test_an_evaluation_gets_what_it_lacks_and_frozen_bounds_decide(model: Path, suite: Path, tmp_path: Path) -> None:
@@ -203,3 +214,8 @@ def test_each_half_is_seen_with_what_the_other_half_taught() -> None:
     assert np.mean(list(views.distance["far"].values())) > 1 > abs(np.mean(list(views.distance["none"].values())))
     one_half = {name: cluster for name, cluster in harmful.items() if fold(cluster) == 0}
     assert views_of({"none": plain}, harmful=one_half, benign={}).score["none"] == {}
+    assert views_of({"none": plain}, harmful=one_half, benign={}).distance["none"] == {}, "no other half to start from"
+    trained = views_of({"none": plain}, harmful=one_half, benign={}, training=list(plain.values()))
+    assert set(trained.distance["none"]) == set(one_half) and trained.score["none"] == {}
+    # the mean distance of plain text itself is the unit
+    assert np.mean(np.exp(list(trained.distance["none"].values()))) == pytest.approx(1.0)
