@@ -73,12 +73,12 @@ def test_an_evaluation_gets_what_it_lacks_and_frozen_bounds_decide(model: Path, 
     out = tmp_path / "run"
     flags = ["--suite", str(suite), "--shift", "base64", "--max-new-tokens", "6", "--max-missing", "0.9"]
     assert suites.main([str(model), *flags, "--out", str(out)]) == 0
-    bounds = {"comprehension": -99.0, "recognition": -99.0, "pull": 99.0, "distance": 0.0, "source": "a test"}
+    bounds = {"comprehension": -99.0, "recognition": 99.0, "pull": 99.0, "distance": 99.0, "source": "a test"}
     file = tmp_path / "bounds.json"
     file.write_text(json.dumps({"thresholds": bounds}))
     assert attribute.main([str(out), "--thresholds", str(file), "--out", str(tmp_path / "elsewhere")]) == 0
     found = json.loads((tmp_path / "elsewhere" / "attribution.json").read_text())
-    assert {entry["nearest"] for entry in found["shifts"].values()} == {"neither"}, "nothing can cross such bounds"
+    assert {entry["nearest"] for entry in found["shifts"].values()} == {"neither"}, "only recognition can cross such bounds"
     elsewhere, frozen = tmp_path / "elsewhere", str(tmp_path / "elsewhere" / "attribution.json")
     shutil.copy(file, frozen)  # another's file, and then the input itself
     (elsewhere / "attribution.html").write_text("precious")
