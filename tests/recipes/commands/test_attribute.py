@@ -78,7 +78,7 @@ def test_an_evaluation_gets_what_it_lacks_and_frozen_bounds_decide(model: Path, 
     file.write_text(json.dumps({"thresholds": bounds}))
     assert attribute.main([str(out), "--thresholds", str(file), "--out", str(tmp_path / "elsewhere")]) == 0
     found = json.loads((tmp_path / "elsewhere" / "attribution.json").read_text())
-    assert {entry["nearest"] for entry in found["shifts"].values()} == {"neither"}, "only recognition can cross such bounds"
+    assert {entry["nearest"] for entry in found["shifts"].values()} == {"neither"}, "recognition alone crosses them"
     elsewhere, frozen = tmp_path / "elsewhere", str(tmp_path / "elsewhere" / "attribution.json")
     shutil.copy(file, frozen)  # another's file, and then the input itself
     (elsewhere / "attribution.html").write_text("precious")
