@@ -93,3 +93,16 @@ def test_the_coverage_tables_are_those_of_their_json() -> None:
     found = read("coverage.json")
     assert page.split(BEGIN)[1].split(END)[0] == tables(found)
     assert all(row["share"] >= 0.93 for row in found["rare"]), "the bar of rare paired changes"
+
+
+def test_published_controls_have_nothing_mismatched() -> None:
+    """What carries over all that it learned loses nothing by not carrying over. The best of 256 is no tilt of the
+    reference by a function of the response, so that its transported policy is a near one, and not itself.
+    """
+    parts = read("shift.json")["parts"]["default"]
+    assert set(parts) == {"cipher", "compliance", "control"}
+    for shift, rows in parts.items():
+        for row in ("reference", "kl_overspender", "length_only"):
+            assert abs(rows[row]["mismatched"]["value"]) < 1e-6, (shift, row)
+        assert abs(rows["best_of_256"]["mismatched"]["value"]) < 2e-4
+        assert all({"value", "ci"} == set(part) for row in rows.values() for part in row.values())
