@@ -100,8 +100,9 @@ def test_published_controls_have_nothing_mismatched() -> None:
     reference by a function of the response, so that its transported policy is a near one, and not itself.
     """
     parts = read("shift.json")["parts"]["default"]
-    assert set(parts) == {"cipher", "compliance", "control"}
-    for shift, rows in parts.items():
+    divided = {shift: rows for shift, rows in parts.items() if rows}  # held-out topics have prompts of their own
+    assert set(divided) == {"cipher", "compliance", "control"}
+    for shift, rows in divided.items():
         for row in ("reference", "kl_overspender", "length_only"):
             assert abs(rows[row]["mismatched"]["value"]) < 1e-6, (shift, row)
         assert abs(rows["best_of_256"]["mismatched"]["value"]) < 2e-4
