@@ -49,7 +49,7 @@ def missing_controls(part: Entry) -> list[str]:
 
 def drop(found: Entry, methods: Sequence[str]) -> Entry:
     """Of the methods under one shift: the rows by the rise of their regret and by gain retained (where it is
-    defined), and the rows whose regret rises or falls by both intervals.
+    defined), the mismatched parts in order, and the rows whose regret rises or falls by both intervals.
     """
     rows = found["rows"]
     gains = [row for row in methods if rows[row]["gain_retained"]["value"] is not None]
@@ -58,6 +58,7 @@ def drop(found: Entry, methods: Sequence[str]) -> Entry:
         "optimum": rows[methods[0]]["optimum"],
         "order": sorted(methods, key=lambda row: rows[row]["regret_rise"]["value"]),
         "gains": sorted(gains, key=lambda row: rows[row]["gain_retained"]["value"]),
+        "mismatched": sorted(rows[row]["mismatched"]["value"] for row in methods if "mismatched" in rows[row]),
         "nonzero": [row for row in methods if excludes_zero(rows[row]["regret_rise"])],
     }
 
