@@ -59,6 +59,12 @@ def rewards(out: Path) -> None:
     write_page(read("rewards.json"), folder=out)
 
 
+def attribution(out: Path) -> None:
+    from benchmarks.attribution.page import write_page
+
+    write_page(read("attribution.json"), folder=out, command="")
+
+
 PAGES: dict[str, tuple[str, Callable[[Path], None]]] = {
     "testbed": (".", lambda out: world_page(".", out)),
     "best": ("best", lambda out: world_page("best", out)),
@@ -68,6 +74,7 @@ PAGES: dict[str, tuple[str, Callable[[Path], None]]] = {
     "hh": (".", hh_methods),
     "fixed_points": (".", fixed_points),
     "rewards": (".", rewards),
+    "attribution": (".", attribution),
 }
 
 
