@@ -8,7 +8,7 @@ from evals.report.attribution import COLORS
 from evals.report.figures.dots import HOME
 from evals.report.figures.svg import Board, Mark, Plot, Scale, legend, padded
 
-WIDTH, HEIGHT = 760, 460
+WIDTH, HEIGHT = 760, 480
 SHAPES = {"competing": "circle", "mismatched": "square", "both": "diamond", "capability": "triangle", "neither": "star"}
 
 
@@ -19,7 +19,7 @@ def draw(table: Entry) -> str:
     bounds = table["thresholds"]
     board = Board(WIDTH, HEIGHT, "Distance from the fine-tuning data against pull in nats, one mark per planted case")
     x = Scale(*padded([p for _, p, _ in spots] + [bounds["pull"]]), start=60, end=WIDTH - 20)
-    y = Scale(*padded([d for _, _, d in spots] + [bounds["distance"], 0.0]), start=HEIGHT - 90, end=20)
+    y = Scale(*padded([d for _, _, d in spots] + [bounds["distance"], 0.0]), start=HEIGHT - 110, end=20)
     plot = Plot(board, x, y)
     plot.axes(columns=7, rows=6)
     plot.names("pull, nats", "log distance")
@@ -31,5 +31,5 @@ def draw(table: Entry) -> str:
         title = f"{r['model']}, {r['shift']}: planted {r['truth']}, found {r['region']}"
         mark = Mark(COLORS[r["truth"]], SHAPES[r["truth"]], hollow=r["seed"] in fresh)
         board.mark(*plot.at(pull, far), mark, title=title)
-    legend(board, [(mark, f"planted: {name}") for name, mark in marks.items()], left=64, top=HEIGHT - 28)
+    legend(board, [(mark, f"planted: {name}") for name, mark in marks.items()], left=64, top=HEIGHT - 48)
     return board.done()
