@@ -49,6 +49,7 @@ COMMANDS = {
         "recipes.commands.held_out_families",
         "evaluations of suites -> failures by families of shifts trained on and measured",
     ),
+    "conformance": ("recipes.commands.conformance", "a trainer of any framework -> which J it optimises, exactly"),
     "merge": ("recipes.models.merge", "an adapter, or a family at a preference -> an ordinary model folder"),
     "score": ("recipes.models.score", "prompts and completions + objectives -> their scores"),
     "push": ("recipes.models.push", "a finished model with a model card -> the hub, or a folder"),

@@ -1,0 +1,84 @@
+"""Diagnoses of trainers with a planted fault, and of right and idle ones; the faults' closed forms against training."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from align.testbed.theory.diagnosis import Trained, diagnose
+from align.testbed.theory.hypotheses import (
+    LIBRARY,
+    endless,
+    leaf_tokens,
+    log_normalise,
+    mean_over_tokens,
+    right,
+    tilted,
+)
+from factories.planted_trainers import asked, train
+
+SAME = ("none", "right"), ("another beta", "another beta"), ("no KL", "no KL"), ("sign of the KL", "sign of the KL")
+NAMED = (
+    "mean over tokens", "end token", "reward of another sample", "reward of another prompt", "weights ignored",
+    "weights reversed", "group scaling", "GDPO", "sign of the reward", "no reference",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("fault", "name"), [*SAME, *((name, name) for name in NAMED)])
+def test_a_planted_fault_is_named(fault: str, name: str) -> None:
+    cases = (asked(), 120), (asked(beta=4.8), 40), (asked(), 40)
+    run, probe, short = (Trained(case, train(case, fault, steps=steps)) for case, steps in cases)
+    found = diagnose(run, probe=probe, short=short)
+    assert found.fault == name, found.words
+    assert (found.kind == "right") == (fault == "none")
+    if found.wrong is not None and found.unfinished is not None:
+        assert found.wrong + found.unfinished == pytest.approx(found.regret)
+
+
+def test_an_untrained_reference_learned_nothing() -> None:
+    case = asked()
+    found = diagnose(Trained(case, case.tree.leaf_logref), probe=Trained(asked(beta=4.8), case.tree.leaf_logref))
+    assert found.kind == "learned nothing" and found.regret == pytest.approx(found.regret_reference)
+
+
+@pytest.mark.parametrize("hypothesis", LIBRARY, ids=lambda h: h.name)
+def test_every_fixed_point_is_named_from_itself(hypothesis) -> None:  # type: ignore[no-untyped-def]
+    """Closed forms of the library, held against the library: no two faults are mistaken for each other."""
+    case, larger = asked(), asked(beta=4.8)
+    logp = hypothesis.policy(case)
+    assert np.exp(logp).sum(-1) == pytest.approx(1)
+    run = Trained(case, np.maximum(logp, np.log(1e-12)))
+    probe = Trained(larger, np.maximum(hypothesis.policy(larger), np.log(1e-12)))
+    found = diagnose(run, probe=probe, short=run)
+    assert found.fault == hypothesis.fault and found.distance == pytest.approx(0, abs=0.02)
+
+
+def test_half_of_the_way_is_unfinished_while_it_moves_and_another_beta_when_it_stands() -> None:
+    case, larger = asked(), asked(beta=4.8)
+    run, probe = (Trained(c, tilted(c, 0.6 * np.array(c.weights) / c.beta)) for c in (case, larger))
+    short = Trained(case, tilted(case, 0.3 * np.array(case.weights) / case.beta))
+    assert diagnose(run, probe=probe, short=short).kind == "unfinished"
+    found = diagnose(run, probe=probe, short=run)
+    assert (found.kind, found.fault) == ("fault", "another beta") and "beta x 1.6" in found.words
+
+
+def test_a_policy_of_nothing_known_cannot_be_told() -> None:
+    """The optimum with as much noise in every logit as reward: along the reward, and nobody's fixed point."""
+    case = asked()
+    noise = 1.5 * np.random.default_rng(0).normal(size=case.total.shape)
+    found = diagnose(Trained(case, log_normalise(right(case) + noise)))
+    assert found.kind == "cannot tell" and "accounts for" in found.words
+
+
+def test_the_mean_over_tokens_makes_the_reward_less_the_mean_log_ratio_constant() -> None:
+    case = asked()
+    logp = mean_over_tokens(case)
+    left = case.total - case.beta * (logp - case.tree.leaf_logref) / leaf_tokens(case.tree)
+    assert np.ptp(left, axis=-1).max() < 1e-6
+    assert np.ptp(case.total - case.beta * (logp - case.tree.leaf_logref), axis=-1).max() > 1
+
+
+def test_training_without_the_end_token_comes_closer_to_its_closed_form() -> None:
+    case = asked()
+    early, late = (Trained(case, train(case, "end token", steps=n)).distance(endless(case)) for n in (100, 300))
+    assert late < 0.7 * early

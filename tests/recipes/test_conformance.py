@@ -1,0 +1,71 @@
+"""`align conformance`: the page's adapter is run, exact rules are judged, what is no trainer is refused in one line."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from align.errors import UserError
+from align.testbed.theory.diagnosis import Trained
+from factories.sources import ROOT
+from recipes.commands import conformance
+from recipes.conformance import world
+from recipes.conformance.case import Case
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("conformance")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(world, "FIT", 10)
+        world.make_reference(folder / "reference")
+    return folder
+
+
+def test_rules_are_judged_without_training(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    conformance.main(["rule:right", "rule:GDPO", "rule:reference", "--out", str(out)])
+    shown = capsys.readouterr().out
+    assert "rule:right: right: optimises the J" in shown and "rule:reference: learned nothing" in shown
+    assert "rule:GDPO: wrong: optimises another trade-off than its weights say" in shown and "budget 24000" in shown
+    numbers = json.loads((out / "rule_GDPO" / "conformance.json").read_text())["diagnosis"]
+    assert numbers["unfinished"] == pytest.approx(0, abs=1e-6) and numbers["wrong"] > 0.05
+
+
+def test_the_adapter_of_the_page_learns(out: Path, tmp_path: Path) -> None:
+    """A fifteenth of the budget: far enough to see that it goes along the reward."""
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "conformance.md").read_text(), flags=re.S)[0]
+    space: dict[str, object] = {}
+    exec(code, space)
+    case = Case(reference=str(out / "reference"), folder=tmp_path, budget=1600)
+    run = Trained(case.asked, case.read(space["train"](case)))  # type: ignore[operator]
+    assert run.moved > 0.02 and run.efficiency > 0.7
+    assert case.objectives["first"].scored == 1600
+
+
+def test_pairs_are_labelled_at_tau_and_probabilities_are_read_exactly(out: Path, tmp_path: Path) -> None:
+    case = Case(reference=str(out / "reference"), folder=tmp_path)
+    rows = case.pairs(800)
+    margins = [case.score([r["prompt"]] * 2, [r["chosen"], r["rejected"]]) for r in rows]
+    assert np.mean([a > b for a, b in margins]) > 0.7
+    p = np.exp(case.asked.formed(case.asked.tree.leaf_logref))
+    read = case.read(lambda prompt: 0.9 * p[case.prompts.index(prompt)])
+    assert case.asked.formed(read) == pytest.approx(np.log(p)) and np.exp(read).sum(-1) == pytest.approx(1)
+    assert Trained(case.asked, read).malformed == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "name a trainer"), (["trl:PPOTrainer"], "choose RLOOTrainer"), (["ours:nothing"], "no method 'nothing'"),
+        (["nowhere.py:train"], "nowhere.py is not a file"), (["something"], "is no trainer"),
+        (["rule:right", "--weights", "1", "0", "0"], "weights must be 2 numbers"),
+    ],
+)  # fmt: skip
+def test_what_is_no_trainer_is_refused_in_one_line(arguments: list[str], words: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=re.escape(words)) as error:
+        conformance.main([*arguments, "--out", str(tmp_path)])
+    assert "\n" not in str(error.value)
