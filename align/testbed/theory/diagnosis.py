@@ -20,6 +20,7 @@ SMOOTHING = 1e-3  # of the reference mixed into a fixed point, which may give re
 STILL = 1e-3  # nats from the reference: no training to speak of
 EXPLAINS = 0.6  # share of a policy's distance from the reference that an explanation must account for
 BETTER = 0.05  # share of that distance by which a fitted explanation must beat those without anything to fit
+CLEAN = 0.02  # the same share where the fitted one leaves a quarter at most of the distance
 NEARLY = 0.01  # share by which unfinished training may lie farther than another explanation
 APART = 0.3  # share of the distance between two fixed points by which the better one must win
 HEAT = 0.1  # the same against an optimum that explains too little
@@ -97,6 +98,7 @@ class Explanation:
     says: str
     policy: np.ndarray
     distance: float
+    rank: float = 0.0  # the same with the distance at the larger beta added: noisier, and tells more faults apart
     parameters: int = 0
     factor: float = 1.0  # w.r / beta is tilted by it
 
@@ -135,10 +137,10 @@ def fitted(run: Trained) -> list[Explanation]:
     for f in np.concatenate([-np.geomspace(5, 0.1, 24), np.geomspace(0.02, 50, 120)]).tolist():
         policy = tilted(run.asked, f * w / run.asked.beta)
         says = "weighs the KL by another beta than asked"
-        found.append(Explanation("another beta", "another beta", says, policy, run.distance(policy), 1, f))
+        found.append(Explanation("another beta", "another beta", says, policy, run.distance(policy), 0.0, 1, f))
     policy = tilted(run.asked, weights_of(run) / run.asked.beta)
     says = "optimises another trade-off than its weights say"
-    free = Explanation("another trade-off", "another trade-off", says, policy, run.distance(policy), len(w))
+    free = Explanation("another trade-off", "another trade-off", says, policy, run.distance(policy), 0.0, len(w))
     return [min(found, key=lambda e: e.distance), free]
 
 
@@ -150,13 +152,15 @@ def weights_of(one: Trained) -> np.ndarray:
     return np.asarray(one.asked.beta * tilt.reshape(-1, tilt.shape[-1])[0])
 
 
-def explanations(run: Trained, library: Sequence[Hypothesis]) -> list[Explanation]:
-    """Every explanation without anything to fit, the nearest first."""
+def explanations(run: Trained, library: Sequence[Hypothesis], *, probe: Trained | None = None) -> list[Explanation]:
+    """Every explanation without anything to fit, the nearest first (at both betas together)."""
     found = []
     for one in library:
         policy = one.policy(run.asked)
-        found.append(Explanation(one.name, one.fault, one.says, policy, run.distance(policy)))
-    return sorted(found, key=lambda e: e.distance)
+        distance = run.distance(policy)
+        rank = distance + (0.0 if probe is None else probe.distance(one.policy(probe.asked)))
+        found.append(Explanation(one.name, one.fault, one.says, policy, distance, rank))
+    return sorted(found, key=lambda e: e.rank)
 
 
 def diagnose(
@@ -170,10 +174,11 @@ def diagnose(
     seen = _Seen(run, probe, short)
     if run.moved < STILL:
         return seen.verdict("learned nothing", None, "learned nothing: the policy is the reference")
-    fixed = explanations(run, library)
+    fixed = explanations(run, library, probe=probe)
     best, free = fixed[0], fitted(run)
     for one in free:  # fewest parameters first
-        if one.distance < best.distance - BETTER * moved:
+        gain = best.distance - one.distance
+        if gain > BETTER * moved or (gain > CLEAN * moved and one.distance < best.distance / 4):
             best = one
     beta = free[0]
     if seen.moving and 0 < beta.factor < 1 / SAME_BETA and beta.distance <= best.distance + NEARLY * moved:
@@ -190,7 +195,7 @@ def diagnose(
         apart = Trained(run.asked, best.policy).distance(rival.policy)
         # the optimum is everybody's neighbour, and where it explains too little it may be named only at a dead heat
         least = HEAT if rival.fault == "right" and 1 - rival.distance / moved < RIGHT else APART
-        if rival.distance - best.distance < least * apart:
+        if rival.rank - best.rank < least * apart:
             words = f"cannot tell whether it {best.says}, or {rival.says}; give it more budget"
             return seen.verdict("cannot tell", best, words, rival=rival)
     rival = next((one for one in fixed if one.fault != best.fault), None)
