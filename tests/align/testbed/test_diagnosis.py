@@ -53,13 +53,14 @@ def test_every_fixed_point_is_named_from_itself(hypothesis) -> None:  # type: ig
     assert found.fault == hypothesis.fault and found.distance == pytest.approx(0, abs=0.02)
 
 
-def test_half_of_the_way_is_unfinished_while_it_moves_and_another_beta_when_it_stands() -> None:
+def test_part_of_the_way_is_unfinished_while_it_moves_and_a_beta_too_small_is_not() -> None:
     case, larger = asked(), asked(beta=4.8)
     run, probe = (Trained(c, tilted(c, 0.75 * np.array(c.weights) / c.beta)) for c in (case, larger))
     short = Trained(case, tilted(case, 0.3 * np.array(case.weights) / case.beta))
     assert diagnose(run, probe=probe, short=short).kind == "unfinished"
-    found = diagnose(run, probe=probe, short=run)
-    assert (found.kind, found.fault) == ("fault", "another beta") and "beta x 1.3" in found.words
+    run, probe = (Trained(c, tilted(c, 1.6 * np.array(c.weights) / c.beta)) for c in (case, larger))
+    found = diagnose(run, probe=probe, short=short)
+    assert (found.kind, found.fault) == ("fault", "another beta") and "beta x 0.6" in found.words
 
 
 def test_a_policy_of_nothing_known_cannot_be_told() -> None:
