@@ -7,7 +7,7 @@ import importlib.util
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from align.errors import UserError
 from recipes.conformance.case import Case, Policy, Trainer
@@ -128,6 +128,7 @@ def ours(name: str) -> Maker:
     def make(options: Mapping[str, object]) -> Trainer:
         def train(case: Case) -> Policy:
             from align.engines.problem import Problem
+            from align.policies.base import TokenPolicy
             from align.preferences import Weights
             from align.runs import Ledger, Workspace
 
@@ -145,12 +146,13 @@ def ours(name: str) -> Maker:
                 raise UserError(f"method {name} has no option {unknown[0]!r}; choose {', '.join(sorted(known))}")
             config = method.Config(**{key: value for key, value in {**said, **options}.items() if key in known})
             problem = Problem(
-                reference=case.reference, objectives=dict(case.objectives), preferences=[Weights(case.weights)],
+                reference=case.reference, objectives={**case.objectives}, preferences=[Weights(case.weights)],
                 prompts=[{"id": str(i), "prompt": prompt} for i, prompt in enumerate(case.prompts)],
                 comparisons=case.comparisons(case.budget // 2) if on_pairs else (),
             )  # fmt: skip
             family = method.fit(config, problem, Workspace(case.folder, Ledger()))
-            return family.policy(Weights(case.weights)).components()[0].model
+            policy = cast(TokenPolicy, family.policy(Weights(case.weights)))
+            return policy.components()[0].model
 
         return train
 

@@ -198,13 +198,13 @@ def diagnose(
         if rival.rank - best.rank < least * apart:
             words = f"cannot tell whether it {best.says}, or {rival.says}; give it more budget"
             return seen.verdict("cannot tell", best, words, rival=rival)
-    rival = next((one for one in fixed if one.fault != best.fault), None)
+    second = next((one for one in fixed if one.fault != best.fault), None)
     if best.fault != "right":
-        return seen.verdict("fault", best, f"wrong: {best.says}", rival=rival)
+        return seen.verdict("fault", best, f"wrong: {best.says}", rival=second)
     if explained < RIGHT:
         words = f"cannot tell: the asked optimum is nearest, and accounts for {explained:.0%} only of what it learned"
-        return seen.verdict("cannot tell", best, words, rival=rival)
-    return seen.verdict("right", best, f"right: {best.says}", rival=rival)
+        return seen.verdict("cannot tell", best, words, rival=second)
+    return seen.verdict("right", best, f"right: {best.says}", rival=second)
 
 
 SIGN = "wrong: it is paid for the KL to the reference, which does not fall with beta (its sign is flipped)"

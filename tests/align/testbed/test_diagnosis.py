@@ -59,7 +59,7 @@ def test_part_of_the_way_is_unfinished_while_it_moves_and_a_beta_too_small_is_no
     short = Trained(case, tilted(case, 0.3 * np.array(case.weights) / case.beta))
     assert diagnose(run, probe=probe, short=short).kind == "unfinished"
     run, probe = (Trained(c, tilted(c, 1.6 * np.array(c.weights) / c.beta)) for c in (case, larger))
-    found = diagnose(run, probe=probe, short=short)
+    found = diagnose(run, probe=probe, short=run)
     assert (found.kind, found.fault) == ("fault", "another beta") and "beta x 0.6" in found.words
 
 
