@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeAlias, cast
 
 from align.errors import UserError
+from align.objectives.base import Objective
 from recipes.conformance.case import Case, Policy, Trainer
 
 BATCH = 200  # replies of one optimisation step
@@ -146,7 +147,7 @@ def ours(name: str) -> Maker:
                 raise UserError(f"method {name} has no option {unknown[0]!r}; choose {', '.join(sorted(known))}")
             config = method.Config(**{key: value for key, value in {**said, **options}.items() if key in known})
             problem = Problem(
-                reference=case.reference, objectives={**case.objectives}, preferences=[Weights(case.weights)],
+                reference=case.reference, objectives=cast("dict[str, Objective]", dict(case.objectives)), preferences=[Weights(case.weights)],
                 prompts=[{"id": str(i), "prompt": prompt} for i, prompt in enumerate(case.prompts)],
                 comparisons=case.comparisons(case.budget // 2) if on_pairs else (),
             )  # fmt: skip
