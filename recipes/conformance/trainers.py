@@ -147,10 +147,12 @@ def ours(name: str) -> Maker:
                 raise UserError(f"method {name} has no option {unknown[0]!r}; choose {', '.join(sorted(known))}")
             config = method.Config(**{key: value for key, value in {**said, **options}.items() if key in known})
             problem = Problem(
-                reference=case.reference, objectives=cast("dict[str, Objective]", dict(case.objectives)), preferences=[Weights(case.weights)],
+                reference=case.reference,
+                objectives=cast("dict[str, Objective]", dict(case.objectives)),
+                preferences=[Weights(case.weights)],
                 prompts=[{"id": str(i), "prompt": prompt} for i, prompt in enumerate(case.prompts)],
                 comparisons=case.comparisons(case.budget // 2) if on_pairs else (),
-            )  # fmt: skip
+            )
             family = method.fit(config, problem, Workspace(case.folder, Ledger()))
             policy = cast(TokenPolicy, family.policy(Weights(case.weights)))
             return policy.components()[0].model
