@@ -17,19 +17,22 @@ from align.testbed.theory.hypotheses import (
 )
 from factories.planted_trainers import asked, train
 
-SAME = ("none", "right"), ("another beta", "another beta"), ("no KL", "no KL"), ("sign of the KL", "sign of the KL")
-NAMED = (
-    "mean over tokens", "end token", "reward of another sample", "reward of another prompt", "weights ignored",
-    "weights reversed", "group scaling", "GDPO", "sign of the reward", "no reference",
+PLANTED = (
+    "none", "sign of the KL", "mean over tokens", "end token", "reward of another sample", "weights ignored",
+    "group scaling",
+)  # fmt: skip
+ALSO = (
+    "another beta", "no KL", "reward of another prompt", "weights reversed", "GDPO", "sign of the reward",
+    "no reference",
 )  # fmt: skip
 
 
-@pytest.mark.parametrize(("fault", "name"), [*SAME, *((name, name) for name in NAMED)])
-def test_a_planted_fault_is_named(fault: str, name: str) -> None:
+@pytest.mark.parametrize("fault", [*PLANTED, *(pytest.param(name, marks=pytest.mark.slow) for name in ALSO)])
+def test_a_planted_fault_is_named(fault: str) -> None:
     cases = (asked(), 120), (asked(beta=4.8), 40), (asked(), 40)
     run, probe, short = (Trained(case, train(case, fault, steps=steps)) for case, steps in cases)
     found = diagnose(run, probe=probe, short=short)
-    assert found.fault == name, found.words
+    assert found.fault == ("right" if fault == "none" else fault), found.words
     assert (found.kind == "right") == (fault == "none")
     if found.wrong is not None and found.unfinished is not None:
         assert found.wrong + found.unfinished == pytest.approx(found.regret)
@@ -41,6 +44,7 @@ def test_an_untrained_reference_learned_nothing() -> None:
     assert found.kind == "learned nothing" and found.regret == pytest.approx(found.regret_reference)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hypothesis", LIBRARY, ids=lambda h: h.name)
 def test_every_fixed_point_is_named_from_itself(hypothesis) -> None:  # type: ignore[no-untyped-def]
     """Closed forms of the library, held against the library: no two faults are mistaken for each other."""
