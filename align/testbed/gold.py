@@ -63,8 +63,8 @@ class GoldObjective:
             words = [completion.split() for completion in completions]
         else:
             words = [
-                response_words(list(ids), spelling=spelling_of(prompt)) if len(ids) else completion.split()
-                for prompt, completion, ids in zip(prompts, completions, completion_ids, strict=True)
+                response_words(list(ids), spelling=spelling_of(prompt))
+                for prompt, ids in zip(prompts, completion_ids, strict=True)
             ]
         return [
             gold_score(self.world, self.topic(prompt), plain_words(w, spelling=spelling_of(prompt)))[self.index]

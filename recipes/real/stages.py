@@ -284,7 +284,7 @@ class Scored:
         self.model = RewardModelObjective(model.path, name=name)
         self.normalizer = load_normalizer(pairs.path / f"normalizer-{name}.json")
         self.known = {
-            (row["prompt"], row[side], tuple(row[f"{side}_ids"] or ())): row[f"scores_{side}"][index]
+            (row["prompt"], row[side], tuple(row.get(f"{side}_ids") or ())): row[f"scores_{side}"][index]
             for row in rows
             for side in ("a", "b")
         }

@@ -292,7 +292,8 @@ def test_objectives_are_built_from_config_entries(tmp_path: Path) -> None:
     objective = build_objective(spec)
     assert objective.__name__ == "short" and isinstance(objective, Objective)
     assert objective(["p"], ["one two three four"]) == [-1.0]  # (-4 - -2) / 2: first the sign, then the normalizer
-    assert set(OBJECTIVES) == {"reward_model", "shared_reward_model", "implicit", "length", "keywords", "pattern"}
+    models = {"reward_model", "shared_reward_model", "pooled_reward", "implicit"}
+    assert set(OBJECTIVES) == {*models, "length", "keywords", "pattern"}
     for wrong, said in (
         ({"kind": "lenght"}, "reward_model, shared_reward_model, implicit"),
         ({}, "None is not one of"),
