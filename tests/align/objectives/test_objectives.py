@@ -295,7 +295,7 @@ def test_objectives_are_built_from_config_entries(tmp_path: Path) -> None:
     models = {"reward_model", "shared_reward_model", "pooled_reward", "implicit"}
     assert set(OBJECTIVES) == {*models, "length", "keywords", "pattern"}
     for wrong, said in (
-        ({"kind": "lenght"}, "reward_model, shared_reward_model, implicit"),
+        ({"kind": "lenght"}, "reward_model, shared_reward_model, pooled_reward, implicit"),
         ({}, "None is not one of"),
         ({"kind": "length", "unit": "word"}, "no option 'unit'"),
         ({"kind": "pattern", "pattern": 3}, "an option of the wrong type .*; fix it"),
