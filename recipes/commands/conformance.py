@@ -4,7 +4,7 @@
     align conformance trl:GRPOTrainer --set options.multi_objective_aggregation=normalize_then_sum
     align conformance ours:ppo path/to/adapter.py:train rule:GDPO
 
-Targets: `trl:TRAINER`, `ours:METHOD`, `FILE.py:FUNCTION` (docs/conformance.md: an adapter in 20 lines), and
+Targets: `trl:TRAINER`, `ours:METHOD`, `FILE.py:FUNCTION` (docs/conformance.md: an adapter in 30 lines), and
 `rule:NAME`, the exact fixed point of an update rule.
 """
 
