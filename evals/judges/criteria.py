@@ -14,7 +14,6 @@ scale, 0 the lowest and 1 the highest; `reverse` turns it.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -23,13 +22,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from align.errors import Outage, UserError
 from align.functional.thinking import answer_of
 from align.objectives.by_content import Scores
 from evals.items import Missing, digest
-from evals.judges.llm import Chat
+from evals.judges.llm import Chat, answer_lines, rubric_file
 
 QUESTION = Path(__file__).with_name("criteria.yaml")
 PLACES = ("mark", "request", "response", "criteria", "lines")
@@ -66,14 +63,14 @@ class Rubric:
     @classmethod
     def load(cls, path: str | Path) -> Rubric:
         """From a YAML file; UserError naming the file and its fault."""
-        content = _yaml(Path(path))
+        content = _mapping(Path(path))
         given, scale = content.get("criteria"), content.get("scale", [1, 5])
         if not isinstance(given, Mapping) or not given:
             raise UserError(f"{path}: a rubric has `criteria`, each NAME: what is asked; add them")
         for odd in sorted({str(key) for key in content} - {"name", "criteria", "scale", "text"}):
             raise UserError(f"{path}: a rubric has no key {odd!r}; it takes criteria, scale, text and name")
         criteria = {str(name): _criterion(name, entry, scale, where=f"{path}") for name, entry in given.items()}
-        text = content.get("text", _yaml(QUESTION)["text"])
+        text = content.get("text", _mapping(QUESTION)["text"])
         if not isinstance(text, str) or set(_PLACE.findall(text)) != set(PLACES):
             places = ", ".join(f"{{{place}}}" for place in PLACES)
             raise UserError(f"{path}: a rubric's text must hold {places}; fix the file, or leave text out")
@@ -95,7 +92,7 @@ class Rubric:
         unless each has one grade, on its scale.
         """
         found: dict[str, set[float]] = {name: set() for name in self.criteria}
-        for line in _lines(answer_of(answer)):
+        for line in answer_lines(answer_of(answer)):
             if (match := self._line.match(line.strip())) is not None:
                 name = next(name for name in found if name.lower() == match[1].lower())
                 read = _GRADE.fullmatch(match[2].strip().strip("*").strip())  # a sentence behind the name is no grade
@@ -131,27 +128,11 @@ def _criterion(name: object, entry: object, scale: object, *, where: str) -> Cri
     return Criterion(" ".join(asked["ask"].split()), float(ends[0]), float(ends[1]), bool(asked.get("reverse", False)))
 
 
-def _yaml(path: Path) -> Mapping[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: no rubric to read ({error.strerror}); check the path") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = "" if mark is None else f"line {mark.line + 1}: "
-        raise UserError(f"{path}: {line}a rubric is YAML in UTF-8 (put odd texts in quotes); fix the file") from None
+def _mapping(path: Path) -> Mapping[str, Any]:
+    content = rubric_file(path)
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: a rubric is a mapping with `criteria`; fix the file")
     return content
-
-
-def _lines(answer: str) -> list[str]:
-    """The lines of an answer; of a JSON object one for each of its entries."""
-    try:
-        entries = json.loads(answer)
-    except (ValueError, RecursionError):
-        return answer.splitlines()
-    return [f"{key}: {value}" for key, value in entries.items()] if isinstance(entries, dict) else []
 
 
 class RubricScorer:

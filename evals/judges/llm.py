@@ -64,7 +64,7 @@ def parse(answer: str) -> Grades | Missing:
     "4." are read) or in one JSON object, and on the menu; anything else is Missing("parse").
     """
     found: dict[str, set[str]] = {key: set() for key in MENU}
-    for line in _lines(answer_of(answer)):
+    for line in answer_lines(answer_of(answer)):
         if match := _LINE.match(line.strip()):
             found[match.group(1).lower()].add(match.group(2).strip().strip("*").strip())
     grades: dict[str, int] = {}
@@ -78,7 +78,7 @@ def parse(answer: str) -> Grades | Missing:
     return Grades(**grades)
 
 
-def _lines(answer: str) -> list[str]:
+def answer_lines(answer: str) -> list[str]:
     """The lines of an answer; of a JSON object one for each of its entries."""
     try:
         entries = json.loads(answer)
@@ -87,14 +87,21 @@ def _lines(answer: str) -> list[str]:
     return [f"{key}: {value}" for key, value in entries.items()] if isinstance(entries, dict) else []
 
 
-def load_rubric(path: str | Path = RUBRIC) -> str:
-    """The text of a rubric file: YAML with `text`, which holds {request}, {response} and {mark}; else UserError."""
+def rubric_file(path: str | Path) -> object:
+    """What a rubric's YAML file holds; UserError naming the line that is no YAML."""
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: no rubric to read ({error.strerror}); check the path") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise UserError(f"{path}: a rubric is YAML in UTF-8 with a key 'text'; fix the file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = "" if mark is None else f"line {mark.line + 1}: "
+        raise UserError(f"{path}: {line}a rubric is YAML in UTF-8 (put odd texts in quotes); fix the file") from None
+
+
+def load_rubric(path: str | Path = RUBRIC) -> str:
+    """The text of a rubric file: YAML with `text`, which holds {request}, {response} and {mark}; else UserError."""
+    content = rubric_file(path)
     text = content.get("text") if isinstance(content, dict) else None
     if not isinstance(text, str) or set(_PLACES.findall(text)) != {"mark", "request", "response"}:
         raise UserError(f"{path}: a rubric's 'text' must hold {{request}}, {{response}} and {{mark}}; fix the file")

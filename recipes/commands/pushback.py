@@ -15,20 +15,14 @@ from pathlib import Path
 from align.errors import UserError
 from evals.items import Json
 from recipes.commands import suites
+from recipes.commands.asked import Questioned
 from recipes.config import option, parse
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
-    model: str = option(help="a run, a Hugging Face folder or hub id, or a family's run (then add --weights)")
+class Config(Questioned):
     suite: tuple[str, ...] = option(help="multiple-choice suites by name, or files of rows with choices and label")
-    data: str | None = option(None, help="folder of the suites' files")
-    weights: str | None = option(None, help="the preference that a family is asked for")
     turns: str | None = option(None, help="rows with pressing and calm: what the user says after each answer, in order")
-    template: str = option("auto", help="auto, chat, hh or plain, as in align suites")
-    chat_template_kwargs: Mapping[str, object] | None = option(None, help="JSON for the chat template")
-    batch_size: int = option(64, help="prompts per batch; halved when the memory is full")
-    limit: int | None = option(None, help="only so many items of each suite, a fixed sample")
     out: str = option("runs/pushback", help="folder of the cells and the numbers")
 
 
@@ -77,11 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from recipes.pipeline.numbers import write_numbers
 
     turns = turns_of(config.turns)
-    options = suites.Options(
-        model=config.model, suite=config.suite, data=config.data, weights=config.weights, out=config.out,
-        template=config.template, chat_template_kwargs=config.chat_template_kwargs, batch_size=config.batch_size,
-        limit=config.limit, measure=("choices",),
-    )  # fmt: skip
+    options = suites.Options(**config.shared(Questioned), out=config.out, measure=("choices",))
     suites.check(options, where=where)
     chosen = chosen_suites(config.suite, data=config.data, limit=config.limit, measures=("choices",))
     for one in chosen:

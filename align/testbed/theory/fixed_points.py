@@ -266,28 +266,43 @@ def _finite(
         rows, inverse = np.unique(np.round(r, 12), axis=0, return_inverse=True)
         classes.append(GroupAdvantages(rows, weights=w, scale=scale, groups=groups))
         index.append(inverse.ravel())
-    advantage, residual, step = np.zeros(tree.leaf_rewards.shape[:-1]), np.inf, 0
-    while True:
-        conditionals = solve(tree, tree.levels(advantage), beta=beta, kl=kl)
-        leaf_logp = leaf_logprobs(tree, conditionals)
+
+    def target_of(leaf_logp: np.ndarray) -> np.ndarray:
         p = np.exp(leaf_logp).reshape(len(classes), -1)
         found, squares = [], []
         for table, inverse, mass in zip(classes, index, p, strict=True):
             a_C, square = table(np.bincount(inverse, weights=mass, minlength=len(table.rewards)))
             found.append(a_C[inverse])
             squares.append(square)
-        target = np.stack(found).reshape(advantage.shape)
+        target = np.stack(found).reshape(leaf_logp.shape)
         if scale == "gdpo":
             target = target / (np.sqrt(np.reshape(squares, lead).mean(-1))[..., None, None] + EPS)
         elif scale == "batch":
             mean, variance = moments(np.exp(leaf_logp), tree.leaf_rewards @ w)
             target = target / (np.sqrt(variance.mean(-1) + mean.var(-1))[..., None, None] + EPS)
+        return target
+
+    return of_advantages(tree, target_of, beta=beta, kl=kl, tolerance=tolerance, max_iterations=max_iterations)
+
+
+def of_advantages(
+    tree: Tree, target_of: Callable[[np.ndarray], np.ndarray], *, beta: float, kl: str, part: float = 1 / 4,
+    tolerance: float, max_iterations: int,
+) -> FixedPoint:  # fmt: skip
+    """The fixed point where no tilt of the rewards is known: of `target_of`, which takes (..., M) leaf log-probabilities
+    to (..., M) advantages. Each step goes `part` of the way to them; a constant on a prompt is no difference.
+    """
+    advantage, step = np.zeros(tree.leaf_rewards.shape[:-1]), 0
+    while True:
+        conditionals = solve(tree, tree.levels(advantage), beta=beta, kl=kl)
+        leaf_logp = leaf_logprobs(tree, conditionals)
+        target = target_of(leaf_logp)
         centred = target - advantage
         centred = centred - centred.mean(-1, keepdims=True)
         residual = float(np.abs(centred).max() / (1 + np.abs(target).max()))
         if residual <= tolerance or step == max_iterations:
             return FixedPoint(conditionals, leaf_logp, None, residual, step)
-        advantage = advantage + (target - advantage) / 4
+        advantage = advantage + part * (target - advantage)
         step += 1
 
 

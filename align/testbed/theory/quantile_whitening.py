@@ -10,10 +10,11 @@ Legend: P prompts of one batch, M leaves, K objectives.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
-from align.testbed.theory.fixed_points import FixedPoint, Tree, leaf_logprobs, solve
+from align.testbed.theory.fixed_points import FixedPoint, Tree, of_advantages
 from align.testbed.theory.group_advantages import EPS
 
 CERTAIN = 1e-12  # ranks are kept this far from 0 and 1, whose quantiles are infinite
@@ -65,16 +66,7 @@ def rdpo(
     No tilt of the rewards gives it: the advantage is a curve of each reward. Where `max_iterations` do not suffice, the
     residual says so.
     """
-    w, advantage, step = np.asarray(weights, float), np.zeros(tree.leaf_rewards.shape[:-1]), 0
-    ranks = below(tree.leaf_rewards)
-    while True:
-        conditionals = solve(tree, tree.levels(advantage), beta=beta, kl=kl)
-        leaf_logp = leaf_logprobs(tree, conditionals)
-        target = advantages(leaf_logp, ranks, weights=w)
-        centred = target - advantage
-        centred = centred - centred.mean(-1, keepdims=True)
-        residual = float(np.abs(centred).max() / (1 + np.abs(target).max()))
-        if residual <= tolerance or step == max_iterations:
-            return FixedPoint(conditionals, leaf_logp, None, residual, step)
-        advantage = advantage + (target - advantage) / 10
-        step += 1
+    target_of = partial(advantages, ranks=below(tree.leaf_rewards), weights=np.asarray(weights, float))
+    return of_advantages(
+        tree, target_of, beta=beta, kl=kl, part=1 / 10, tolerance=tolerance, max_iterations=max_iterations
+    )
