@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -119,7 +119,7 @@ def gradient_conflict(problem: Problem[P], settings: Settings, *, ledger: Ledger
         with plain_sampling(model, tokenizer, max_tokens=max_tokens) as ends:
             batch = draw(model, tokenizer, [row["prompt"] for row in rows], ends=ends, batch_size=batch_size)
         policy = attach_lora(model, lora_r) if lora_r else model  # a fresh adapter changes no distribution
-        scores_BK = _scores(batch, rows, objectives=objectives, tokenizer=tokenizer, ledger=ledger)
+        scores_BK = _scores(batch, rows, objectives=objectives, tokenizer=tokenizer, ends=ends, ledger=ledger)
         signals_BK = leave_one_out(scores_BK, group=samples)
         halves_B = np.arange(len(rows)) // samples % 2
         gradients = _Gradients(policy, ledger=ledger, batch_size=batch_size)
@@ -215,13 +215,14 @@ def _scores(
     *,
     objectives: Mapping[str, Objective],
     tokenizer: PreTrainedTokenizerBase,
+    ends: Sequence[int],
     ledger: Ledger,
 ) -> np.ndarray:
     """(B, K) scores in TRL's calling convention, nan where an objective does not apply."""
     ids = batch.responses()
     texts = [formatter(tokenizer).decode(response) for response in ids]
     columns = {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
-    asked: list[Callable[..., list[float | None]]] = [Metered(name, f, ledger) for name, f in objectives.items()]
+    asked = [Metered(name, f, ledger, ends=ends) for name, f in objectives.items()]
     found = [f([row["prompt"] for row in rows], texts, completion_ids=ids, **columns) for f in asked]
     return np.array([[math.nan if s is None else s for s in scores] for scores in found]).T
 

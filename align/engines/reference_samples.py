@@ -17,7 +17,7 @@ from align.errors import UserError
 from align.models import count_parameters, load_tokenizer
 from align.models.formats import formatter
 from align.models.load import load_to_read
-from align.models.sampling import Drawn, plain_sampling
+from align.models.sampling import Drawn, plain_sampling, told
 from align.objectives.base import Objective
 from align.objectives.metered import Metered
 from align.policies.best_of_n import ranking, weighted_sums
@@ -99,7 +99,7 @@ def draw_samples(
     ids, texts = [list(response.ids) for response in drawn], [response.text for response in drawn]
     given = {name: [prompts[i][name] for i in places] for name in columns}
     scores = {
-        name: Metered(name, objective, ledger)(asked, texts, **given, completion_ids=ids)
+        name: Metered(name, objective, ledger)(asked, texts, **given, **told(drawn))
         for name, objective in objectives.items()
     }
     return [

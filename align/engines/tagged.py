@@ -231,7 +231,7 @@ def sample(
     columns = {name: [row[name] for row, _ in asked] for name in asked[0][0] if name != "prompt"}
     by_objective = []
     for name, objective in objectives.items():
-        scores = Metered(name, objective, ledger)(plain, written, **columns, completion_ids=ids)
+        scores = Metered(name, objective, ledger, ends=ends)(plain, written, **columns, completion_ids=ids)
         if None in scores:
             raise UserError(f"objective {name} does not apply to {plain[scores.index(None)]!r}; leave that prompt out")
         by_objective.append([s for s in scores if s is not None])

@@ -129,9 +129,9 @@ class Trainer:
         torch.manual_seed(config.seed)  # of sampling, of the order of rows and of a new adapter
         asked = {name: f for (name, f), w in zip(problem.objectives.items(), weights, strict=True) if w}
         self.config, self.run, self.label = config, run, f"ppo {weights.label}"
-        self.actor = ActorCritic(problem.reference, config)
-        rewards, kept = onpolicy.metered(asked, ledger=run.ledger, policy=self.actor.policy), [w for w in weights if w]
-        self.rewards, self.weights, self.size = rewards, kept, count_parameters(self.actor.policy, embeddings=False)
+        actor = self.actor = ActorCritic(problem.reference, config)
+        self.rewards = onpolicy.metered(asked, ledger=run.ledger, policy=actor.policy, tokenizer=actor.tokenizer)
+        self.weights, self.size = [w for w in weights if w], count_parameters(actor.policy, embeddings=False)
         groups = self.actor.groups(weight_decay=config.weight_decay, value_learning_rate=config.value_learning_rate)
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
         updates = config.steps * config.epochs * config.minibatches

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from align.models.formats import formatter
 
@@ -29,6 +29,18 @@ class Drawn:
         """From a row of `generate` without its prompt, padded after its end."""
         stop = next((t for t, token in enumerate(ids) if token in ends), None)
         return cls(tuple(ids if stop is None else ids[: stop + 1]), stop is not None, text)
+
+
+class Told(TypedDict):
+    """What objectives are told of samples beside their texts: the ids that were drawn, and which of them ended."""
+
+    completion_ids: list[list[int]]
+    completion_ended: list[bool]
+
+
+def told(drawn: Sequence[Drawn]) -> Told:
+    """The columns of these samples for a call of an objective."""
+    return {"completion_ids": [list(one.ids) for one in drawn], "completion_ended": [one.ended for one in drawn]}
 
 
 def ending_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from align.data.comparisons import Row, ids_of, responses_of
 from align.errors import UserError
@@ -15,16 +16,20 @@ class Metered:
     """An objective under its name in the run, which charges every score it reads to the ledger.
 
     The name makes TRL's metric keys distinct (two functions of one name are averaged together in its log). `last` holds
-    the scores of the latest call, for callbacks that move the weights.
+    the scores of the latest call, for callbacks that move the weights. `ends`: the tokens at which the sampler ends a
+    response, so that an objective which cannot read its ids learns which of them were cut.
     """
 
-    def __init__(self, name: str, objective: Objective, ledger: Ledger) -> None:
-        self.__name__ = name
+    def __init__(self, name: str, objective: Objective, ledger: Ledger, *, ends: Sequence[int] = ()) -> None:
+        self.__name__, self.ends = name, ends
         self.objective, self.ledger = objective, ledger
         self.last: list[float | None] = []
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: object) -> list[float | None]:
         """One score or None per completion; ValueError on another number of scores or one that is not finite."""
+        ids: Any = columns.get("completion_ids")
+        if self.ends and ids is not None:
+            columns = {"completion_ended": [len(one) > 0 and int(one[-1]) in self.ends for one in ids], **columns}
         scores = [None if s is None else float(s) for s in self.objective(prompts, completions, **columns)]
         if len(scores) != len(completions):
             raise ValueError(f"objective {self.__name__} gave {len(scores)} scores for {len(completions)} completions")
@@ -33,6 +38,12 @@ class Metered:
         self.ledger.add(scores_read=sum(s is not None for s in scores))
         self.last = scores
         return scores
+
+
+def objectives_of(functions: Sequence[object]) -> list[Metered]:
+    """The metered objectives among reward functions, those inside a weighted sum (its `objectives`) included."""
+    found = [f for function in functions for f in (function, *getattr(function, "objectives", ()))]
+    return list(dict.fromkeys(f for f in found if isinstance(f, Metered)))
 
 
 def objective_scores(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from align.errors import UserError
-from align.models.sampling import Drawn
+from align.models.sampling import Drawn, told
 from align.objectives import OBJECTIVES, RewardModelObjective, build_objective
 from align.objectives.base import Objective
 from align.policies.base import ModelPolicy, Policy, found_model, shared_fields, stored_model, write_family
@@ -138,8 +138,7 @@ class BestOfNPolicy:
             for i in range(n)
         ]
         every = [response for responses in drawn for response in responses]
-        texts, ids = [response.text for response in every], [list(response.ids) for response in every]
-        scores = list(self.score(list(prompts) * n, texts, completion_ids=ids))
+        scores = list(self.score(list(prompts) * n, [response.text for response in every], **told(every)))
         rng = random.Random(f"best of n {seed}")
         best = [ranking(scores[row::count], rng=rng)[0] for row in range(count)]
         return [drawn[i][row] for row, i in enumerate(best)]

@@ -99,6 +99,8 @@ def _answers_of(
     objectives: Mapping[str, Any],
     sampling: Sampling,
 ) -> list[SampledAnswer]:
+    from align.models.sampling import told
+
     answers: list[SampledAnswer] = []
     texts = [row["prompt"] for row in rows]
     plain = [row.get("plain", row["prompt"]) for row in rows]  # what judges read in place of a shifted prompt
@@ -111,10 +113,7 @@ def _answers_of(
         )
         completions = [response.text for response in drawn]
         read = completions if plain == texts else _decoded(shift, completions)
-        as_drawn = {
-            "completion_ids": [list(response.ids) for response in drawn],
-            "completion_ended": [response.ended for response in drawn],
-        }
+        as_drawn = told(drawn)
         scores_K = [_scores(name, objective, plain, read, **as_drawn) for name, objective in objectives.items()]
         shifted_K = scores_K
         if plain != texts:

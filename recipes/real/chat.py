@@ -98,6 +98,7 @@ def best_of(
     asked: BestOf, seed: int,
 ) -> Metrics:  # fmt: skip
     """Best-of-n curves of the reference's samples: chosen by our reward model, paid by the judge of the objective."""
+    from align.models.sampling import told
     from align.objectives import RewardModelObjective
     from align.policies.base import ModelPolicy
     from evals.tables.overoptimisation import curve_table
@@ -113,7 +114,7 @@ def best_of(
         sides = []
         for run in (proxies[name], judges[name]):
             found = RewardModelObjective(run.path, name=name)(
-                texts, [reply.text for reply in drawn], completion_ids=[list(reply.ids) for reply in drawn]
+                texts, [reply.text for reply in drawn], **told(drawn)
             )
             scores = [score for score in found if score is not None]  # all: the same template drew
             sides.append([scores[i : i + n] for i in range(0, len(scores), n)])

@@ -236,7 +236,7 @@ def pairs(
     """Two samples of the reference per training prompt, and comparisons of demonstrations, scored by the reward models
     in z units of all these replies. Samples keep their ids: one that was cut is scored and trained without an end.
     """
-    from align.models.sampling import Drawn
+    from align.models.sampling import Drawn, told
     from align.objectives import RewardModelObjective, ZScore, save_normalizer
     from align.policies.base import ModelPolicy
 
@@ -254,7 +254,7 @@ def pairs(
     columns, names = [], data.metrics["names"]  # whose order is in the data's key, where a mapping's is in none
     for name in names:
         objective = RewardModelObjective(reward_models[name].path, name=name)
-        scores = objective(texts + texts, [reply.text for reply in replies], completion_ids=ids)
+        scores = objective(texts + texts, [reply.text for reply in replies], **told(replies))
         normalizer = ZScore.fit(scores)
         save_normalizer(normalizer, work.folder / f"normalizer-{name}.json")
         columns.append(normalizer(scores))

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from align.functional.conflict import covariance_of_groups, rank_correlation_of_groups
-from align.objectives.metered import Metered
+from align.objectives.metered import Metered, objectives_of
 from align.training.common import Remembering
 
 if TYPE_CHECKING:
@@ -55,12 +55,6 @@ def attach(trainer: Trainer) -> ConflictLog | None:
     log = ConflictLog(trainer, objectives=objectives)
     trainer.add_callback(log)
     return log
-
-
-def objectives_of(functions: Sequence[object]) -> list[Metered]:
-    """The metered objectives among reward functions, those inside a weighted sum (its `objectives`) included."""
-    found = [f for function in functions for f in (function, *getattr(function, "objectives", ()))]
-    return list(dict.fromkeys(f for f in found if isinstance(f, Metered)))
 
 
 class Kept:

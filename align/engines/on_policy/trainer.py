@@ -32,7 +32,7 @@ from align.models.formats import formatter
 from align.models.sampling import ending_ids, plain_config, sampled_model, stop_at
 from align.models.shared_backbone import bind
 from align.objectives.base import Objective
-from align.objectives.metered import Metered
+from align.objectives.metered import Metered, objectives_of
 from align.runs import Ledger, Workspace
 from align.training.common import drop_checkpoints, finish_trainer, resume_point
 from align.training.model_settings import refuse_lora_dropout
@@ -113,15 +113,18 @@ def required_prompts(problem: Problem[P], *, method: str) -> Sequence[Row]:
 
 
 def metered(
-    objectives: Mapping[str, Objective], *, ledger: Ledger, policy: PreTrainedModel | None = None
-) -> list[Metered]:
+    objectives: Mapping[str, Objective], *, ledger: Ledger, policy: PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> list[Metered]:  # fmt: skip
     """The objectives as TRL's `reward_funcs`, each under its own name and charged for what it scores.
 
-    `policy`: the model in training, whose backbone objectives may share (`build_trainer` gives it itself).
+    `policy`: the model in training, whose backbone objectives may share, and its tokenizer, for the tokens that end its
+    responses (`build_trainer` sees to both itself).
     """
     if policy is not None:
         bind(objectives.values(), policy)
-    return [Metered(name, objective, ledger) for name, objective in objectives.items()]
+    ends = () if policy is None or tokenizer is None else ending_ids(sampled_model(policy), tokenizer)
+    return [Metered(name, objective, ledger, ends=ends) for name, objective in objectives.items()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +188,8 @@ def build_trainer(
 
     model = model_to_train(problem.reference, config) if start.model is None else start.model
     tokenizer = formatted(load_tokenizer(problem.reference) if start.tokenizer is None else start.tokenizer)
-    stop_at(ending_ids(model, tokenizer), model)
+    ends = ending_ids(model, tokenizer)
+    stop_at(ends, model)
     most = config.max_completion_length
     said, left_out = sayable(problem.prompts or (), formatter(tokenizer), model=model, max_tokens=most)
     check_prompts(said, model=model, tokenizer=tokenizer, max_tokens=most)
@@ -236,6 +240,8 @@ def build_trainer(
     trainer.add_callback(PlainSampling(max_tokens=config.max_completion_length))
     trainer.prompts_left_out = left_out
     bind(funcs, trainer.model)
+    for objective in objectives_of(funcs):
+        objective.ends = ends
     if penalty is not None:
         penalty.trainer = trainer
     if held:

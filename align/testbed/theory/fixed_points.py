@@ -289,8 +289,8 @@ def of_advantages(
     tree: Tree, target_of: Callable[[np.ndarray], np.ndarray], *, beta: float, kl: str, part: float = 1 / 4,
     tolerance: float, max_iterations: int,
 ) -> FixedPoint:  # fmt: skip
-    """The fixed point where no tilt of the rewards is known: of `target_of`, which takes (..., M) leaf log-probabilities
-    to (..., M) advantages. Each step goes `part` of the way to them; a constant on a prompt is no difference.
+    """The fixed point where no tilt of the rewards is known: of `target_of`, from (..., M) leaf log-probabilities to
+    (..., M) advantages. Each step goes `part` of the way to them; a constant on a prompt is no difference.
     """
     advantage, step = np.zeros(tree.leaf_rewards.shape[:-1]), 0
     while True:
