@@ -195,7 +195,7 @@ def write_page(table: Entry, *, folder: Path, command: str) -> None:
     text = render(
         Path(__file__).with_name("page.md.j2"), table=table, command=command, bar=BAR, parts=PARTS, verdicts=VERDICTS,
         classes=REGIONS, rivals=list(RIVALS), rules=[*ABLATIONS, *OTHERS], signals=SIGNALS, verdict=verdict,
-        by_truth=by_truth, earning=earning,
+        by_truth=by_truth, earning=earning, in_order=in_order,
     )  # fmt: skip
     files = {
         "attribution_thresholds.json": json.dumps(table["thresholds"], indent=1) + "\n",
@@ -219,8 +219,13 @@ def verdict(found: Sequence[Entry], *, bar: float) -> str:
 
 def earning(result: Entry) -> list[str]:
     """The signals that earn their place: the full set beats the verdict without them, and not by chance."""
-    gains = {name.removeprefix("without "): entry["gain"]["ci"] for name, entry in result["ablations"].items()}
-    return [name for name, pair in gains.items() if pair is not None and pair[0] > 0]
+    gains = {name: entry["gain"]["ci"] for name, entry in in_order(result["ablations"], list(ABLATIONS))}
+    return [name.removeprefix("without ") for name, pair in gains.items() if pair is not None and pair[0] > 0]
+
+
+def in_order(entries: Entry, names: Sequence[str]) -> list[tuple[str, Entry]]:
+    """The entries of these names, in their order: a table that was read back has its keys in another one."""
+    return [(name, entries[name]) for name in names if name in entries]
 
 
 def by_truth(rows: Sequence[Entry]) -> dict[str, list[Entry]]:
