@@ -12,13 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from align.errors import UserError
+from align.models.sampling import Drawn
 from align.policies.base import Policy
 from evals.attribution.sampled_parts import SOURCES, Pool, sampled_parts
 from evals.items import Json, seed_of
 from evals.measure.sampling import Sampling
 
 Rows = Sequence[Mapping[str, str]]
-Reward = Callable[[Sequence[str], Sequence[str]], np.ndarray]  # (plain prompts, responses) -> (N,) w.r
+Reward = Callable[[Sequence[str], Sequence[Drawn]], np.ndarray]  # (plain prompts, responses) -> (N,) w.r
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def parts_of(
             responses.append(
                 model.draw(prompts, max_new_tokens=sampling.max_new_tokens, seed=seed, batch_size=sampling.batch_size)
             )
-    values_NP = np.stack([reward(texts["plain"], [one.text for one in each]) for each in responses])
+    values_NP = np.stack([reward(texts["plain"], each) for each in responses])
     logp = {
         source: np.array([model.sequence_logprobs(prompts, each) for each in responses])
         for source, (model, prompts) in places.items()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from align.errors import UserError
+from align.models.sampling import Drawn, told
 from align.runs import RUN_FILE, open_run
 from evals.attribution.model_pools import asked_of, parts_of
 from evals.items import NO_SHIFT, Json
@@ -124,9 +125,9 @@ def _under(shift: str, point: Point, *, reference: Policy, judged: Judged, beta:
         control=None if control is None else judged.prompts[control],
     )  # fmt: skip
 
-    def reward(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
-        texts = [decode(text) for text in responses]
-        scores_KN = [objective(prompts, texts) for objective in judged.objectives.values()]
+    def reward(prompts: Sequence[str], responses: Sequence[Drawn]) -> np.ndarray:
+        texts = [decode(response.text) for response in responses]
+        scores_KN = [objective(prompts, texts, **told(responses)) for objective in judged.objectives.values()]
         if any(score is None for scores in scores_KN for score in scores):
             raise UserError("an objective has no score of some responses")
         return np.array(point.preference) @ np.array(scores_KN, dtype=float)

@@ -35,9 +35,9 @@ class TwoResponses:
         return [float(np.log(p if c.text == "good" else 1 - p)) for q, c in pairs for p in [self.table[q.split()[0]]]]
 
 
-def is_good(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+def is_good(prompts: Sequence[str], responses: Sequence[Text]) -> np.ndarray:
     assert all(prompt.startswith("plain") for prompt in prompts), "rewards read the plain prompt"
-    return np.array([float(text == "good") for text in responses])
+    return np.array([float(response.text == "good") for response in responses])
 
 
 def found(policy: TwoResponses, reference: TwoResponses, *, control: str) -> dict[str, float | None]:
