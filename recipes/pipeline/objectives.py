@@ -80,16 +80,15 @@ def _cost(argument: str, *, name: str) -> list[Objective]:
 def _ensemble(argument: str, *, name: str, penalty: float = 1.0) -> list[Objective]:
     from align.objectives import Ensemble
 
-    listed, _, combine = argument.rpartition(":")
-    runs = [run.strip() for run in listed.split(",") if run.strip()]
+    runs = _members(argument)
     if len(runs) < 2:
         raise UserError(f"an ensemble is written {KINDS['ensemble'].form}; name two runs or more")
     members = [_rule_or_model(Named(run, run)) for run in runs]
-    return [Ensemble(members, combine=combine, penalty=penalty, name=name)]
+    return [Ensemble(members, combine=argument.rpartition(":")[2], penalty=penalty, name=name)]
 
 
-def _of_ensemble(argument: str) -> Sequence[str]:
-    return argument.rpartition(":")[0].split(",")
+def _members(argument: str) -> Sequence[str]:
+    return [run.strip() for run in argument.rpartition(":")[0].split(",") if run.strip()]
 
 
 def _judge(argument: str, *, name: str, folder: Path | None = None, **options: object) -> list[Objective]:
@@ -121,7 +120,7 @@ OURS = ("argument", "name", "folder")  # what a kind is given beside the options
 KINDS: dict[str, Kind] = {
     "judge": Kind("judge:RUBRIC.yaml@http://HOST/v1", _judge, _of_judge, learned=True),
     "classifier": Kind("classifier:DIR@LABEL", _classifier, _whole, learned=True),
-    "ensemble": Kind("ensemble:RUN,RUN:mean|min|mean-std", _ensemble, _of_ensemble, learned=True),
+    "ensemble": Kind("ensemble:RUN,RUN:mean|min|mean-std", _ensemble, _members, learned=True),
     "cost": Kind("cost:RUN", _cost, _whole, learned=True),
     "verifier": Kind("verifier:exact_match", _verifier, _nothing, learned=False),
     "function": Kind("path/to/file.py:function", _function, lambda text: [text.rpartition(":")[0]], learned=False),
@@ -169,7 +168,7 @@ def objective_keys(entries: Sequence[Entry]) -> dict[str, str]:
         if not isinstance(read, Named):
             places = {k: content_key(v) for k, v in read.items() if isinstance(v, str) and Path(v).exists()}
             keys[f"objective {read.get('name', i)}"] = fingerprint({"entry": read, "contents": places})
-        elif isinstance(entry, str) and read.kind is None and not read.negated:
+        elif read == Named(read.name, read.source):  # a rule or a model, and nothing said beside it
             keys[f"objective {read.name}"] = content_key(read.source)
         else:
             named = [read.normalizer] if read.normalizer else []
@@ -256,26 +255,25 @@ def _of_kind(read: Named, folder: Path | None) -> list[Objective]:
 
 
 def _rule_or_model(read: Named) -> Objective:
-    from align.objectives import OBJECTIVES, Negated, RewardModelObjective, build_objective
+    from align.objectives import OBJECTIVES, Negated, build_objective
     from align.objectives.pooled_reward import is_pooled
 
-    if read.source in OBJECTIVES and not Path(read.source).exists():
-        return build_objective({**read.options, "kind": read.source, "name": read.name})
-    place = split_head(read.source)[0]
-    if not Path(place).exists() and "/" not in place:
-        forms = ", ".join(kind.form for kind in KINDS.values())
-        raise UserError(
-            f"objective {read.name}={place}: {place} is no folder, no kind of rule ({', '.join(OBJECTIVES)}) and no "
-            f"hub id (OWNER/NAME); other kinds are written {forms}"
-        )
-    model = "pooled_reward" if is_pooled(place) else "reward_model"
-    if model == "reward_model":
-        model_dir(place)  # now, not after a minute or hours
-    known = [name for name in inspect.signature(OBJECTIVES[model]).parameters if name not in ("path", "name")]
-    _check_options(read.options, known)
-    if is_cost_model(place):
-        return Negated(RewardModelObjective(read.source, name=read.name), name=read.name)
-    return build_objective({**read.options, "kind": model, "path": read.source, "name": read.name})
+    kind, place = read.source, split_head(read.source)[0]
+    given = {"name": read.name}
+    if kind not in OBJECTIVES or Path(kind).exists():
+        if not Path(place).exists() and "/" not in place:
+            forms = ", ".join(one.form for one in KINDS.values())
+            raise UserError(
+                f"objective {read.name}={place}: {place} is no folder, no kind of rule ({', '.join(OBJECTIVES)}) and "
+                f"no hub id (OWNER/NAME); other kinds are written {forms}"
+            )
+        kind = "pooled_reward" if is_pooled(place) else "reward_model"
+        if kind == "reward_model":
+            model_dir(place)  # now, not after a minute or hours
+        given["path"] = read.source
+    _check_options(read.options, [n for n in inspect.signature(OBJECTIVES[kind]).parameters if n not in given])
+    made = build_objective({**read.options, **given, "kind": kind})
+    return Negated(made, name=read.name) if "path" in given and is_cost_model(place) else made
 
 
 def is_cost_model(place: str) -> bool:

@@ -244,11 +244,12 @@ def test_reward_models_costs_and_ensembles(
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     out, path = tmp_path / "scores.jsonl", str(models["cost"])
     raw = f"{{name: raw, kind: reward_model, path: {path}}}"
-    asked = ["score", str(tmp_path / "rows.jsonl"), "--out", str(out), "--objectives", *names, raw]
+    twice = f"{{spec: twice={path}, scale: 2}}"
+    asked = ["score", str(tmp_path / "rows.jsonl"), "--out", str(out), "--objectives", *names, raw, twice]
     assert main(asked) == 0
     for line in out.read_text().splitlines():
         s = json.loads(line)["scores"]
-        assert s["cost"] == s["price"] == -s["raw"] != 0
+        assert s["cost"] == s["price"] == -s["raw"] == s["twice"] / 2 != 0
         a, b = s["rm"], s["other"]
         assert (s["mean"], s["worst"]) == pytest.approx(((a + b) / 2, min(a, b)))
         assert s["careful"] == pytest.approx((a + b) / 2 - abs(a - b) / 2)  # the spread of two is half their distance
@@ -289,6 +290,7 @@ def test_a_classifier(many_tokens: str, rows: Path, tmp_path: Path) -> None:
         ("{{spec: 'a=verifier:json', colum: x}}", "objective a=verifier:json: no option 'colum'; it takes none"),
         ("{{spec: 'a=ensemble:{rm},{rm}:mean', penalti: 2}}", "no option 'penalti'; did you mean penalty?"),
         ("{{spec: 'a=judge:r.yaml@m', tokens: 2}}", "no option 'tokens'"),
+        ("{{spec: 'a=length', name: b}}", "objective a=length: no option 'name'"),
         ("=x", "is not NAME=SOURCE"),
         ("a=verifyer:json", "no kind of rule"),
     ],

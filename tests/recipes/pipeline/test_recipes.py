@@ -168,6 +168,19 @@ def test_a_fingerprint_sees_what_an_objective_is_read_from(tmp_path: Path) -> No
     assert objective_keys([entry]) == objective_keys([dict(entry)])
 
 
+def test_a_fingerprint_sees_options_in_quotes_and_every_member_of_an_ensemble(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    plain = [f"a={tmp_path}/one"]
+    scaled = [f"{{spec: a={tmp_path}/one, scale: {scale}}}" for scale in (2, 3)]
+    assert len({str(objective_keys([entry])) for entry in (*plain, *scaled)}) == 3
+    both = [f"a=ensemble:{tmp_path}/one, {tmp_path}/two:mean"]
+    first = objective_keys(both)
+    (tmp_path / "two" / "config.json").write_text("{} ")
+    assert objective_keys(both) != first
+
+
 def test_a_row_says_what_each_of_its_points_optimises() -> None:
     assert joined_claims({"0,1": "J at w = 0,1, rloo", "1,0": "J at w = 1,0, rloo"}) == "J at each w, rloo"
     apart = joined_claims({"0,1": "J at w = 0,1 for b", "1,0": "J at w = 1,0 for a"})
