@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from align.errors import UserError
+from align.errors import Outage, UserError
 from align.models.sampling import Drawn, told
 from align.runs import RUN_FILE, open_run
 from evals.attribution.model_pools import asked_of, parts_of
@@ -106,6 +106,8 @@ def drop_parts(
             )  # fmt: skip
             try:
                 parts = _under(shift, point, reference=reference, judged=judged, beta=one.beta)
+            except Outage:
+                raise
             except (UserError, ValueError) as error:
                 found.append(dataclasses.replace(one, why=str(error)))
                 continue

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from align.errors import Outage, UserError
 from align.models.sampling import Drawn
 from align.preferences import Weights
 from evals.measure.sampling import Point, Sampling
@@ -40,3 +41,22 @@ def test_a_response_that_was_cut_is_scored_as_cut(monkeypatch: pytest.MonkeyPatc
     reference: Any = object()
     drop_parts.drop_parts([point], reference=reference, judged=judged, betas={"row": 0.1}, conflict=True)
     assert read["rewards"] == pytest.approx(np.array([0.7 + 0.6, 0.3])) and read["prompts"] == ["a", "b"]
+
+
+def test_an_outage_is_no_reason_to_print_no_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault of the rows is a line; a judge that is away ends the command, so that the same one goes on later."""
+    errors = iter([UserError("no base item is on both sides"), Outage("the judge is away")])
+
+    def parts_of(policy: Any, reference: Any, **_: Any) -> dict[str, Any]:
+        raise next(errors)
+
+    monkeypatch.setattr(drop_parts, "parts_of", parts_of)
+    rows = [{"item": "a", "prompt": "a"}]
+    judged = drop_parts.Judged(
+        prompts={"none": rows, "dressed": rows}, controls={}, objectives={}, sampling=Sampling(samples=1)
+    )
+    point: Any = Point("row", Weights((0.7, 0.3)), object())
+    asked: dict[str, Any] = {"reference": object(), "judged": judged, "betas": {"row": 0.1}, "conflict": True}
+    assert drop_parts.drop_parts([point], **asked)[0].why == "no base item is on both sides"
+    with pytest.raises(Outage):
+        drop_parts.drop_parts([point], **asked)
