@@ -20,6 +20,7 @@ from align.errors import UserError
 from align.runs import Ledger, Metrics, model_dir, run_stage
 from recipes.config import option, parse, section_field, with_flags
 from recipes.pipeline.inputs import closing_line, content_key
+from recipes.pipeline.objectives import is_cost_model
 
 if TYPE_CHECKING:
     from align.data import CleanConfig
@@ -95,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if config.pooled:
         print("note: --pooled solves for the reward; keys of training are not read", file=sys.stderr)
         keyed = {"cleaning": config.cleaning, "pooled": config.solve, "objective": config.objective}
+        keyed |= {"seed": config.seed} if config.seed else {}  # of the validation prompts, and nothing else
     keyed |= {"held_out": config.held_out, "limit": config.limit}
     inputs = {"model": content_key(config.model), "data": content_key(config.data)}
     print(closing_line(run_stage(config.out, stage="reward-model", config=keyed, body=body, inputs=inputs)))
@@ -105,6 +107,9 @@ def _average(config: Config) -> int:
     """Weights of several reward models averaged, equally (WARM, Rame et al. 2024, arXiv 2401.12187)."""
     if config.model or config.data or config.pooled or len(config.average) < 2:
         raise UserError("--average takes at least two runs of reward models and, beside them, --out alone")
+    costs = [run for run in config.average if is_cost_model(run)]
+    if costs:
+        raise UserError(f"--average: {costs[0]} is a cost model, of which less is better; average reward models alone")
 
     def body(folder: Path, ledger: Ledger) -> Metrics:
         from align.policies.merging import average_scorers

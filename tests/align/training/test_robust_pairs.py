@@ -16,9 +16,11 @@ from align.errors import UserError
 from align.models import load_scorer, load_tokenizer, save_model
 from align.objectives import RewardModelObjective, learned_reward
 from align.policies.merging import average_scorers
+from align.runs import run_stage
 from align.training.cost_model import CostModelConfig
 from align.training.reward_model import RewardModelConfig
 from align.training.robust_pairs import SmoothedLoss, matched_by_length
+from recipes.pipeline.objectives import COST_MODEL
 
 
 class Plain:
@@ -91,10 +93,23 @@ def test_the_command_averages_solves_and_refuses(
     better, worse = learned_reward(tmp_path / "p")(["say 1 :"] * 2, [" sure", " sorry bread is clay"])
     assert better is not None and worse is not None and better > worse
     printed = capsys.readouterr()
+    other = ["--pooled", "--model", str(tiny_model), "--data", str(tmp_path / "pairs.jsonl"), "--seed", "1"]
+    with pytest.raises(UserError, match="seed"):  # other prompts are held out: another run
+        main([*other, "--out", str(tmp_path / "p")])
     assert "evidence" in printed.out and "keys of training are not read" in printed.err
     for arguments, word in ((["--out", "x"], "--model and --data"), (["--average", "one"], "at least two")):
         with pytest.raises(UserError, match=word):
             main(arguments)
+
+
+def test_cost_models_are_not_averaged_into_a_reward_model(scorers: list[Path], tmp_path: Path) -> None:
+    """The average would be read as a reward model, whose sign is the other one."""
+    from recipes.commands.reward_model import main
+
+    cost = tmp_path / "cost"
+    run_stage(cost, stage=COST_MODEL, config={}, body=lambda folder, ledger: {})
+    with pytest.raises(UserError, match="is a cost model"):
+        main(["--average", str(scorers[0]), str(cost), "--out", str(tmp_path / "warm")])
 
 
 def test_options_are_checked() -> None:
