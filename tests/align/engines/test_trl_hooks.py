@@ -358,6 +358,16 @@ def test_dpo_drops_rows_whose_prompt_fills_the_length(many_tokens: str, tmp_path
 # ----------------------------------------------------------------------------------------- callbacks, other trainers
 
 
+def test_a_checkpoint_can_be_written_between_steps(one_token: str, tmp_path: Path) -> None:
+    """What an outage leaves (align/engines/on_policy/outage.py): transformers has no public way to write one."""
+    trainer = rl_trainer(one_token, tmp_path, steps=1)
+    trainer.train()
+    trainer._save_checkpoint(trainer.model, None)
+    (written,) = Path(trainer.args.output_dir).glob("checkpoint-1")
+    needed = {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
+    assert needed <= {file.name for file in written.iterdir()}
+
+
 @pytest.mark.parametrize("kind", ["rloo", "grpo", "dpo"])
 def test_the_ledger_counts_the_tokens_that_a_trainer_fed(kind: str, many_tokens: str, tmp_path: Path) -> None:
     from align.training.common import finish_trainer
