@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from align.data.columns import as_completion, asked, earlier, joined, prompt_text, renamed, replies, said, turns_in
 from align.data.hh import comparison, comparisons_in
@@ -209,10 +209,10 @@ def _in_conversation(
 
 
 def columns_by_prompt(
-    sources: Mapping[str, str], columns: Sequence[str], *, limit: int | None = None
+    sources: Mapping[str, str], columns: Sequence[str], *, optional: Collection[str] = (), limit: int | None = None
 ) -> dict[str, dict[str, object]]:
     """Column -> prompt -> value, of the rows that `load_training_rows` makes prompts of; rows without a value are left
-    out.
+    out, and `optional` columns that no row has.
 
     Raises:
         UserError: a column that no row has, and a prompt with two values.
@@ -236,12 +236,12 @@ def columns_by_prompt(
                         "objectives find it by the prompt; keep one of the two rows"
                     )
     for column, values in found.items():
-        if not values:
+        if not values and column not in optional:
             raise UserError(
                 f"{', '.join(sources.values())}: no row has a column {column!r}, which an objective reads; add it, or "
                 "leave that objective out"
             )
-    return found
+    return {column: values for column, values in found.items() if values}
 
 
 def unique_prompts(rows: Sequence[Row]) -> list[dict[str, str]]:

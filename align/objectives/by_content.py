@@ -16,6 +16,7 @@ from align.errors import UserError
 from align.objectives.base import Objective, as_texts
 
 Scores = tuple[float | None, ...]  # one for each part; None: does not apply, or could not be found out
+DRAWN = ("completion_ids", "completion_ended")  # what a sampler says beside a reply: no column of the rows
 MOST_KEPT = 200_000  # contents in memory, about 50 MB; the oldest are asked again
 
 
@@ -88,6 +89,8 @@ class Kept:
             if values is None and name in self.scorer.optional:
                 continue
             if not isinstance(values, (list, tuple)) or len(values) != count:
+                if name in DRAWN:
+                    raise UserError(f"objective {self.name} reads {name}, and these replies have their text alone")
                 raise UserError(
                     f"objective {self.name} reads a column {name!r}, which is not given; add it to the rows"
                 )
@@ -143,11 +146,15 @@ def _key(prompt: str, completion: str, columns: Mapping[str, object]) -> str:
 
 
 class Part:
-    """One score of a scorer as an objective; `columns` are those of the rows that it reads."""
+    """One score of a scorer as an objective; `columns` of the rows are those that it needs, `optional` may be there."""
 
     def __init__(self, kept: Kept, part: str, *, name: str) -> None:
         self.kept, self.index, self.__name__ = kept, kept.scorer.parts.index(part), name
-        self.columns, self.learned = kept.scorer.columns, kept.scorer.learned
+        self.columns, self.optional = (
+            tuple(column for column in columns if column not in DRAWN)
+            for columns in (kept.scorer.columns, kept.scorer.optional)
+        )
+        self.learned = kept.scorer.learned
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: object) -> list[float | None]:
         prompts, completions = as_texts(prompts, completions)
@@ -170,21 +177,26 @@ def parts_within(objective: object) -> list[Part]:
     return [part for one in inner for part in parts_within(one)]
 
 
-def columns_read(objective: object) -> tuple[str, ...]:
-    """The columns of the rows that an objective reads."""
+def columns_needed(objective: object) -> tuple[str, ...]:
+    """The columns of the rows that an objective cannot do without."""
     return tuple(dict.fromkeys(name for part in parts_within(objective) for name in part.columns))
+
+
+def columns_read(objective: object) -> tuple[str, ...]:
+    """The columns of the rows that an objective reads, also those that need not be there."""
+    return tuple(dict.fromkeys(name for one in parts_within(objective) for name in (*one.columns, *one.optional)))
 
 
 class FromRows:
     """An objective that finds the columns it reads by the prompt, wherever it is asked without them.
 
-    `table` is column -> prompt -> value. A prompt whose row has no value gets None there. UserError for a value that
-    the objective cannot use.
+    `table` is column -> prompt -> value; an optional column may be left out. A prompt whose row has no value gets None
+    there. UserError for a value that the objective cannot use.
     """
 
     def __init__(self, objective: Objective, table: Mapping[str, Mapping[str, object]]) -> None:
         self.objective, self.__name__ = objective, objective.__name__
-        self.table = {name: table[name] for name in columns_read(objective)}
+        self.table = {n: table[n] for n in columns_read(objective) if n in table or n in columns_needed(objective)}
         for part in parts_within(objective):
             part.kept.scorer.check({name: table[name] for name in part.columns})
         self.learned = getattr(objective, "learned", False)

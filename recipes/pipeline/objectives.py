@@ -153,10 +153,11 @@ def with_columns(
     value that an objective cannot use.
     """
     from align.data.sources import columns_by_prompt
-    from align.objectives.by_content import FromRows, columns_read
+    from align.objectives.by_content import FromRows, columns_needed, columns_read
 
     asked = dict.fromkeys(column for objective in objectives.values() for column in columns_read(objective))
-    table = columns_by_prompt(sources, tuple(asked), limit=limit)
+    needed = {column for objective in objectives.values() for column in columns_needed(objective)}
+    table = columns_by_prompt(sources, tuple(asked), optional=asked.keys() - needed, limit=limit)
     return {n: FromRows(one, table) if columns_read(one) else one for n, one in objectives.items()}
 
 

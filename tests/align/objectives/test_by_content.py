@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from align.data.sources import columns_by_prompt
 from align.errors import Outage, UserError
 from align.objectives import Negated, Normalized, ZScore
-from align.objectives.by_content import FromRows, Scores, columns_read, objectives_of
+from align.objectives.by_content import FromRows, Scores, columns_needed, columns_read, objectives_of
+from align.objectives.functions import function
 from align.objectives.verifiers import VERIFIERS, Verifier, json_in, verifier
 
 
@@ -83,6 +85,43 @@ def test_columns_are_found_by_the_prompt_through_every_wrapper() -> None:
     assert found(["p"], ["a"], hint=["hhhhh"]) == [-2.0]  # what is given wins
     assert found.__name__ == "n" and found.learned is False
     assert pickle.loads(pickle.dumps(found))(["p"], ["a"]) == [-1.0]
+
+
+FUNCTIONS = """
+def hinted(completions, hint="none"):
+    return [float(len(h)) for h in hint] if isinstance(hint, list) else [-1.0] * len(completions)
+
+def drawn(completions, completion_ids):
+    return [float(len(ids)) for ids in completion_ids]
+
+def broken(completions):
+    return [1 / 0]
+"""
+
+
+def test_a_function_gets_optional_columns_where_rows_have_them_and_what_was_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("f.py").write_text(FUNCTIONS)
+    Path("with.jsonl").write_text('{"prompt": "p", "hint": "hhh"}\n{"prompt": "q", "hint": "h"}\n')
+    Path("without.jsonl").write_text('{"prompt": "p"}\n')
+    (hinted,) = function("f.py:hinted", name="f")
+    (drawn,) = function("f.py:drawn", name="g")
+    assert columns_read(hinted) == ("hint",) and columns_needed(hinted) == () == columns_read(drawn)
+
+    def found(file: str) -> Any:
+        table = columns_by_prompt({"rows": file}, columns_read(hinted), optional=columns_read(hinted))
+        return FromRows(hinted, table)(["p"], ["a"])
+
+    assert (found("with.jsonl"), found("without.jsonl")) == ([3.0], [-1.0])
+    with pytest.raises(UserError, match="no row has a column 'hint'"):
+        columns_by_prompt({"rows": "without.jsonl"}, ["hint"])
+    assert FromRows(drawn, {})(["p"], ["a"], completion_ids=[[1, 2]]) == [2.0]
+    with pytest.raises(UserError, match="g reads completion_ids, and these replies have their text alone"):
+        drawn(["p"], ["a"])
+    with pytest.raises(UserError, match=r"f\.py:broken failed \(line 9: ZeroDivisionError"):  # a relative path, too
+        function("f.py:broken", name="h")[0](["p"], ["a"])
 
 
 @pytest.mark.parametrize(
