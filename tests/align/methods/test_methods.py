@@ -10,13 +10,11 @@ from typing import Any
 import pytest
 
 from align.data.comparisons import annotated_pairs, row_scores
-from align.engines import pairs as pair_training
 from align.errors import UserError
 from align.methods import dpo, modpo, morlhf
 from align.policies.base import ModelPolicy
-from align.policies.load import load_family
 from align.preferences import Weights
-from align.runs import Ledger, open_run
+from align.runs import Ledger
 from factories.tiny_bandit import (
     BETA,
     OBJECTIVES,
@@ -33,7 +31,6 @@ from factories.tiny_bandit import (
     reward,
     same_weights,
     scalarised,
-    workspace,
 )
 
 
@@ -246,167 +243,3 @@ def test_modpo_picks_the_main_objective() -> None:
         main("0", 0.0, 0.5, 0.5)
     with pytest.raises(UserError, match="main must be"):
         main("four", 1.0, 0.0, 0.0)
-
-
-# ------------------------------------------------------------------------------------------ given and asked labels
-
-
-def test_given_labels_follow_one_objective(reference: str, tmp_path: Path) -> None:
-    rows = [
-        {
-            "id": f"{name}{i}",
-            "prompt": "x :",
-            "chosen": " A" if name == "one" else " C",
-            "rejected": " D",
-            "objective": name,
-        }
-        for name in ("one", "two")
-        for i in range(40)
-    ]
-    config = dpo.Config(beta=BETA, learning_rate=1e-2, batch_size=40)
-    vertices = [Weights((1.0, 0.0)), Weights((0.0, 1.0))]
-    family = fit(dpo, config, reference=reference, weights=vertices, out=tmp_path, comparisons=rows)
-    before = next_distribution(reference, "x :")
-    one, two = (next_distribution(family.points[w.label], "x :") for w in vertices)
-    a, c = 5, 7
-    assert one[a] > before[a] and one[a] > two[a]
-    assert two[c] > before[c] and two[c] > one[c]
-    with pytest.raises(UserError, match="given labels follow one"):
-        fit(dpo, config, reference=reference, weights=[Weights((0.5, 0.5))], out=tmp_path / "mixed", comparisons=rows)
-
-
-def test_labels_may_be_asked_from_the_objectives(reference: str, tmp_path: Path) -> None:
-    rows = pair_rows(64)
-    bare = [{key: row[key] for key in ("id", "prompt", "a", "b", "u")} for row in rows]
-    settings = {**PAIRS, "epochs": 1.0}
-    weights, ledger = Weights((0.5, 0.5)), Ledger()
-    told = fit(
-        dpo, dpo.Config(**settings), reference=reference, weights=[weights], out=tmp_path / "a", comparisons=rows
-    )
-    asked = fit(
-        dpo, dpo.Config(**{**settings, "labels": "objectives"}), reference=reference, weights=[weights],
-        out=tmp_path / "b", comparisons=bare, ledger=ledger,
-    )  # fmt: skip
-    assert same_weights(told.points[weights.label], asked.points[weights.label])
-    assert ledger.scores_read == 2 * 2 * 64 + 64  # both objectives on both responses, and the annotator's labels
-
-
-def test_the_mle_term_raises_the_likelihood_of_chosen_responses(reference: str, tmp_path: Path) -> None:
-    rows, weights = pair_rows(256), Weights((0.5, 0.5))
-    likelihoods = []
-    for mle_weight in (0.0, 1.0):
-        config = dpo.Config(**{**PAIRS, "epochs": 1.0}, mle_weight=mle_weight)
-        family = fit(
-            dpo, config, reference=reference, weights=[weights], out=tmp_path / str(mle_weight), comparisons=rows
-        )
-        pairs = annotated_pairs(rows, scores=row_scores(rows), weights=weights, tau=PAIRS["tau"], seed=0)
-        policy = ModelPolicy(family.points[weights.label])
-        likelihoods.append(sum(policy.sequence_logprobs([p.prompt for p in pairs], [p.chosen for p in pairs])))
-    assert likelihoods[1] > likelihoods[0]
-    assert "NLL" in family.optimises[weights.label]
-
-
-# ------------------------------------------------------------------------------------- LoRA, families, interruption
-
-
-@pytest.mark.parametrize("method", ["dpo", "morlhf"])
-def test_lora_trains_an_adapter_that_a_policy_can_load(method: str, reference: str, tmp_path: Path) -> None:
-    weights = Weights((0.5, 0.5))
-    if method == "dpo":
-        config: Any = dpo.Config(**{**PAIRS, "epochs": 1.0, "learning_rate": 1e-2}, lora_r=4)
-        family = fit(dpo, config, reference=reference, weights=[weights], out=tmp_path, comparisons=pair_rows(128))
-    else:
-        config = morlhf.Config(**{**RL, "steps": 10}, lora_r=4)
-        family = fit(morlhf, config, reference=reference, weights=[weights], out=tmp_path, prompts=PROMPT_ROWS)
-    model = family.points[weights.label]
-    assert (Path(model) / "adapter_config.json").is_file() and not (Path(model) / "model.safetensors").exists()
-    (ours,) = ModelPolicy(model).sequence_logprobs(["x :"], [" A"])
-    (theirs,) = ModelPolicy(reference).sequence_logprobs(["x :"], [" A"])
-    assert ours != theirs
-
-
-def test_families_are_saved_and_found_again(reference: str, tmp_path: Path) -> None:
-    weights = [Weights((1.0, 0.0)), Weights((0.5, 0.5))]
-    config = morlhf.Config(**{**RL, "steps": 1})
-    family = fit(morlhf, config, reference=reference, weights=weights, out=tmp_path, prompts=PROMPT_ROWS)
-    family.save(tmp_path)
-    again = load_family(tmp_path)
-    assert set(again.preferences) == set(weights)
-    assert again.policy(weights[1]).name == "morlhf@0.5,0.5"
-    with pytest.raises(UserError, match="no policy at 0,1"):
-        again.policy(Weights((0.0, 1.0)))
-
-
-def test_saved_models_keep_the_list_of_ending_tokens(reference: str, tmp_path: Path) -> None:
-    from transformers import GenerationConfig
-
-    weights = Weights((0.5, 0.5))
-    family = fit(
-        morlhf, morlhf.Config(**{**RL, "steps": 1}), reference=reference, weights=[weights], out=tmp_path / "r",
-        prompts=PROMPT_ROWS,
-    )  # fmt: skip
-    pairs = fit(
-        dpo, dpo.Config(**PAIRS), reference=reference, weights=[weights], out=tmp_path / "d", comparisons=pair_rows(64)
-    )
-    wanted = GenerationConfig.from_pretrained(reference).eos_token_id
-    assert len(wanted) == 9
-    for model in (family.points[weights.label], pairs.points[weights.label]):
-        assert GenerationConfig.from_pretrained(model).eos_token_id == wanted
-
-
-class Interrupting:
-    """An objective that works `calls` times and then stands for a killed process."""
-
-    def __init__(self, calls: int) -> None:
-        self.__name__, self.calls = "one", calls
-
-    def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float | None]:
-        self.calls -= 1
-        if self.calls < 0:
-            raise KeyboardInterrupt
-        return OBJECTIVES["one"](prompts, completions, **columns)
-
-
-@pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
-def test_an_interrupted_run_resumes_to_the_same_weights(algorithm: str, reference: str, tmp_path: Path) -> None:
-    weights = [Weights((1.0, 0.0)), Weights((0.5, 0.5))]
-    config = morlhf.Config(**{**RL, "steps": 6}, algorithm=algorithm, save_steps=2, gradient_accumulation=2)
-    data = {"reference": reference, "weights": weights, "prompts": PROMPT_ROWS}
-    whole = fit(morlhf, config, out=tmp_path / "whole", **data)
-    with pytest.raises(KeyboardInterrupt):
-        fit(morlhf, config, out=tmp_path / "cut", objectives={**OBJECTIVES, "one": Interrupting(11)}, **data)
-    assert open_run(tmp_path / "cut" / "points" / "1,0").metrics["reward"] > 0  # the first point was finished
-    assert list((tmp_path / "cut" / "points" / "0.5,0.5.partial" / "checkpoints").glob("checkpoint-4"))
-    first = (tmp_path / "cut" / "points" / "1,0" / "run.json").stat().st_mtime_ns
-    ledger = Ledger()
-    cut = fit(morlhf, config, out=tmp_path / "cut", ledger=ledger, **data)
-    for w in weights:
-        assert same_weights(whole.points[w.label], cut.points[w.label])
-    assert (tmp_path / "cut" / "points" / "1,0" / "run.json").stat().st_mtime_ns == first  # reused, not trained again
-    assert ledger.samples_drawn == 2 * 6 * 192  # and charged all the same
-    assert not list((tmp_path / "cut").rglob("checkpoint-*"))
-
-
-def test_dpo_resumes_to_the_same_weights(reference: str, tmp_path: Path) -> None:
-    from transformers import TrainerCallback
-
-    from align.training.common import resume_point
-
-    weights, rows = Weights((0.5, 0.5)), pair_rows(192)
-    config = dpo.Config(**{**PAIRS, "batch_size": 32, "epochs": 2.0}, save_steps=4)
-    whole = fit(dpo, config, reference=reference, weights=[weights], out=tmp_path / "whole", comparisons=rows)
-    pairs = annotated_pairs(rows, scores=row_scores(rows), weights=weights, tau=config.tau, seed=0)
-
-    class Kill(TrainerCallback):
-        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step == 9:
-                raise KeyboardInterrupt
-
-    folder = tmp_path / "cut"
-    settings = {"config": config, "reference": reference, "beta": BETA / config.tau}
-    trainer = pair_training.dpo_trainer(pairs, **settings, folder=folder)
-    trainer.add_callback(Kill())
-    with pytest.raises(KeyboardInterrupt):
-        trainer.train(resume_from_checkpoint=resume_point(folder))
-    pair_training.train_on_pairs(pairs, **settings, run=workspace(folder))
-    assert same_weights(whole.points[weights.label], str(folder / "model"))

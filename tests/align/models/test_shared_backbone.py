@@ -3,69 +3,38 @@
 from __future__ import annotations
 
 import gc
-import json
 import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import TrainerCallback
 
-from align.engines.on_policy import trainer as onpolicy
 from align.errors import UserError
-from align.methods import morlhf, ppo
-from align.models import attach_lora, load_model, load_scorer, load_tokenizer, lora_config, save_model
+from align.models import attach_lora, load_model
 from align.models.shared_backbone import SharedBackbone, bind
-from align.objectives import Negated, RewardModelObjective, ZScore
-from align.objectives.normalizers import Normalized
+from align.objectives import Negated, RewardModelObjective
 from align.objectives.shared_reward_model import SharedRewardModel
-from align.preferences import Weights
 from align.runs import Ledger
 from align.training.reward_model import RewardModelConfig, train_reward_model
 from factories.made_models import make_adapter
-from factories.tiny_bandit import PROMPTS, RESPONSES, TableReward, make_reference, pair_rows, problem_of, workspace
-
-ROOT = Path(__file__).resolve().parents[3]
+from factories.shared_backbones import NAMES, make_base, make_reward_model, make_runs, shared, trainable, weights_of
+from factories.tiny_bandit import PROMPTS, RESPONSES, TableReward, make_reference, pair_rows
 
 TEXTS = [(prompt, f" {word}" * n) for prompt in PROMPTS for word in RESPONSES for n in (1, 3)]
 PAIRS = {"prompts": [p for p, _ in TEXTS], "completions": [c for _, c in TEXTS]}
-RL = {"beta": 0.5, "steps": 2, "batch_size": 8, "num_generations": 4, "learning_rate": 1e-2, "logging_steps": 1}
 IDS = {"input_ids": torch.tensor([[2, 4, 5, 6, 7]]), "attention_mask": torch.ones(1, 5, dtype=torch.long)}
-NAMES = ("one", "two", "three")
-
-
-def make_reward_model(base: str, folder: Path, *, seed: int, r: int = 2) -> str:
-    """A run with the same random reward model twice: `adapter` (PEFT's own files) and `model`, merged."""
-    from peft import get_peft_model
-
-    torch.manual_seed(seed)
-    tokenizer = load_tokenizer(base)
-    scorer = load_scorer(base, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
-    model = get_peft_model(scorer, lora_config(scorer, r, task="SEQ_CLS"))
-    for name, parameter in model.named_parameters():
-        if "lora_" in name or (parameter.requires_grad and "score" in name):
-            torch.nn.init.normal_(parameter, std=0.3)
-    save_model(model, tokenizer, folder / "adapter")
-    save_model(model.merge_and_unload(), tokenizer, folder / "model")
-    return str(folder)
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("base") / "model"
-    make_reference(folder, one_token=False)
-    content = json.loads((folder / "tokenizer.json").read_text())
-    content["model"]["unk_token"] = "D"  # a decoded completion has no leading space: prompt and first word become one
-    (folder / "tokenizer.json").write_text(json.dumps(content))
-    return str(folder)
+    return make_base(tmp_path_factory.mktemp("base") / "model")
 
 
 @pytest.fixture(scope="module")
 def runs(base: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Three reward models of different ranks."""
-    folder = tmp_path_factory.mktemp("rewards")
-    return {name: make_reward_model(base, folder / name, seed=i, r=i + 1) for i, name in enumerate(NAMES)}
+    return make_runs(base, tmp_path_factory.mktemp("rewards"))
 
 
 @pytest.fixture(scope="module")
@@ -77,10 +46,6 @@ def expected(runs: dict[str, str]) -> dict[str, Any]:
     return found
 
 
-def shared(runs: dict[str, str], **options: Any) -> dict[str, SharedRewardModel]:
-    return {name: SharedRewardModel(run, name=name, **options) for name, run in runs.items()}
-
-
 def policy_on(base: str) -> Any:
     """A LoRA policy away from its backbone."""
     model = attach_lora(load_model(base), 2)
@@ -89,14 +54,6 @@ def policy_on(base: str) -> Any:
         if "lora_" in name:
             torch.nn.init.normal_(parameter, std=0.3)
     return model.train()
-
-
-def trainable(model: Any) -> set[str]:
-    return {name for name, p in model.named_parameters() if p.requires_grad}
-
-
-def weights_of(model: Any) -> dict[str, torch.Tensor]:
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
 # --------------------------------------------------------------------------------------------------------- the scores
@@ -250,93 +207,6 @@ def test_a_policy_that_is_gone_is_not_kept_alive(base: str, runs: dict[str, str]
     assert objective(**PAIRS) == pytest.approx(expected["one"], abs=1e-5)
 
 
-# ------------------------------------------------------------------------------------------------------- in training
-
-
-class Killed(TrainerCallback):
-    """Ends training as soon as a checkpoint is written."""
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        raise RuntimeError("killed")
-
-
-def trainer_of(base: str, objectives: Any, folder: Path, **changes: Any) -> Any:
-    config = morlhf.Config(**{**RL, "max_completion_length": 3, "lora_r": 2, **changes})
-    return morlhf.build_trainer(
-        config,
-        problem_of(base, objectives=objectives),
-        workspace(folder),
-        weights=Weights((1 / len(objectives),) * len(objectives)),
-    )
-
-
-@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
-def test_a_step_moves_the_policy_alone_and_as_with_separate_models(
-    algorithm: str, base: str, runs: dict[str, str], tmp_path: Path
-) -> None:
-    """K = 3, among them one negated and one normalized; the KL to the reference is on."""
-    trained = {}
-    for kind, make in (("shared", SharedRewardModel), ("separate", RewardModelObjective)):
-        plain: Any = {name: make(run, name=name) for name, run in runs.items()}
-        objectives = {
-            "one": plain["one"],
-            "two": Negated(plain["two"]),
-            "three": Normalized(plain["three"], ZScore(mean=0.1, std=0.5, n=4)),
-        }
-        trainer = trainer_of(base, objectives, tmp_path / kind, algorithm=algorithm)
-        before = weights_of(trainer.model)
-        names = trainable(trainer.model)
-        means = onpolicy.run_trainer(trainer, label=kind, folder=tmp_path / kind, ledger=Ledger())
-        after = weights_of(trainer.model)
-        moved = {name for name, value in before.items() if not torch.equal(after[name], value)}
-        assert moved and moved <= names == trainable(trainer.model)
-        if kind == "shared":
-            assert plain["one"].backbone.peft is trainer.model and len(after) > len(before)
-            scorers = {name: value for name, value in after.items() if ".scorer_" in name}
-            from peft import load_peft_weights
-
-            saved = load_peft_weights(f"{runs['one']}/adapter")
-            for name, value in saved.items():
-                if "lora_" in name:
-                    trained_name = name.replace(".weight", ".scorer_0.weight")
-                    assert torch.equal(scorers[trained_name], value)
-        trained[kind] = ({name: after[name] for name in names}, means)
-    for name, value in trained["separate"][0].items():
-        assert torch.allclose(trained["shared"][0][name], value, atol=1e-5), name
-    means, other = ({n: x for n, x in found.items() if n.startswith(("reward", "kl"))} for _, found in trained.values())
-    assert means == pytest.approx(other, abs=1e-4) and means["rewards/one/mean"] != 0
-
-
-def test_what_is_saved_is_the_policy_alone_and_it_resumes(base: str, runs: dict[str, str], tmp_path: Path) -> None:
-    """PEFT would save every adapter that it knows, each in a folder of its own."""
-    whole = trainer_of(base, shared(runs), tmp_path / "whole", steps=4)
-    onpolicy.run_trainer(whole, label="whole", folder=tmp_path / "whole", ledger=Ledger())
-    model = tmp_path / "whole" / "model"
-    assert not [path for path in model.iterdir() if path.is_dir()]
-    from peft import load_peft_weights
-
-    saved = load_peft_weights(model)
-    assert saved and not [name for name in saved if "scorer" in name]
-    resumed = tmp_path / "resumed"
-    first = trainer_of(base, shared(runs), resumed, steps=4, save_steps=2)
-    first.add_callback(Killed())
-    with pytest.raises(RuntimeError, match="killed"):
-        onpolicy.run_trainer(first, label="first", folder=resumed, ledger=Ledger())
-    again = trainer_of(base, shared(runs), resumed, steps=4, save_steps=2)
-    onpolicy.run_trainer(again, label="resumed", folder=resumed, ledger=Ledger())
-    for name, value in load_peft_weights(resumed / "model").items():
-        assert torch.allclose(value, saved[name], atol=1e-6), name
-
-
-def test_ppo_shares_its_backbone_too(base: str, runs: dict[str, str]) -> None:
-    objectives = shared({name: runs[name] for name in ("one", "two")})
-    config = ppo.Config(**{**RL, "steps": 1}, lora_r=2, max_completion_length=2)
-    trainer = ppo.Trainer(
-        config, problem_of(base, objectives=objectives), workspace(Path("unused")), weights=Weights((0.5, 0.5))
-    )
-    assert all(objective.backbone.peft is trainer.actor.policy for objective in objectives.values())
-
-
 # ----------------------------------------------------------------------------------------------- training and mistakes
 
 
@@ -382,41 +252,3 @@ def test_a_config_can_name_it_and_best_of_n_can_store_it(runs: dict[str, str], e
     assert objective(**PAIRS) == pytest.approx([-2 * s for s in expected["one"]], abs=1e-5)
     stored = _entry(objective.objective, Path(runs["one"]).parent)
     assert stored is not None and (stored["kind"], stored["path"]) == ("shared_reward_model", "one")
-
-
-# --------------------------------------------------------------------------------------------------------- the numbers
-
-
-def test_the_published_page_is_made_from_the_published_numbers() -> None:
-    """Also that the bar was met at its size, and against separate models that are no cheaper than they are."""
-    from benchmarks.cost.memory import page
-
-    result = json.loads((ROOT / "docs" / "results" / "memory.json").read_text(encoding="utf-8"))
-    assert page(result) == (ROOT / "docs" / "results" / "memory.md").read_text(encoding="utf-8")
-    variants = result["variants"]
-    assert result["objectives"] == 2 and result["backbone_parameters"] >= 50e6
-    assert variants["shared"]["ratio_high"] <= 1.25 < variants["separate"]["ratio_low"]
-    four_networks = 4 * 4 * result["backbone_parameters"]  # float32
-    assert variants["separate"]["parameters"] == pytest.approx(four_networks, rel=0.01)
-
-
-def made_up(peaks: dict[str, list[int]], *, score: float = 1.0) -> dict[str, Any]:
-    fixed = {"loaded": 1, "parameters": 1, "optimizer": 1, "gradients": 1, "cpu_seconds_per_step": 1.0}
-    sizes = {"backbone_parameters": 1, "policy_parameters": 1}
-    return {
-        name: [{"peak": x, "scores": [[score if name == "shared" else 1.0]], **fixed, **sizes} for x in row]
-        for name, row in peaks.items()
-    }
-
-
-def test_the_bar_is_held_by_the_worst_round_of_equal_models() -> None:
-    from benchmarks.cost.memory import result_of
-
-    peaks = {"policy": [100, 200], "reference": [100, 200], "shared": [130, 220], "separate": [300, 500]}
-    result = result_of(made_up(peaks), objectives=1)
-    shared = result["variants"]["shared"]
-    assert (shared["ratio"], shared["ratio_low"], shared["ratio_high"]) == pytest.approx((1.2, 1.1, 1.3))
-    assert not result["met"] and result["variants"]["separate"]["ratio"] == pytest.approx(2.75)
-    assert result_of(made_up({**peaks, "shared": [125, 220]}), objectives=1)["met"]
-    with pytest.raises(RuntimeError, match="not the same models"):
-        result_of(made_up(peaks, score=1.1), objectives=1)

@@ -1,20 +1,17 @@
-"""Preferences in the prompt: what tags say, that prompts are left alone, that tag tokens are read and never written."""
+"""Preferences in the prompt: as text or as tokens, read and never written, and what a preference asks for."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from align.errors import UserError
-from align.functional.draws import draw_directions, draw_weights
 from align.models import load_model, load_tokenizer
-from align.models.chat import OURS, FormatError
+from align.models.chat import OURS
 from align.models.formats import Choice, formatter, settle
 from align.policies.base import ModelPolicy
 from align.policies.load import load_family
@@ -34,133 +31,12 @@ from align.turns import Turn, transcript, turns_of
 from factories.chat_styles import STYLES, chat_checkpoint
 from factories.tiny_bandit import PROMPTS, WORDS, make_reference, make_tokenizer, next_distribution
 
-NAMES = ("one", "two", "three", "four", "five")
 TOKENS = Tags(("one", "two"), tokens=True)
 
 
 @pytest.fixture(scope="module")
 def start(reference: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     return tagged_checkpoint(reference, tags=TOKENS, out=tmp_path_factory.mktemp("tagged") / "model")
-
-
-# ------------------------------------------------------------------------------------------------------ what tags say
-
-
-def test_tags_read_as_written() -> None:
-    tags = Tags(("helpful", "harmless"))
-    assert tags.apply("explain it :", (0.31, 0.7)) == "<helpful: 0.3> <harmless: 0.7> explain it :"
-    assert tags.apply("x", (1.0, 0.0)) == "<helpful: 1> <harmless: 0> x"
-
-
-@pytest.mark.parametrize("objectives", range(1, 6))
-@pytest.mark.parametrize(("low", "high", "levels"), [(0.0, 1.0, 10), (-2.4, 2.1, 20), (-1.0, 0.0, 7), (0.0, 5.0, 5)])
-def test_numbers_come_back_for_any_number_of_objectives(objectives: int, low: float, high: float, levels: int) -> None:
-    """Negative scores included; the numbers that come back are those that `rounded` promised."""
-    tags = Tags(NAMES[:objectives], levels=levels, low=low, high=high)
-    rng = np.random.default_rng(objectives)
-    for values in rng.uniform(low - 1, high + 1, (20, objectives)).tolist():
-        told = tags.apply("say: <one: 0.5> things", values)
-        assert tags.strip(told) == "say: <one: 0.5> things"
-        assert tags.values(told) == tags.rounded(values)
-        for value, said in zip(values, tags.rounded(values), strict=True):
-            assert abs(said - min(max(value, low), high)) <= (high - low) / levels / 2 + 1e-6
-        assert tags.rounded(tags.rounded(values)) == tags.rounded(values)
-
-
-@pytest.mark.parametrize(
-    "prompt", ["i miss my person", " leading space", "", "ends in tags <one: 1> ", "### Response:", "\n\nHuman: hi"]
-)
-def test_ric_rstrip_bug_the_prompt_minus_its_tags_is_the_prompt(prompt: str) -> None:
-    """RiC's code strips a character set off the prompt: "i miss my person" became "i miss my per"."""
-    tags = Tags(("one", "two"), low=-1.0)
-    told = tags.apply(prompt, (-0.5, 1.0))
-    assert told.replace(tags.text((-0.5, 1.0)), "", 1) == prompt and tags.strip(told) == prompt
-    assert tags.strip(tags.strip(tags.apply(told, (0.0, 0.0)))) == prompt  # one layer of tags at a time
-
-
-def test_large_and_small_ranges_are_written_without_exponents() -> None:
-    for low, high in ((0.0, 2e7), (0.0, 1e-4), (-3e6, 5e6)):
-        tags = Tags(("one",), low=low, high=high)
-        for value in (low, (low + high) / 2, high):
-            assert "e" not in tags.text((value,)).removeprefix("<one")
-            assert tags.values(tags.text((value,)))[0] == pytest.approx(value, abs=(high - low) / 20)
-
-
-def test_negative_zero_is_zero() -> None:
-    assert Tags(("one",), low=-1.0).text((-0.01,)) == "<one: 0> "
-
-
-def test_free_objectives_are_said_to_be_free() -> None:
-    tags = Tags(("one", "two"), levels=5, high=5.0, free=True)
-    told = tags.apply("x :", (None, 0.0))
-    assert told == "<one: any> <two: 0> x :"
-    assert tags.values(told) == (None, 0.0) and tags.strip(told) == "x :"
-    assert len(tags.vocabulary()) == 2 * 7
-    with pytest.raises(UserError, match="None needs tags with free"):
-        Tags(("one", "two")).text((None, 0.0))
-
-
-def test_rounding_keeps_the_sum_of_two_weights() -> None:
-    tags = Tags(("one", "two"))
-    for i in range(101):
-        assert sum(tags.rounded((i / 100, 1 - i / 100))) == pytest.approx(1.0)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"names": ()}, "tags need objectives"),
-        ({"low": 1.0}, "low below high"),
-        ({"high": math.inf}, "low below high"),
-        ({"levels": 0}, "levels must be at least 1"),
-        ({"names": ("two words",)}, "cannot stand in a tag"),
-        ({"names": ("one", "one")}, "repeat a name"),
-        ({"high": 1e-6, "levels": 10}, "cannot be told apart"),
-    ],
-)
-def test_impossible_tags_are_refused(fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        Tags(**{"names": ("one",), **fields})
-
-
-def test_prompts_without_the_tags_are_refused() -> None:
-    tags = Tags(("one", "two"))
-    for prompt in ("x :", "<one: 0.5> x :", "<two: 0.5> <one: 0.5> x :", " <one: 0.5> <two: 0.5> x :"):
-        with pytest.raises(UserError, match="does not begin with the tags"):
-            tags.strip(prompt)
-    with pytest.raises(UserError, match="3 numbers for the tags of 2"):
-        tags.text((0.1, 0.2, 0.3))
-
-
-@pytest.mark.parametrize(
-    ("prompt", "told"),
-    [
-        ("\n\nHuman: hi\n\nAssistant: yo\n\nHuman: bye\n\nAssistant:",
-         "\n\nHuman: hi\n\nAssistant: yo\n\nHuman: <one: 1> bye\n\nAssistant:"),
-        ("\n\nSystem: be kind\n\nHuman:no space", "\n\nSystem: be kind\n\nHuman:<one: 1> no space"),
-        ("\n\nHuman:  two spaces\n\nAssistant: Sure", "\n\nHuman: <one: 1>  two spaces\n\nAssistant: Sure"),
-        ("so \n\nHuman: quoted", "<one: 1> so \n\nHuman: quoted"),
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("tokens", [False, True])
-def test_tags_begin_the_last_user_turn(prompt: str, told: str, tokens: bool) -> None:
-    """... as the turns see it: the content of that turn is the tags and the content that it had."""
-    tags = Tags(("one",), tokens=tokens)
-    assert tags.apply(prompt, (1.0,)).replace(OURS, "") == told
-    before, after = turns_of(prompt), turns_of(tags.apply(prompt, (1.0,)))
-    (place,) = [i for i, (a, b) in enumerate(zip(before, after, strict=True)) if a != b]
-    assert after[place].content == tags.text((1.0,)) + before[place].content
-    assert place == max(i for i, turn in enumerate(before) if turn.role == "user")
-    assert tags.strip(tags.apply(prompt, (1.0,))) == prompt
-    assert tags.values(tags.apply(prompt, (1.0,))) == (1.0,)
-
-
-def test_a_prompt_without_a_user_turn_is_one_to_leave_out() -> None:
-    with pytest.raises(FormatError, match="no user turn") as refused:
-        Tags(("one",)).apply("\n\nSystem: be kind\n\nAssistant:", (1.0,))
-    assert refused.value.reason == "no_user_turn"
-    with pytest.raises(UserError, match="does not begin with the tags"):
-        Tags(("one",)).values("\n\nHuman: <one: 1> hi\n\nAssistant:\n\nHuman: bye")
 
 
 # ---------------------------------------------------------------------------------------------------- text or tokens
@@ -412,65 +288,3 @@ def test_a_tagged_copy_of_a_tokenizer_reads_untagged_prompts_as_before(reference
         forbidden = forbid(load_model(start), tag_ids(load_tokenizer(start), TOKENS))
         told = forbidden(input_ids=ids).logits[0, -1].softmax(-1)[: len(WORDS)]
         assert told.tolist() == pytest.approx(next_distribution(reference, prompt), abs=1e-6)
-
-
-# ------------------------------------------------------------------------------------------------ drawn preferences
-
-
-@pytest.mark.parametrize(("objectives", "alpha"), [(2, 1.0), (3, 1.0), (3, 0.5), (4, 2.0)])
-def test_drawn_weights_have_the_moments_of_their_dirichlet_law(objectives: int, alpha: float) -> None:
-    rng = np.random.default_rng(0)
-    table_NK = np.array([w.values for w in draw_weights(20000, objectives=objectives, rng=rng, alpha=alpha)])
-    assert table_NK.sum(1) == pytest.approx(1.0, abs=2e-6)  # entries have six decimals
-    total = objectives * alpha
-    variance = (1 / objectives) * (1 - 1 / objectives) / (total + 1)
-    assert table_NK.mean(0) == pytest.approx(1 / objectives, abs=0.01)
-    assert table_NK.var(0) == pytest.approx(variance, rel=0.05)
-    covariance = np.cov(table_NK.T)[np.triu_indices(objectives, 1)]
-    assert covariance == pytest.approx(-(1 / objectives**2) / (total + 1), rel=0.1)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_the_weights_of_a_batch_are_spread_evenly(seed: int) -> None:
-    """Two objectives: exactly one first weight in each sixteenth of [0, 1]; independent draws never do that."""
-    drawn = draw_weights(16, objectives=2, rng=np.random.default_rng(seed))
-    assert sorted(int(w[0] * 16) for w in drawn) == list(range(16))
-    assert [w[0] for w in drawn] != sorted(w[0] for w in drawn)  # but in no order
-    three = draw_weights(16, objectives=3, rng=np.random.default_rng(seed))
-    # The first of three has the law P(w < t) = 1 - (1 - t)^2; the second's share of the rest is uniform.
-    assert sorted(int((1 - (1 - w[0]) ** 2) * 16) for w in three) == list(range(16))
-    assert sorted(int(w[1] / (1 - w[0]) * 16) for w in three) == list(range(16))
-
-
-def test_a_share_of_vertices_is_drawn_in_turn() -> None:
-    rng = np.random.default_rng(0)
-    drawn = [w for _ in range(200) for w in draw_weights(10, objectives=3, rng=rng, vertices=0.25)]
-    vertices = Counter(w.values for w in drawn if w.is_vertex)
-    assert set(vertices) == {Weights.vertex(k, 3).values for k in range(3)}
-    assert sum(vertices.values()) == pytest.approx(500, abs=40)
-    assert max(vertices.values()) - min(vertices.values()) < 60
-    assert all(w.is_vertex for w in draw_weights(8, objectives=2, rng=rng, vertices=1.0))
-    assert draw_weights(3, objectives=1, rng=rng) == [Weights((1.0,))] * 3
-    with pytest.raises(ValueError, match="alpha 0"):
-        draw_weights(3, objectives=2, rng=rng, alpha=0)
-
-
-def test_directions_lie_on_the_positive_orthant() -> None:
-    rng = np.random.default_rng(0)
-    table_NK = np.array([v.values for v in draw_directions(4000, axis=(1, 1), max_angle=None, rng=rng)])
-    angles = np.degrees(np.arctan2(table_NK[:, 1], table_NK[:, 0]))
-    assert table_NK.min() >= 0 and np.linalg.norm(table_NK, axis=1) == pytest.approx(1.0)
-    counts, _ = np.histogram(angles, bins=9, range=(0, 90))  # uniform on the arc
-    assert counts.min() > 444 - 5 * math.sqrt(444) and counts.max() < 444 + 5 * math.sqrt(444)
-
-
-@pytest.mark.parametrize("objectives", [2, 3])
-def test_directions_in_a_cone_are_uniform_there(objectives: int) -> None:
-    rng = np.random.default_rng(0)
-    axis = (1.0,) + (0.0,) * (objectives - 1)
-    table_NK = np.array([v.values for v in draw_directions(4000, axis=axis, max_angle=45.0, rng=rng)])
-    angles = np.degrees(np.arccos(np.clip(table_NK[:, 0], -1, 1)))
-    assert angles.max() <= 45 + 1e-6 and (table_NK[:, 1] < 0).mean() == pytest.approx(0.5, abs=0.05)
-    # P(angle < 22.5): half the arc for two objectives, the share of the cap's area for three.
-    inner = 0.5 if objectives == 2 else (1 - math.cos(math.radians(22.5))) / (1 - math.cos(math.radians(45)))
-    assert (angles < 22.5).mean() == pytest.approx(inner, abs=0.04)

@@ -9,13 +9,13 @@ from random import Random
 from typing import Any
 
 import pytest
-from test_shifts import BREAD, prompt, rebuilt, text
 
 from align.errors import UserError
 from evals.items import Missing, Prompt
 from evals.shifts import parse_shifts
 from evals.shifts.by_model import LLM_SHIFTS, translation
 from evals.shifts.language import read_translations, translations
+from factories.shifted_requests import BREAD, prompt, rebuilt, text
 
 # --- made by a language model ----------------------------------------------------------------------------------------
 
