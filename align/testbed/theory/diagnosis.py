@@ -25,6 +25,7 @@ NEARLY = 0.01  # share by which unfinished training may lie farther than another
 APART = 0.3  # share of the distance between two fixed points by which the better one must win
 HEAT = 0.1  # the same against an optimum that explains too little
 SAME_BETA = 1.2  # a beta within this factor of the asked one is the asked one
+EARLY = 0.9  # share of the tilt that was asked for, up to which a policy that still moves may have too little KL to pay
 FREE = 0.8  # KL at the larger beta over KL as asked, equal budgets: from here on the KL is not charged
 IDENTICAL = 0.05  # share of the KL by which policies at two betas may differ where beta has no effect
 RIGHT = 0.9  # share that the optimum must account for to be called right
@@ -101,6 +102,7 @@ class Explanation:
     rank: float = 0.0  # the same with the distance at the larger beta added: noisier, and tells more faults apart
     parameters: int = 0
     factor: float = 1.0  # w.r / beta is tilted by it
+    ratio: float = 0.0  # its KL at the larger beta over its KL as asked; 0 where that was not tried
 
 
 @dataclass(frozen=True)
@@ -158,8 +160,12 @@ def explanations(run: Trained, library: Sequence[Hypothesis], *, probe: Trained 
     for one in library:
         policy = one.policy(run.asked)
         distance = run.distance(policy)
-        rank = distance + (0.0 if probe is None else probe.distance(one.policy(probe.asked)))
-        found.append(Explanation(one.name, one.fault, one.says, policy, distance, rank))
+        rank, ratio = distance, 0.0
+        if probe is not None:
+            larger = one.policy(probe.asked)
+            rank += probe.distance(larger)
+            ratio = Trained(probe.asked, larger).moved / max(Trained(run.asked, policy).moved, 1e-12)
+        found.append(Explanation(one.name, one.fault, one.says, policy, distance, rank, ratio=ratio))
     return sorted(found, key=lambda e: e.rank)
 
 
@@ -184,9 +190,14 @@ def diagnose(
     if seen.moving and 0 < beta.factor < 1 / SAME_BETA and beta.distance <= best.distance + NEARLY * moved:
         best = beta  # another beta is what unfinished training looks like, and so does the batch's scale
     explained = 1 - best.distance / moved
-    if (best.parameters or explained < EXPLAINS) and abs(run.efficiency) >= NOISE and seen.ratio > FREE:
-        paid = not seen.same
-        return seen.verdict("fault", None, SIGN if paid else NO_KL, fault="sign of the KL" if paid else "no KL")
+    if abs(run.efficiency) >= NOISE and seen.ratio > FREE and (best.parameters or best.ratio <= FREE):
+        if seen.moving and 0 < beta.factor < EARLY:  # so early a right trainer has not met the KL yet
+            words = f"cannot tell: {beta.factor:.0%} of the way at most, {TOO_EARLY}"
+            return seen.verdict("cannot tell", None, words)
+        if best.parameters or explained < EXPLAINS:
+            paid = not seen.same
+            return seen.verdict("fault", None, SIGN if paid else NO_KL, fault="sign of the KL" if paid else "no KL")
+        return seen.verdict("cannot tell", best, f"cannot tell: one that {best.says} would end there, {UNCHARGED}")
     if explained < EXPLAINS:
         return _unexplained(seen, best, explained)
     if best.parameters:
@@ -208,7 +219,9 @@ def diagnose(
 
 
 SIGN = "wrong: it is paid for the KL to the reference, which does not fall with beta (its sign is flipped)"
-NO_KL = "wrong: it does not charge the KL to the reference: beta has no effect"
+NO_KL = "wrong: it does not charge the KL to the reference: four times beta ends at the same policy"
+TOO_EARLY = "and still moving: whether it charges the KL cannot be seen yet; give it more budget"
+UNCHARGED = "but four times beta did not hold it back: the KL is not charged, or shows later; give it more budget"
 SHUFFLED = "wrong: it moves, but not along the reward, as if each reply had the reward of another sample"
 
 
@@ -230,7 +243,8 @@ def _fitted_verdict(seen: _Seen, best: Explanation) -> Diagnosis:
     if 1 / SAME_BETA <= factor <= SAME_BETA:
         return seen.verdict("right", best, f"right, at beta x {1 / factor:.2f}", fault="right")
     if factor < 1 and seen.moving:
-        words = f"right as far as it went ({factor:.0%} of the way), and still moving: give it more budget"
+        way = f"{factor:.0%} of the way to the asked optimum, or near that of a larger beta"
+        words = f"unfinished: still moving, {way}; give it more budget"
         return seen.verdict("unfinished", best, words, fault="unfinished")
     return seen.verdict("fault", best, f"wrong: it {best.says}: beta x {1 / factor:.2f}")
 

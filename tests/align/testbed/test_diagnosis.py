@@ -8,6 +8,7 @@ import pytest
 from align.testbed.theory.diagnosis import Trained, diagnose
 from align.testbed.theory.hypotheses import (
     LIBRARY,
+    Asked,
     endless,
     leaf_tokens,
     log_normalise,
@@ -65,6 +66,28 @@ def test_part_of_the_way_is_unfinished_while_it_moves_and_a_beta_too_small_is_no
     run, probe = (Trained(c, tilted(c, 1.6 * np.array(c.weights) / c.beta)) for c in (case, larger))
     found = diagnose(run, probe=probe, short=run)
     assert (found.kind, found.fault) == ("fault", "another beta") and "beta x 0.6" in found.words
+
+
+def test_a_kl_that_cannot_show_yet_is_neither_called_missing_nor_called_right() -> None:
+    """Tilts in closed form. The natural gradient goes from the reference to f = 1 - exp(-x) of the asked tilt, x the
+    steps; at four times beta as fast, to a quarter of it, so at a quarter of the steps to (1 - exp(-x)) / 4.
+
+    At x = .2 that is .181, .0453 and as asked .0488: a right trainer, whose KL falls by a seventh. Without a KL the
+    tilt grows with the steps alone: .25 at both betas, and 1, where the asked optimum is, at the whole budget.
+    """
+    case, larger = asked(), asked(beta=4.8)
+
+    def at(share: float, of: Asked) -> Trained:
+        return Trained(of, tilted(of, share * np.array(case.weights) / case.beta))
+
+    early = diagnose(at(0.181, case), probe=at(0.0453, larger), short=at(0.0488, case))
+    assert early.kind == "cannot tell" and "whether it charges the KL cannot be seen yet" in early.words
+    passing = diagnose(at(1.0, case), probe=at(0.25, larger), short=at(0.25, case))
+    assert passing.kind == "cannot tell" and "four times beta did not hold it back" in passing.words
+    beyond = diagnose(at(1.5, case), probe=at(0.375, larger), short=at(0.375, case))
+    assert (beyond.kind, beyond.fault) == ("fault", "no KL")
+    held = diagnose(at(1.0, case), probe=at(0.25, larger), short=at(0.7, case))
+    assert held.kind == "right"
 
 
 def test_a_policy_of_nothing_known_cannot_be_told() -> None:
