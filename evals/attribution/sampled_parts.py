@@ -21,6 +21,7 @@ from evals.items import Json
 from evals.stats.intervals import clustered_mean
 
 LEAST = 30.0  # effective samples that a prompt needs in each weighted mean of a part (docs/attribution.md)
+ALIKE = "null: all responses to a prompt scored the same, so nothing is known of what others are worth"
 SOURCES = ("policy_plain", "policy_shifted", "reference_plain", "reference_control", "reference_shifted")
 CONDITIONS = ("plain", "control", "shifted")
 # the weighted means that each part is made of: the optimum under three references, the policy, the transported policy
@@ -143,15 +144,18 @@ def sampled_parts(
     """Part -> `{value, ci, over, n, ess}`: the mean over prompts, with a t interval over base items.
 
     What chance does inside a prompt differs from prompt to prompt, so that the interval covers it, too. `ess` is the
-    least over prompts; where it is below `least`, value and interval are null, and `over` says why.
+    least over prompts; where it is below `least`, value and interval are null, and `over` says why. So they all are
+    where no prompt shows two responses of different reward: 0 without a width would be what was not drawn.
     """
     found = {prompt: estimate(pool, beta=beta) for prompt, pool in pools.items()}
     labels = [prompt if clusters is None else clusters[prompt] for prompt in found]
+    flat = all(np.ptp(pool.values_N) == 0 for pool in pools.values())
     result: Json = {}
     for part in NEEDS:
         ess = min(one.ess[part] for one in found.values())
-        if ess < least:
+        if flat or ess < least:
             reason = f"null: the weights degenerate ({ess:.1f} effective samples in the worst prompt, {least:g} needed)"
+            reason = ALIKE if flat else reason
             result[part] = {"value": None, "ci": None, "over": reason, "n": len(set(labels)), "ess": ess}
         else:
             mean = clustered_mean([one.parts[part] for one in found.values()], clusters_N=labels)

@@ -105,6 +105,19 @@ def test_weights_that_degenerate_give_no_number() -> None:
     assert drawn["ess"] >= LEAST and drawn["value"] == pytest.approx(np.mean(exact), abs=0.1)
 
 
+def test_rewards_that_never_differ_give_no_number() -> None:
+    """Reference 1e-3 and 1e-4 on the good reply, r = (1, 0), beta .1: competing is .197, and 40 samples show bad ones
+    alone, under which every weight is 1.
+    """
+    logp = {source: np.full(40, np.log1p(-1e-3)) for source in SOURCES}
+    pools = {prompt: Pool(np.zeros(40), logp, {"reference_plain": 40}) for prompt in "ab"}
+    found = sampled_parts(pools, beta=0.1)
+    assert all(found[part]["value"] is None and found[part]["ess"] == pytest.approx(40) for part in NEEDS)
+    assert all("scored the same" in found[part]["over"] for part in NEEDS)
+    pools["b"] = Pool(np.arange(40.0) / 1000, logp, {"reference_plain": 40})
+    assert sampled_parts(pools, beta=0.1)["competing"]["value"] is not None
+
+
 def test_bad_pools_are_refused() -> None:
     flat = np.log([0.5, 0.5])
     logp = dict.fromkeys(SOURCES, flat)
