@@ -150,7 +150,7 @@ def more_calls(plan: Plan, setting: RealData, config: Config, *, where: str) -> 
             under = row == setting.spender and w.label in shifted
             call = on_suites.call(out / row.folder / w.label, asked=asked, policy=made, weights=w, shifted=under)
             suites[row.name, w.label] = call
-    suites = {key: call.named("suites " + " ".join(key)) for key, call in suites.items()}
+    suites = {key: call.named(" ".join(["suites", *filter(None, key)])) for key, call in suites.items()}
     curves = best_of.call(
         setting.out / "best-of-n", data=setting.made("rows"), reference=setting.anchor,
         proxies=runs(setting.reward_models()), judges=runs(setting.judges()), seed=config.seed,

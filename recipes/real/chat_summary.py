@@ -22,8 +22,9 @@ from evals.report.against_reference import (
 )
 from evals.tables.suite_outcomes import read_outcomes
 from recipes.pipeline.plan import Plan, vertices
+from recipes.pipeline.provenance import ledger_table
 from recipes.pipeline.setting import REFERENCE
-from recipes.pipeline.summary import Summary
+from recipes.pipeline.summary import Summary, costs
 from recipes.real.chat import Calls, Config
 from recipes.real.setting import RealData
 from recipes.real.summary import real_summary, sampled_of
@@ -80,7 +81,8 @@ def chat_summary(config: Config, plan: Plan, setting: RealData, calls: Calls) ->
     causes = open_run(calls.attribution.out).metrics["sentences"]
     notes = [*made.notes, *claim_sentences(claimed), *causes, LIMITS]
     title = f"Helpful against harmless on {Path(str(config.model)).name}, seed {config.seed}"
-    return dataclasses.replace(made, title=title, tables=tables, notes=notes), claimed
+    spent = ledger_table({**costs(plan), **{call.name: open_run(call.out).ledger for call in calls.every}})
+    return dataclasses.replace(made, title=title, tables=tables, notes=notes, ledger=spent), claimed
 
 
 def claims_of(reference: Measured, kind: Measured, safe: Measured, *, row: str, seed: int) -> dict[str, Json]:

@@ -61,6 +61,9 @@ def test_a_run_is_complete_and_resumes_to_the_same_summary(folder: Path, tmp_pat
     rows = {"dpo", "rewarded_soups", "conditioned_dpo"}
     assert set(summary["methods"]) == {"reference", *rows, *summary["controls"]}
     assert [len(summary["methods"][row]["front"]) for row in sorted(rows)] == [3, 3, 3]
+    spent = {name: one["cpu_seconds"] for name, one in summary["ledger"].items()}
+    assert {"suites reference", "suites dpo 0,1", "attribution", "best of n"} <= set(spent)
+    assert spent.pop("total") == pytest.approx(sum(spent.values()))
     points, shifts, curves = summary["tables"]
     assert [row[0] for row in points["rows"]] == [
         "reference", *(f"{row} {w}" for row in ("dpo", "rewarded_soups", "conditioned_dpo") for w in
