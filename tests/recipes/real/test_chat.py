@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from recipes.config import parse
+from recipes.pipeline.plan import plan
+from recipes.real import chat
+from recipes.real.setting import setting_of
 from tests.factories.chat_styles import chat_checkpoint
 from tests.recipes.real.test_hh import NAMES, THINGS, made_rows, without_cost, write_lines
 
@@ -87,3 +91,17 @@ def test_a_run_is_complete_and_resumes_to_the_same_summary(folder: Path, tmp_pat
     again = run_command(*command)
     assert again.returncode == 0, again.stderr
     assert without_cost(json.loads((tmp_path / "run" / "summary.json").read_text())) == without_cost(summary)
+
+
+def test_the_quick_budget_has_every_kind_of_stage_of_the_full_one() -> None:
+    configs = Path(chat.__file__).parents[1] / "configs"
+
+    def kinds(*words: str) -> set[str]:
+        asked = ["--data", "d", "--model", "m", *words]
+        config, where = parse(chat.Config, asked, program="chat", about="", defaults=configs / "chat.yaml")
+        setting, rows = setting_of(config, where=where)
+        made = plan(setting, rows)
+        every = [*made.calls, *chat.more_calls(made, setting, config, where=where).every]
+        return {call.stage.name for call in every} | {f"row {row.name}" for row in rows}
+
+    assert kinds("--config", str(configs / "chat_quick.yaml")) == kinds()
