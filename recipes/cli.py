@@ -29,6 +29,10 @@ COMMANDS = {
     "reward-model": ("recipes.commands.reward_model", "a model + comparisons -> one reward model (Bradley-Terry)"),
     "cost-model": ("recipes.commands.cost_model", "a model + comparisons with safety labels -> one cost model"),
     "finetune": ("recipes.commands.finetune", "METHOD: the reference + objectives + weights -> a policy family"),
+    "consistency": (
+        "recipes.commands.consistency",
+        "a finished policy + prompts + shifts -> the policy, consistent under them",
+    ),
     "evaluate": ("recipes.commands.evaluate", "policy families on held-out prompts -> cells, trade-offs, report"),
     "suites": ("recipes.commands.suites", "policies on suites under shifts -> cells, tables, report"),
     "compare": ("recipes.commands.compare", "any number of evaluations of suites, paired item by item"),
