@@ -23,12 +23,12 @@ MODULES = {module.removeprefix("recipes.commands."): module for module, _ in COM
 def recipe_of(file: Path) -> Any:
     """finetune_dpo.yaml -> recipes.commands.finetune: the longest recipe name that the file's name starts with.
 
-    chat_sft.yaml is sft's, chat_METHOD.yaml finetune's.
+    chat_sft.yaml is sft's, chat_METHOD.yaml finetune's, another without a method chat's own.
     """
     stem = file.stem.removeprefix("chat_")
     names = [name for name in MODULES if stem == name or stem.startswith(name + "_")]
     if stem != file.stem and not names:
-        names = ["finetune"]
+        names = ["finetune" if "method" in read_yaml(file) else "chat"]
     assert names, f"{file.name} starts with no recipe's name"
     return importlib.import_module(MODULES[max(names, key=len)])
 
