@@ -127,6 +127,26 @@ class Thresholds:
         known = iter(_to_six_digits(_numbers([v for v in self.values if v is not None], "thresholds")))
         object.__setattr__(self, "values", tuple(None if v is None else next(known) for v in self.values))
 
+    def asked(self, names: Sequence[str], *, maximise: str = "auto") -> dict[str, float | None]:
+        """The objectives of a constrained problem, in order, with their thresholds: None for the one to maximise.
+
+        That is `maximise`, or with auto the only one without a threshold; others without one are left out. UserError
+        where there is no such objective, or nothing is bounded.
+        """
+        table = dict(zip(names, self.values, strict=True))
+        free = [name for name, value in table.items() if value is None]
+        if maximise not in ("auto", *free):
+            raise UserError(f"maximise must be auto or an objective without a threshold, not {maximise!r}")
+        if maximise == "auto" and len(free) != 1:
+            raise UserError(
+                f"{self.label} leave {len(free)} objectives without a threshold; write none for exactly one, which "
+                "is maximised, or name it in maximise"
+            )
+        if len(free) == len(names):
+            raise UserError(f"{self.label} bound no objective; give a number for at least one, or use morlhf")
+        main = free[0] if maximise == "auto" else maximise
+        return {name: value for name, value in table.items() if value is not None or name == main}
+
     @property
     def label(self) -> str:
         """Text form: "thresholds=none,0.55"."""

@@ -12,7 +12,7 @@ from align.data.comparisons import Row
 from align.engines.on_policy.prompts import counted, sayable
 from align.engines.on_policy.rollouts import draw_rows
 from align.engines.points import charged_stage, inputs_of
-from align.engines.problem import Problem
+from align.engines.problem import P, Problem
 from align.errors import UserError
 from align.models import count_parameters, load_tokenizer
 from align.models.formats import formatter
@@ -21,7 +21,6 @@ from align.models.sampling import Drawn, plain_sampling, told
 from align.objectives.base import Objective
 from align.objectives.metered import Metered
 from align.policies.best_of_n import ranking, weighted_sums
-from align.preferences import Weights
 from align.runs import Ledger, Workspace
 
 SAMPLES_FILE = "samples.jsonl"
@@ -56,7 +55,7 @@ class Sample:
 
 
 def shared_samples(
-    drawing: Drawing, problem: Problem[Weights], run: Workspace, *, objectives: Mapping[str, Objective]
+    drawing: Drawing, problem: Problem[P], run: Workspace, *, objectives: Mapping[str, Objective]
 ) -> list[Sample]:
     """Samples for the problem's prompts, scored by those of its objectives that are named in `objectives`; drawn unless
     an earlier call kept them in `run.folder`, and charged either way.

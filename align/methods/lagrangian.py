@@ -23,7 +23,7 @@ Data: prompts. Fixed point: the constrained optimum.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from align import checks
@@ -137,7 +137,7 @@ def fit(config: Config, problem: Problem[Thresholds], run: Workspace) -> PointFa
     """
     names = check_preferences(problem, kinds=ASKED_BY)
     check_config(config)
-    used = {p.label: bounded(config, thresholds=p, names=names) for p in problem.preferences}
+    used = {p.label: p.asked(names, maximise=config.maximise) for p in problem.preferences}
     rows = onpolicy.required_prompts(problem, method="lagrangian")
 
     def body(thresholds: Thresholds, point: Workspace) -> Mapping[str, object]:
@@ -181,23 +181,6 @@ def check_config(config: Config) -> None:
         raise UserError(f"initial_multiplier 0 never moves under dual: {config.dual}; set it above 0, or dual: linear")
     if config.initial_multiplier > config.max_multiplier:
         raise UserError(f"initial_multiplier {config.initial_multiplier:g} is above max_multiplier; lower it")
-
-
-def bounded(config: Config, *, thresholds: Thresholds, names: Sequence[str]) -> dict[str, float | None]:
-    """The objectives to ask, in order, with their thresholds: the one to maximise (None) and the constrained ones."""
-    table = dict(zip(names, thresholds.values, strict=True))
-    free = [name for name, value in table.items() if value is None]
-    if config.maximise not in ("auto", *free):
-        raise UserError(f"maximise must be auto or an objective without a threshold, not {config.maximise!r}")
-    if config.maximise == "auto" and len(free) != 1:
-        raise UserError(
-            f"{thresholds.label} leave {len(free)} objectives without a threshold; write none for exactly one, which "
-            "is maximised, or name it in maximise"
-        )
-    if len(free) == len(names):
-        raise UserError(f"{thresholds.label} bound no objective; give a number for at least one, or use morlhf")
-    main = free[0] if config.maximise == "auto" else config.maximise
-    return {name: value for name, value in table.items() if value is not None or name == main}
 
 
 def describe(config: Config, *, asked: Mapping[str, float | None]) -> str:

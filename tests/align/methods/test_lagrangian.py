@@ -14,7 +14,7 @@ import pytest
 
 from align.errors import UserError
 from align.methods import lagrangian, morlhf
-from align.methods.lagrangian import Config, bounded
+from align.methods.lagrangian import Config
 from align.policies.load import load_family
 from align.preferences import Thresholds, Weights
 from align.runs import open_run
@@ -253,15 +253,15 @@ def test_multipliers_held_still_are_a_fixed_weighted_sum(reference: str, tmp_pat
 def test_what_is_maximised_must_be_clear(thresholds: Any, maximise: str, message: str) -> None:
     names = ("one", "two", "three")[: len(thresholds)]
     with pytest.raises(UserError, match=message):
-        bounded(Config(maximise=maximise), thresholds=Thresholds(thresholds), names=names)
+        Thresholds(thresholds).asked(names, maximise=maximise)
 
 
 def test_which_objectives_take_part() -> None:
     names = ("one", "two", "three")
-    assert bounded(Config(), thresholds=Thresholds((0.3, None, 0.0)), names=names) == {
+    assert Thresholds((0.3, None, 0.0)).asked(names) == {
         "one": 0.3, "two": None, "three": 0.0,
     }  # fmt: skip
-    chosen = bounded(Config(maximise="three"), thresholds=Thresholds((None, 0.2, None)), names=names)
+    chosen = Thresholds((None, 0.2, None)).asked(names, maximise="three")
     assert chosen == {"two": 0.2, "three": None}
 
 
