@@ -1,4 +1,4 @@
-"""docs/papers.md: no method and no paper that a module cites is left out, and whatever it tells a reader to run exists."""
+"""docs/papers.md: no method and no paper that a module cites is left out, and whatever it tells to run exists."""
 
 from __future__ import annotations
 
