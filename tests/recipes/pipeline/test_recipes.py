@@ -55,7 +55,7 @@ def test_every_command_has_a_test() -> None:
     """Some are tested beside their own modules."""
     own = {"demo", "hh", "compare", "attribute", "planted", "suites", "over-optimisation", "held-out-families"}
     own |= {"correct", "chat", "merge", "score", "push", "depth", "asr-at-n", "stress", "cost-model", "pushback"}
-    own |= {"conformance", "consistency"}
+    own |= {"conformance", "consistency", "doctor"}
     assert set(COMMANDS) == own | {"pretrain", "sft", "reward-model", "finetune", "evaluate", "report"}
 
 
