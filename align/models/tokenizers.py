@@ -80,11 +80,13 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 
 
 def _stops(source: str) -> list[int]:
-    """The ids at which a checkpoint's generation config stops; none where it has no such config."""
+    """The ids at which a checkpoint's generation config stops; none where it has no such config, as a `.gguf` file."""
     from transformers import GenerationConfig
 
     while is_adapter(source):
         source = base_of(source)
+    if is_gguf(source):
+        return []  # transformers would take the file's name for a hub id, and ask the hub for it
     try:
         ends = GenerationConfig.from_pretrained(source).eos_token_id
     except OSError:

@@ -106,6 +106,22 @@ def test_a_gguf_file_is_read_and_saved_as_the_model_it_was_made_from(tiny_model:
         gguf_to_folder(file, folder)
 
 
+def test_no_file_is_asked_for_at_the_hub(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative path looks like a hub id: its name went to the hub, and offline every reading waited half a minute."""
+    write_gguf(tiny_model, tmp_path / "tiny.gguf")
+    monkeypatch.chdir(tmp_path)
+    asked: list[str] = []
+
+    def download(name: str, *_: Any, **__: Any) -> str:
+        asked.append(name)
+        raise OSError("no hub in tests")
+
+    monkeypatch.setattr("transformers.utils.hub.hf_hub_download", download)
+    assert load_tokenizer("tiny.gguf").pad_token is not None
+    assert load_model("tiny.gguf").config.vocab_size > 0
+    assert asked == []
+
+
 def test_a_damaged_file_and_a_missing_package_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "broken.gguf"
     file.write_bytes(b"GGUF and no more")
