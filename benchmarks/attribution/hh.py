@@ -36,6 +36,8 @@ def facts(result: Entry) -> Entry:
         "options": {k: v for k, v in config.items() if v not in (None, [], "") and k in SHOWN},
         "regions": Counter(entry["region"] for entry in shifts.values()).most_common(),
         "new": sum(entry["new_failures"] for entry in shifts.values()),
+        "judges": " ".join(config.get("judge") or ()),
+        "blind": all(entry["fails"]["value"] is None for entry in shifts.values()),  # no failure can be established
         "unread": [name for name, entry in shifts.items() if entry["region"] == "capability"],
         "benign": None if None in means else means,  # harmless requests that look harmful, means over shifts
         "shifts": sorted(shifts.items(), key=lambda item: item[1]["mode"] == "control"),

@@ -195,7 +195,7 @@ def write_page(table: Entry, *, folder: Path, command: str) -> None:
     text = render(
         Path(__file__).with_name("page.md.j2"), table=table, command=command, bar=BAR, parts=PARTS, verdicts=VERDICTS,
         classes=REGIONS, rivals=list(RIVALS), rules=[*ABLATIONS, *OTHERS], signals=SIGNALS, verdict=verdict,
-        by_truth=by_truth, earning=earning, in_order=in_order,
+        by_truth=by_truth, earning=earning, in_order=in_order, above_zero=above_zero,
     )  # fmt: skip
     files = {
         "attribution_thresholds.json": json.dumps(table["thresholds"], indent=1) + "\n",
@@ -217,10 +217,15 @@ def verdict(found: Sequence[Entry], *, bar: float) -> str:
     return words + f"**met** by the estimate alone; {end}"
 
 
+def above_zero(lead: Entry) -> bool:
+    """Whether a lead is established: its interval begins above 0."""
+    return lead["ci"] is not None and lead["ci"][0] > 0
+
+
 def earning(result: Entry) -> list[str]:
     """The signals that earn their place: the full set beats the verdict without them, and not by chance."""
-    gains = {name: entry["gain"]["ci"] for name, entry in in_order(result["ablations"], list(ABLATIONS))}
-    return [name.removeprefix("without ") for name, pair in gains.items() if pair is not None and pair[0] > 0]
+    gains = {name: entry["gain"] for name, entry in in_order(result["ablations"], list(ABLATIONS))}
+    return [name.removeprefix("without ") for name, lead in gains.items() if above_zero(lead)]
 
 
 def in_order(entries: Entry, names: Sequence[str]) -> list[tuple[str, Entry]]:

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 from align import checks
 from align.errors import UserError, guarded
 from align.models import ModelConfig
+from align.runs import environment
 from benchmarks.pages import filled, render, write
 from evals.items import Json
 from recipes.config import option, parse
@@ -292,7 +293,7 @@ def result_of(runs: Mapping[str, Sequence[Json]], *, objectives: int) -> Json:
         "backbone_parameters": first["backbone_parameters"], "policy_parameters": first["policy_parameters"],
         "shape": {**SHAPE, "vocabulary": VOCABULARY}, "step": {**STEP, "prompt_tokens": PROMPT_WORDS},
         "largest_score_gap": gap, "bound": BOUND, "met": variants["shared"]["ratio_high"] <= BOUND,
-        "variants": variants,
+        "variants": variants, "environment": environment(),
     }  # fmt: skip
 
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from align import checks
 from align.errors import guarded
+from align.runs import environment
 from align.testbed.theory import low_rank
 from align.testbed.theory.fixed_points import (
     Tree,
@@ -206,6 +207,7 @@ def study(*, draws: int, soup_draws: int, seed: int, say: Callable[[str], None] 
     return json.loads(json.dumps({
         "command": command, "seed": seed, "draws": draws, "soup_draws": soup_draws,
         "weights": WEIGHTS, "tolerance": TOLERANCE, "sequences": sequences, "soups": soups,
+        "environment": environment(),
     }))  # fmt: skip
 
 

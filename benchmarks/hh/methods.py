@@ -34,6 +34,7 @@ def lines(summary: Entry) -> list[str]:
         corner=corner, points=points, command=COMMAND,
         preferences=sorted({w for by in points.values() for w in by}, reverse=True),
         over=next(p["ci_over"] for row in methods.values() for p in row["front"]), provenance=summary["provenance"],
+        notes=summary.get("notes", ()),
     ).splitlines()  # fmt: skip
 
 

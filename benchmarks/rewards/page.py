@@ -39,7 +39,7 @@ def page(table: Json) -> str:
     """The Markdown page; a function of the numbers alone."""
     parts = render(
         Path(__file__).with_name("page.md.j2"), table=table, ranking=ranking, curves=curves, diagnostics=diagnostics,
-        said=said, headline=headline,
+        said=said, headline=headline, told=told,
     )  # fmt: skip
     return filled(parts)
 
@@ -50,6 +50,11 @@ def said(entry: Json, *, sign: bool = False) -> str:
         return "not run"
     value = (signed if sign else num)(entry["value"], 3)
     return f"{value} {interval(entry['ci'], 3)}".strip()
+
+
+def told(entry: Json) -> bool:
+    """Whether a change has an interval that leaves 0 out."""
+    return entry["ci"] is not None and (entry["ci"][0] > 0 or entry["ci"][1] < 0)
 
 
 def ranking(world: Json) -> str:
@@ -95,7 +100,7 @@ def diagnostics(table: Json) -> str:
 def headline(world: Json) -> str:
     """Before, best, and how much of the gap an estimator with the world's rules closes on the same labels."""
     before, best = world["optimum_before"]["value"], world["optimum_best"]["value"]
-    text = f"{num(before, 3)} before, {num(best, 3)} with pooled rewards, {said(world['optimum_change'], sign=True)}"
+    text = f"{num(before, 3)} with the usual reward models, {num(best, 3)} with pooled rewards, {said(world['optimum_change'], sign=True)}"
     rules = world["rows"].get("oracle/rules")
     if rules is None:
         return text

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import spearmanr
 
-from align.runs import RUN_FILE, open_run
+from align.runs import RUN_FILE, environment, open_run
 from align.testbed.world import load_world
 from benchmarks.rewards.plan import BEFORE, BEST, ROW, trained, world_calls
 from evals.items import Json
@@ -19,7 +19,8 @@ from evals.stats.intervals import seed_interval
 def collect(worlds: Sequence[str], seeds: Sequence[int], *, out: Path) -> Json:
     """Everything that is finished below `out`. Shares are regret shares on topics that fine-tuning never saw."""
     found = {world: _world(world, seeds, out=out) for world in worlds}
-    return {"before": BEFORE, "best": BEST, "row": ROW, "seeds": list(seeds), "worlds": found}
+    table: Json = {"before": BEFORE, "best": BEST, "row": ROW, "seeds": list(seeds), "worlds": found}
+    return table | {"environment": environment()}
 
 
 def _world(world: str, seeds: Sequence[int], *, out: Path) -> Json:

@@ -35,7 +35,7 @@ def page(table: Entry, *, command: str) -> str:
     """The page of the parts that the table has."""
     parts = {part: table.get(part) for part in PARTS}
     known = (
-        arms, asked_everywhere, at_lower_corner, changed, core_seconds, drop, missing_controls, moves,
+        arms, asked_everywhere, at_lower_corner, changed, core_seconds, drop, helping, missing_controls, moves,
         plain_percentiles, verdicts, without_gain,
     )  # fmt: skip
     functions = {function.__name__: function for function in known}
@@ -49,7 +49,7 @@ def missing_controls(part: Entry) -> list[str]:
 
 def drop(found: Entry, methods: Sequence[str]) -> Entry:
     """Of the methods under one shift: the rows by the rise of their regret and by gain retained (where it is
-    defined), the mismatched parts in order, and the rows whose regret rises or falls by both intervals.
+    defined), the mismatched parts in order, and the rows whose regret, or mismatched part, both intervals tell from 0.
     """
     rows = found["rows"]
     gains = [row for row in methods if rows[row]["gain_retained"]["value"] is not None]
@@ -60,6 +60,7 @@ def drop(found: Entry, methods: Sequence[str]) -> Entry:
         "gains": sorted(gains, key=lambda row: rows[row]["gain_retained"]["value"]),
         "mismatched": sorted(rows[row]["mismatched"]["value"] for row in methods if "mismatched" in rows[row]),
         "nonzero": [row for row in methods if excludes_zero(rows[row]["regret_rise"])],
+        "sure": [row for row in methods if "mismatched" in rows[row] and excludes_zero(rows[row]["mismatched"])],
     }
 
 
@@ -136,6 +137,12 @@ def arms(found: Entry) -> dict[str, Entry]:
     """The kinds of training that are compared with the arm `plain` on families they never saw."""
     groups = {name: group for name, group in found["groups"].items() if name not in ("plain", EXPLAINS)}
     return {name: group for name, group in groups.items() if group["held_out"] is not None}
+
+
+def helping(found: Entry) -> dict[str, Entry]:
+    """The arms under which both intervals say that the regret on held-out families is lower."""
+    cuts = {name: group["held_out"]["regret_reduction"] for name, group in arms(found).items()}
+    return {name: group for name, group in arms(found).items() if cuts[name]["value"] > 0 and excludes_zero(cuts[name])}
 
 
 def core_seconds(found: Entry, group: Entry) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.command import write_table
@@ -12,6 +12,8 @@ from benchmarks.testbed.matched import NEAR, matched_by_points
 from benchmarks.testbed.merge import commits_of
 from evals.items import NO_SHIFT
 from evals.report.words import num
+from evals.stats.intervals import LEVEL
+from evals.stats.paired_tests import family, t_test
 
 GATE = 0.25  # the regret share from which a control fails, and up to which a method passes
 
@@ -53,14 +55,37 @@ def matched(rows: Mapping[str, Entry], *, world: str) -> dict[str, str]:
 
 def summary(rows: Mapping[str, Entry]) -> Entry:
     """The names of a world's rows: controls, methods, contenders (by regret share), those that pass the gate from one
-    sample per response, and those that are worse than the reference; and how many seeds rows have.
+    sample per response (`sure`: methods, by the whole interval), and those that are worse than the reference, by the
+    interval or by the mean alone; from how many the first contender is told, and how many seeds rows have.
     """
     methods = [row for row, entry in rows.items() if not entry["control"]]
+    contenders = [row for row in methods if rows[row].get("contender", True)]
+    passing = [row for row, e in rows.items() if e["regret_share"] <= GATE and e["samples_per_response"] == 1]
+    limits = {row: rows[row]["regret_share_ci"] for row in methods}
+    worse = [row for row in methods if limits[row] is not None and limits[row][0] > 1]
     return {
         "controls": [row for row in rows if row not in methods],
         "methods": methods,
-        "contenders": [row for row in methods if rows[row].get("contender", True)],
-        "passing": [row for row, e in rows.items() if e["regret_share"] <= GATE and e["samples_per_response"] == 1],
-        "worse": [row for row in methods if rows[row]["regret_share"] > 1],
+        "contenders": contenders,
+        "told": told_from(rows, contenders),
+        "passing": passing,
+        "sure": [row for row in passing if row in methods and limits[row] is not None and limits[row][1] <= GATE],
+        "worse": worse,
+        "worse_mean": [row for row in methods if rows[row]["regret_share"] > 1 and row not in worse],
         "seeds": sorted({len(entry["seeds"]) for entry in rows.values()}),
     }
+
+
+def told_from(rows: Mapping[str, Entry], contenders: Sequence[str]) -> int | None:
+    """From how many other contenders the first is told: paired t over training seeds, Holm over those pairs.
+
+    None where a pair shares fewer than three seeds: then no order is established.
+    """
+    shares = {row: {s: e["regret_share"] for s, e in rows[row]["seeds"].items()} for row in contenders}
+    tests = []
+    for other in contenders[1:]:
+        both = shares[contenders[0]].keys() & shares[other].keys()
+        if len(both) < 3:
+            return None
+        tests.append(t_test({s: shares[contenders[0]][s] for s in both}, second={s: shares[other][s] for s in both}))
+    return sum(test.p_adjusted is not None and test.p_adjusted <= 1 - LEVEL for test in family(tests)) if tests else None

@@ -177,15 +177,40 @@ def test_the_page_ranks_by_regret_share_and_escapes_in_figures(tmp_path: Path) -
     page.write_page(table({"b<i>": 0.5, "a": 0.02, "reference": 1.0}), folder=tmp_path, command="--worlds default")
     text = (tmp_path / "testbed.md").read_text()
     assert text.index("| a |") < text.index("| b<i> |") < text.index("| *reference* |")
-    assert "python -m benchmarks.testbed.run --worlds default" in text and "Best: `a`" in text
+    assert "python -m benchmarks.testbed.run --worlds default" in text and "Smallest mean: `a`" in text
+    assert "fewer than three seeds: no order is established" in text
     found = table({"a": 0.02, "b": 0.5, "reference": 1.0})
     found["methods"]["a"]["contender"] = False
     page.write_page(found | {"split": "heldout_topics"}, folder=tmp_path / "other", command="")
     other = (tmp_path / "other" / "testbed.md").read_text()
-    assert "2 rows and 1 negative controls" in other and "Best: `b`" in other and "exact on held-out topics" in other
+    assert "2 rows and 1 negative controls" in other and "Smallest mean: `b`" in other and "exact on held-out topics" in other
     figure = (tmp_path / "testbed-default-shares.svg").read_text()
     assert "<i>" not in figure and "&lt;i&gt;" in figure
     assert json.loads((tmp_path / "testbed.json").read_text())["seeds"] == [0]
+
+
+def test_a_leader_is_told_only_from_rows_that_paired_seeds_tell_it_from() -> None:
+    """Differences to `a`, seed by seed: b .10, .10, .11 (t = 31, p .001); c .001, .2, .001 (t = 1, p .42).
+
+    Holm over the two: .002 and .42. `bad` is above the reference on every seed (its interval, 2 +- .25, begins above 1);
+    `wild` in the mean alone.
+    """
+    shares = {
+        "a": (0.02, 0.04, 0.03), "b": (0.12, 0.14, 0.14), "c": (0.021, 0.24, 0.031),
+        "bad": (1.9, 2.0, 2.1), "wild": (0.1, 0.2, 3.3),
+    }  # fmt: skip
+    rows = {
+        name: tables.over_seeds({s: entry(v) for s, v in enumerate(values)}) | {"control": False}
+        for name, values in shares.items()
+    }
+    assert page.told_from(rows, ["a", "b"]) == 1 and page.told_from(rows, ["a", "c"]) == 0
+    assert page.told_from(rows, ["a", "b", "c"]) == 1
+    assert page.told_from(rows, ["a"]) is None
+    found = page.summary(rows)
+    assert found["worse"] == ["bad"] and found["worse_mean"] == ["wild"]
+    assert found["passing"] == ["a", "b", "c"] and found["sure"] == ["a", "b"]  # c: .097 +- .31
+    two = {name: tables.over_seeds({0: entry(0.1), 1: entry(0.2)}) | {"control": False} for name in "xy"}
+    assert page.told_from(two, ["x", "y"]) is None
 
 
 @pytest.mark.slow
