@@ -179,7 +179,7 @@ def comparison_findings(name: str, table: Fields) -> list[str]:
         more, fewer = ([s for s in changes if sure(changes[s]) and sign * changes[s]["value"] > 0] for sign in (1, -1))
         if NO_SHIFT in changes:
             home = changes[NO_SHIFT]
-            verb = "differs by" if sure(home) else "does not differ significantly from the first:"
+            verb = "differs by" if sure(home) else "is not told from the first:"
             text.append(f"{name}, plain prompts: how often the second {what} {verb} {change(home)}.")
         text.append(
             f"{name}: the second {what} more often under {len(more)} of {len(changes)} shifts and less often under "

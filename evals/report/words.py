@@ -128,10 +128,14 @@ def _exact_findings(summary: Fields, rows: Mapping[str, Fields]) -> list[str]:
     if not shares:
         return []
     best = min(shares, key=lambda name: shares[name])
+    limits = interval(rows[best].get("regret_share_ci"))
     text = [
         f"{best} comes closest to the best possible trade-off: averaged over preferences it leaves {num(shares[best])} "
-        "of the reference model's regret (0 is the exact optimum, 1 is no training at all)."
+        f"{limits + ' ' if limits else ''}of the reference model's regret (0 is the exact optimum, 1 is no training at "
+        "all)."
     ]
+    if not limits and len(shares) > 1:
+        text.append("Fewer than three training seeds: other seeds may order the methods otherwise.")
     passing = [name for name, row in rows.items() if row.get("passes")]
     verdict = f"{len(passing)} of {len(rows)} rows pass the gate"
     controls = summary.get("controls") or {}
@@ -161,7 +165,7 @@ def _sampled_findings(summary: Fields, rows: Mapping[str, Fields]) -> list[str]:
     return [
         f"{best} gains the most hypervolume over the reference model, {num(gains[best])} "
         f"{interval(row.get('raw_hypervolume_ci'))}, at a mean KL of {num(row.get('kl'), 2)} nats; the gain counts in "
-        "judge-score units and is not comparable across different KL.",
+        "judge-score units, is not comparable across different KL, and was not tested against the other rows'.",
         "Responses here are sampled and scored by learned judges, so there is no exact optimum and no regret.",
     ]
 
@@ -176,8 +180,7 @@ def _shift_findings(summary: Fields, rows: Mapping[str, Fields]) -> list[str]:
         objective = entry["gap_of"]["objective"]
         if pair is not None and not (pair[0] > 0 or pair[1] < 0):
             sentence = (
-                f"Under \u201c{shift}\u201d, the gap of {name} asked for {objective} only does not differ "
-                "significantly from 0: "
+                f"Under \u201c{shift}\u201d, the gap of {name} asked for {objective} only is not told from 0: "
                 f"{signed(entry['gap'])} {interval(pair)} against the reference model"
             )
         else:

@@ -68,6 +68,11 @@ def test_findings_of_the_exact_page() -> None:
     summary = summaries.exact_summary()
     text = " ".join(words.findings(summary))
     assert text.startswith("morlhf/rloo comes closest")  # not the best-of-256 control, though its share is smaller
+    assert "Fewer than three training seeds: other seeds may order the methods otherwise." in text
+    seeds = copy.deepcopy(summary)
+    seeds["methods"]["morlhf/rloo"]["regret_share_ci"] = [0.01, 0.09]
+    several = words.findings(seeds)
+    assert words.interval([0.01, 0.09]) in several[0] and "Fewer than three" not in " ".join(several)
     assert "all 4 controls fail it" in text and "Under “cipher spelling”, morlhf/rloo asked for harmlessness" in text
     wrong = copy.deepcopy(summary)
     wrong["controls"]["KL overspender"]["passes"] = True
