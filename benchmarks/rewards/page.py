@@ -100,7 +100,8 @@ def diagnostics(table: Json) -> str:
 def headline(world: Json) -> str:
     """Before, best, and how much of the gap an estimator with the world's rules closes on the same labels."""
     before, best = world["optimum_before"]["value"], world["optimum_best"]["value"]
-    text = f"{num(before, 3)} with the usual reward models, {num(best, 3)} with pooled rewards, {said(world['optimum_change'], sign=True)}"
+    change = said(world["optimum_change"], sign=True)
+    text = f"{num(before, 3)} with the usual reward models, {num(best, 3)} with pooled rewards, {change}"
     rules = world["rows"].get("oracle/rules")
     if rules is None:
         return text

@@ -88,4 +88,6 @@ def told_from(rows: Mapping[str, Entry], contenders: Sequence[str]) -> int | Non
         if len(both) < 3:
             return None
         tests.append(t_test({s: shares[contenders[0]][s] for s in both}, second={s: shares[other][s] for s in both}))
-    return sum(test.p_adjusted is not None and test.p_adjusted <= 1 - LEVEL for test in family(tests)) if tests else None
+    if not tests:
+        return None
+    return sum(test.p_adjusted is not None and test.p_adjusted <= 1 - LEVEL for test in family(tests))

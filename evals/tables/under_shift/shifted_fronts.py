@@ -142,7 +142,8 @@ def gain_over_seeds(
         below = stats.bootstrap_interval(gains[0][1:], estimate=float(gains[0][0]), n=items)
         if below.low is None or below.low <= 0:
             limits = "no interval" if below.pair is None else f"[{below.pair[0]:.3g}, {below.pair[1]:.3g}]"
-            return _no_share(f"the gain in distribution is not told from 0 (seed {number}: {below.estimate:.3g} {limits})")
+            found = f"seed {number}: {below.estimate:.3g} {limits}"
+            return _no_share(f"the gain in distribution is not told from 0 ({found})")
         with np.errstate(divide="ignore", invalid="ignore"):
             ratios.append(np.where(gains[0] > 0, gains[1] / gains[0], np.nan))
     mean_D = np.mean(ratios, axis=0)
