@@ -2,7 +2,7 @@
 
     python -m benchmarks.testbed.pairs docs/results/testbed.json
 
-The rows of a pair share reference, comparisons, seeds and budget and differ in one thing. Writes `testbed_pairs.md`
+The rows of a pair share reference, comparisons, seeds and the budget of a run, and differ in one thing. Writes `testbed_pairs.md`
 beside the numbers. The interval is a t interval over training seeds, 95 %, not corrected for the number of pairs.
 """
 
