@@ -2,8 +2,9 @@
 
     python -m benchmarks.testbed.pairs docs/results/testbed.json
 
-The rows of a pair share reference, comparisons, seeds and the budget of a run, and differ in one thing. Writes `testbed_pairs.md`
-beside the numbers. The interval is a t interval over training seeds, 95 %, not corrected for the number of pairs.
+The rows of a pair share reference, comparisons, seeds and the budget of a run, and differ in one thing. Writes
+`testbed_pairs.md` beside the numbers. The interval is a t interval over training seeds, 95 %, not corrected for the
+number of pairs.
 """
 
 from __future__ import annotations
