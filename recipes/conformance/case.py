@@ -97,6 +97,14 @@ class Case:
             rows.append({"prompt": str(row["prompt"]), "chosen": str(row[first]), "rejected": str(row[second])})
         return rows
 
+    def labelled(self, count: int) -> list[dict[str, object]]:
+        """`prompt`, `completion`, `label`: the sides of `pairs(count // 2)` one by one, in random order."""
+        rows: list[dict[str, object]] = [
+            {"prompt": pair["prompt"], "completion": pair[side], "label": side == "chosen"}
+            for pair in self.pairs(count // 2) for side in ("chosen", "rejected")
+        ]  # fmt: skip
+        return [rows[i] for i in np.random.default_rng([self.seed, 2]).permutation(len(rows)).tolist()]
+
     def at(self, *, beta: float, share: float, folder: Path) -> Case:
         """The same at another beta, or at a share of the budget; what it scores is counted anew."""
         fresh = {name: world.Reward(reward.index) for name, reward in self.objectives.items()}
@@ -106,7 +114,10 @@ class Case:
     def asked(self) -> Asked:
         """The case as exact arithmetic sees it."""
         tree = world.tree(reference_levels(self.reference))
-        return Asked(tree=tree, weights=self.weights, beta=self.beta, others=world.OTHERS, replies=world.reply_leaves())
+        return Asked(
+            tree=tree, weights=self.weights, beta=self.beta, others=world.OTHERS, replies=world.reply_leaves(),
+            tau=self.tau,
+        )  # fmt: skip
 
     def leaves(self, levels: Levels) -> np.ndarray:
         """(P, M) log-probabilities of the leaves from conditionals."""

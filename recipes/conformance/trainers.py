@@ -64,16 +64,23 @@ def on_policy(name: str) -> Maker:
 
 
 def on_pairs(name: str) -> Maker:
-    """TRL's DPOTrainer or KTOTrainer, on pairs of the reference's replies, each read once."""
+    """TRL's DPOTrainer or KTOTrainer, on pairs of the reference's replies, over TRL's number of epochs.
+
+    KTO is given the sides of the pairs one by one and shuffled: TRL reads its rows in their order, and takes pairs
+    apart into a thousand winners, then a thousand losers, so that a whole batch would be of one kind.
+    """
 
     def make(options: Mapping[str, object]) -> Trainer:
         def train(case: Case) -> Policy:
             from datasets import Dataset
 
-            beta = case.beta / case.tau
-            said = _said(case, options, learning_rate=5e-3, per_device_train_batch_size=BATCH // 2, beta=beta)
-            pairs = Dataset.from_list(case.pairs(case.budget // 2))
-            return _built(name, said, model=case.reference, train_dataset=pairs)
+            apart = name == "KTO"
+            rows = case.labelled(case.budget) if apart else case.pairs(case.budget // 2)
+            said = _said(
+                case, options, learning_rate=5e-3, per_device_train_batch_size=BATCH if apart else BATCH // 2,
+                beta=case.beta / case.tau, max_steps=-1,
+            )  # fmt: skip
+            return _built(name, said, model=case.reference, train_dataset=Dataset.from_list(rows))
 
         return train
 
@@ -84,7 +91,7 @@ TRL: dict[str, tuple[Maker, str | None]] = {  # name -> how it is built, and the
     "RLOOTrainer": (on_policy("RLOO"), "right"),
     "GRPOTrainer": (on_policy("GRPO"), "group scaling, KL per token"),
     "DPOTrainer": (on_pairs("DPO"), "right"),
-    "KTOTrainer": (on_pairs("KTO"), None),
+    "KTOTrainer": (on_pairs("KTO"), "KTO"),
 }
 
 

@@ -58,6 +58,12 @@ def fixed_points(out: Path) -> None:
     (out / "fixed_points.md").write_text(page(read("fixed_points.json")))
 
 
+def conformance(out: Path) -> None:
+    from benchmarks.conformance.page import page
+
+    (out / "conformance.md").write_text(page(read("conformance.json")))
+
+
 def rewards(out: Path) -> None:
     from benchmarks.rewards.page import write_page
 
@@ -78,6 +84,7 @@ PAGES: dict[str, tuple[str, Callable[[Path], None]]] = {
     "shift": (".", shift),
     "hh": (".", hh_methods),
     "fixed_points": (".", fixed_points),
+    "conformance": (".", conformance),
     "rewards": (".", rewards),
     "attribution": (".", attribution),
 }

@@ -8,7 +8,7 @@ the budget is changed). Distances are KL(policy || fixed point) in nats, prompts
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -155,7 +155,11 @@ def weights_of(one: Trained) -> np.ndarray:
 
 
 def explanations(run: Trained, library: Sequence[Hypothesis], *, probe: Trained | None = None) -> list[Explanation]:
-    """Every explanation without anything to fit, the nearest first (at both betas together)."""
+    """Every explanation without anything to fit, the nearest first (at both betas together).
+
+    A policy at the larger beta of which no explanation accounts for `EXPLAINS` is noise, and ranks nothing: little was
+    asked of it, and a trainer on few pairs learns their labels' errors instead.
+    """
     found = []
     for one in library:
         policy = one.policy(run.asked)
@@ -166,6 +170,8 @@ def explanations(run: Trained, library: Sequence[Hypothesis], *, probe: Trained 
             rank += probe.distance(larger)
             ratio = Trained(probe.asked, larger).moved / max(Trained(run.asked, policy).moved, 1e-12)
         found.append(Explanation(one.name, one.fault, one.says, policy, distance, rank, ratio=ratio))
+    if probe is not None and min(e.rank - e.distance for e in found) > (1 - EXPLAINS) * probe.moved:
+        found = [replace(e, rank=e.distance) for e in found]
     return sorted(found, key=lambda e: e.rank)
 
 

@@ -13,6 +13,7 @@ from functools import partial
 
 import numpy as np
 
+from align.testbed.theory.desirability import kto
 from align.testbed.theory.fixed_points import Tree, fixed_point, leaf_logprobs, optimum
 from align.testbed.theory.group_advantages import Groups
 from align.testbed.theory.quantile_whitening import rdpo
@@ -26,7 +27,7 @@ class Asked:
     """What a trainer was asked for: `J = E[w.r] - beta KL(pi || ref)` at these weights, on these trees.
 
     `others`: how many tokens the malformed slot stands for, at inner nodes and at the last depth. `replies`: which of
-    the M leaves are well-formed replies.
+    the M leaves are well-formed replies. `tau`: the temperature of the labels, where training is on pairs.
     """
 
     tree: Tree
@@ -34,6 +35,7 @@ class Asked:
     beta: float
     others: tuple[int, int]
     replies: np.ndarray
+    tau: float = 0.8
 
     @property
     def total(self) -> np.ndarray:
@@ -142,6 +144,15 @@ def of_another_prompt(asked: Asked) -> np.ndarray:
     return right(replace(asked, tree=replace(asked.tree, rewards=mixed)))
 
 
+def kto_of_pairs(asked: Asked) -> np.ndarray:
+    """(P, M) KTO at beta / tau on pairs taken apart; of what no pair shows, the malformed, the reference's share."""
+    logp, logref = asked.tree.leaf_logref.copy(), asked.tree.leaf_logref[:, asked.replies]
+    formed = np.log(np.exp(logref).sum(-1, keepdims=True))
+    total = asked.total[:, asked.replies]
+    logp[:, asked.replies] = formed + kto(logref - formed, total, beta=asked.beta / asked.tau, tau=asked.tau)
+    return logp
+
+
 def _rule(scale: str, kl: str) -> Callable[[Asked], np.ndarray]:
     def of(asked: Asked) -> np.ndarray:
         return fixed_point(
@@ -191,6 +202,7 @@ _GDPO = "optimises another trade-off than its weights say: each objective is div
 _RDPO = "optimises another trade-off than its weights say: rewards are replaced by their whitened ranks"
 _TOKEN = "charges each token's own KL and not that of the tokens after it"
 _ENDLESS = "leaves the end token out of log pi: nothing teaches it where to end"
+_KTO = "counts how often a reply wins its pairs and not by how much (KTO's own objective), at no price of the KL"
 _IGNORED = "ignores the weights: every objective counts the same"
 
 LIBRARY = tuple(
@@ -222,6 +234,7 @@ LIBRARY = tuple(
         ("GDPO, KL per token", "GDPO", _GDPO, _rule("gdpo", "token")),
         ("GDPO, groups of 8", "GDPO", _GDPO, _of_eight("gdpo")),
         ("RDPO", "RDPO", _RDPO, _rdpo),
+        ("KTO", "KTO", _KTO, kto_of_pairs),
         ("KL per token", "KL per token", _TOKEN, _rule("none", "token")),
         ("KL per token, k3", "KL per token", _TOKEN, _rule("none", "token_k3")),
     )

@@ -10,14 +10,19 @@ Legend: P prompts of one batch, M leaves, K objectives.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import dataclass
 
 import numpy as np
 
-from align.testbed.theory.fixed_points import FixedPoint, Tree, of_advantages
+from align.testbed.theory.fixed_points import FixedPoint, Tree, leaf_logprobs, solve
 from align.testbed.theory.group_advantages import EPS
 
 CERTAIN = 1e-12  # ranks are kept this far from 0 and 1, whose quantiles are infinite
+PART = 0.25  # of the way to the advantage at the present policy, a first step; a later one is shorter
+SLOWER = 300  # after so many steps half as long
+FAR = 0.2  # standard deviations of log p by which a step may move a prompt's policy
+MASS = 0.05  # probability that a step may give a leaf
+LEAST = 1e-300
 
 
 def below(rewards: np.ndarray) -> np.ndarray:
@@ -57,16 +62,42 @@ def advantages(leaf_logp: np.ndarray, ranks: np.ndarray, *, weights: np.ndarray)
     return np.asarray(found / (spread[..., None, None] + EPS))
 
 
+@dataclass(frozen=True)
+class RankPoint(FixedPoint):
+    """A fixed point with the (..., M) leaf log-probabilities at half of `max_iterations`: what the rest still moved."""
+
+    halfway: np.ndarray
+
+
 def rdpo(
     tree: Tree, *, weights: Sequence[float], beta: float, kl: str = "loss", tolerance: float = 1e-8,
-    max_iterations: int = 4000,
-) -> FixedPoint:  # fmt: skip
+    max_iterations: int = 3000,
+) -> RankPoint:  # fmt: skip
     """The fixed point that an infinitely slow training run reaches from the reference (see `fixed_points.fixed_point`).
 
-    No tilt of the rewards gives it: the advantage is a curve of each reward. Where `max_iterations` do not suffice, the
-    residual says so.
+    No tilt of the rewards gives it: the advantage is a curve of each reward, without bound as a policy sharpens. So a
+    step is short where it would move a prompt's policy by more than `FAR` (standard deviations of the log-ratio) or
+    give any leaf more than `MASS`. `residual` is under the policy: the standard deviation of what one more update
+    would add to the advantage, over 1 plus that of the advantage. Where a policy ends on one response its spread is
+    next to nothing and the residual jitters, since nothing is left to rank; `halfway` says whether the policy moved.
     """
-    target_of = partial(advantages, ranks=below(tree.leaf_rewards), weights=np.asarray(weights, float))
-    return of_advantages(
-        tree, target_of, beta=beta, kl=kl, part=1 / 10, tolerance=tolerance, max_iterations=max_iterations
-    )
+    ranks, w = below(tree.leaf_rewards), np.asarray(weights, float)
+    advantage, halfway = np.zeros(tree.leaf_rewards.shape[:-1]), None
+    for step in range(max_iterations + 1):
+        conditionals = solve(tree, tree.levels(advantage), beta=beta, kl=kl)
+        leaf_logp = leaf_logprobs(tree, conditionals)
+        p, target = np.exp(leaf_logp), advantages(leaf_logp, ranks, weights=w)
+        change = target - advantage
+        change = change - (p * change).sum(-1, keepdims=True)
+        spread = np.sqrt((p * change**2).sum(-1))
+        residual = float((spread / (1 + np.sqrt((p * target**2).sum(-1)))).max())
+        if step == max_iterations // 2:
+            halfway = leaf_logp
+        if residual <= tolerance or step == max_iterations:
+            break
+        room = beta * np.log1p(MASS / np.maximum(p, LEAST))  # up to here a leaf may rise
+        furthest = np.minimum(FAR * beta / np.maximum(spread, LEAST), (room / np.maximum(change, LEAST)).min(-1))
+        shrinking = PART / (1 + step / SLOWER)
+        part = np.minimum(shrinking, furthest.min(-1))  # one step for a whole batch, whose spread is one
+        advantage = advantage + part[..., None, None] * change
+    return RankPoint(conditionals, leaf_logp, None, residual, step, leaf_logp if halfway is None else halfway)

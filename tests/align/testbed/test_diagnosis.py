@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from align.testbed.theory.diagnosis import Trained, diagnose
+from align.testbed.theory.diagnosis import Trained, diagnose, explanations
 from align.testbed.theory.hypotheses import (
     LIBRARY,
     Asked,
@@ -88,6 +88,18 @@ def test_a_kl_that_cannot_show_yet_is_neither_called_missing_nor_called_right() 
     assert (beyond.kind, beyond.fault) == ("fault", "no KL")
     held = diagnose(at(1.0, case), probe=at(0.25, larger), short=at(0.7, case))
     assert held.kind == "right"
+
+
+def test_noise_at_the_larger_beta_ranks_nothing() -> None:
+    """A right trainer whose short run at four times beta learned its labels' errors is right, and no other rule."""
+    case, larger = asked(), asked(beta=4.8)
+    few = [one for one in LIBRARY if one.name in ("right", "mean over tokens", "no reference")]
+    run, noise = Trained(case, right(case)), np.random.default_rng(1).normal(size=case.total.shape)
+    noisy = Trained(larger, log_normalise(larger.tree.leaf_logref + 1.5 * noise))
+    found = explanations(run, few, probe=noisy)
+    assert found[0].name == "right" and all(one.rank == one.distance for one in found)
+    told = explanations(run, few, probe=Trained(larger, right(larger)))
+    assert told[0].name == "right" and all(one.rank > one.distance + 0.01 for one in told[1:])
 
 
 def test_a_policy_of_nothing_known_cannot_be_told() -> None:
