@@ -1,4 +1,7 @@
-"""Scored samples of the reference: drawn once, metered, kept on disk, and shared by all preferences that use them."""
+"""Scored samples of the reference: drawn once, metered, kept on disk, and shared by all preferences that use them.
+
+Legend: P prompts, N samples of each, K objectives.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+
+import numpy as np
 
 from align import checks
 from align.data.comparisons import Row
@@ -17,6 +22,8 @@ from align.errors import UserError
 from align.models import count_parameters, load_tokenizer
 from align.models.formats import formatter
 from align.models.load import load_to_read
+from align.models.reading import Reader, sequence_logprobs
+from align.models.reading import Row as IdRow
 from align.models.sampling import Drawn, plain_sampling, told
 from align.objectives.base import Objective
 from align.objectives.metered import Metered
@@ -140,3 +147,42 @@ def best_samples(samples: Sequence[Sample], *, weights: Mapping[str, float], kee
         order = ranking([totals[i] for i in places], rng=rng)
         kept += [samples[places[j]] for j in order[:keep]]
     return kept
+
+
+@dataclass(frozen=True)
+class SampleTable:
+    """Samples by prompt as arrays: rows of ids, rewards (P, N, K), log-probabilities under the reference (P, N).
+
+    `log_mass_PN` is log 1 / N of each prompt's own N, and -inf where another prompt has more samples.
+    """
+
+    rows: Sequence[Sequence[IdRow]]
+    rewards_PNK: np.ndarray
+    reference_PN: np.ndarray
+    log_mass_PN: np.ndarray
+
+
+def sample_table(
+    groups: Sequence[Sequence[Sample]], *, names: Sequence[str], reference: str, ledger: Ledger
+) -> SampleTable:
+    """The samples with their log-probabilities under the reference; a response that came up twice is read once.
+
+    Each prompt's samples are sorted by their ids, so that draws at even places (`systematic_draws`) differ.
+    """
+    tokenizer, model = load_tokenizer(reference), load_to_read(reference)
+    ordered = [sorted(group, key=lambda sample: sample.ids) for group in groups]
+    heads = formatter(tokenizer).prompts_ids([group[0].prompt for group in ordered])
+    rows = [[(tuple(head), tuple(sample.ids)) for sample in group] for head, group in zip(heads, ordered, strict=True)]
+    distinct = list(dict.fromkeys(row for group in rows for row in group))
+    reader = Reader(pad_id=tokenizer.pad_token_id, longest_first=True)
+    read = dict(zip(distinct, sequence_logprobs(model, distinct, reader=reader), strict=True))
+    tokens = sum(len(head) + len(tail) for head, tail in distinct)
+    ledger.add(flops=2 * count_parameters(model, embeddings=False) * tokens)
+    shape = (len(rows), max(map(len, rows)))
+    rewards_PNK, reference_PN = np.zeros((*shape, len(names))), np.zeros(shape)
+    log_mass_PN = np.full(shape, -np.inf)
+    for p, group in enumerate(ordered):
+        rewards_PNK[p, : len(group)] = [[sample.scores[name] for name in names] for sample in group]
+        reference_PN[p, : len(group)] = [read[row] for row in rows[p]]
+        log_mass_PN[p, : len(group)] = -np.log(len(group))
+    return SampleTable(rows, rewards_PNK, reference_PN, log_mass_PN)

@@ -1,6 +1,6 @@
 """Preferences drawn to train on: points spread evenly over the simplex, with vertices, directions in a cone; pure.
 
-Legend: N draws, K objectives.
+Legend: N draws (of `systematic_draws`: responses), M prompts, K objectives.
 """
 
 from __future__ import annotations
@@ -81,6 +81,21 @@ def even_draws(count: int, *, objectives: int, concentration: float, rng: random
         columns.append([rest * share for rest, share in zip(left, shares, strict=True)])
         left = [rest - taken for rest, taken in zip(left, columns[-1], strict=True)]
     return list(zip(*columns, left, strict=True))
+
+
+def systematic_draws(shares_MN: np.ndarray, *, count: int, rng: np.random.Generator) -> np.ndarray:
+    """(M, count) indices: `count` draws by the shares of each row, at evenly spaced places behind one random start.
+
+    Index i comes up `count * share_i` times on average, and never by a whole draw more or less (Kitagawa 1996). What
+    has share 0 is not drawn. ValueError where a row's shares do not sum to 1.
+    """
+    ends_MN = shares_MN.cumsum(1)
+    if count < 1 or (shares_MN < 0).any() or not np.allclose(ends_MN[:, -1], 1.0):
+        raise ValueError(f"cannot draw {count} of shares that are below 0 or do not sum to 1")
+    places_MC = (rng.random((len(shares_MN), 1)) + np.arange(count)) / count
+    last_M = [int(np.flatnonzero(row)[-1]) for row in shares_MN]  # rounding may leave a sum below the last place
+    found = [np.searchsorted(ends, at, side="right") for ends, at in zip(ends_MN, places_MC, strict=True)]
+    return np.stack([np.minimum(index, last) for index, last in zip(found, last_M, strict=True)])
 
 
 def dirichlet(concentration_K: Sequence[float], *, rng: random.Random) -> tuple[float, ...]:

@@ -4,6 +4,7 @@ from typing import Any, Protocol
 
 from align.engines.problem import Problem
 from align.methods import (
+    astar_po,
     best_of_n,
     best_sft,
     chebyshev,
@@ -85,4 +86,5 @@ METHODS: dict[str, Method] = {
     "panacea": panacea,
     "pblora": pblora,
     "joint_soup": joint_soup,
+    "astar_po": astar_po,
 }

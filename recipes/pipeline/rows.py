@@ -89,7 +89,7 @@ def _fixed_point(method: str, settings: Settings) -> str:
         return "best_of_n"
     if method == "mod":
         return "token_mod"
-    if method in ("ppo", "rebel", "lagrangian", "mocan"):
+    if method in ("ppo", "rebel", "lagrangian", "mocan", "astar_po"):
         return "scalarised"
     if method != "morlhf":
         return "none"
