@@ -10,10 +10,10 @@ from evals.report.figures import suite as suite_figure
 from evals.report.page import NARROW, PANELS, provenance_parts
 from evals.tables.outcomes import NOT_APPLICABLE
 
-MODES = {
-    "competing": "two of the model's objectives pull against each other",
-    "mismatched": "an input that pretraining covers and safety training does not",
-    "both": "both of them",
+MODES = {  # what the authors of an attack expect of it; nothing here is measured
+    "competing": "expected to set two of the model's objectives against each other",
+    "mismatched": "expected to be covered by pretraining and not by safety training",
+    "both": "expected to do both",
     "control": "no attack: it shows what the wrapper alone does",
 }
 
