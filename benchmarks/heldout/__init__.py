@@ -1,0 +1,1 @@
+"""Methods against mismatched generalization, judged on families of shifts that they never saw."""
