@@ -16,7 +16,8 @@ def page(result: Json) -> str:
     numbers = Numbers(result)
     return filled(render(
         Path(__file__).with_name("page.md.j2"), result=result, row=numbers.row, extent=numbers.extent,
-        above=numbers.above, residual=numbers.residual(), show=show, span=span, tail=tail, exp=math.exp,
+        above=numbers.above, residual=numbers.residual(), unsettled=numbers.unsettled, show=show, span=span, tail=tail,
+        exp=math.exp,
     ))  # fmt: skip
 
 
@@ -76,5 +77,12 @@ class Numbers:
         return sum(one["low"] > 0.01 for one in intervals), len(intervals)
 
     def residual(self) -> float:
-        """The largest anywhere."""
-        return max(row["residual"] for world in self.result["sequences"].values() for row in world["rows"].values())
+        """The largest anywhere, but for rules that are judged by whether their share still moves."""
+        rows = (row for world in self.result["sequences"].values() for row in world["rows"].values())
+        return max(row["residual"] for row in rows if "unsettled" not in row)
+
+    def unsettled(self, name: str) -> str:
+        """Where a rule's share still moved: "3 of 180 (triples)"."""
+        counts = {world: numbers["unsettled"] for world, numbers in self.row(name).items()}
+        still = [f"{one['count']} of {one['of']} ({world})" for world, one in counts.items() if one["count"]]
+        return ", ".join(still) or "none"

@@ -33,7 +33,9 @@ from align.testbed.theory.fixed_points import (
     token_mod,
 )
 from align.testbed.theory.group_advantages import Groups
+from align.testbed.theory.quantile_whitening import rdpo
 from align.testbed.theory.random_worlds import LowRankWorld, SequenceWorld, draw_trees, latent_rewards
+from benchmarks.fixed_points.commands import on_the_conformance_world
 from benchmarks.fixed_points.page import page
 from benchmarks.pages import write
 from evals.items import Json
@@ -41,6 +43,7 @@ from evals.stats.intervals import seed_interval
 from recipes.config import option, parse
 
 TOLERANCE = 1e-8  # of the relative change that one more update would make
+SETTLED = 0.01  # regret share by which the second half of the steps may move a settled draw
 WEIGHTS = ((0.25, 0.75), (0.5, 0.5), (0.75, 0.25))
 WORLDS = (
     SequenceWorld("bandit", 8, 1, 1, beta=1.0, correlation=-0.8, scales=(1.0, 3.0), group=8),
@@ -57,19 +60,20 @@ LOW_RANK_WORLDS = (
 RULES = {  # row -> (advantage scale, where the KL stands)
     "plain": ("none", "reward"), "group": ("group", "loss"), "batch": ("batch", "loss"), "gdpo": ("gdpo", "loss"),
     "token_kl": ("none", "token"), "token_k3": ("none", "token_k3"), "grpo": ("group", "token"),
-    "gdpo_trl": ("gdpo", "token"),
+    "batch_trl": ("batch", "token"), "gdpo_trl": ("gdpo", "token"),
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Row:
     """A rule's policy: log-probabilities of whole responses, the weights c_k that it really optimises where such exist,
-    and the relative change that one more update would make.
+    the relative change that one more update would make, and where that says little the policy after half of the steps.
     """
 
     logp: np.ndarray
     tilt: np.ndarray | None = None
     residual: float = 0.0
+    halfway: np.ndarray | None = None
 
 
 def sequence_rows(world: SequenceWorld, tree: Tree, weights: Sequence[float]) -> dict[str, Row]:
@@ -85,6 +89,8 @@ def sequence_rows(world: SequenceWorld, tree: Tree, weights: Sequence[float]) ->
         )  # fmt: skip
         tilt = point.tilt if kl == "loss" and group is None else None
         rows[name] = Row(point.leaf_logp, tilt, point.residual)
+    ranked = rdpo(tree, weights=weights, beta=world.beta, tolerance=TOLERANCE)
+    rows["rdpo"] = Row(ranked.leaf_logp, residual=ranked.residual, halfway=ranked.halfway)
     best = [optimum(tree, weights=one, beta=world.beta) for one in ((1.0, 0.0), (0.0, 1.0))]
     rows["token_mod"] = Row(leaf_logprobs(tree, token_mod(best, weights=weights)))
     rows["sequence_mod"] = Row(sequence_mod([leaf_logprobs(tree, levels) for levels in best], weights=weights))
@@ -92,7 +98,9 @@ def sequence_rows(world: SequenceWorld, tree: Tree, weights: Sequence[float]) ->
 
 
 def measured(row: Row, *, world: SequenceWorld, tree: Tree, weights: Sequence[float]) -> dict[str, np.ndarray]:
-    """(D,) regret shares of one row: as asked, at its best beta, at its best weights; and how far its rates are off."""
+    """(D,) regret shares of one row: as asked, at its best beta, at its best weights; how far its rates are off; and
+    how far the second half of the steps moved its share.
+    """
     scale = regret(tree, tree.leaf_logref, weights=weights, beta=world.beta)
     _, any_beta = nearest_tilt(tree, row.logp, directions=np.array([weights]))
     _, any_weights = nearest_tilt(tree, row.logp, directions=np.eye(2))
@@ -101,6 +109,9 @@ def measured(row: Row, *, world: SequenceWorld, tree: Tree, weights: Sequence[fl
         "share_best_beta": world.beta * any_beta / scale,
         "share_best_weights": world.beta * any_weights / scale,
     }
+    if row.halfway is not None:
+        before = regret(tree, row.halfway, weights=weights, beta=world.beta) / scale
+        values["late"] = np.abs(values["share"] - before)
     if row.tilt is not None:
         off = np.log(row.tilt[..., 0] / row.tilt[..., 1]) - np.log(weights[0] / weights[1])
         values |= {"log_ratio": off.mean(-1), "log_ratio_size": np.abs(off).mean(-1)}
@@ -120,7 +131,10 @@ def measure_sequences(world: SequenceWorld, *, draws: int, seed: int) -> dict[st
             residuals[name] = max(residuals.get(name, 0.0), row.residual)
     table: dict[str, Json] = {}
     for name, values in columns.items():
+        late = values.pop("late", None)
         table[name] = {key: interval(np.mean(value, axis=0)) for key, value in values.items()}
+        if late is not None:
+            table[name]["unsettled"] = {"count": int((np.stack(late) > SETTLED).sum()), "of": int(np.stack(late).size)}
         table[name] |= {**spread(values["share"]), "residual": float(f"{residuals[name]:.1g}")}
     return table
 
@@ -206,8 +220,8 @@ def study(*, draws: int, soup_draws: int, seed: int, say: Callable[[str], None] 
     sequences, soups = ({world.name: timed(world) for world in worlds} for worlds in (WORLDS, LOW_RANK_WORLDS))
     return json.loads(json.dumps({
         "command": command, "seed": seed, "draws": draws, "soup_draws": soup_draws,
-        "weights": WEIGHTS, "tolerance": TOLERANCE, "sequences": sequences, "soups": soups,
-        "environment": environment(),
+        "weights": WEIGHTS, "tolerance": TOLERANCE, "settled": SETTLED, "sequences": sequences, "soups": soups,
+        "commands": on_the_conformance_world(), "environment": environment(),
     }))  # fmt: skip
 
 
