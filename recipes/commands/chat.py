@@ -15,7 +15,7 @@ from pathlib import Path
 from align.runs import model_dir, write_json, write_text
 from recipes.config import parse
 from recipes.pipeline.plan import ordered, plan
-from recipes.pipeline.provenance import publish
+from recipes.pipeline.provenance import command_line, publish
 from recipes.pipeline.tasks import run_calls
 from recipes.real.chat import Config, more_calls
 from recipes.real.setting import setting_of
@@ -37,9 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from evals.report.against_reference import page
     from recipes.real.chat_summary import about, chat_summary
 
-    summary, claims = chat_summary(config, made, setting, calls)
+    command = command_line("align chat", argv)
+    summary, claims = chat_summary(config, made, setting, calls, command=command)
     write_json(setting.out / "chat.json", {"claims": claims, "tables": summary.tables, "notes": summary.notes})
-    write_text(setting.out / "chat.md", page(summary.jsonable(), claims, about=about(summary)))
+    write_text(setting.out / "chat.md", page(summary.jsonable(), claims, about=about(summary, command=command)))
     publish(summary.jsonable(), out=setting.out, words="\n".join(summary.notes))
     return 0
 

@@ -61,8 +61,10 @@ def right_choices(folder: Path) -> dict[str, float]:
     return {f"{row['suite']}:{row['item']}": float(row["value"]["correct"]) for row in rows if "value" in row}
 
 
-def chat_summary(config: Config, plan: Plan, setting: RealData, calls: Calls) -> tuple[Summary, dict[str, Json]]:
-    """(The summary of a finished run, its claims)."""
+def chat_summary(
+    config: Config, plan: Plan, setting: RealData, calls: Calls, *, command: str
+) -> tuple[Summary, dict[str, Json]]:
+    """(The summary of a finished run, its claims, each with the `command` that made it)."""
     names, start = setting.objectives, (REFERENCE, "")
     every = {
         (row, label): measured(suites, next(c for c in plan.cells[row] if label in ("", c.out.name)), names=names)
@@ -70,7 +72,7 @@ def chat_summary(config: Config, plan: Plan, setting: RealData, calls: Calls) ->
     }
     ends = [(setting.spender.name, w.label) for w in vertices(len(names))]
     plain = {one: found[NO_SHIFT] for one, found in every.items()}
-    claimed = claims_of(*(plain[one] for one in (start, *ends)), row=setting.spender.name, seed=config.seed)
+    claimed = claims_of(*(plain[one] for one in (start, *ends)), row=setting.spender.name, command=command)
     under = {shift: {one: every[one][shift] for one in (start, *ends)} for shift in every[start]}
     tables = [
         points_table(plain, reference=start),
@@ -85,10 +87,9 @@ def chat_summary(config: Config, plan: Plan, setting: RealData, calls: Calls) ->
     return dataclasses.replace(made, title=title, tables=tables, notes=notes, ledger=spent), claimed
 
 
-def claims_of(reference: Measured, kind: Measured, safe: Measured, *, row: str, seed: int) -> dict[str, Json]:
+def claims_of(reference: Measured, kind: Measured, safe: Measured, *, row: str, command: str) -> dict[str, Json]:
     """What the helpful and the harmless policy of a row changed against the reference, and against each other."""
     made: dict[str, Json] = {}
-    command = f"align chat --seed {seed}"
     found = changes(safe, reference=reference)
     named = {
         "unsafe_refusal_gain": "unsafe_refusal", "safe_refusal_cost": "safe_refusal", "harmless_gain": "harmless",
@@ -111,16 +112,14 @@ def claims_of(reference: Measured, kind: Measured, safe: Measured, *, row: str, 
     return made
 
 
-def about(summary: Summary) -> list[str]:
+def about(summary: Summary, *, command: str) -> list[str]:
     """What a page of results says before its numbers: what made them, at which cost, and how they are to be read."""
-    total, config = summary.ledger["total"], summary.provenance["config"]
-    assert isinstance(config, dict)
+    total = summary.ledger["total"]
     spent = f"{float(str(total['cpu_seconds'])) / 60:.0f} core-minutes in all stages"
-    made = f"    align chat --data ../shared/data --model {Path(config['model']).name} --seed {config['seed']}"
     versions = summary.provenance["versions"]
     assert isinstance(versions, dict)
     stack = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers", "trl", "peft"))
     return [
         f"Made by the command below: {spent}, {summary.provenance['platform']}, {stack}. One training seed: intervals "
-        "are over items, not over trainings.", "", made, "", LIMITS,
+        "are over items, not over trainings.", "", f"    {command}", "", LIMITS,
     ]  # fmt: skip

@@ -128,7 +128,7 @@ def _notes(model: Fields, leads: Sequence[Fields], second: Fields) -> list[str]:
         if lead["ci"] is None or lead["objective"] != "both":
             continue
         low, high = (100 * bound for bound in lead["ci"])
-        word = "beat" if low > 0 else "are below" if high < 0 else "are level with"
+        word = "beat" if low > 0 else "are below" if high < 0 else "are not told from"
         pairs = "all held-out pairs" if lead["pairs"] == "all pairs" else "length-matched held-out pairs"
         notes.append(
             f"On {pairs} of both objectives our reward models {word} {lead['over_scorer']}: "

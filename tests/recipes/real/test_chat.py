@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -79,6 +80,9 @@ def test_a_run_is_complete_and_resumes_to_the_same_summary(folder: Path, tmp_pat
     wanted = {"unsafe_refusal_gain", "safe_refusal_cost", "helpful_gain", "tax_bits_per_byte"}
     assert wanted <= set(claims)
     assert all(set(claims[name]) >= {"value", "ci", "n", "command"} for name in wanted)
+    typed = shlex.join(["align", *map(str, command)])  # every flag of it: a seed alone would repeat another run
+    assert {claim["command"] for claim in claims.values()} == {typed}
+    assert f"\n    {typed}\n" in (tmp_path / "run" / "chat.md").read_text()
     assert claims["unsafe_refusal_gain"]["n"] == 4 and claims["helpful_gain"]["n"] == 4
     helpful, harmless = (claims[f"unsafe_refusal_{name}"]["value"] for name in ("change_helpful", "gain"))
     assert claims["unsafe_refusal_helpful_against_harmless"]["value"] == pytest.approx(helpful - harmless)
