@@ -130,11 +130,15 @@ def _mean(values: families.PerItem) -> float:
 
 
 def reached(change: Json) -> Json:
-    """The bar's three conditions: half of the mismatched part (its interval over seeds above 0), regret, cost."""
-    pair = change["mismatched_lowered"]["ci_seeds"]
+    """The bar's three conditions: half of the mismatched part, regret (intervals over seeds above 0), cost."""
+
+    def lowered(what: str) -> bool:
+        pair = change[what]["ci_seeds"]
+        return pair is not None and pair[0] > 0
+
     found = {
-        "mismatched": change["share"]["value"] >= LEAST_SHARE and pair is not None and pair[0] > 0,
-        "regret": change["regret_lowered"]["value"] > 0,
+        "mismatched": change["share"]["value"] >= LEAST_SHARE and lowered("mismatched_lowered"),
+        "regret": lowered("regret_lowered"),
         "cost": change["plain_change"]["value"] >= -MOST_COST,
     }
     return found | {"all": all(found.values())}

@@ -16,7 +16,7 @@ from align.training.consistency.settings import PromptPair
 from benchmarks.heldout import plan as planning
 from benchmarks.heldout.page import page
 from benchmarks.heldout.stages import likeness, spelt_reply
-from benchmarks.heldout.table import changes, collect, levels
+from benchmarks.heldout.table import changes, collect, levels, reached
 from recipes.pipeline.tasks import check_calls, run_calls
 
 FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "heldout" / "heldout.yaml"
@@ -190,3 +190,13 @@ def test_a_tiny_world_goes_from_text_to_a_page(table: dict[str, Any]) -> None:
         and "| *dictionary* |" in text
     )
     assert set(table["shared"]) == {"response words", "topic words", "states"}
+
+
+def test_a_regret_that_is_not_told_from_0_is_no_fall() -> None:
+    change = {
+        "share": {"value": 0.7}, "mismatched_lowered": {"ci_seeds": [0.01, 0.1]}, "plain_change": {"value": -0.01},
+        "regret_lowered": {"value": 0.03, "ci_seeds": [-0.01, 0.07]},
+    }  # fmt: skip
+    assert reached(change) == {"mismatched": True, "regret": False, "cost": True, "all": False}
+    assert reached(change | {"regret_lowered": {"value": 0.03, "ci_seeds": [0.01, 0.07]}})["all"]
+    assert not reached(change | {"regret_lowered": {"value": 0.03, "ci_seeds": None}})["regret"]

@@ -64,6 +64,12 @@ def conformance(out: Path) -> None:
     (out / "conformance.md").write_text(page(read("conformance.json")))
 
 
+def heldout(out: Path) -> None:
+    from benchmarks.heldout.page import page
+
+    (out / "heldout.md").write_text(page(read("heldout.json")))
+
+
 def rewards(out: Path) -> None:
     from benchmarks.rewards.page import write_page
 
@@ -85,6 +91,7 @@ PAGES: dict[str, tuple[str, Callable[[Path], None]]] = {
     "hh": (".", hh_methods),
     "fixed_points": (".", fixed_points),
     "conformance": (".", conformance),
+    "heldout": (".", heldout),
     "rewards": (".", rewards),
     "attribution": (".", attribution),
 }
