@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import random
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -33,6 +35,19 @@ from align.runs import Ledger, Workspace
 SAMPLES_FILE = "samples.jsonl"
 
 
+class SamplingConfig(Protocol):
+    """Fields of every method's config that draws from the reference before it trains."""
+
+    @property
+    def n(self) -> int: ...
+    @property
+    def max_completion_length(self) -> int: ...
+    @property
+    def sample_batch_size(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
     """`n` responses per prompt at temperature 1, nothing of the distribution cut off, `batch_size` at a time.
@@ -48,6 +63,16 @@ class Drawing:
 
     def __post_init__(self) -> None:
         checks.at_least(1, self, "n", "max_completion_length", "batch_size")
+
+    @classmethod
+    def of(cls, config: SamplingConfig) -> Drawing:
+        """The drawing that a method's config asks for."""
+        return cls(
+            n=config.n,
+            max_completion_length=config.max_completion_length,
+            batch_size=config.sample_batch_size,
+            seed=config.seed,
+        )
 
 
 @dataclass(frozen=True)
@@ -128,6 +153,23 @@ def draw_responses(drawing: Drawing, *, reference: str, prompts: Sequence[str], 
     read = sum(len(head) + len(response.ids) for head, response in rows)  # 2 N each; `tokens` counts what trainers feed
     ledger.add(samples_drawn=len(rows), flops=2 * count_parameters(model, embeddings=False) * read)
     return [response for _, response in rows]
+
+
+def scored_groups(samples: Sequence[Sample], *, names: Sequence[str]) -> tuple[list[list[Sample]], int]:
+    """(Samples by prompt row that all of `names` score, at least two of each; how many were left out for want of it).
+
+    UserError when no row is left.
+    """
+    of_row: dict[int, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        if all(sample.scores[name] is not None for name in names):
+            of_row[sample.row].append(sample)
+    groups = [group for group in of_row.values() if len(group) > 1]
+    if not groups:
+        raise UserError(
+            f"no prompt has two samples that {', '.join(names)} all score; raise n, or give objectives that score them"
+        )
+    return groups, len(samples) - sum(len(group) for group in of_row.values())
 
 
 def best_samples(samples: Sequence[Sample], *, weights: Mapping[str, float], keep: int, seed: int) -> list[Sample]:

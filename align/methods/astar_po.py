@@ -29,14 +29,13 @@ from align import checks
 from align.engines.on_policy.trainer import required_prompts
 from align.engines.points import check_preferences, inputs_of, known_as, part
 from align.engines.problem import Problem
-from align.engines.reference_samples import Drawing, SampleTable, sample_table, shared_samples
+from align.engines.reference_samples import Drawing, SampleTable, sample_table, scored_groups, shared_samples
 from align.engines.settings import TrainingConfig, check_training, model_to_train, train_and_save, trainer_arguments
 from align.engines.tagged import passes
 from align.errors import UserError
 from align.functional.draws import draw_weights, systematic_draws
 from align.functional.values import optimal_advantages, squared_residuals
 from align.methods.conditioned_dpo import check_weight_law
-from align.methods.mocan import scored_groups
 from align.models import load_tokenizer
 from align.models.reading import padded, token_logprobs
 from align.policies.conditioned import AdapterConfig, ConditionedFamily, attach, multiplied_parameters, save_adapter
@@ -111,12 +110,7 @@ def check_config(config: Config) -> Drawing:
         raise UserError(f"adam_beta2 must be in [0, 1), not {config.adam_beta2:g}")
     if config.lora_r:
         raise UserError("the joint soup is this method's adapter; leave lora_r at 0")
-    return Drawing(
-        n=config.n,
-        max_completion_length=config.max_completion_length,
-        batch_size=config.sample_batch_size,
-        seed=config.seed,
-    )
+    return Drawing.of(config)
 
 
 def describe(config: Config, *, weights: Weights) -> str:

@@ -89,12 +89,7 @@ def check_config(config: Config) -> Drawing:
     checks.at_least(1, config, "n", "keep", "max_completion_length", "sample_batch_size")
     if config.keep > config.n:
         raise UserError(f"keep is {config.keep} of n = {config.n} samples; keep at most n")
-    return Drawing(
-        n=config.n,
-        max_completion_length=config.max_completion_length,
-        batch_size=config.sample_batch_size,
-        seed=config.seed,
-    )
+    return Drawing.of(config)
 
 
 def describe(config: Config, *, weights: Weights) -> str:

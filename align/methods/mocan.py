@@ -15,7 +15,6 @@ Data: prompts. Fixed point: the constrained optimum.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -24,9 +23,8 @@ from align.data.comparisons import Pair
 from align.engines.on_policy.trainer import required_prompts
 from align.engines.points import check_preferences, train_points
 from align.engines.problem import Problem
-from align.engines.reference_samples import Drawing, Sample, shared_samples
+from align.engines.reference_samples import Drawing, Sample, scored_groups, shared_samples
 from align.engines.settings import TrainingConfig, check_training
-from align.errors import UserError
 from align.functional.duals import Dual, solved
 from align.methods import rebel
 from align.policies.base import PointFamily
@@ -87,29 +85,7 @@ def check_config(config: Config) -> Drawing:
     check_training(config)
     checks.above_zero(config, "epochs", "max_multiplier")
     checks.at_least(2, config, "n")
-    return Drawing(
-        n=config.n,
-        max_completion_length=config.max_completion_length,
-        batch_size=config.sample_batch_size,
-        seed=config.seed,
-    )
-
-
-def scored_groups(samples: Sequence[Sample], *, names: Sequence[str]) -> tuple[list[list[Sample]], int]:
-    """(Samples by prompt row that all of `names` score, at least two of each; how many were left out for want of it).
-
-    UserError when no row is left.
-    """
-    of_row: dict[int, list[Sample]] = defaultdict(list)
-    for sample in samples:
-        if all(sample.scores[name] is not None for name in names):
-            of_row[sample.row].append(sample)
-    groups = [group for group in of_row.values() if len(group) > 1]
-    if not groups:
-        raise UserError(
-            f"no prompt has two samples that {', '.join(names)} all score; raise n, or give objectives that score them"
-        )
-    return groups, len(samples) - sum(len(group) for group in of_row.values())
+    return Drawing.of(config)
 
 
 def solve(groups: Sequence[Sequence[Sample]], *, asked: Asked, config: Config) -> Dual:

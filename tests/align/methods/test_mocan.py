@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from align.engines.reference_samples import Sample
+from align.engines.reference_samples import Sample, scored_groups
 from align.errors import UserError
 from align.methods import mocan
-from align.methods.mocan import Config, pairs_of, scored_groups
+from align.methods.mocan import Config, pairs_of
 from align.policies.load import load_family
 from align.preferences import Thresholds, Weights
 from align.runs import Ledger, open_run
